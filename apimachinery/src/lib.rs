@@ -1,0 +1,16 @@
+//! What every part of Pilothouse shares about Kubernetes API objects: identifiers, quantities, selectors, names,
+//! `Status` errors, schema facts, strict decoding and patches. Nothing here does I/O.
+#![forbid(unsafe_code)]
+
+pub mod decode;
+pub mod facts;
+pub mod fields;
+pub mod labels;
+pub mod meta;
+pub mod names;
+pub mod patch;
+pub mod pod;
+pub mod quantity;
+pub mod status;
+pub mod time;
+pub mod yaml;

@@ -1,0 +1,14 @@
+//! What every Pilothouse daemon shares about running: flags, logs, the client, informers, serving, metrics, leader
+//! election, events.
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod cli;
+pub mod client;
+pub mod daemon;
+pub mod events;
+pub mod informer;
+pub mod leader_election;
+pub mod metrics;
+pub mod serving;
+pub mod x509;
