@@ -1,0 +1,177 @@
+//! The served groups, their generally available kinds in the order of discovery, and table columns.
+
+use super::{list, word};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// A served API group. The core group's name is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupFacts {
+    pub name: &'static str,
+    /// Versions, the preferred one first.
+    pub versions: Vec<&'static str>,
+}
+
+/// A kind that is served at a resource path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KindFacts {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    /// The plural name in paths: `pods`.
+    pub resource: &'static str,
+    pub singular: &'static str,
+    pub namespaced: bool,
+    /// Where its objects lie in etcd below `/registry/`: `minions` for nodes.
+    pub storage_prefix: &'static str,
+    pub verbs: Vec<&'static str>,
+    pub short_names: Vec<&'static str>,
+    pub categories: Vec<&'static str>,
+    /// Discovery's storageVersionHash; empty for kinds that are not stored.
+    pub storage_version_hash: &'static str,
+    pub subresources: Vec<SubresourceFacts>,
+}
+
+/// `pods/eviction` and the like: the kind that it speaks may belong to another group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubresourceFacts {
+    pub name: &'static str,
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub verbs: Vec<&'static str>,
+}
+
+/// A column of `as=Table`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer` or `boolean`.
+    pub kind: &'static str,
+    /// `name` for the column that identifies the row, else empty.
+    pub format: &'static str,
+    /// 0 is always shown, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+// === impl KindFacts ===
+
+impl KindFacts {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    pub fn has_verb(&self, verb: &str) -> bool {
+        self.verbs.contains(&verb)
+    }
+
+    /// Kinds like TokenReview answer a create and are never stored.
+    pub fn is_stored(&self) -> bool {
+        !self.storage_version_hash.is_empty()
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&SubresourceFacts> {
+        self.subresources.iter().find(|sub| sub.name == name)
+    }
+}
+
+// === tables ===
+
+struct Kinds {
+    groups: Vec<GroupFacts>,
+    kinds: Vec<KindFacts>,
+}
+
+static KINDS: LazyLock<Kinds> = LazyLock::new(|| parse_kinds(include_str!("../../facts/kinds.txt")));
+static COLUMNS: LazyLock<HashMap<&'static str, Vec<(&'static str, Vec<Column>)>>> =
+    LazyLock::new(|| parse_columns(include_str!("../../facts/columns.txt")));
+
+fn parse_kinds(text: &'static str) -> Kinds {
+    let mut table = Kinds { groups: Vec::new(), kinds: Vec::new() };
+    for line in text.lines() {
+        let cells: Vec<&'static str> = line.split(' ').collect();
+        match cells.as_slice() {
+            ["group", name, versions] => table.groups.push(GroupFacts { name: word(name), versions: list(versions) }),
+            ["kind", version, kind, resource, singular, scope, prefix, verbs, short, categories, hash] => {
+                table.kinds.push(KindFacts {
+                    group: table.groups.last().map_or("", |group| group.name),
+                    version,
+                    kind,
+                    resource,
+                    singular,
+                    namespaced: *scope == "namespaced",
+                    storage_prefix: prefix,
+                    verbs: list(verbs),
+                    short_names: list(short),
+                    categories: list(categories),
+                    storage_version_hash: word(hash),
+                    subresources: Vec::new(),
+                });
+            }
+            ["sub", name, group, version, kind, verbs] => {
+                if let Some(parent) = table.kinds.last_mut() {
+                    parent.subresources.push(SubresourceFacts {
+                        name,
+                        group: word(group),
+                        version,
+                        kind,
+                        verbs: list(verbs),
+                    });
+                }
+            }
+            _ => debug_assert!(false, "kinds.txt: {line}"),
+        }
+    }
+    table
+}
+
+/// Kind → group → columns.
+fn parse_columns(text: &'static str) -> HashMap<&'static str, Vec<(&'static str, Vec<Column>)>> {
+    let mut tables: HashMap<_, Vec<(&'static str, Vec<Column>)>> = HashMap::new();
+    let mut current = "";
+    for line in text.lines() {
+        if let Some(head) = line.strip_prefix("table ") {
+            let (group, kind) = head.split_once(' ').unwrap_or((head, ""));
+            current = kind;
+            tables.entry(kind).or_default().push((word(group), Vec::new()));
+        } else if let [name, kind, format, priority] = line.trim_start().split('|').collect::<Vec<_>>().as_slice()
+            && let Some((_, columns)) = tables.get_mut(current).and_then(|groups| groups.last_mut())
+        {
+            columns.push(Column { name, kind, format, priority: priority.parse().unwrap_or_default() });
+        }
+    }
+    tables
+}
+
+/// Every served group, the core group first, in the order of `/apis`.
+pub fn groups() -> &'static [GroupFacts] {
+    &KINDS.groups
+}
+
+/// Every generally available kind that is served, in the order of discovery.
+pub fn kinds() -> &'static [KindFacts] {
+    &KINDS.kinds
+}
+
+/// The kind at a resource path.
+pub fn resource(group: &str, version: &str, resource: &str) -> Option<&'static KindFacts> {
+    kinds().iter().find(|k| k.resource == resource && k.group == group && k.version == version)
+}
+
+/// The served kind of this name.
+pub fn kind(group: &str, version: &str, kind: &str) -> Option<&'static KindFacts> {
+    kinds().iter().find(|k| k.kind == kind && k.group == group && k.version == version)
+}
+
+/// The kind in its group's preferred version.
+pub fn preferred_kind(group: &str, kind: &str) -> Option<&'static KindFacts> {
+    let versions = &groups().iter().find(|g| g.name == group)?.versions;
+    versions.iter().find_map(|version| self::kind(group, version, kind))
+}
+
+/// The columns of `as=Table` for a kind, where they differ from Name and Age.
+pub fn columns(group: &str, kind: &str) -> Option<&'static [Column]> {
+    let groups = COLUMNS.get(kind)?;
+    groups.iter().find(|(name, _)| *name == group).map(|(_, columns)| columns.as_slice())
+}

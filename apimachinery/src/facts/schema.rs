@@ -1,0 +1,258 @@
+//! The types of the API: every field with its type, list and map semantics, merge keys, default and protobuf number.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// A type of the API, `core.v1.Container`, with its fields sorted by name.
+#[derive(Debug)]
+pub struct TypeFacts {
+    /// Package and struct: `core.v1.Container`, `meta.v1.ObjectMeta`.
+    pub name: &'static str,
+    /// Group, version and kind, for a type that stands at the top of a document.
+    pub gvk: Option<(&'static str, &'static str, &'static str)>,
+    /// Server-side apply treats a value of it as one.
+    pub atomic: bool,
+    pub fields: Vec<FieldFacts>,
+}
+
+/// One field of a type.
+#[derive(Debug)]
+pub struct FieldFacts {
+    pub name: &'static str,
+    pub kind: Type,
+    pub required: bool,
+    /// How server-side apply merges a list.
+    pub list_type: ListType,
+    /// The keys of a `ListType::Map`.
+    pub list_keys: Vec<&'static str>,
+    /// Server-side apply treats this map or object as one.
+    pub atomic: bool,
+    /// Strategic merge: the key by which a list's items are matched.
+    pub merge_key: Option<&'static str>,
+    pub strategy: PatchStrategy,
+    /// The schema's default, as JSON text.
+    pub default: Option<&'static str>,
+    /// The path of protobuf field numbers: longer than one where Go inlines a struct; empty if it has none.
+    pub numbers: Vec<u32>,
+}
+
+/// How server-side apply merges a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListType {
+    /// Replaced as one (also where the schema says nothing).
+    Atomic,
+    Set,
+    Map,
+}
+
+/// Strategic merge's strategies for a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PatchStrategy {
+    pub merge: bool,
+    pub replace: bool,
+    pub retain_keys: bool,
+}
+
+/// What a field holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Type {
+    String,
+    Bool,
+    Int32,
+    Int64,
+    Double,
+    /// Base64 text.
+    Bytes,
+    Quantity,
+    IntOrString,
+    Time,
+    MicroTime,
+    /// An object of any kind, kept as it is.
+    Raw,
+    /// Any JSON at all.
+    Json,
+    /// managedFields' set of paths.
+    Fields,
+    /// JSONSchemaProps, or a list of them.
+    SchemaOrList,
+    /// JSONSchemaProps, or a boolean.
+    SchemaOrBool,
+    /// JSONSchemaProps, or a list of strings.
+    SchemaOrStrings,
+    Object(TypeId),
+    List(Box<Type>),
+    /// An object with free keys.
+    Map(Box<Type>),
+}
+
+/// Names a type of the table; cheap to copy and to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TypeId(u16);
+
+// === impl TypeFacts ===
+
+impl TypeFacts {
+    pub fn field(&self, name: &str) -> Option<&FieldFacts> {
+        self.fields.binary_search_by(|field| field.name.cmp(name)).ok().map(|at| &self.fields[at])
+    }
+
+    /// The Go struct's name: `Container`.
+    pub fn struct_name(&self) -> &'static str {
+        self.name.rsplit('.').next().unwrap_or(self.name)
+    }
+}
+
+// === impl TypeId ===
+
+impl TypeId {
+    pub fn facts(self) -> &'static TypeFacts {
+        &SCHEMA.types[usize::from(self.0)]
+    }
+}
+
+// === impl Type ===
+
+impl Type {
+    /// The type of the struct that this is, or that its items are.
+    pub fn object(&self) -> Option<&'static TypeFacts> {
+        match self {
+            Type::Object(id) => Some(id.facts()),
+            Type::List(item) | Type::Map(item) => item.object(),
+            _ => None,
+        }
+    }
+
+    fn parse(cell: &str, ids: &HashMap<&str, TypeId>) -> Type {
+        if let Some(item) = cell.strip_prefix("[]") {
+            return Type::List(Box::new(Type::parse(item, ids)));
+        }
+        if let Some(item) = cell.strip_prefix("{}") {
+            return Type::Map(Box::new(Type::parse(item, ids)));
+        }
+        match cell {
+            "string" => Type::String,
+            "bool" => Type::Bool,
+            "int32" => Type::Int32,
+            "int64" => Type::Int64,
+            "double" => Type::Double,
+            "bytes" => Type::Bytes,
+            "quantity" => Type::Quantity,
+            "intstr" => Type::IntOrString,
+            "time" => Type::Time,
+            "microtime" => Type::MicroTime,
+            "raw" => Type::Raw,
+            "fields" => Type::Fields,
+            "schema-or-list" => Type::SchemaOrList,
+            "schema-or-bool" => Type::SchemaOrBool,
+            "schema-or-strings" => Type::SchemaOrStrings,
+            name => ids.get(name).map_or(Type::Json, |id| Type::Object(*id)),
+        }
+    }
+}
+
+// === table ===
+
+struct Schema {
+    types: Vec<TypeFacts>,
+    by_name: HashMap<&'static str, TypeId>,
+    by_kind: HashMap<(&'static str, &'static str, &'static str), TypeId>,
+}
+
+static SCHEMA: LazyLock<Schema> = LazyLock::new(|| parse(include_str!("../../facts/schema.txt")));
+
+fn parse(text: &'static str) -> Schema {
+    let heads = text.lines().filter_map(|line| line.strip_prefix("type "));
+    let mut by_name = HashMap::new();
+    for (at, head) in heads.enumerate() {
+        let name = head.split(' ').next().unwrap_or(head);
+        by_name.insert(name, TypeId(u16::try_from(at).unwrap_or(u16::MAX)));
+    }
+    let mut types: Vec<TypeFacts> = Vec::with_capacity(by_name.len());
+    let mut by_kind = HashMap::new();
+    for line in text.lines() {
+        if let Some(head) = line.strip_prefix("type ") {
+            let facts = parse_head(head);
+            if let (Some(gvk), Some(id)) = (facts.gvk, by_name.get(facts.name)) {
+                by_kind.insert(gvk, *id);
+            }
+            types.push(facts);
+        } else if let (Some(owner), Some(field)) = (types.last_mut(), parse_field(line.trim_start(), &by_name)) {
+            owner.fields.push(field);
+        }
+    }
+    Schema { types, by_name, by_kind }
+}
+
+fn parse_head(head: &'static str) -> TypeFacts {
+    let mut words = head.split(' ');
+    let mut facts = TypeFacts { name: words.next().unwrap_or(""), gvk: None, atomic: false, fields: Vec::new() };
+    for word in words {
+        if let Some(gvk) = word.strip_prefix("gvk=") {
+            let mut parts = gvk.split('/');
+            facts.gvk = Some((
+                parts.next().unwrap_or_default(),
+                parts.next().unwrap_or_default(),
+                parts.next().unwrap_or_default(),
+            ));
+        } else if word == "atomic" {
+            facts.atomic = true;
+        }
+    }
+    facts
+}
+
+fn parse_field(line: &'static str, ids: &HashMap<&str, TypeId>) -> Option<FieldFacts> {
+    let mut words = line.split(' ');
+    let mut field = FieldFacts {
+        name: words.next()?,
+        kind: Type::parse(words.next()?, ids),
+        numbers: words.next()?.trim_start_matches('#').split('.').filter_map(|n| n.parse().ok()).collect(),
+        required: false,
+        list_type: ListType::Atomic,
+        list_keys: Vec::new(),
+        atomic: false,
+        merge_key: None,
+        strategy: PatchStrategy::default(),
+        default: None,
+    };
+    for word in words {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("required", _) => field.required = true,
+            ("atomic", _) => field.atomic = true,
+            ("list", "set") => field.list_type = ListType::Set,
+            ("list", "map") => field.list_type = ListType::Map,
+            ("keys", keys) => field.list_keys = keys.split(',').collect(),
+            ("merge", key) => field.merge_key = Some(key),
+            ("strategy", strategies) => {
+                for strategy in strategies.split(',') {
+                    match strategy {
+                        "merge" => field.strategy.merge = true,
+                        "replace" => field.strategy.replace = true,
+                        "retainKeys" => field.strategy.retain_keys = true,
+                        _ => {}
+                    }
+                }
+            }
+            ("default", value) => field.default = Some(value),
+            _ => {}
+        }
+    }
+    Some(field)
+}
+
+/// The type of this name: `core.v1.Pod`.
+pub fn schema(name: &str) -> Option<&'static TypeFacts> {
+    SCHEMA.by_name.get(name).map(|id| id.facts())
+}
+
+/// The type of the documents of a kind. `DeleteOptions` and other shared kinds are the same in every group.
+pub fn schema_of(group: &str, version: &str, kind: &str) -> Option<&'static TypeFacts> {
+    if let Some(id) = SCHEMA.by_kind.get(&(group, version, kind)) {
+        return Some(id.facts());
+    }
+    match kind {
+        "DeleteOptions" => schema("meta.v1.DeleteOptions"),
+        "Status" if group.is_empty() => schema("meta.v1.Status"),
+        _ => None,
+    }
+}
