@@ -1,2 +1,4 @@
-//! placeholder
+//! `kubelet`: the Kubernetes node agent.
+#![forbid(unsafe_code)]
+
 fn main() {}

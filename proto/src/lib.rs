@@ -1,1 +1,8 @@
-//! placeholder
+//! gRPC definitions that Pilothouse speaks, from our own `.proto` files. Field numbers and names are the wire's.
+#![forbid(unsafe_code)]
+
+/// The Container Runtime Interface (`runtime.v1`): what a kubelet asks of containerd or CRI-O.
+pub mod cri {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("runtime.v1");
+}
