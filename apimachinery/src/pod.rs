@@ -1,1 +1,181 @@
-//! pod
+//! What several components ask of a pod.
+use crate::quantity::Quantity;
+use k8s_openapi::{
+    api::core::v1::{Container, Pod, PodCondition, PodSpec, ResourceRequirements},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use std::collections::BTreeMap;
+
+/// Amounts by resource name.
+pub type Resources = BTreeMap<String, Quantity>;
+
+/// The condition of a type.
+pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == kind)
+}
+
+/// True when the `Ready` condition is. As `IsPodReady`.
+pub fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|c| c.status == "True")
+}
+
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("")
+}
+
+/// Succeeded or Failed: it will never run again.
+pub fn is_terminal(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// Neither finished nor being deleted. As `IsPodActive`.
+pub fn is_active(pod: &Pod) -> bool {
+    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// The owner that manages the object, of which there is one at most.
+pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+}
+
+/// True for a restartable init container: a sidecar (KEP-753).
+pub fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// What the scheduler reserves and the kubelet admits: containers and sidecars together, or the largest init step if
+/// that is more, and the overhead; pod-level requests win where given. As `resourcehelper.PodRequests`.
+pub fn requests(spec: &PodSpec) -> Resources {
+    total(spec, requests_of)
+}
+
+/// As [`requests`], of limits.
+pub fn limits(spec: &PodSpec) -> Resources {
+    total(spec, |r| amounts(r.and_then(|r| r.limits.as_ref())))
+}
+
+/// Requests of one container; a limit without a request counts as one, as the defaulting of the API has it.
+pub fn requests_of(resources: Option<&ResourceRequirements>) -> Resources {
+    amounts(resources.and_then(|r| r.requests.as_ref()))
+}
+
+fn total(spec: &PodSpec, of: impl Fn(Option<&ResourceRequirements>) -> Resources) -> Resources {
+    let mut running = Resources::new();
+    for container in &spec.containers {
+        add(&mut running, &of(container.resources.as_ref()));
+    }
+    let (mut sidecars, mut starting) = (Resources::new(), Resources::new());
+    for container in spec.init_containers.iter().flatten() {
+        let own = of(container.resources.as_ref());
+        if is_sidecar(container) {
+            add(&mut running, &own);
+            add(&mut sidecars, &own);
+            raise(&mut starting, &sidecars);
+        } else {
+            let mut step = own;
+            add(&mut step, &sidecars);
+            raise(&mut starting, &step);
+        }
+    }
+    raise(&mut running, &starting);
+    if spec.resources.is_some() {
+        running.extend(of(spec.resources.as_ref()));
+    }
+    add(&mut running, &amounts(spec.overhead.as_ref()));
+    running
+}
+
+fn amounts(map: Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>) -> Resources {
+    map.into_iter().flatten().map(|(name, q)| (name.clone(), Quantity::from(q))).collect()
+}
+
+fn add(to: &mut Resources, what: &Resources) {
+    for (name, amount) in what {
+        *to.entry(name.clone()).or_default() += *amount;
+    }
+}
+
+fn raise(to: &mut Resources, least: &Resources) {
+    for (name, amount) in least {
+        let have = to.entry(name.clone()).or_default();
+        *have = (*have).max(*amount);
+    }
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, by cpu and memory of all containers. As `ComputePodQOS`.
+pub fn qos_class(spec: &PodSpec) -> &'static str {
+    let considered = |r: &ResourceRequirements| {
+        let pick = |m: Option<&_>| -> Resources {
+            amounts(m).into_iter().filter(|(n, q)| (n == "cpu" || n == "memory") && !q.is_zero()).collect()
+        };
+        (pick(r.requests.as_ref()), pick(r.limits.as_ref()))
+    };
+    let all: Vec<_> = match &spec.resources {
+        Some(pod_level) => vec![considered(pod_level)],
+        None => spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .map(|c| c.resources.as_ref().map(considered).unwrap_or_default())
+            .collect(),
+    };
+    if all.iter().all(|(requests, limits)| requests.is_empty() && limits.is_empty()) {
+        return "BestEffort";
+    }
+    let guaranteed = all.iter().all(|(requests, limits)| {
+        limits.len() == 2 && requests.iter().all(|(name, amount)| limits.get(name) == Some(amount))
+    });
+    if guaranteed { "Guaranteed" } else { "Burstable" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(value: serde_json::Value) -> PodSpec {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn container(name: &str, cpu: &str) -> serde_json::Value {
+        json!({"name": name, "resources": {"requests": {"cpu": cpu}}})
+    }
+
+    #[test]
+    fn requests_take_the_larger_of_running_and_starting() {
+        let mut sidecar = container("s", "100m");
+        sidecar["restartPolicy"] = "Always".into();
+        for (inits, expected) in [
+            (json!([]), 300),
+            (json!([container("i", "1")]), 1000),
+            (json!([sidecar, container("i", "1")]), 1100),
+            (json!([container("i", "1"), sidecar]), 1000),
+            (json!([sidecar]), 400),
+        ] {
+            let spec =
+                spec(json!({"containers": [container("a", "100m"), container("b", "200m")], "initContainers": inits}));
+            assert_eq!(requests(&spec)["cpu"].milli_value(), expected, "{inits}");
+        }
+        let spec = spec(json!({"containers": [container("a", "100m")], "overhead": {"cpu": "50m"}}));
+        assert_eq!(requests(&spec)["cpu"].milli_value(), 150);
+    }
+
+    #[test]
+    fn qos_classes() {
+        let limits = json!({"cpu": "1", "memory": "1Gi"});
+        for (resources, class) in [
+            (json!({}), "BestEffort"),
+            (json!({"requests": {"cpu": "0"}}), "BestEffort"),
+            (json!({"requests": {"cpu": "1"}}), "Burstable"),
+            (json!({"limits": {"cpu": "1"}}), "Burstable"),
+            (json!({"limits": limits, "requests": limits}), "Guaranteed"),
+            (json!({"limits": limits, "requests": {"cpu": "500m"}}), "Burstable"),
+        ] {
+            assert_eq!(
+                qos_class(&spec(json!({"containers": [{"name": "a", "resources": resources}]}))),
+                class,
+                "{resources}"
+            );
+        }
+    }
+}
