@@ -1,1 +1,678 @@
-//! decode
+//! JSON (or a parsed document) to a clean `Value` of a known type, as Kubernetes' decoder does it: unknown and duplicate
+//! fields are found (an error, a warning or nothing), wrong types are refused in Go's words, nulls and empty lists are
+//! dropped, and quantities and times take their canonical form. One pass over the text, guided by the schema facts.
+
+use crate::facts::{FieldFacts, Type, TypeFacts, schema};
+use crate::quantity::Quantity;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
+
+/// How many unknown or duplicate fields are told apart before the rest goes unmentioned.
+const STRICT_ERRORS_MAX: usize = 100;
+
+/// What becomes of unknown and duplicate fields: the `fieldValidation` parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FieldValidation {
+    Ignore,
+    /// Dropped, each with a warning to the client.
+    #[default]
+    Warn,
+    Strict,
+}
+
+/// A decoded object and what the client should be warned of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    pub value: Value,
+    pub warnings: Vec<String>,
+}
+
+/// Why a document is no object of its type. Every one is the client's fault: 400.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("couldn't get version/kind; json parse error: {0}")]
+    Syntax(String),
+    /// A value of the wrong type, in the words of Go's encoding/json.
+    #[error("{0}")]
+    Type(String),
+    /// With `fieldValidation=Strict`.
+    #[error("strict decoding error: {}", .0.join(", "))]
+    Strict(Vec<String>),
+}
+
+// === impl FieldValidation ===
+
+impl FieldValidation {
+    /// The value of the query parameter; None for one that does not exist.
+    pub fn parse(text: &str) -> Option<FieldValidation> {
+        match text {
+            "Ignore" => Some(FieldValidation::Ignore),
+            "" | "Warn" => Some(FieldValidation::Warn),
+            "Strict" => Some(FieldValidation::Strict),
+            _ => None,
+        }
+    }
+}
+
+// === impl DecodeError ===
+
+impl DecodeError {
+    /// The message of the 400 that answers a body that cannot be decoded.
+    pub fn message(&self, version: &str, kind: &str) -> String {
+        match self {
+            DecodeError::Syntax(_) => format!("the object provided is unrecognized (must be of type {kind}): {self}"),
+            _ => format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {self}"),
+        }
+    }
+}
+
+/// Decodes JSON text.
+pub fn decode_json(text: &[u8], facts: &'static TypeFacts, mode: FieldValidation) -> Result<Decoded, DecodeError> {
+    let context = Context::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let seed = Seed { kind: Shape::Struct(facts), context: &context, owner: "" };
+    let value = seed.deserialize(&mut deserializer).map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    deserializer.end().map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    context.finish(value, mode)
+}
+
+/// Decodes a document that was parsed before (from YAML, or the result of a patch): duplicate fields are gone by then.
+pub fn decode_value(document: Value, facts: &'static TypeFacts, mode: FieldValidation) -> Result<Decoded, DecodeError> {
+    let context = Context::default();
+    let seed = Seed { kind: Shape::Struct(facts), context: &context, owner: "" };
+    let value = seed.deserialize(document).map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    context.finish(value, mode)
+}
+
+/// Where the decoder stands and what it found so far.
+#[derive(Default)]
+struct Context {
+    path: RefCell<Vec<Segment>>,
+    strict: RefCell<Vec<String>>,
+    mistake: RefCell<Option<String>>,
+}
+
+enum Segment {
+    Field(Cow<'static, str>),
+    Index(usize),
+}
+
+// === impl Context ===
+
+impl Context {
+    fn finish(self, value: Option<Value>, mode: FieldValidation) -> Result<Decoded, DecodeError> {
+        if let Some(mistake) = self.mistake.into_inner() {
+            return Err(DecodeError::Type(mistake));
+        }
+        let strict = self.strict.into_inner();
+        if mode == FieldValidation::Strict && !strict.is_empty() {
+            return Err(DecodeError::Strict(strict));
+        }
+        let warnings = if mode == FieldValidation::Warn { strict } else { Vec::new() };
+        Ok(Decoded { value: value.unwrap_or_else(|| Value::Object(Map::new())), warnings })
+    }
+
+    fn enter<T>(&self, segment: Segment, inside: impl FnOnce() -> T) -> T {
+        self.path.borrow_mut().push(segment);
+        let result = inside();
+        self.path.borrow_mut().pop();
+        result
+    }
+
+    /// `spec.containers[0].image`, as strict errors write it.
+    fn path_with(&self, field: &str) -> String {
+        let mut text = String::new();
+        for segment in self.path.borrow().iter() {
+            match segment {
+                Segment::Field(name) if text.is_empty() => text.push_str(name),
+                Segment::Field(name) => {
+                    text.push('.');
+                    text.push_str(name);
+                }
+                Segment::Index(at) => text.push_str(&format!("[{at}]")),
+            }
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text + field
+    }
+
+    fn note_field(&self, what: &str, field: &str) {
+        let text = format!("{what} field \"{}\"", self.path_with(field));
+        let mut strict = self.strict.borrow_mut();
+        if strict.len() < STRICT_ERRORS_MAX && !strict.contains(&text) {
+            strict.push(text);
+        }
+    }
+
+    fn note_mistake(&self, text: String) {
+        self.mistake.borrow_mut().get_or_insert(text);
+    }
+
+    /// As encoding/json's UnmarshalTypeError: the innermost struct, the path of names without indexes.
+    fn wrong_type(&self, found: &str, owner: &str, wanted: &str) {
+        let path: Vec<String> = self
+            .path
+            .borrow()
+            .iter()
+            .filter_map(|segment| match segment {
+                Segment::Field(name) => Some(name.to_string()),
+                Segment::Index(_) => None,
+            })
+            .collect();
+        self.note_mistake(if path.is_empty() {
+            format!("json: cannot unmarshal {found} into Go value of type {wanted}")
+        } else {
+            format!("json: cannot unmarshal {found} into Go struct field {owner}.{} of type {wanted}", path.join("."))
+        });
+    }
+}
+
+/// What a value must be.
+#[derive(Clone, Copy)]
+enum Shape {
+    Struct(&'static TypeFacts),
+    Value(&'static Type),
+}
+
+/// One value to be decoded: null gives None.
+#[derive(Clone, Copy)]
+struct Seed<'a> {
+    kind: Shape,
+    context: &'a Context,
+    /// The Go struct that holds the value.
+    owner: &'static str,
+}
+
+// === impl Shape ===
+
+impl Shape {
+    fn of(kind: &'static Type) -> Shape {
+        match kind {
+            Type::Object(id) => Shape::Struct(id.facts()),
+            other => Shape::Value(other),
+        }
+    }
+
+    /// The Go type, as its decoder names it.
+    fn go_name(self) -> String {
+        match self {
+            Shape::Struct(facts) => go_struct(facts),
+            Shape::Value(kind) => match kind {
+                Type::Bool => "bool".into(),
+                Type::Int32 => "int32".into(),
+                Type::Int64 => "int64".into(),
+                Type::Double => "float64".into(),
+                Type::Bytes => "[]uint8".into(),
+                Type::Object(id) => go_struct(id.facts()),
+                Type::List(item) => format!("[]{}", Shape::of(item).go_name()),
+                Type::Map(item) => format!("map[string]{}", Shape::of(item).go_name()),
+                Type::Quantity => "resource.Quantity".into(),
+                _ => "string".into(),
+            },
+        }
+    }
+
+    /// What null becomes where a value must stand (in a list or a map): Go's zero value.
+    fn zero(self) -> Value {
+        match self {
+            Shape::Struct(_) => Value::Object(Map::new()),
+            Shape::Value(kind) => match kind {
+                Type::Bool => Value::Bool(false),
+                Type::Int32 | Type::Int64 | Type::Double | Type::IntOrString => Value::from(0),
+                Type::Quantity => Value::from("0"),
+                Type::String | Type::Bytes => Value::from(""),
+                Type::List(_) => Value::Array(Vec::new()),
+                Type::Map(_) | Type::Object(_) => Value::Object(Map::new()),
+                _ => Value::Null,
+            },
+        }
+    }
+}
+
+/// `core.v1.PodSpec` is `v1.PodSpec` to Go.
+fn go_struct(facts: &TypeFacts) -> String {
+    facts.name.split_once('.').map_or(facts.name, |(_, rest)| rest).to_owned()
+}
+
+fn schema_props() -> Option<&'static TypeFacts> {
+    schema("apiextensions.v1.JSONSchemaProps")
+}
+
+// === impl Seed ===
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Option<Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        match self.kind {
+            Shape::Value(Type::Json | Type::Raw | Type::Fields) => {
+                let value: Value = serde::Deserialize::deserialize(deserializer)?;
+                if !value.is_null() && !value.is_object() && !matches!(self.kind, Shape::Value(Type::Json)) {
+                    self.wrong(found_in(&value));
+                    return Ok(None);
+                }
+                Ok(Some(value).filter(|v| !v.is_null()))
+            }
+            _ => deserializer.deserialize_any(self),
+        }
+    }
+}
+
+fn found_in(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+impl Seed<'_> {
+    fn wrong(&self, found: &str) {
+        self.context.wrong_type(found, self.owner, &self.kind.go_name());
+    }
+
+    fn with(&self, kind: Shape) -> Self {
+        Seed { kind, ..*self }
+    }
+
+    fn integer(&self, number: i128) -> Option<Value> {
+        match self.kind {
+            Shape::Value(Type::Int32 | Type::IntOrString) => {
+                if i32::try_from(number).is_err() {
+                    self.wrong(&format!("number {number}"));
+                    return None;
+                }
+            }
+            Shape::Value(Type::Int64) => {
+                if i64::try_from(number).is_err() {
+                    self.wrong(&format!("number {number}"));
+                    return None;
+                }
+            }
+            Shape::Value(Type::Double) => {}
+            Shape::Value(Type::Quantity) => return self.quantity(&number.to_string()),
+            _ => {
+                self.wrong("number");
+                return None;
+            }
+        }
+        i64::try_from(number).map(Value::from).or_else(|_| u64::try_from(number).map(Value::from)).ok()
+    }
+
+    fn quantity(&self, text: &str) -> Option<Value> {
+        match Quantity::parse(text) {
+            Ok(quantity) => Some(Value::String(quantity.to_string())),
+            Err(_) => {
+                self.context.note_mistake(
+                    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+                        .into(),
+                );
+                None
+            }
+        }
+    }
+
+    fn string(&self, text: &str) -> Option<Value> {
+        let Shape::Value(kind) = self.kind else {
+            self.wrong("string");
+            return None;
+        };
+        match kind {
+            Type::String | Type::IntOrString => Some(Value::from(text)),
+            Type::Quantity => self.quantity(text),
+            Type::Bytes => self.bytes(text),
+            Type::Time | Type::MicroTime => self.time(text, matches!(kind, Type::MicroTime)),
+            _ => {
+                self.wrong("string");
+                None
+            }
+        }
+    }
+
+    /// Go ignores line breaks in base64; what is kept is the canonical text.
+    fn bytes(&self, text: &str) -> Option<Value> {
+        if !text.contains(['\n', '\r']) && STANDARD.decode(text).is_ok() {
+            return Some(Value::from(text));
+        }
+        let clean: String = text.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
+        match STANDARD.decode(&clean) {
+            Ok(_) => Some(Value::from(clean)),
+            Err(error) => {
+                let at = match error {
+                    base64::DecodeError::InvalidByte(at, _)
+                    | base64::DecodeError::InvalidLastSymbol { offset: at, .. } => at,
+                    _ => clean.len(),
+                };
+                self.context.note_mistake(format!("illegal base64 data at input byte {at}"));
+                None
+            }
+        }
+    }
+
+    fn time(&self, text: &str, micro: bool) -> Option<Value> {
+        if text.is_empty() {
+            return None;
+        }
+        match text.parse::<jiff::Timestamp>() {
+            Ok(time) if micro => Some(Value::from(time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string())),
+            Ok(time) => Some(Value::from(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())),
+            Err(_) => {
+                let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
+                self.context
+                    .note_mistake(format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""));
+                None
+            }
+        }
+    }
+
+    fn object<'de, A: MapAccess<'de>>(&self, facts: &'static TypeFacts, mut map: A) -> Result<Option<Value>, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key_seed(FieldName(facts))? {
+            match key {
+                Ok(field) => {
+                    if object.contains_key(field.name) {
+                        self.context.note_field("duplicate", field.name);
+                    }
+                    let seed = Seed { kind: Shape::of(&field.kind), context: self.context, owner: facts.struct_name() };
+                    let mut value = None;
+                    self.context.enter(Segment::Field(Cow::Borrowed(field.name)), || {
+                        value = map.next_value_seed(seed)?;
+                        Ok(())
+                    })?;
+                    if let Some(value) = value.filter(|value| field.required || !is_empty(field, value)) {
+                        object.insert(field.name.to_owned(), value);
+                    }
+                }
+                Err(unknown) => {
+                    self.context.note_field("unknown", &unknown);
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(Some(Value::Object(object)))
+    }
+
+    fn free_map<'de, A: MapAccess<'de>>(&self, item: Shape, mut map: A) -> Result<Option<Value>, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if object.contains_key(&key) {
+                self.context.note_field("duplicate", &key);
+            }
+            let mut value = None;
+            self.context.enter(Segment::Field(Cow::Owned(key.clone())), || {
+                value = map.next_value_seed(self.with(item))?;
+                Ok(())
+            })?;
+            object.insert(key, value.unwrap_or_else(|| item.zero()));
+        }
+        Ok(Some(Value::Object(object)))
+    }
+
+    fn list<'de, A: SeqAccess<'de>>(&self, item: Shape, mut seq: A) -> Result<Option<Value>, A::Error> {
+        let mut list = Vec::new();
+        loop {
+            let mut next = None;
+            self.context.enter(Segment::Index(list.len()), || {
+                next = seq.next_element_seed(self.with(item))?;
+                Ok(())
+            })?;
+            match next {
+                Some(value) => list.push(value.unwrap_or_else(|| item.zero())),
+                None => return Ok(Some(Value::Array(list))),
+            }
+        }
+    }
+}
+
+/// Go's `omitempty` drops empty lists and maps. A struct that is empty says something (`emptyDir: {}`) and stays.
+fn is_empty(field: &FieldFacts, value: &Value) -> bool {
+    match (&field.kind, value) {
+        (Type::List(_), Value::Array(list)) => list.is_empty(),
+        (Type::Map(_), Value::Object(map)) => map.is_empty(),
+        _ => false,
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Option<Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind.go_name())
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        if matches!(self.kind, Shape::Value(Type::Bool | Type::SchemaOrBool)) {
+            return Ok(Some(Value::Bool(value)));
+        }
+        self.wrong("bool");
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(self.integer(i128::from(value)))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+        Ok(self.integer(i128::from(value)))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+        match self.kind {
+            Shape::Value(Type::Double) => return Ok(Some(Value::from(value))),
+            Shape::Value(Type::Quantity) => return Ok(self.quantity(&value.to_string())),
+            Shape::Value(Type::Int32 | Type::Int64 | Type::IntOrString) => self.wrong(&format!("number {value:?}")),
+            _ => self.wrong("number"),
+        }
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(self.string(value))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        match self.kind {
+            Shape::Struct(facts) => return self.object(facts, map),
+            Shape::Value(Type::Map(item)) => return self.free_map(Shape::of(item), map),
+            Shape::Value(Type::SchemaOrList | Type::SchemaOrBool | Type::SchemaOrStrings) => {
+                if let Some(facts) = schema_props() {
+                    return self.object(facts, map);
+                }
+            }
+            _ => {}
+        }
+        self.wrong("object");
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        match self.kind {
+            Shape::Value(Type::List(item)) => return self.list(Shape::of(item), seq),
+            Shape::Value(Type::SchemaOrStrings) => return self.list(Shape::Value(&Type::String), seq),
+            Shape::Value(Type::SchemaOrList) => {
+                if let Some(facts) = schema_props() {
+                    return self.list(Shape::Struct(facts), seq);
+                }
+            }
+            _ => {}
+        }
+        self.wrong("array");
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
+/// A key of an object of known type: its field, or the unknown name.
+struct FieldName(&'static TypeFacts);
+
+impl<'de> DeserializeSeed<'de> for FieldName {
+    type Value = Result<&'static FieldFacts, String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for FieldName {
+    type Value = Result<&'static FieldFacts, String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a field name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.field(name).ok_or_else(|| name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{kinds, schema_of};
+    use serde_json::json;
+
+    fn deployment() -> &'static TypeFacts {
+        schema("apps.v1.Deployment").unwrap()
+    }
+
+    fn pod() -> &'static TypeFacts {
+        schema("core.v1.Pod").unwrap()
+    }
+
+    fn error(facts: &'static TypeFacts, text: &str) -> String {
+        decode_json(text.as_bytes(), facts, FieldValidation::Strict).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_types_are_refused_in_go_s_words() {
+        let cases = [
+            (
+                r#"{"spec":{"replicas":"three"}}"#,
+                "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                r#"{"spec":{"replicas":1.5}}"#,
+                "json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                r#"{"spec":{"template":{"spec":{"containers":[{"image":1}]}}}}"#,
+                "json: cannot unmarshal number into Go struct field Container.spec.template.spec.containers.image of type string",
+            ),
+            (
+                r#"{"spec":{"template":{"spec":{"containers":{}}}}}"#,
+                "json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container",
+            ),
+            (
+                r#"{"spec":[]}"#,
+                "json: cannot unmarshal array into Go struct field Deployment.spec of type v1.DeploymentSpec",
+            ),
+            (
+                r#"{"metadata":{"labels":{"a":true}}}"#,
+                "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels.a of type string",
+            ),
+            (r#"[]"#, "json: cannot unmarshal array into Go value of type v1.Deployment"),
+            (
+                r#"{"spec":{"replicas":3000000000}}"#,
+                "json: cannot unmarshal number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+        ];
+        for (text, message) in cases {
+            assert_eq!(error(deployment(), text), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_duplicate_fields_are_errors_warnings_or_nothing() {
+        let text =
+            r#"{"spec":{"foo":{"x":[1]},"replicas":1,"replicas":2,"template":{"spec":{"containers":[{"nam":"a"}]}}}}"#;
+        let found = vec![
+            r#"unknown field "spec.foo""#.to_owned(),
+            r#"duplicate field "spec.replicas""#.to_owned(),
+            r#"unknown field "spec.template.spec.containers[0].nam""#.to_owned(),
+        ];
+        assert_eq!(error(deployment(), text), format!("strict decoding error: {}", found.join(", ")));
+        let warned = decode_json(text.as_bytes(), deployment(), FieldValidation::Warn).unwrap();
+        assert_eq!(warned.warnings, found);
+        assert_eq!(warned.value, json!({"spec": {"replicas": 2, "template": {"spec": {"containers": [{}]}}}}));
+        let ignored = decode_json(text.as_bytes(), deployment(), FieldValidation::Ignore).unwrap();
+        assert!(ignored.warnings.is_empty());
+    }
+
+    #[test]
+    fn nulls_and_empty_lists_go_and_values_become_canonical() {
+        let text = r#"{"metadata":{"creationTimestamp":null,"labels":{"a":null},"annotations":{},"deletionTimestamp":"2024-01-02T03:04:05.123+01:00"},
+            "spec":{"tolerations":[],"volumes":[{"name":"v","emptyDir":{}}],"containers":[{"name":"a","command":["x",null],
+            "resources":{"limits":{"cpu":"1000m","memory":1024}}}]}}"#;
+        let decoded = decode_json(text.as_bytes(), pod(), FieldValidation::Strict).unwrap();
+        let expected = json!({
+            "metadata": {"labels": {"a": ""}, "deletionTimestamp": "2024-01-02T02:04:05Z"},
+            "spec": {"volumes": [{"name": "v", "emptyDir": {}}], "containers": [{"name": "a", "command": ["x", ""],
+                "resources": {"limits": {"cpu": "1", "memory": "1024"}}}]},
+        });
+        assert_eq!(decoded.value, expected);
+    }
+
+    #[test]
+    fn values_with_a_grammar_are_checked() {
+        let secret = schema("core.v1.Secret").unwrap();
+        assert_eq!(error(secret, r#"{"data":{"a":"!"}}"#), "illegal base64 data at input byte 0");
+        assert!(error(pod(), r#"{"metadata":{"creationTimestamp":"soon"}}"#).starts_with("parsing time \"soon\""));
+        assert!(error(pod(), r#"{"spec":{"overhead":{"cpu":"lots"}}}"#).starts_with("quantities must match"));
+        assert!(matches!(decode_json(b"{", pod(), FieldValidation::Warn), Err(DecodeError::Syntax(_))));
+        let deep = "[".repeat(5000);
+        assert!(decode_json(deep.as_bytes(), pod(), FieldValidation::Warn).is_err());
+    }
+
+    #[test]
+    fn a_message_names_kind_and_version() {
+        let error = DecodeError::Strict(vec!["unknown field \"spec.foo\"".into()]);
+        assert_eq!(
+            error.message("v1", "Deployment"),
+            "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: unknown field \"spec.foo\""
+        );
+    }
+
+    #[test]
+    fn every_full_object_decodes_without_a_stranger() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/kubernetes-1.36/objects");
+        if !root.is_dir() {
+            assert!(std::env::var_os("CI").is_none(), "{} is missing", root.display());
+            println!("skipped: {} is missing", root.display());
+            return;
+        }
+        let mut seen = 0;
+        for kind in kinds() {
+            let group = if kind.group.is_empty() { "core" } else { kind.group };
+            let path = root.join(format!("{group}.{}.{}.json", kind.version, kind.kind));
+            let (Ok(text), Some(facts)) = (std::fs::read(&path), schema_of(kind.group, kind.version, kind.kind)) else {
+                println!("no object of {group}/{} {}", kind.version, kind.kind);
+                continue;
+            };
+            seen += 1;
+            let decoded = decode_json(&text, facts, FieldValidation::Strict)
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let again = decode_value(decoded.value.clone(), facts, FieldValidation::Strict).unwrap();
+            assert_eq!(decoded.value, again.value, "decoding is idempotent: {}", kind.kind);
+        }
+        assert!(seen > 60, "{seen}");
+    }
+}
