@@ -70,6 +70,16 @@ impl Layout {
         self.root.join("var/lib/kube-proxy")
     }
 
+    /// containerd's configuration.
+    pub(crate) fn containerd_config(&self) -> PathBuf {
+        self.root.join("etc/containerd/config.toml")
+    }
+
+    /// Where containerd's configuration of before is kept.
+    pub(crate) fn containerd_config_before(&self) -> PathBuf {
+        self.root.join("etc/containerd/config.toml.before-pilothouse")
+    }
+
     /// `/var/lib/etcd`.
     pub(crate) fn etcd(&self) -> PathBuf {
         self.root.join("var/lib/etcd")

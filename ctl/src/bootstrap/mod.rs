@@ -4,17 +4,21 @@
 
 mod certs;
 mod cidr;
+mod components;
+mod config;
 mod files;
 mod kubeconfig;
 mod layout;
 mod pki;
 mod x509;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
 use crate::flags::GlobalFlags;
+use components::{Component, NodeFlags};
+use config::ContainerdFlags;
 use kubeconfig::Identity;
 use layout::{ClusterFlags, Layout};
 use x509::KeyAlgorithm;
@@ -38,6 +42,39 @@ enum Phase {
         identities: Vec<Identity>,
         #[command(flatten)]
         files: FileArgs,
+    },
+    /// Write configuration files and command lines (default: of a control-plane node)
+    Config {
+        #[command(flatten)]
+        files: ConfigArgs,
+        /// Only these components
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
+        components: Vec<Component>,
+        /// More arguments for their command lines
+        #[arg(last = true)]
+        extra: Vec<String>,
+    },
+    /// Print a component's command line, one argument a line
+    Command {
+        #[arg(value_enum)]
+        component: Component,
+        #[command(flatten)]
+        files: ConfigArgs,
+        /// More arguments
+        #[arg(last = true)]
+        extra: Vec<String>,
+    },
+    /// Write containerd's configuration
+    Containerd {
+        #[command(flatten)]
+        layout: Layout,
+        #[command(flatten)]
+        node: NodeFlags,
+        #[command(flatten)]
+        containerd: ContainerdFlags,
+        /// Put back what was there before
+        #[arg(long)]
+        restore: bool,
     },
     /// Show when certificates expire, and renew them
     #[command(subcommand)]
@@ -70,6 +107,17 @@ struct FileArgs {
     key_algorithm: KeyAlgorithm,
 }
 
+/// Where files are, and what is said in configurations and command lines.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    #[command(flatten)]
+    layout: Layout,
+    #[command(flatten)]
+    cluster: ClusterFlags,
+    #[command(flatten)]
+    node: NodeFlags,
+}
+
 /// Runs one phase.
 pub(crate) async fn run(args: BootstrapArgs, _flags: &GlobalFlags) -> Result<()> {
     let now = OffsetDateTime::now_utc();
@@ -82,6 +130,30 @@ pub(crate) async fn run(args: BootstrapArgs, _flags: &GlobalFlags) -> Result<()>
             let identities = if identities.is_empty() { Identity::ALL.to_vec() } else { identities };
             let made = kubeconfig::ensure(&layout, &cluster, &identities, key_algorithm, now)?;
             report_made(&made, &layout.kubernetes());
+        }
+        Phase::Config { files: ConfigArgs { layout, cluster, node }, components, extra } => {
+            let components = if components.is_empty() { Component::CONTROL_PLANE.to_vec() } else { components };
+            if components.len() != 1 && !extra.is_empty() {
+                anyhow::bail!("arguments after -- belong to one component: give --components with its name");
+            }
+            let layout = absolute(layout)?;
+            for changed in config::write_all(&components, &layout, &cluster, &node, &extra)? {
+                println!("wrote {changed}");
+            }
+        }
+        Phase::Command { component, files: ConfigArgs { layout, cluster, node }, extra } => {
+            let arguments = components::arguments(component, &absolute(layout)?, &cluster, &node)?;
+            for argument in arguments.iter().chain(&extra) {
+                println!("{argument}");
+            }
+        }
+        Phase::Containerd { layout, node, containerd, restore } => {
+            let path = layout.containerd_config();
+            let changed = match restore {
+                true => config::restore_containerd(&layout)?,
+                false => config::write_containerd(&layout, &containerd, &node)?,
+            };
+            println!("{} {}", if changed { "wrote" } else { "kept" }, path.display());
         }
         Phase::Certs(CertsCommand::CheckExpiration(FileArgs { layout, cluster, .. })) => {
             print!("{}", certs::check_expiration(&layout, &cluster, now)?);
@@ -102,4 +174,13 @@ fn report_made(made: &[impl AsRef<str>], directory: &std::path::Path) {
         let names: Vec<&str> = made.iter().map(AsRef::as_ref).collect();
         println!("made {} in {}", names.join(", "), directory.display());
     }
+}
+
+/// Files name other files by absolute paths, whatever directory they are read from.
+fn absolute(mut layout: Layout) -> Result<Layout> {
+    let resolve = |path: &std::path::Path| std::path::absolute(path).with_context(|| format!("{}", path.display()));
+    layout.root = resolve(&layout.root)?;
+    layout.cert_dir = layout.cert_dir.as_deref().map(resolve).transpose()?;
+    layout.kubeconfig_dir = layout.kubeconfig_dir.as_deref().map(resolve).transpose()?;
+    Ok(layout)
 }
