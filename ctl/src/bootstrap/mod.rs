@@ -7,6 +7,7 @@ mod cidr;
 mod components;
 mod config;
 mod files;
+mod image;
 mod kubeconfig;
 mod layout;
 mod pki;
@@ -76,6 +77,9 @@ enum Phase {
         #[arg(long)]
         restore: bool,
     },
+    /// Build images from what is on the machine, and import them into containerd
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Show when certificates expire, and renew them
     #[command(subcommand)]
     Certs(CertsCommand),
@@ -155,6 +159,7 @@ pub(crate) async fn run(args: BootstrapArgs, _flags: &GlobalFlags) -> Result<()>
             };
             println!("{} {}", if changed { "wrote" } else { "kept" }, path.display());
         }
+        Phase::Image(command) => image::run(command).await?,
         Phase::Certs(CertsCommand::CheckExpiration(FileArgs { layout, cluster, .. })) => {
             print!("{}", certs::check_expiration(&layout, &cluster, now)?);
         }
