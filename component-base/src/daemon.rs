@@ -1,1 +1,71 @@
-//! daemon
+//! The shell around every daemon: logs, the crypto provider, the runtime, signals, the exit code.
+use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+/// Runs `main` until it ends. The token is cancelled on SIGTERM or SIGINT; a second signal ends the process at once.
+/// An error is logged with its causes and makes the exit code 1.
+pub fn run<F, Fut>(component: &'static str, verbosity: u8, main: F) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    init(verbosity);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(component).build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(component, %error, "cannot start the async runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(signals(component, shutdown.clone()));
+        info!(component, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
+        main(shutdown).await
+    });
+    // What is still running holds nothing that must be saved: state is in etcd, the runtime and the kernel.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => {
+            info!(component, "ended");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            error!(component, error = format!("{error:#}"), "failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs to standard error, and the one crypto provider. For programs that are no daemons, and for tests.
+pub fn init(verbosity: u8) {
+    let level = if verbosity >= 4 { "debug" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Both fail only when they were done before, by a test in the same process.
+    let _ = logs.try_init();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+async fn signals(component: &'static str, shutdown: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        error!(component, "cannot listen for signals; end the process with SIGKILL");
+        return;
+    };
+    for _ in 0..2 {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        if shutdown.is_cancelled() {
+            break;
+        }
+        info!(component, signal = name, "stopping");
+        shutdown.cancel();
+    }
+    std::process::exit(1);
+}

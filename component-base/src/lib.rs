@@ -2,6 +2,7 @@
 //! election, events.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod backoff;
 pub mod cli;
 pub mod client;
@@ -11,4 +12,5 @@ pub mod informer;
 pub mod leader_election;
 pub mod metrics;
 pub mod serving;
+pub mod tls;
 pub mod x509;

@@ -1,1 +1,82 @@
-//! metrics
+//! The process's metrics: one registry, and its text for `/metrics`.
+//!
+//! Names follow `prometheus-client`: a counter is registered without its `_total` suffix.
+use parking_lot::{Mutex, MutexGuard};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::{Metric, Registry},
+};
+use std::sync::LazyLock;
+
+/// What [`encode`] yields.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Linux reports CPU times in these; the kernel fixes it for user space.
+const TICKS_PER_SECOND: f64 = 100.0;
+const PAGE_BYTES: u64 = 4096;
+
+static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(|| {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Process));
+    Mutex::new(registry)
+});
+
+/// The registry of the process.
+pub fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock()
+}
+
+/// Registers a metric and gives it back: `let ADDS = register("workqueue_adds", "…", Family::default())`.
+pub fn register<M: Metric + Clone>(name: &str, help: &str, metric: M) -> M {
+    registry().register(name, help, metric.clone());
+    metric
+}
+
+/// Everything registered, as OpenMetrics text.
+pub fn encode() -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry());
+    text
+}
+
+/// CPU time in seconds (user and system) and resident memory in bytes of this process.
+pub fn process_usage() -> Option<(f64, u64)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Fields are counted behind the command name, which may hold anything but ends with the last parenthesis.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
+    let cpu = (number(11)? + number(12)?) as f64 / TICKS_PER_SECOND;
+    Some((cpu, number(21)? * PAGE_BYTES))
+}
+
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some((cpu, memory)) = process_usage() else { return Ok(()) };
+        let cpu = ConstCounter::new(cpu);
+        let help = "Total user and system CPU time spent in seconds";
+        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, cpu.metric_type())?)?;
+        let memory = ConstGauge::new(memory as f64);
+        let help = "Resident memory size in bytes";
+        memory.encode(encoder.encode_descriptor("process_resident_memory_bytes", help, None, memory.metric_type())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::counter::Counter;
+
+    #[test]
+    fn what_is_registered_is_in_the_text() {
+        let counter: Counter = register("test_things", "Things counted", Counter::default());
+        counter.inc();
+        let text = encode();
+        assert!(text.contains("test_things_total 1"), "{text}");
+        assert!(text.contains("process_resident_memory_bytes "), "{text}");
+    }
+}

@@ -1,1 +1,288 @@
-//! serving
+//! Serving HTTP: one accept loop for every daemon (HTTP/1.1 with upgrades and HTTP/2, with TLS or without), and the
+//! endpoints that they all have: `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`.
+use crate::{
+    auth::{Access, DelegatedAuth},
+    metrics,
+};
+use apimachinery::status::StatusError;
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustls_pki_types::CertificateDer;
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+pub type Request = http::Request<Incoming>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type Body = BoxBody<Bytes, BoxError>;
+pub type Response = http::Response<Body>;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+const MAX_HEADER_BYTES: u32 = 64 * 1024;
+/// Open requests, watches among them, that one HTTP/2 connection may have.
+const MAX_STREAMS: u32 = 1000;
+/// After a failed accept (no file descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The other end of a connection; every request has it among its extensions.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// The verified client certificate and its chain, leaf first; empty if none was shown.
+    pub certificates: Arc<[CertificateDer<'static>]>,
+}
+
+/// Where and how to serve.
+#[derive(Clone)]
+pub struct Listening {
+    /// None serves plain text.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Connections beyond this wait to be accepted.
+    pub max_connections: usize,
+}
+
+/// Accepts connections until `shutdown`, and gives each request to `handler`. Connections that are open then are ended
+/// with the process.
+pub async fn serve<H, Fut>(listener: TcpListener, listening: Listening, shutdown: CancellationToken, handler: H)
+where
+    H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(listening.max_connections));
+    let acceptor = listening.tls.map(TlsAcceptor::from);
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                let (acceptor, handler, shutdown) = (acceptor.clone(), handler.clone(), shutdown.clone());
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    tokio::select! {
+                        () = connection(stream, address, acceptor, handler) => {}
+                        () = shutdown.cancelled() => {}
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection<H, Fut>(stream: TcpStream, address: SocketAddr, acceptor: Option<TlsAcceptor>, handler: H)
+where
+    H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
+    // Failing only costs latency.
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return http_connection(TokioIo::new(stream), Peer { address, certificates: Arc::new([]) }, handler).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
+            http_connection(TokioIo::new(stream), Peer { address, certificates }, handler).await;
+        }
+        Ok(Err(error)) => debug!(%address, %error, "TLS handshake failed"),
+        Err(_) => debug!(%address, "TLS handshake timed out"),
+    }
+}
+
+async fn http_connection<I, H, Fut>(io: I, peer: Peer, handler: H)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
+    let address = peer.address;
+    let service = service_fn(move |mut request: Request| {
+        request.extensions_mut().insert(peer.clone());
+        let response = handler(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .adaptive_window(true)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES);
+    if let Err(error) = builder.serve_connection_with_upgrades(io, service).await {
+        debug!(%address, error, "connection ended");
+    }
+}
+
+// === responses ===
+
+/// A response with a whole body.
+pub fn respond(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = http::Response::new(full(body));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+pub fn text(code: StatusCode, body: impl Into<Bytes>) -> Response {
+    respond(code, "text/plain; charset=utf-8", body)
+}
+
+/// The `Status` as JSON, with `Retry-After` where the details have one.
+pub fn status(error: &StatusError) -> Response {
+    let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // A Status has no part that does not serialise.
+    let mut response = respond(code, "application/json", serde_json::to_vec(&error.0).unwrap_or_default());
+    if let Some(seconds) = error.0.details.as_ref().and_then(|d| d.retry_after_seconds) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+pub fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).map_err(|never| match never {}).boxed()
+}
+
+// === the endpoints that all daemons have ===
+
+/// A named check of `/healthz`: what is wrong, if something is.
+pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What a daemon shows of itself.
+#[derive(Clone, Default)]
+pub struct Endpoints {
+    /// For `/healthz`, `/livez` and `/readyz`; each also has a path of its own below them.
+    pub checks: Vec<(String, Check)>,
+    /// For `/configz`: name and value.
+    pub configz: Option<(String, serde_json::Value)>,
+    /// None lets everybody read everything, as on a loopback port.
+    pub auth: Option<Arc<DelegatedAuth>>,
+}
+
+impl Endpoints {
+    pub fn with_check(mut self, name: &str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.checks.push((name.to_owned(), Arc::new(check)));
+        self
+    }
+
+    /// Answers a request for one of the endpoints; 404 for anything else.
+    pub async fn handle(&self, request: Request) -> Response {
+        let path = request.uri().path().to_owned();
+        if let Some(auth) = &self.auth {
+            let access = Access::NonResource { verb: "get".to_owned(), path: path.clone() };
+            if let Err(error) = authorize(auth, &request, &access).await {
+                return status(&error);
+            }
+        }
+        self.answer(request.method(), &path, request.uri().query().unwrap_or(""))
+    }
+
+    /// As [`Endpoints::handle`] of a request that was let in already.
+    pub fn answer(&self, method: &Method, path: &str, query: &str) -> Response {
+        if method != Method::GET && method != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here");
+        }
+        match path {
+            "/metrics" => respond(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode()),
+            "/configz" if self.configz.is_some() => {
+                let (name, value) = self.configz.clone().unwrap_or_default();
+                let body = serde_json::json!({ name: value }).to_string();
+                respond(StatusCode::OK, "application/json", body)
+            }
+            _ => match ["/healthz", "/livez", "/readyz"].iter().find_map(|root| path.strip_prefix(root)) {
+                Some("" | "/") => health(&self.checks, query),
+                Some(one) => match self.checks.iter().find(|(name, _)| one.strip_prefix('/') == Some(name)) {
+                    Some(check) => health(std::slice::from_ref(check), query),
+                    None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+                },
+                None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+            },
+        }
+    }
+}
+
+/// Who calls, and whether it may.
+pub async fn authorize(auth: &DelegatedAuth, request: &Request, access: &Access) -> Result<(), StatusError> {
+    let certificate = request.extensions().get::<Peer>().and_then(|p| p.certificates.first().map(|c| c.to_vec()));
+    let user = auth.authenticate(request.headers(), certificate.as_deref()).await?;
+    auth.authorize(&user, access).await
+}
+
+/// `ok`, or which checks failed; with `?verbose` each check on a line; `?exclude=name` leaves one out. The endpoint's
+/// name is not repeated in the text, unlike the checks'.
+pub fn health(checks: &[(String, Check)], query: &str) -> Response {
+    let parameters: Vec<(&str, &str)> = query.split('&').map(|p| p.split_once('=').unwrap_or((p, ""))).collect();
+    let excluded = |name: &str| parameters.iter().any(|(k, v)| *k == "exclude" && *v == name);
+    let verbose = parameters.iter().any(|(k, _)| *k == "verbose");
+    let (mut lines, mut failed) = (String::new(), false);
+    for (name, check) in checks {
+        let line = if excluded(name) {
+            format!("[+]{name} excluded: ok\n")
+        } else {
+            match check() {
+                Ok(()) => format!("[+]{name} ok\n"),
+                Err(reason) => {
+                    warn!(check = name, reason, "health check failed");
+                    failed = true;
+                    format!("[-]{name} failed: {reason}\n")
+                }
+            }
+        };
+        lines.push_str(&line);
+    }
+    match (failed, verbose) {
+        (true, _) => text(StatusCode::INTERNAL_SERVER_ERROR, lines + "check failed\n"),
+        (false, true) => text(StatusCode::OK, lines + "check passed\n"),
+        (false, false) => text(StatusCode::OK, "ok"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn health_says_what_failed() {
+        let endpoints =
+            Endpoints::default().with_check("ping", || Ok(())).with_check("disk", || Err("full".to_owned()));
+        for (path, query, code, expected) in [
+            ("/healthz", "", 500, "[+]ping ok\n[-]disk failed: full\ncheck failed\n"),
+            ("/readyz", "exclude=disk", 200, "ok"),
+            ("/livez/ping", "", 200, "ok"),
+            ("/livez", "verbose&exclude=disk", 200, "[+]ping ok\n[+]disk excluded: ok\ncheck passed\n"),
+            ("/nothing", "", 404, "404 page not found\n"),
+        ] {
+            let response = endpoints.answer(&Method::GET, path, query);
+            assert_eq!(response.status(), code, "{path}");
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! TLS material from files, read again when the files change, so that certificates rotate without a restart.
+use parking_lot::RwLock;
+use rustls::{
+    ServerConfig, SignatureScheme,
+    client::ResolvesClientCert,
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tracing::warn;
+
+/// How often a handshake may look at the files.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// TLS material that cannot be used; the message names the file and says why.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{path}: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error("TLS configuration: {0}")]
+    Config(String),
+}
+
+/// A certificate chain and its key, for either side of a handshake. A pair that became unreadable is kept as it was.
+#[derive(Debug)]
+pub struct ReloadingKeyPair {
+    certificate: PathBuf,
+    key: PathBuf,
+    state: RwLock<KeyPairState>,
+}
+
+#[derive(Debug)]
+struct KeyPairState {
+    pair: Arc<CertifiedKey>,
+    modified: [Option<SystemTime>; 2],
+    checked: Instant,
+}
+
+/// How a server shows itself and whom it knows.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Clients may show a certificate of these authorities; those who show none are let in as anonymous.
+    pub client_ca: Option<PathBuf>,
+}
+
+// === impl ReloadingKeyPair ===
+
+impl ReloadingKeyPair {
+    /// Both may be the same file, as the kubelet's `kubelet-client-current.pem` is.
+    pub fn load(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Result<Self, TlsError> {
+        let (certificate, key) = (certificate.into(), key.into());
+        let modified = [modified(&certificate), modified(&key)];
+        let pair = Arc::new(read_pair(&certificate, &key)?);
+        let state = RwLock::new(KeyPairState { pair, modified, checked: Instant::now() });
+        Ok(Self { certificate, key, state })
+    }
+
+    /// The newest pair.
+    pub fn current(&self) -> Arc<CertifiedKey> {
+        {
+            let state = self.state.read();
+            if state.checked.elapsed() < RECHECK {
+                return state.pair.clone();
+            }
+        }
+        let mut state = self.state.write();
+        state.checked = Instant::now();
+        let now = [modified(&self.certificate), modified(&self.key)];
+        if now != state.modified {
+            match read_pair(&self.certificate, &self.key) {
+                Ok(pair) => {
+                    state.pair = Arc::new(pair);
+                    state.modified = now;
+                }
+                Err(error) => warn!(%error, "certificate changed but cannot be read; the former one stays in use"),
+            }
+        }
+        state.pair.clone()
+    }
+}
+
+impl ResolvesServerCert for ReloadingKeyPair {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+}
+
+impl ResolvesClientCert for ReloadingKeyPair {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+// === impl ServerTls ===
+
+impl ServerTls {
+    /// For rustls, offering HTTP/2 and HTTP/1.1.
+    pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
+        let pair = ReloadingKeyPair::load(&self.certificate, &self.key)?;
+        let builder = match &self.client_ca {
+            Some(path) => ServerConfig::builder().with_client_cert_verifier(client_verifier(path)?),
+            None => ServerConfig::builder().with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(pair));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
+    }
+}
+
+/// A verifier that asks for a certificate of these authorities, and takes none for an answer.
+pub fn client_verifier(ca_file: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in read_certificates(ca_file)? {
+        roots.add(certificate).map_err(|e| file_error(ca_file, e))?;
+    }
+    WebPkiClientVerifier::builder(Arc::new(roots))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| TlsError::Config(format!("client CA {}: {e}", ca_file.display())))
+}
+
+/// All certificates of a PEM file, which must hold one at least.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|e| file_error(path, e))?;
+    if certificates.is_empty() {
+        return Err(file_error(path, "holds no certificate in PEM form"));
+    }
+    Ok(certificates)
+}
+
+fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = read_certificates(certificate)?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| file_error(key, e))?;
+    let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&private).map_err(|e| file_error(key, e))?;
+    let pair = CertifiedKey::new(chain, signing);
+    match pair.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(pair),
+        Err(e) => Err(file_error(key, format!("is not the key of {}: {e}", certificate.display()))),
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+fn file_error(path: &Path, reason: impl ToString) -> TlsError {
+    TlsError::File { path: path.to_owned(), reason: reason.to_string() }
+}
