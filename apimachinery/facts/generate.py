@@ -82,6 +82,10 @@ def type_of(node):
 
 
 def groups_and_kinds():
+    by_kind = {}
+    for name, node in load("openapi/swagger.json")["definitions"].items():
+        for gvk in node.get("x-kubernetes-group-version-kind", []):
+            by_kind[(gvk["group"], gvk["version"], gvk["kind"])] = short(name)
     groups = [("", ["v1"])]
     for group in load("discovery/apis.json")["groups"]:
         versions = [v["version"] for v in group["versions"] if GA.match(v["version"])]
@@ -101,6 +105,7 @@ def groups_and_kinds():
                     "namespaced" if r["namespaced"] else "cluster", storage,
                     ",".join(r["verbs"]), ",".join(r.get("shortNames", [])) or "-",
                     ",".join(r.get("categories", [])) or "-", r.get("storageVersionHash", "-"),
+                    by_kind[(group, version, r["kind"])],
                 ]))
                 for s in [s for s in resources if s["name"].startswith(r["name"] + "/")]:
                     sub_group = s.get("group", group if s.get("version") is None else s.get("group", ""))

@@ -29,6 +29,8 @@ pub struct KindFacts {
     pub categories: Vec<&'static str>,
     /// Discovery's storageVersionHash; empty for kinds that are not stored.
     pub storage_version_hash: &'static str,
+    /// The type of its objects, for `facts::schema`: `core.v1.Pod`.
+    pub schema: &'static str,
     pub subresources: Vec<SubresourceFacts>,
 }
 
@@ -93,7 +95,7 @@ fn parse_kinds(text: &'static str) -> Kinds {
         let cells: Vec<&'static str> = line.split(' ').collect();
         match cells.as_slice() {
             ["group", name, versions] => table.groups.push(GroupFacts { name: word(name), versions: list(versions) }),
-            ["kind", version, kind, resource, singular, scope, prefix, verbs, short, categories, hash] => {
+            ["kind", version, kind, resource, singular, scope, prefix, verbs, short, categories, hash, schema] => {
                 table.kinds.push(KindFacts {
                     group: table.groups.last().map_or("", |group| group.name),
                     version,
@@ -106,6 +108,7 @@ fn parse_kinds(text: &'static str) -> Kinds {
                     short_names: list(short),
                     categories: list(categories),
                     storage_version_hash: word(hash),
+                    schema,
                     subresources: Vec::new(),
                 });
             }
