@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod config;
 pub mod env;
 pub mod images;
+pub mod objects;
 pub mod options;
 pub mod runtime;
 pub mod static_pods;

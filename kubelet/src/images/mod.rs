@@ -1,17 +1,59 @@
-//! Images: presence, pull policies, credentials, back-off, garbage collection.
+//! Images: whether a container's image is there, and if it is not, fetching it over CRI.
+//!
+//! [`Puller::ensure`] is the one entry, called before a container is made. It never fetches what is present under
+//! `IfNotPresent`, holds back after a failure (10 s doubling to 5 min, per pod and image), and fetches at most a few images at a
+//! time; two containers that want the same image share one fetch. Errors carry the waiting reason that the API shows.
 
-use k8s_openapi::api::core::v1::Pod;
+pub mod credentials;
+pub mod gc;
+pub mod reference;
 
-use crate::runtime::cri::Cri;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+
+use crate::objects::Objects;
+use crate::runtime::cri::{Cri, CriError};
+use credentials::{Credentials, Keyring};
+use reference::{ImageReference, PullPolicy};
+
+/// What [`Images`] asks of the container runtime. The CRI client is the real one.
+pub trait ImageService: Send + Sync + 'static {
+    /// The image, if the runtime has it.
+    fn status(&self, image: &str) -> impl Future<Output = Result<Option<PresentImage>, String>> + Send;
+    /// Fetch the image; the result is its reference (a digest or id) for the container's config.
+    fn pull(&self, image: &str, auth: Option<Credentials>) -> impl Future<Output = Result<String, FetchError>> + Send;
+}
 
 /// A present image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageRef {
     /// What to give to CreateContainer (the runtime's image ID).
     pub id: String,
     /// The UID or user name of the image's own user, for runAsNonRoot.
     pub uid: Option<i64>,
     pub username: String,
+}
+
+/// An image that the runtime has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PresentImage {
+    pub image: ImageRef,
+    pub size_bytes: u64,
+}
+
+/// A fetch that failed, as the runtime tells it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct FetchError {
+    pub message: String,
+    /// The registry could not be reached, as opposed to having refused.
+    pub registry_unavailable: bool,
 }
 
 /// Why a container waits for its image: the reasons of container statuses.
@@ -22,29 +64,456 @@ pub enum PullReason {
     ErrImageNeverPull,
     InvalidImageName,
     ImageInspectError,
+    RegistryUnavailable,
 }
 
 /// A container's image is not there.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct PullError {
     pub reason: PullReason,
     pub message: String,
 }
 
-/// Makes images present.
-pub struct Puller {
-    _cri: Cri,
-    _client: Option<kube::Client>,
+/// Something to record as an event on the pod, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageEvent {
+    pub warning: bool,
+    pub reason: &'static str,
+    pub message: String,
 }
 
+/// How many images are fetched at once where the configuration sets no limit of its own.
+pub const DEFAULT_PARALLEL_PULLS: usize = 3;
+const BACK_OFF_START: Duration = Duration::from_secs(10);
+const BACK_OFF_MAX: Duration = Duration::from_secs(300);
+/// A fetch that the runtime doesn't end by then is given up: far beyond any image's time, there to bound a hung registry.
+const PULL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const MAX_BACK_OFF_ENTRIES: usize = 4096;
+
+/// Whom an image is for: a pod waits out its own failures.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct BackOffKey {
+    pod_uid: String,
+    image: String,
+}
+
+#[derive(Debug, Clone)]
+struct BackOffState {
+    delay: Duration,
+    since: Instant,
+    last_error: PullError,
+}
+
+type PullOutcome = Result<String, FetchError>;
+
+/// Makes images present for pods: [`Images`] over CRI, with the pod's pull secrets and its events.
+pub struct Puller {
+    images: Images<Cri>,
+    objects: Objects,
+    record: Option<Box<dyn Fn(&Pod, ImageEvent) + Send + Sync>>,
+}
+
+// === impl Puller ===
+
 impl Puller {
-    pub fn new(cri: Cri, client: Option<kube::Client>) -> Self {
-        Self { _cri: cri, _client: client }
+    pub fn new(cri: Cri, objects: impl Into<Objects>) -> Self {
+        Self { images: Images::new(Arc::new(cri), DEFAULT_PARALLEL_PULLS), objects: objects.into(), record: None }
+    }
+
+    /// At most `parallel_pulls` fetches at once (`serializeImagePulls`: 1).
+    pub fn with_parallel_pulls(mut self, parallel_pulls: usize) -> Self {
+        self.images.pulls = Arc::new(Semaphore::new(parallel_pulls.max(1)));
+        self
+    }
+
+    /// Where events go (Pulling, Pulled, Failed, BackOff …).
+    pub fn with_events(mut self, record: impl Fn(&Pod, ImageEvent) + Send + Sync + 'static) -> Self {
+        self.record = Some(Box::new(record));
+        self
     }
 
     /// The image, pulled if its policy (empty: by tag) says so, with the pod's imagePullSecrets.
-    pub async fn ensure(&self, _pod: &Pod, image: &str, _policy: Option<&str>) -> Result<ImageRef, PullError> {
-        Ok(ImageRef { id: image.to_owned(), uid: None, username: String::new() })
+    pub async fn ensure(&self, pod: &Pod, image: &str, policy: Option<&str>) -> Result<ImageRef, PullError> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let record = |event: ImageEvent| match &self.record {
+            Some(record) => record(pod, event),
+            None => tracing::debug!(reason = event.reason, message = event.message, "image event"),
+        };
+        self.images.ensure(uid, image, policy, || self.pull_secrets(pod), record).await
+    }
+
+    /// Forget a pod that is gone.
+    pub fn forget_pod(&self, uid: &str) {
+        self.images.forget_pod(uid);
+    }
+
+    /// The pod's pull secrets that can be read. One that is missing is no error: the registry may not ask.
+    async fn pull_secrets(&self, pod: &Pod) -> Vec<Arc<Secret>> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let mut found = Vec::new();
+        for reference in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
+            match self.objects.secret(namespace, &reference.name).await {
+                Ok(Some(secret)) => found.push(secret),
+                Ok(None) => tracing::warn!(namespace, secret = reference.name, "image pull secret does not exist"),
+                Err(error) => tracing::warn!(namespace, secret = reference.name, %error, "image pull secret cannot be read"),
+            }
+        }
+        found
+    }
+}
+
+impl ImageService for Cri {
+    async fn status(&self, image: &str) -> Result<Option<PresentImage>, String> {
+        let found = self.image_status(image).await.map_err(|error| error.message())?;
+        Ok(found.map(|found| PresentImage {
+            image: ImageRef { id: found.id, uid: found.uid.map(|uid| uid.value), username: found.username },
+            size_bytes: found.size,
+        }))
+    }
+
+    async fn pull(&self, image: &str, auth: Option<Credentials>) -> Result<String, FetchError> {
+        let auth = auth.map(|credentials| proto::cri::AuthConfig {
+            username: credentials.username,
+            password: credentials.password,
+            identity_token: credentials.identity_token,
+            registry_token: credentials.registry_token,
+            ..Default::default()
+        });
+        self.pull_image(image, auth, None).await.map_err(|error| FetchError {
+            message: error.message(),
+            // As `crierrors`: the runtime says so in words of its own.
+            registry_unavailable: matches!(&error, CriError::Call { status, .. }
+                if status.message().contains("RegistryUnavailable")),
+        })
+    }
+}
+
+/// The images of this node.
+pub struct Images<S> {
+    service: Arc<S>,
+    pulls: Arc<Semaphore>,
+    back_off: Mutex<HashMap<BackOffKey, BackOffState>>,
+    /// Fetches under way, by image and credentials' user: those who want the same wait for the same.
+    running: Mutex<HashMap<(String, Vec<String>), watch::Receiver<Option<PullOutcome>>>>,
+}
+
+// === impl Images ===
+
+impl<S: ImageService> Images<S> {
+    /// `parallel_pulls`: `serializeImagePulls` is 1, `maxParallelImagePulls` its number.
+    pub fn new(service: Arc<S>, parallel_pulls: usize) -> Images<S> {
+        Images {
+            service,
+            pulls: Arc::new(Semaphore::new(parallel_pulls.max(1))),
+            back_off: Mutex::default(),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Make sure that `image` is there for a container of the pod, under `policy` (the container's `imagePullPolicy`) and
+    /// with the pod's pull secrets. Gives the reference to create the container with; `record` is called for each event.
+    pub async fn ensure(
+        &self,
+        pod_uid: &str,
+        image: &str,
+        policy: Option<&str>,
+        pull_secrets: impl AsyncFnOnce() -> Vec<Arc<Secret>>,
+        record: impl Fn(ImageEvent),
+    ) -> Result<ImageRef, PullError> {
+        let warn = |reason: &'static str, message: String| record(ImageEvent { warning: true, reason, message });
+        let reference = ImageReference::parse(image).map_err(|error| {
+            let message = format!("Failed to apply default image tag \"{image}\": {error}");
+            warn("InspectFailed", message.clone());
+            PullError { reason: PullReason::InvalidImageName, message }
+        })?;
+        let policy = PullPolicy::of(policy, &reference);
+        // Under its plain name as well as the complete one: a runtime may hold either.
+        let name = reference.to_string();
+        let present = self.service.status(&name).await.map_err(|error| {
+            let message = format!("Failed to inspect image \"{image}\": {error}");
+            warn("InspectFailed", message.clone());
+            PullError { reason: PullReason::ImageInspectError, message }
+        })?;
+        match (policy, present) {
+            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(found)) => {
+                record(ImageEvent {
+                    warning: false,
+                    reason: "Pulled",
+                    message: format!(
+                        "Container image \"{image}\" already present on machine and can be accessed by the pod"
+                    ),
+                });
+                return Ok(found.image);
+            }
+            (PullPolicy::Never, None) => {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                warn("ErrImageNeverPull", message.clone());
+                return Err(PullError { reason: PullReason::ErrImageNeverPull, message });
+            }
+            (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {}
+        }
+
+        let key = BackOffKey { pod_uid: pod_uid.to_owned(), image: name.clone() };
+        if let Some(last_error) = self.held_back(&key, Instant::now()) {
+            let message = format!("Back-off pulling image \"{image}\": {:?}: {}", last_error.reason, last_error.message);
+            record(ImageEvent { warning: false, reason: "BackOff", message: message.clone() });
+            return Err(PullError { reason: PullReason::ImagePullBackOff, message });
+        }
+        record(ImageEvent { warning: false, reason: "Pulling", message: format!("Pulling image \"{image}\"") });
+        let keyring = Keyring::from_secrets(pull_secrets().await.iter().map(Arc::as_ref));
+        let asked = Instant::now();
+        match self.pull(&name, keyring.lookup(&reference)).await {
+            Ok((pulled, pull_time)) => {
+                self.back_off.lock().remove(&key);
+                let found = match self.service.status(&pulled).await {
+                    Ok(Some(found)) => found,
+                    _ => PresentImage { image: ImageRef { id: pulled, ..Default::default() }, size_bytes: 0 },
+                };
+                record(ImageEvent {
+                    warning: false,
+                    reason: "Pulled",
+                    message: format!(
+                        "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
+                        seconds(pull_time),
+                        seconds(asked.elapsed()),
+                        found.size_bytes
+                    ),
+                });
+                Ok(found.image)
+            }
+            Err(error) => {
+                warn("Failed", format!("Failed to pull image \"{image}\": {error}"));
+                let error = if error.registry_unavailable {
+                    PullError {
+                        reason: PullReason::RegistryUnavailable,
+                        message: format!("image pull failed for {image} because the registry is unavailable: {error}"),
+                    }
+                } else {
+                    PullError { reason: PullReason::ErrImagePull, message: error.message }
+                };
+                self.note_failure(key, error.clone(), Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    /// When the pod may next try to fetch any of its images: the earliest end of a back-off.
+    pub fn next_attempt(&self, pod_uid: &str) -> Option<Instant> {
+        let back_off = self.back_off.lock();
+        back_off.iter().filter(|(key, _)| key.pod_uid == pod_uid).map(|(_, state)| state.since + state.delay).min()
+    }
+
+    /// Forget a pod that is gone.
+    pub fn forget_pod(&self, pod_uid: &str) {
+        self.back_off.lock().retain(|key, _| key.pod_uid != pod_uid);
+    }
+
+    fn held_back(&self, key: &BackOffKey, now: Instant) -> Option<PullError> {
+        let back_off = self.back_off.lock();
+        let state = back_off.get(key)?;
+        (now.saturating_duration_since(state.since) < state.delay).then(|| state.last_error.clone())
+    }
+
+    fn note_failure(&self, key: BackOffKey, last_error: PullError, now: Instant) {
+        let mut back_off = self.back_off.lock();
+        if back_off.len() >= MAX_BACK_OFF_ENTRIES {
+            back_off.retain(|_, state| now.saturating_duration_since(state.since) < 2 * BACK_OFF_MAX);
+            if back_off.len() >= MAX_BACK_OFF_ENTRIES {
+                back_off.clear();
+            }
+        }
+        let delay = match back_off.get(&key) {
+            // A failure long ago counts for nothing.
+            Some(state) if now.saturating_duration_since(state.since) < 2 * BACK_OFF_MAX => {
+                (state.delay * 2).min(BACK_OFF_MAX)
+            }
+            _ => BACK_OFF_START,
+        };
+        back_off.insert(key, BackOffState { delay, since: now, last_error });
+    }
+
+    /// Fetch, or wait for the same fetch that is under way. Gives the time that the fetch itself took.
+    async fn pull(&self, name: &str, credentials: Vec<Credentials>) -> Result<(String, Duration), FetchError> {
+        let users = credentials.iter().map(|c| format!("{}\n{}", c.username, c.registry_token)).collect();
+        let key = (name.to_owned(), users);
+        let begun = Instant::now();
+        let (leader, mut outcome) = {
+            let mut running = self.running.lock();
+            match running.get(&key) {
+                // A sender that is gone without an outcome was cancelled: its successor leads.
+                Some(outcome) if outcome.has_changed().is_ok() || outcome.borrow().is_some() => (None, outcome.clone()),
+                _ => {
+                    let (sender, receiver) = watch::channel(None);
+                    running.insert(key.clone(), receiver.clone());
+                    (Some(sender), receiver)
+                }
+            }
+        };
+        let Some(sender) = leader else {
+            return match outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
+                Ok(Some(outcome)) => outcome.map(|pulled| (pulled, begun.elapsed())),
+                _ => Err(FetchError { message: "the fetch was cancelled".into(), registry_unavailable: false }),
+            };
+        };
+        let result = self.pull_with(name, credentials).await;
+        self.running.lock().remove(&key);
+        sender.send_replace(Some(result.clone().map(|(pulled, _)| pulled)));
+        result
+    }
+
+    async fn pull_with(&self, name: &str, credentials: Vec<Credentials>) -> Result<(String, Duration), FetchError> {
+        let failed = |message: &str| FetchError { message: message.to_owned(), registry_unavailable: false };
+        let _permit = self.pulls.acquire().await.map_err(|_| failed("the kubelet is shutting down"))?;
+        let begun = Instant::now();
+        let attempts: Vec<Option<Credentials>> =
+            if credentials.is_empty() { vec![None] } else { credentials.into_iter().map(Some).collect() };
+        let mut last = failed("no attempt was made");
+        for auth in attempts {
+            match tokio::time::timeout(PULL_TIMEOUT, self.service.pull(name, auth)).await {
+                Ok(Ok(pulled)) => return Ok((pulled, begun.elapsed())),
+                Ok(Err(error)) => last = error,
+                Err(_) => return Err(failed("the fetch did not end in time")),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A duration as Go prints one rounded to milliseconds: `350ms`, `1.234s`, `1m2.5s`.
+fn seconds(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    if ms < 1000 {
+        return format!("{ms}ms");
+    }
+    let (minutes, rest_ms) = (ms / 60_000, ms % 60_000);
+    let fraction = format!("{}.{:03}", rest_ms / 1000, rest_ms % 1000);
+    let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
+    if minutes == 0 { format!("{fraction}s") } else { format!("{minutes}m{fraction}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct FakeRuntime {
+        present: Mutex<HashMap<String, PresentImage>>,
+        pulls: Mutex<Vec<(String, Option<Credentials>)>>,
+        fail: Mutex<Option<FetchError>>,
+        slow: bool,
+    }
+
+    impl ImageService for FakeRuntime {
+        async fn status(&self, image: &str) -> Result<Option<PresentImage>, String> {
+            Ok(self.present.lock().get(image).cloned())
+        }
+        async fn pull(&self, image: &str, auth: Option<Credentials>) -> Result<String, FetchError> {
+            self.pulls.lock().push((image.to_owned(), auth));
+            if self.slow {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            match self.fail.lock().clone() {
+                Some(error) => Err(error),
+                None => Ok("sha256:pulled".into()),
+            }
+        }
+    }
+
+    fn present(id: &str) -> PresentImage {
+        PresentImage { image: ImageRef { id: id.into(), ..Default::default() }, size_bytes: 7 }
+    }
+
+    async fn ensure(images: &Images<FakeRuntime>, image: &str, policy: &str) -> (Result<ImageRef, PullError>, Vec<ImageEvent>) {
+        let events = Mutex::new(Vec::new());
+        let result = images.ensure("uid", image, Some(policy), async || Vec::new(), |event| events.lock().push(event)).await;
+        (result, events.into_inner())
+    }
+
+    fn reasons(events: &[ImageEvent]) -> Vec<&'static str> {
+        events.iter().map(|event| event.reason).collect()
+    }
+
+    #[tokio::test]
+    async fn a_present_image_is_not_fetched_unless_always() {
+        let runtime = Arc::new(FakeRuntime::default());
+        runtime
+            .present
+            .lock()
+            .insert("docker.io/library/app:1".into(), present("sha256:here"));
+        let images = Images::new(runtime.clone(), 1);
+        for policy in ["IfNotPresent", "Never"] {
+            let (result, events) = ensure(&images, "app:1", policy).await;
+            assert_eq!(result.map(|image| image.id).as_deref(), Ok("sha256:here"), "{policy}");
+            assert_eq!(reasons(&events), ["Pulled"]);
+        }
+        assert!(runtime.pulls.lock().is_empty());
+        let (result, events) = ensure(&images, "app:1", "Always").await;
+        assert_eq!(result.map(|image| image.id).as_deref(), Ok("sha256:pulled"));
+        assert_eq!(reasons(&events), ["Pulling", "Pulled"]);
+    }
+
+    #[tokio::test]
+    async fn never_and_invalid_names_have_their_own_reasons() {
+        let images = Images::new(Arc::new(FakeRuntime::default()), 1);
+        let (result, events) = ensure(&images, "app:1", "Never").await;
+        assert_eq!(result.expect_err("absent").reason, PullReason::ErrImageNeverPull);
+        assert_eq!(reasons(&events), ["ErrImageNeverPull"]);
+        let (result, events) = ensure(&images, "App", "IfNotPresent").await;
+        let error = result.expect_err("invalid");
+        assert_eq!(error.reason, PullReason::InvalidImageName);
+        assert!(error.message.starts_with("Failed to apply default image tag \"App\": couldn't parse image name"), "{error}");
+        assert_eq!(reasons(&events), ["InspectFailed"]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_fetch_is_held_back_and_then_tried_again() {
+        let runtime = Arc::new(FakeRuntime::default());
+        *runtime.fail.lock() = Some(FetchError { message: "not found".into(), registry_unavailable: false });
+        let images = Images::new(runtime.clone(), 1);
+        let (result, events) = ensure(&images, "app:1", "IfNotPresent").await;
+        assert_eq!(result.expect_err("fails").reason, PullReason::ErrImagePull);
+        assert_eq!(reasons(&events), ["Pulling", "Failed"]);
+        assert_eq!(events[1].message, "Failed to pull image \"app:1\": not found");
+
+        let (result, events) = ensure(&images, "app:1", "IfNotPresent").await;
+        let error = result.expect_err("held back");
+        assert_eq!(error.reason, PullReason::ImagePullBackOff);
+        assert_eq!(error.message, "Back-off pulling image \"app:1\": ErrImagePull: not found");
+        assert_eq!(reasons(&events), ["BackOff"]);
+        assert_eq!(runtime.pulls.lock().len(), 1);
+
+        // Ten seconds later it is tried again; the delay doubles up to five minutes.
+        let key = BackOffKey { pod_uid: "uid".into(), image: "docker.io/library/app:1".into() };
+        let mut now = Instant::now();
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            let delay = images.back_off.lock()[&key].delay;
+            delays.push(delay.as_secs());
+            now += delay;
+            assert!(images.held_back(&key, now + Duration::from_millis(50)).is_none());
+            images.note_failure(key.clone(), error.clone(), now);
+        }
+        assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300, 300]);
+        images.forget_pod("uid");
+        assert!(images.next_attempt("uid").is_none());
+    }
+
+    #[tokio::test]
+    async fn equal_fetches_are_made_once() {
+        let runtime = Arc::new(FakeRuntime { slow: true, ..Default::default() });
+        let images = Images::new(runtime.clone(), 2);
+        let (a, b) = tokio::join!(ensure(&images, "app:1", "IfNotPresent"), ensure(&images, "app:1", "IfNotPresent"));
+        assert!(a.0.is_ok() && b.0.is_ok());
+        assert_eq!(runtime.pulls.lock().len(), 1);
+        assert!(images.running.lock().is_empty());
+    }
+
+    #[test]
+    fn durations_read_as_in_go() {
+        let cases = [(5, "5ms"), (1000, "1s"), (1234, "1.234s"), (62_500, "1m2.5s")];
+        for (ms, want) in cases {
+            assert_eq!(seconds(Duration::from_millis(ms)), want);
+        }
     }
 }

@@ -1,0 +1,142 @@
+//! Which images to remove when their disk fills up: those that no container uses, oldest use first, until enough is free.
+//! As the kubelet's image garbage collection (`imageGCHighThresholdPercent`, `imageGCLowThresholdPercent`, `imageMinimumGCAge`).
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// One image as the runtime lists it.
+#[derive(Debug, Clone)]
+pub struct ImageRecord {
+    pub id: String,
+    pub size_bytes: u64,
+    /// The runtime says that it must stay (the sandbox image).
+    pub pinned: bool,
+}
+
+/// When to begin and where to stop.
+#[derive(Debug, Clone, Copy)]
+pub struct GcPolicy {
+    pub high_threshold_percent: u64,
+    pub low_threshold_percent: u64,
+    pub minimum_age: Duration,
+    /// Unused images older than this go in any case; zero: never.
+    pub maximum_age: Duration,
+}
+
+/// How full the images' file system is.
+#[derive(Debug, Clone, Copy)]
+pub struct DiskUse {
+    pub capacity_bytes: u64,
+    pub available_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    first_seen: Instant,
+    last_used: Instant,
+}
+
+/// When each image was first seen and last used, since the kubelet started.
+#[derive(Debug, Default)]
+pub struct ImageUsage {
+    by_id: HashMap<String, Usage>,
+}
+
+// === impl ImageUsage ===
+
+impl ImageUsage {
+    /// Take note of the images that there are and of those in use now.
+    pub fn observe(&mut self, images: &[ImageRecord], in_use: &HashSet<String>, now: Instant) {
+        for image in images {
+            // As upstream: one that was never seen in use since the start counts as used before any other.
+            let usage = self.by_id.entry(image.id.clone()).or_insert(Usage { first_seen: now, last_used: now });
+            if in_use.contains(&image.id) {
+                usage.last_used = now;
+            }
+        }
+        let present: HashSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
+        self.by_id.retain(|id, _| present.contains(id.as_str()));
+    }
+
+    /// The images to remove now, in order. Call [`ImageUsage::observe`] first.
+    pub fn plan(
+        &self,
+        images: &[ImageRecord],
+        in_use: &HashSet<String>,
+        disk: DiskUse,
+        policy: &GcPolicy,
+        now: Instant,
+    ) -> Vec<String> {
+        let mut candidates: Vec<(&ImageRecord, Usage)> = images
+            .iter()
+            .filter(|image| !image.pinned && !in_use.contains(&image.id))
+            .filter_map(|image| self.by_id.get(&image.id).map(|usage| (image, *usage)))
+            .filter(|(_, usage)| now.saturating_duration_since(usage.first_seen) >= policy.minimum_age)
+            .collect();
+        candidates.sort_by_key(|(_, usage)| (usage.last_used, usage.first_seen));
+        let mut to_free = bytes_to_free(disk, policy);
+        let mut removed = Vec::new();
+        for (image, usage) in candidates {
+            let too_old =
+                !policy.maximum_age.is_zero() && now.saturating_duration_since(usage.last_used) > policy.maximum_age;
+            if to_free > 0 || too_old {
+                to_free = to_free.saturating_sub(image.size_bytes);
+                removed.push(image.id.clone());
+            }
+        }
+        removed
+    }
+}
+
+/// How much has to go: nothing below the high threshold, else down to the low one.
+fn bytes_to_free(disk: DiskUse, policy: &GcPolicy) -> u64 {
+    if disk.capacity_bytes == 0 || policy.high_threshold_percent >= 100 {
+        return 0;
+    }
+    let used = disk.capacity_bytes.saturating_sub(disk.available_bytes);
+    let percent = |percent: u64| disk.capacity_bytes / 100 * percent;
+    if used < percent(policy.high_threshold_percent) { 0 } else { used.saturating_sub(percent(policy.low_threshold_percent)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: GcPolicy = GcPolicy {
+        high_threshold_percent: 85,
+        low_threshold_percent: 80,
+        minimum_age: Duration::from_secs(120),
+        maximum_age: Duration::ZERO,
+    };
+
+    fn image(id: &str, size_bytes: u64, pinned: bool) -> ImageRecord {
+        ImageRecord { id: id.into(), size_bytes, pinned }
+    }
+
+    fn plan(available_bytes: u64, policy: &GcPolicy) -> Vec<String> {
+        let begun = Instant::now();
+        let mut usage = ImageUsage::default();
+        let images =
+            [image("old", 30, false), image("used", 500, false), image("pinned", 500, true), image("recent", 30, false)];
+        let in_use = HashSet::from(["used".to_owned()]);
+        usage.observe(&images, &in_use, begun);
+        let recent = HashSet::from(["used".to_owned(), "recent".to_owned()]);
+        usage.observe(&images, &recent, begun + Duration::from_secs(60));
+        let now = begun + Duration::from_secs(300);
+        usage.plan(&images, &in_use, DiskUse { capacity_bytes: 1000, available_bytes }, policy, now)
+    }
+
+    #[test]
+    fn unused_images_go_oldest_first_until_enough_is_free() {
+        assert_eq!(plan(200, &POLICY), Vec::<String>::new());
+        assert_eq!(plan(150, &POLICY), ["old", "recent"]);
+        assert_eq!(plan(10, &POLICY), ["old", "recent"]);
+        assert_eq!(plan(150, &GcPolicy { low_threshold_percent: 83, ..POLICY }), ["old"]);
+    }
+
+    #[test]
+    fn young_images_stay_and_stale_ones_go() {
+        assert!(plan(10, &GcPolicy { minimum_age: Duration::from_secs(3600), ..POLICY }).is_empty());
+        assert_eq!(plan(900, &GcPolicy { maximum_age: Duration::from_secs(270), ..POLICY }), ["old"]);
+    }
+}
