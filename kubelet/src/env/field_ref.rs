@@ -73,9 +73,7 @@ pub fn pod_field(pod: &Pod, path: &str, facts: &NodeFacts) -> Result<String, Fie
         "metadata.uid" => meta.uid.clone(),
         "metadata.labels" => meta.labels.as_ref().map(format_map),
         "metadata.annotations" => meta.annotations.as_ref().map(format_map),
-        "spec.nodeName" => {
-            spec.and_then(|spec| spec.node_name.clone()).or_else(|| Some(facts.node_name.clone()))
-        }
+        "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).or_else(|| Some(facts.node_name.clone())),
         "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()),
         "status.hostIP" => facts.host_ips.first().cloned(),
         "status.hostIPs" => Some(facts.host_ips.join(",")),
@@ -152,7 +150,8 @@ pub fn resource_field(
         return Err(unsupported());
     }
     let resources = container.resources.as_ref();
-    let declared = |map: Option<&BTreeMap<String, ApiQuantity>>| map.and_then(|map| map.get(resource)).map(Quantity::from);
+    let declared =
+        |map: Option<&BTreeMap<String, ApiQuantity>>| map.and_then(|map| map.get(resource)).map(Quantity::from);
     let amount = match side {
         "limits" => declared(resources.and_then(|resources| resources.limits.as_ref()))
             .filter(|limit| limit.milli_value() != 0)
@@ -250,7 +249,11 @@ mod tests {
                 divisor: divisor.map(|divisor: &str| ApiQuantity(divisor.into())),
             };
             let container = selected_container(&pod, &selector, None).expect("the container");
-            assert_eq!(resource_field(container, &selector, &facts()).as_deref(), Ok(want), "{name} {resource} {divisor:?}");
+            assert_eq!(
+                resource_field(container, &selector, &facts()).as_deref(),
+                Ok(want),
+                "{name} {resource} {divisor:?}"
+            );
         }
         let bad = ResourceFieldSelector { resource: "limits.gpu".into(), ..Default::default() };
         assert!(resource_field(&pod.spec.as_ref().expect("spec").containers[0], &bad, &facts()).is_err());

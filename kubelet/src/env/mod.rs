@@ -228,9 +228,8 @@ fn value_from(
 
 /// The container's command and arguments with the variables of `environment` filled in.
 pub fn command_line(container: &Container, environment: &[(String, String)]) -> (Vec<String>, Vec<String>) {
-    let lookup = |name: &str| {
-        environment.iter().rev().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str())
-    };
+    let lookup =
+        |name: &str| environment.iter().rev().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str());
     let expand_all = |words: &Option<Vec<String>>| {
         words.iter().flatten().map(|word| expansion::expand(word, lookup)).collect::<Vec<_>>()
     };
@@ -277,7 +276,8 @@ mod tests {
     use super::*;
 
     fn sources() -> Found {
-        let config_map = serde_json::from_value(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "z": "$(HOME)"}}));
+        let config_map =
+            serde_json::from_value(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "z": "$(HOME)"}}));
         let secret = serde_json::from_value(json!({"metadata": {"name": "s"}, "data": {"pw": "aHVudGVyMg=="}}));
         Found {
             config_maps: BTreeMap::from([("cm".into(), Arc::new(config_map.expect("a ConfigMap")))]),
@@ -330,8 +330,14 @@ mod tests {
                 {"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
                 {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "s", "key": "x", "optional": true}}},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}));
-        let want =
-            [("CM_k", "mine"), ("CM_z", "$(HOME)"), ("pw", "hunter2"), ("FROM", "$(HOME)"), ("PW", "hunter2"), ("NAME", "p")];
+        let want = [
+            ("CM_k", "mine"),
+            ("CM_z", "$(HOME)"),
+            ("pw", "hunter2"),
+            ("FROM", "$(HOME)"),
+            ("PW", "hunter2"),
+            ("NAME", "p"),
+        ];
         assert_eq!(got, pairs(&want));
     }
 
@@ -364,7 +370,8 @@ mod tests {
     #[test]
     fn command_and_arguments_are_expanded() {
         let container: Container =
-            serde_json::from_value(json!({"name": "c", "command": ["sh", "$(A)"], "args": ["$$(A)", "$(B)"]})).expect("c");
+            serde_json::from_value(json!({"name": "c", "command": ["sh", "$(A)"], "args": ["$$(A)", "$(B)"]}))
+                .expect("c");
         let (command, args) = command_line(&container, &pairs(&[("A", "1")]));
         assert_eq!((command, args), (vec!["sh".into(), "1".into()], vec!["$(A)".to_owned(), "$(B)".to_owned()]));
     }

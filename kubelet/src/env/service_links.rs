@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn each_service_gives_host_port_and_links() {
-        let redis = service("ns", "redis-primary", "10.0.0.11", json!([{"port": 6379, "protocol": "TCP", "name": "db"}]));
+        let redis =
+            service("ns", "redis-primary", "10.0.0.11", json!([{"port": 6379, "protocol": "TCP", "name": "db"}]));
         let got = variables(&[&redis]);
         let want = [
             ("REDIS_PRIMARY_SERVICE_HOST", "10.0.0.11"),
@@ -136,8 +137,10 @@ mod tests {
     #[test]
     fn a_service_of_the_namespace_hides_the_master_of_the_same_name() {
         let ports = json!([{"port": 80}]);
-        let all =
-            [service("ns", "kubernetes", "10.96.0.9", ports.clone()), service("default", "kubernetes", "10.96.0.1", ports)];
+        let all = [
+            service("ns", "kubernetes", "10.96.0.9", ports.clone()),
+            service("default", "kubernetes", "10.96.0.1", ports),
+        ];
         assert_eq!(variables(&visible(&all, "ns", true))[0].1, "10.96.0.9");
     }
 }

@@ -120,7 +120,11 @@ impl RegistryPattern {
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         // Docker's own registry is known by several names and API versions.
         let path = path.trim_end_matches('/');
-        let path = if matches!(path, "v1" | "v2") { "" } else { path.strip_prefix("v1/").or_else(|| path.strip_prefix("v2/")).unwrap_or(path) };
+        let path = if matches!(path, "v1" | "v2") {
+            ""
+        } else {
+            path.strip_prefix("v1/").or_else(|| path.strip_prefix("v2/")).unwrap_or(path)
+        };
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (host, Some(port.to_owned())),
             _ => (authority, None),

@@ -95,7 +95,11 @@ fn bytes_to_free(disk: DiskUse, policy: &GcPolicy) -> u64 {
     }
     let used = disk.capacity_bytes.saturating_sub(disk.available_bytes);
     let percent = |percent: u64| disk.capacity_bytes / 100 * percent;
-    if used < percent(policy.high_threshold_percent) { 0 } else { used.saturating_sub(percent(policy.low_threshold_percent)) }
+    if used < percent(policy.high_threshold_percent) {
+        0
+    } else {
+        used.saturating_sub(percent(policy.low_threshold_percent))
+    }
 }
 
 #[cfg(test)]
@@ -116,8 +120,12 @@ mod tests {
     fn plan(available_bytes: u64, policy: &GcPolicy) -> Vec<String> {
         let begun = Instant::now();
         let mut usage = ImageUsage::default();
-        let images =
-            [image("old", 30, false), image("used", 500, false), image("pinned", 500, true), image("recent", 30, false)];
+        let images = [
+            image("old", 30, false),
+            image("used", 500, false),
+            image("pinned", 500, true),
+            image("recent", 30, false),
+        ];
         let in_use = HashSet::from(["used".to_owned()]);
         usage.observe(&images, &in_use, begun);
         let recent = HashSet::from(["used".to_owned(), "recent".to_owned()]);

@@ -156,7 +156,9 @@ impl Puller {
             match self.objects.secret(namespace, &reference.name).await {
                 Ok(Some(secret)) => found.push(secret),
                 Ok(None) => tracing::warn!(namespace, secret = reference.name, "image pull secret does not exist"),
-                Err(error) => tracing::warn!(namespace, secret = reference.name, %error, "image pull secret cannot be read"),
+                Err(error) => {
+                    tracing::warn!(namespace, secret = reference.name, %error, "image pull secret cannot be read")
+                }
             }
         }
         found
@@ -256,7 +258,8 @@ impl<S: ImageService> Images<S> {
 
         let key = BackOffKey { pod_uid: pod_uid.to_owned(), image: name.clone() };
         if let Some(last_error) = self.held_back(&key, Instant::now()) {
-            let message = format!("Back-off pulling image \"{image}\": {:?}: {}", last_error.reason, last_error.message);
+            let message =
+                format!("Back-off pulling image \"{image}\": {:?}: {}", last_error.reason, last_error.message);
             record(ImageEvent { warning: false, reason: "BackOff", message: message.clone() });
             return Err(PullError { reason: PullReason::ImagePullBackOff, message });
         }
@@ -424,9 +427,14 @@ mod tests {
         PresentImage { image: ImageRef { id: id.into(), ..Default::default() }, size_bytes: 7 }
     }
 
-    async fn ensure(images: &Images<FakeRuntime>, image: &str, policy: &str) -> (Result<ImageRef, PullError>, Vec<ImageEvent>) {
+    async fn ensure(
+        images: &Images<FakeRuntime>,
+        image: &str,
+        policy: &str,
+    ) -> (Result<ImageRef, PullError>, Vec<ImageEvent>) {
         let events = Mutex::new(Vec::new());
-        let result = images.ensure("uid", image, Some(policy), async || Vec::new(), |event| events.lock().push(event)).await;
+        let result =
+            images.ensure("uid", image, Some(policy), async || Vec::new(), |event| events.lock().push(event)).await;
         (result, events.into_inner())
     }
 
@@ -437,10 +445,7 @@ mod tests {
     #[tokio::test]
     async fn a_present_image_is_not_fetched_unless_always() {
         let runtime = Arc::new(FakeRuntime::default());
-        runtime
-            .present
-            .lock()
-            .insert("docker.io/library/app:1".into(), present("sha256:here"));
+        runtime.present.lock().insert("docker.io/library/app:1".into(), present("sha256:here"));
         let images = Images::new(runtime.clone(), 1);
         for policy in ["IfNotPresent", "Never"] {
             let (result, events) = ensure(&images, "app:1", policy).await;
@@ -462,7 +467,10 @@ mod tests {
         let (result, events) = ensure(&images, "App", "IfNotPresent").await;
         let error = result.expect_err("invalid");
         assert_eq!(error.reason, PullReason::InvalidImageName);
-        assert!(error.message.starts_with("Failed to apply default image tag \"App\": couldn't parse image name"), "{error}");
+        assert!(
+            error.message.starts_with("Failed to apply default image tag \"App\": couldn't parse image name"),
+            "{error}"
+        );
         assert_eq!(reasons(&events), ["InspectFailed"]);
     }
 

@@ -48,7 +48,9 @@ impl ImageReference {
             None => (name, None),
         };
         let (domain, path) = match name.split_once('/') {
-            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first => {
+            Some((first, rest))
+                if first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first =>
+            {
                 (first.to_owned(), rest.to_owned())
             }
             Some(_) => (DEFAULT_DOMAIN.to_owned(), name.to_owned()),
@@ -167,8 +169,9 @@ fn is_path_component(component: &str) -> bool {
     let mut last_was_word = false;
     for c in component.chars() {
         if c.is_ascii_lowercase() || c.is_ascii_digit() {
-            let joined =
-                separator.is_empty() || matches!(separator.as_str(), "." | "_" | "__") || separator.chars().all(|c| c == '-');
+            let joined = separator.is_empty()
+                || matches!(separator.as_str(), "." | "_" | "__")
+                || separator.chars().all(|c| c == '-');
             if !joined {
                 return false;
             }
@@ -213,7 +216,22 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        let bad = ["", "Busybox", "a//b", "a:", "a@sha256:12", "a b", "-a", "a/", "/a", "a:b:c", "a..b", "a___b", "x.io/A", HEX];
+        let bad = [
+            "",
+            "Busybox",
+            "a//b",
+            "a:",
+            "a@sha256:12",
+            "a b",
+            "-a",
+            "a/",
+            "/a",
+            "a:b:c",
+            "a..b",
+            "a___b",
+            "x.io/A",
+            HEX,
+        ];
         for image in bad {
             assert!(ImageReference::parse(image).is_err(), "{image}");
         }

@@ -53,7 +53,9 @@ impl Objects {
     pub fn new(client: Option<kube::Client>) -> Objects {
         let inner = client.map(|client| {
             Arc::new(Inner {
-                config_maps: Watched::new(client.clone(), "configmap", |object: &ConfigMap| object.immutable == Some(true)),
+                config_maps: Watched::new(client.clone(), "configmap", |object: &ConfigMap| {
+                    object.immutable == Some(true)
+                }),
                 secrets: Watched::new(client.clone(), "secret", |object: &Secret| object.immutable == Some(true)),
                 services: tokio::sync::OnceCell::new(),
                 client,

@@ -16,7 +16,7 @@ const DATA: &str = "..data";
 const DATA_TMP: &str = "..data_tmp";
 
 /// Make `volume` hold exactly `payload`, with `fs_group` as its group. Returns whether anything was written.
-pub fn write(volume: &Path, payload: &Payload, fs_group: Option<u32>) -> io::Result<bool> {
+pub(super) fn write(volume: &Path, payload: &Payload, fs_group: Option<u32>) -> io::Result<bool> {
     let data = volume.join(DATA);
     let current = match fs::read_link(&data) {
         Ok(target) => Some(volume.join(target)),
@@ -126,7 +126,10 @@ fn list_files(root: &Path, relative: &Path, found: &mut BTreeSet<PathBuf>) -> io
 
 /// The names that a user sees: the first component of each path.
 fn top_names(payload: &Payload) -> BTreeSet<PathBuf> {
-    payload.keys().filter_map(|path| normalized(path).components().next().map(|part| PathBuf::from(part.as_os_str()))).collect()
+    payload
+        .keys()
+        .filter_map(|path| normalized(path).components().next().map(|part| PathBuf::from(part.as_os_str())))
+        .collect()
 }
 
 fn link_names(volume: &Path, payload: &Payload) -> io::Result<()> {

@@ -12,7 +12,7 @@ use super::mounts;
 
 /// Where the pod's `fsGroup` goes, and how far.
 #[derive(Debug, Clone, Copy)]
-pub struct GroupOwnership {
+pub(super) struct GroupOwnership {
     pub gid: u32,
     /// `fsGroupChangePolicy: OnRootMismatch`: a volume whose top is right is left alone.
     pub only_on_root_mismatch: bool,
@@ -22,7 +22,7 @@ pub struct GroupOwnership {
 
 impl GroupOwnership {
     /// As the pod's security context says.
-    pub fn of(pod: &Pod) -> Option<GroupOwnership> {
+    pub(super) fn of(pod: &Pod) -> Option<GroupOwnership> {
         let gid = super::payload::fs_group(pod)?;
         let context = pod.spec.as_ref()?.security_context.as_ref()?;
         let only_on_root_mismatch = context.fs_group_change_policy.as_deref() == Some("OnRootMismatch");
@@ -32,7 +32,7 @@ impl GroupOwnership {
 
 /// Prepare an emptyDir at `volume`. `ready` is a marker file (`plugins/kubernetes.io~empty-dir/<name>/ready`): what has it is
 /// never set up again, whatever the pod has made of it.
-pub fn empty_dir(volume: &Path, source: &EmptyDirVolumeSource, ready: &Path, pod: &Pod) -> io::Result<()> {
+pub(super) fn empty_dir(volume: &Path, source: &EmptyDirVolumeSource, ready: &Path, pod: &Pod) -> io::Result<()> {
     let in_memory = match source.medium.as_deref().unwrap_or_default() {
         "" => false,
         "Memory" => true,
@@ -77,7 +77,7 @@ fn memory_size(source: &EmptyDirVolumeSource, pod: &Pod) -> Option<i64> {
 }
 
 /// Check that the path is what the volume's type asks for; make it where the type says so. As `checkType` of hostPath.
-pub fn host_path(source: &HostPathVolumeSource) -> io::Result<()> {
+pub(super) fn host_path(source: &HostPathVolumeSource) -> io::Result<()> {
     let path = Path::new(&source.path);
     let shown = path.display();
     let failed = |what: String| io::Error::other(format!("hostPath type check failed: {what}"));
@@ -101,7 +101,13 @@ pub fn host_path(source: &HostPathVolumeSource) -> io::Result<()> {
         "Directory" => (is(|kind| kind.is_dir()), "a directory"),
         "FileOrCreate" => {
             if found.is_none() {
-                return fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path).map(drop);
+                return fs::OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(0o644)
+                    .open(path)
+                    .map(drop);
             }
             (is(|kind| kind.is_file()), "a file")
         }
@@ -115,7 +121,7 @@ pub fn host_path(source: &HostPathVolumeSource) -> io::Result<()> {
 }
 
 /// Make everything in `volume` readable and writable by the group, directories passing it on. As `SetVolumeOwnership`.
-pub fn give_to_group(volume: &Path, group: GroupOwnership) -> io::Result<()> {
+pub(super) fn give_to_group(volume: &Path, group: GroupOwnership) -> io::Result<()> {
     const DIRECTORY: u32 = 0o2770;
     const FILE: u32 = 0o660;
     let top = fs::symlink_metadata(volume)?;

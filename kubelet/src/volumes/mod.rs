@@ -201,7 +201,13 @@ impl Volumes {
                 let from_api = source.read_only;
                 let prepared = blocking(move || sub_path::prepare(&volume, &wanted, &made_at, from_api)).await;
                 prepared.map_err(|error| {
-                    tracing::warn!(pod = pod.metadata.name, container = container.name, sub_path, error, "subPath refused");
+                    tracing::warn!(
+                        pod = pod.metadata.name,
+                        container = container.name,
+                        sub_path,
+                        error,
+                        "subPath refused"
+                    );
                     VolumeError::Mount(format!(
                         "failed to prepare subPath for volumeMount \"{}\" of container \"{}\"",
                         mount.name, container.name
@@ -310,9 +316,11 @@ fn propagation(mount: &VolumeMount) -> pb::MountPropagation {
 /// The API's name of the volume's source.
 fn unsupported_kind(volume: &Volume) -> String {
     match serde_json::to_value(volume) {
-        Ok(serde_json::Value::Object(fields)) => {
-            fields.into_iter().map(|(name, _)| name).find(|name| name != "name").unwrap_or_else(|| "an empty source".into())
-        }
+        Ok(serde_json::Value::Object(fields)) => fields
+            .into_iter()
+            .map(|(name, _)| name)
+            .find(|name| name != "name")
+            .unwrap_or_else(|| "an empty source".into()),
         _ => "this source".into(),
     }
 }
@@ -331,8 +339,10 @@ mod tests {
     use super::*;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"a": "b"}}, "spec": spec}))
-            .expect("a pod")
+        serde_json::from_value(
+            json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"a": "b"}}, "spec": spec}),
+        )
+        .expect("a pod")
     }
 
     fn is_root() -> bool {

@@ -16,7 +16,7 @@ const BUSY_ATTEMPTS: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Every mount point, in the order in which they were mounted.
-pub fn mount_points() -> io::Result<Vec<PathBuf>> {
+pub(super) fn mount_points() -> io::Result<Vec<PathBuf>> {
     fs::read("/proc/self/mountinfo").map(|table| parse_mountinfo(&table))
 }
 
@@ -34,7 +34,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut at = 0;
     while at < field.len() {
-        let octal = field.get(at + 1..at + 4).filter(|digits| field[at] == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let octal = field
+            .get(at + 1..at + 4)
+            .filter(|digits| field[at] == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
         match octal {
             Some(digits) => {
                 plain.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
@@ -50,7 +52,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// Whether something is mounted exactly at `path`.
-pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let path = match path.canonicalize() {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -60,7 +62,7 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
 }
 
 /// Mount a tmpfs at `path` (which exists), of at most `size_bytes`, that is never swapped out where the kernel can promise it.
-pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+pub(super) fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
     let size = size_bytes.map(|size| format!("size={size}")).unwrap_or_default();
     let attempt = |options: &str| {
         mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options).filter(|options| !options.is_empty()))
@@ -74,12 +76,12 @@ pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
 }
 
 /// Make what `source` shows appear at `target` too.
-pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+pub(super) fn bind(source: &Path, target: &Path) -> io::Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(io::Error::from)
 }
 
 /// Unmount `path`. That nothing is mounted there is no error.
-pub fn unmount(path: &Path) -> io::Result<()> {
+pub(super) fn unmount(path: &Path) -> io::Result<()> {
     for _ in 0..BUSY_ATTEMPTS {
         match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
@@ -91,7 +93,7 @@ pub fn unmount(path: &Path) -> io::Result<()> {
 }
 
 /// Unmount everything below `directory`, the latest mount first.
-pub fn unmount_below(directory: &Path) -> io::Result<()> {
+pub(super) fn unmount_below(directory: &Path) -> io::Result<()> {
     let directory = match directory.canonicalize() {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -101,7 +103,8 @@ pub fn unmount_below(directory: &Path) -> io::Result<()> {
         mounts.into_iter().filter(|path| path.starts_with(&directory) && *path != directory).collect::<Vec<_>>()
     };
     for path in below(mount_points()?).iter().rev() {
-        unmount(path).map_err(|error| io::Error::new(error.kind(), format!("unmounting {}: {error}", path.display())))?;
+        unmount(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("unmounting {}: {error}", path.display())))?;
     }
     match below(mount_points()?).first() {
         None => Ok(()),

@@ -14,7 +14,7 @@ use crate::env::{Found, NodeFacts, field_ref};
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileProjection {
+pub(super) struct FileProjection {
     pub data: Vec<u8>,
     pub mode: u32,
     /// The file's owner, where all containers of the pod run as one user (tokens only).
@@ -22,11 +22,11 @@ pub struct FileProjection {
 }
 
 /// The files of a volume by their path below it.
-pub type Payload = BTreeMap<String, FileProjection>;
+pub(super) type Payload = BTreeMap<String, FileProjection>;
 
 /// A volume whose files come from the API.
 #[derive(Debug, Clone)]
-pub struct ApiVolume {
+pub(super) struct ApiVolume {
     /// The plugin's directory: `kubernetes.io~configmap` …
     pub plugin: &'static str,
     /// Kept in memory, never on disk.
@@ -36,7 +36,7 @@ pub struct ApiVolume {
 }
 
 /// Which files a volume needs, or `None` if its files do not come from the API.
-pub fn sources_of(volume: &Volume) -> Option<ApiVolume> {
+pub(super) fn sources_of(volume: &Volume) -> Option<ApiVolume> {
     const DEFAULT_MODE: u32 = 0o644;
     let mode = |mode: Option<i32>| mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(DEFAULT_MODE);
     if let Some(source) = &volume.config_map {
@@ -90,7 +90,7 @@ pub fn sources_of(volume: &Volume) -> Option<ApiVolume> {
 
 /// The ConfigMaps, Secrets and tokens that the volume needs.
 #[derive(Debug, Default)]
-pub struct Wanted<'v> {
+pub(super) struct Wanted<'v> {
     pub config_maps: BTreeSet<&'v str>,
     pub secrets: BTreeSet<&'v str>,
     pub tokens: Vec<&'v ServiceAccountTokenProjection>,
@@ -99,7 +99,7 @@ pub struct Wanted<'v> {
 // === impl ApiVolume ===
 
 impl ApiVolume {
-    pub fn wanted(&self) -> Wanted<'_> {
+    pub(super) fn wanted(&self) -> Wanted<'_> {
         let mut wanted = Wanted::default();
         for source in &self.sources {
             wanted.config_maps.extend(source.config_map.iter().map(|source| source.name.as_str()));
@@ -111,16 +111,22 @@ impl ApiVolume {
 }
 
 /// Tokens by (audience, lifetime in seconds): see [`token_key`].
-pub type Tokens = BTreeMap<(String, i64), String>;
+pub(super) type Tokens = BTreeMap<(String, i64), String>;
 
 /// What distinguishes one projected token of a pod from another.
-pub fn token_key(source: &ServiceAccountTokenProjection) -> (String, i64) {
+pub(super) fn token_key(source: &ServiceAccountTokenProjection) -> (String, i64) {
     const DEFAULT_SECONDS: i64 = 3600;
     (source.audience.clone().unwrap_or_default(), source.expiration_seconds.unwrap_or(DEFAULT_SECONDS))
 }
 
 /// The volume's files, or every reason why there are none, joined as Kubernetes joins them.
-pub fn payload(volume: &ApiVolume, pod: &Pod, found: &Found, tokens: &Tokens, facts: &NodeFacts) -> Result<Payload, String> {
+pub(super) fn payload(
+    volume: &ApiVolume,
+    pod: &Pod,
+    found: &Found,
+    tokens: &Tokens,
+    facts: &NodeFacts,
+) -> Result<Payload, String> {
     let mut payload = Payload::new();
     let mut errors = Vec::new();
     for source in &volume.sources {
@@ -248,7 +254,7 @@ fn only_user(pod: &Pod) -> Option<u32> {
 }
 
 /// The pod's `fsGroup`.
-pub fn fs_group(pod: &Pod) -> Option<u32> {
+pub(super) fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
 }
@@ -280,10 +286,14 @@ mod tests {
     }
 
     fn found() -> Found {
-        let config_map = json!({"metadata": {"name": "cm"}, "data": {"a": "1", "b": "2"}, "binaryData": {"bin": "AAE="}});
+        let config_map =
+            json!({"metadata": {"name": "cm"}, "data": {"a": "1", "b": "2"}, "binaryData": {"bin": "AAE="}});
         let secret = json!({"metadata": {"name": "s"}, "data": {"pw": "aHVudGVyMg=="}});
         Found {
-            config_maps: BTreeMap::from([("cm".into(), Arc::new(serde_json::from_value(config_map).expect("a ConfigMap")))]),
+            config_maps: BTreeMap::from([(
+                "cm".into(),
+                Arc::new(serde_json::from_value(config_map).expect("a ConfigMap")),
+            )]),
             secrets: BTreeMap::from([("s".into(), Arc::new(serde_json::from_value(secret).expect("a Secret")))]),
         }
     }
@@ -373,7 +383,15 @@ mod tests {
 
     #[test]
     fn paths_stay_inside() {
-        for (path, safe) in [("a", true), ("a/b.c", true), ("", false), ("/a", false), ("a/../b", false), ("..data", false), (".", false)] {
+        for (path, safe) in [
+            ("a", true),
+            ("a/b.c", true),
+            ("", false),
+            ("/a", false),
+            ("a/../b", false),
+            ("..data", false),
+            (".", false),
+        ] {
             assert_eq!(is_safe_path(path), safe, "{path:?}");
         }
     }

@@ -16,7 +16,7 @@ use super::mounts;
 
 /// Make `sub_path` of `volume` appear at `target`; a directory that is missing is made. Idempotent: what `target` shows
 /// already stays, what has been replaced in the volume since is mounted anew.
-pub fn prepare(volume: &Path, sub_path: &str, target: &Path, read_only: bool) -> io::Result<()> {
+pub(super) fn prepare(volume: &Path, sub_path: &str, target: &Path, read_only: bool) -> io::Result<()> {
     let relative = checked(sub_path)?;
     let opened = match open_beneath(volume, &relative) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => make_directories(volume, &relative)?,
@@ -93,7 +93,11 @@ fn make_directories(volume: &Path, relative: &Path) -> io::Result<OwnedFd> {
         };
         match mkdirat(&parent, part.as_os_str(), Mode::from_bits_truncate(mode.bits() & 0o777)) {
             Ok(()) => {
-                let made = beneath(&parent, Path::new(part.as_os_str()), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
+                let made = beneath(
+                    &parent,
+                    Path::new(part.as_os_str()),
+                    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW,
+                )?;
                 // Regardless of the umask.
                 fchmod(&made, mode)?;
             }
@@ -106,7 +110,7 @@ fn make_directories(volume: &Path, relative: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Unmount and remove every subPath of the pod. Only what was made by [`prepare`] is removed: never a directory's contents.
-pub fn remove_all(subpaths: &Path) -> io::Result<()> {
+pub(super) fn remove_all(subpaths: &Path) -> io::Result<()> {
     mounts::unmount_below(subpaths)?;
     let volumes = match fs::read_dir(subpaths) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

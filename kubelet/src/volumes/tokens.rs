@@ -35,7 +35,7 @@ struct CachedToken {
 
 /// The tokens of this node's pods.
 #[derive(Default)]
-pub struct TokenManager {
+pub(super) struct TokenManager {
     cache: Mutex<HashMap<TokenKey, CachedToken>>,
 }
 
@@ -62,7 +62,7 @@ fn duration_between(from: Timestamp, to: Timestamp) -> Duration {
 
 impl TokenManager {
     /// A token of the pod's service account for `audience`. While it cannot be renewed, the old one serves until it expires.
-    pub async fn token(
+    pub(super) async fn token(
         &self,
         client: &kube::Client,
         pod: &Pod,
@@ -99,7 +99,7 @@ impl TokenManager {
     }
 
     /// Forget the tokens of a pod that is gone.
-    pub fn forget_pod(&self, uid: &str) {
+    pub(super) fn forget_pod(&self, uid: &str) {
         self.cache.lock().retain(|key, _| key.pod_uid != uid);
     }
 
@@ -128,8 +128,8 @@ async fn request(
         .and_then(|spec| spec.service_account_name.as_deref().filter(|name| !name.is_empty()))
         .unwrap_or("default");
     let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: if audience.is_empty() { Vec::new() } else { vec![audience.to_owned()] },
+        spec: Some(TokenRequestSpec {
+            audiences: (!audience.is_empty()).then(|| vec![audience.to_owned()]),
             expiration_seconds: Some(expiration_seconds),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".into()),
@@ -137,14 +137,20 @@ async fn request(
                 name: pod.metadata.name.clone(),
                 uid: pod.metadata.uid.clone(),
             }),
-        },
+        }),
         ..Default::default()
     };
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
-    let asked = accounts.create_token_request(account, &PostParams::default(), &request);
-    let answer = tokio::time::timeout(REQUEST_TIMEOUT, asked).await.map_err(|_| "the API server did not answer in time".to_owned())?;
+    let params = PostParams::default();
+    let asked = accounts.create_token_request(account, &params, &request);
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, asked)
+        .await
+        .map_err(|_| "the API server did not answer in time".to_owned())?;
     let status = answer.map_err(|error| error.to_string())?.status.ok_or("the API server's answer has no token")?;
-    Ok((status.token, status.expiration_timestamp.0))
+    match (status.token, status.expiration_timestamp) {
+        (Some(token), Some(expires)) => Ok((token, expires.0)),
+        _ => Err("the API server's answer has no token".to_owned()),
+    }
 }
 
 #[cfg(test)]
