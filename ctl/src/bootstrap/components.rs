@@ -260,6 +260,7 @@ fn dns(layout: &Layout, cluster: &ClusterFlags, node: &NodeFlags) -> Result<Vec<
         flag("kubeconfig", layout.kubeconfig("dns").display()),
         flag("cluster-domain", &cluster.service_dns_domain),
         flag("bind-address", address),
+        flag("port", super::objects::DNS_PORT),
         flag("resolv-conf", node.resolv_conf()),
     ])
 }

@@ -91,8 +91,6 @@ pub(crate) enum Credentials<'a> {
     Token(&'a str),
     /// A bearer token in a file, read again when it changes.
     TokenFile(&'a Path),
-    /// Client certificate and key in one file that the kubelet rotates.
-    CertificateFile(&'a Path),
     /// None: for discovery.
     Anonymous,
 }
@@ -111,9 +109,6 @@ pub(crate) fn render(server: &str, ca_certificate: &str, user: &str, credentials
         ),
         Credentials::Token(token) => format!("token: {token}"),
         Credentials::TokenFile(path) => format!("tokenFile: {}", path.display()),
-        Credentials::CertificateFile(path) => {
-            format!("client-certificate: {0}\n    client-key: {0}", path.display())
-        }
         Credentials::Anonymous => {
             return format!(
                 "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca_certificate}\n    server: {server}\n  name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {{}}\nusers: null\n"

@@ -9,6 +9,9 @@ use clap::Args;
 
 use super::cidr::Cidr;
 
+/// The API server's port unless another is given. As `KubeAPIServerPort`.
+pub(crate) const API_PORT: u16 = 6443;
+
 /// Where files are written, and which paths the files name.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Layout {
@@ -94,7 +97,7 @@ pub(crate) struct ClusterFlags {
     #[arg(long, value_name = "IP")]
     pub(crate) apiserver_advertise_address: Option<IpAddr>,
     /// The port of the API server
-    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    #[arg(long, value_name = "PORT", default_value_t = API_PORT)]
     pub(crate) apiserver_bind_port: u16,
     /// A stable address or name (with optional port) for the control plane, put into kubeconfigs and certificates
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -163,7 +166,7 @@ impl ClusterFlags {
 }
 
 /// Whether `host` ends in a port: `name:1`, `10.0.0.1:1`, `[::1]:1`, but not `::1`.
-fn has_port(endpoint: &str) -> bool {
+pub(crate) fn has_port(endpoint: &str) -> bool {
     match endpoint.rsplit_once(':') {
         Some((host, port)) => {
             port.parse::<u16>().is_ok() && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')))

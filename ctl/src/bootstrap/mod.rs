@@ -4,13 +4,22 @@
 
 mod certs;
 mod cidr;
+mod cluster;
 mod components;
 mod config;
+mod discovery;
 mod files;
 mod image;
+mod join;
 mod kubeconfig;
 mod layout;
+mod objects;
+mod phases;
 mod pki;
+mod process;
+mod status;
+mod token;
+mod wait;
 mod x509;
 
 use anyhow::{Context, Result};
@@ -80,6 +89,44 @@ enum Phase {
     /// Build images from what is on the machine, and import them into containerd
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Apply the cluster's own objects: joining, discovery, and what kube-proxy, the pod network and DNS need
+    Objects(ConfigArgs),
+    /// Label this node as one of the control plane
+    MarkControlPlane {
+        #[command(flatten)]
+        files: FileArgs,
+        /// Keep ordinary pods away from it
+        #[arg(long)]
+        taint: bool,
+    },
+    /// Make, list and delete bootstrap tokens
+    Token {
+        #[command(subcommand)]
+        command: phases::TokenCommand,
+        #[command(flatten)]
+        layout: Layout,
+    },
+    /// Prepare this machine to join a cluster
+    Join(join::JoinArgs),
+    /// Wait for components, `defaults`, `node`, `kubelet-certificate` or `dns-service`
+    Wait {
+        #[arg(required = true)]
+        targets: Vec<wait::Target>,
+        /// How long to wait for each, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+        #[command(flatten)]
+        files: ConfigArgs,
+    },
+    /// Get a page, trying until it is there
+    Fetch {
+        url: String,
+        /// How long to try, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+    },
+    /// Show this machine's components
+    Status(ConfigArgs),
     /// Show when certificates expire, and renew them
     #[command(subcommand)]
     Certs(CertsCommand),
@@ -160,11 +207,49 @@ pub(crate) async fn run(args: BootstrapArgs, _flags: &GlobalFlags) -> Result<()>
             println!("{} {}", if changed { "wrote" } else { "kept" }, path.display());
         }
         Phase::Image(command) => image::run(command).await?,
+        Phase::Objects(ConfigArgs { layout, cluster, node }) => {
+            let applied = phases::apply_objects(&absolute(layout)?, &cluster, &node).await?;
+            println!("applied {applied} objects");
+        }
+        Phase::MarkControlPlane { files: FileArgs { layout, cluster, .. }, taint } => {
+            phases::mark_control_plane(&layout, &cluster, taint).await?;
+        }
+        Phase::Token { command, layout } => phases::tokens(command, &layout, jiff::Timestamp::now()).await?,
+        Phase::Join(arguments) => {
+            join::join(arguments).await?;
+        }
+        Phase::Wait { targets, timeout, files: ConfigArgs { layout, cluster, node } } => {
+            let container_runtime_endpoint = &node.container_runtime_endpoint;
+            let places = wait::Places { layout: &layout, cluster: &cluster, container_runtime_endpoint };
+            wait::wait(&targets, std::time::Duration::from_secs(timeout), &places).await?;
+        }
+        Phase::Fetch { url, timeout } => {
+            print!("{}", wait::fetch(&url, std::time::Duration::from_secs(timeout)).await?)
+        }
+        Phase::Status(ConfigArgs { layout, cluster, node }) => {
+            let container_runtime_endpoint = &node.container_runtime_endpoint;
+            let places = wait::Places { layout: &layout, cluster: &cluster, container_runtime_endpoint };
+            let (table, healthy) = status::status(&places).await;
+            print!("{table}");
+            if !healthy {
+                anyhow::bail!("not everything is healthy");
+            }
+        }
         Phase::Certs(CertsCommand::CheckExpiration(FileArgs { layout, cluster, .. })) => {
             print!("{}", certs::check_expiration(&layout, &cluster, now)?);
         }
         Phase::Certs(CertsCommand::Renew { name, files: FileArgs { layout, cluster, key_algorithm } }) => {
-            for renewed in certs::renew(&layout, &cluster, &name, key_algorithm, now)? {
+            let mut all = match layout.pki_file("ca.key").exists() {
+                true => certs::renew(&layout, &cluster, &name, key_algorithm, now)?,
+                false => Vec::new(),
+            };
+            if name == "all" {
+                all.extend(join::renew_program_tokens(&layout).await?);
+            }
+            if all.is_empty() {
+                anyhow::bail!("{name}: there is nothing to renew on this machine");
+            }
+            for renewed in all {
                 println!("renewed {renewed}");
             }
         }
