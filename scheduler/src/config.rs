@@ -1,0 +1,270 @@
+//! KubeSchedulerConfiguration v1, as kube-scheduler reads it from `--config`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cache::DEFAULT_SCHEDULER_NAME;
+use crate::framework::Points;
+
+const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
+const KIND: &str = "KubeSchedulerConfiguration";
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not YAML, or not of the configuration's shape.
+    #[error("{0}")]
+    Malformed(String),
+    /// Another kind or version.
+    #[error("expected {KIND} of {API_VERSION}, found {kind} of {api_version}")]
+    WrongKind { api_version: String, kind: String },
+    /// A field whose value does not hold.
+    #[error("{field}: {cause}")]
+    Invalid { field: &'static str, cause: String },
+}
+
+/// The configuration, with Kubernetes' defaults in place of what is left out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Configuration {
+    pub api_version: String,
+    pub kind: String,
+    pub leader_election: LeaderElection,
+    pub client_connection: ClientConnection,
+    pub percentage_of_nodes_to_score: Option<u32>,
+    pub pod_initial_backoff_seconds: u64,
+    pub pod_max_backoff_seconds: u64,
+    pub profiles: Vec<ProfileConfig>,
+    pub extenders: Vec<serde_json::Value>,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Configuration {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            leader_election: LeaderElection::default(),
+            client_connection: ClientConnection::default(),
+            percentage_of_nodes_to_score: None,
+            pod_initial_backoff_seconds: 1,
+            pod_max_backoff_seconds: 10,
+            profiles: vec![ProfileConfig::default()],
+            extenders: Vec::new(),
+        }
+    }
+}
+
+/// `leaderElection`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeaderElection {
+    pub leader_elect: Option<bool>,
+    pub resource_name: String,
+    pub resource_namespace: String,
+}
+
+impl Default for LeaderElection {
+    fn default() -> Self {
+        LeaderElection {
+            leader_elect: None,
+            resource_name: "kube-scheduler".to_owned(),
+            resource_namespace: "kube-system".to_owned(),
+        }
+    }
+}
+
+/// `clientConnection`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientConnection {
+    pub kubeconfig: Option<String>,
+}
+
+/// `profiles[]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProfileConfig {
+    pub scheduler_name: String,
+    pub percentage_of_nodes_to_score: Option<u32>,
+    pub plugins: Plugins,
+    pub plugin_config: Vec<PluginConfig>,
+}
+
+impl Default for ProfileConfig {
+    fn default() -> Self {
+        ProfileConfig {
+            scheduler_name: DEFAULT_SCHEDULER_NAME.to_owned(),
+            percentage_of_nodes_to_score: None,
+            plugins: Plugins::default(),
+            plugin_config: Vec::new(),
+        }
+    }
+}
+
+impl ProfileConfig {
+    /// The arguments for a plugin.
+    pub fn arguments(&self, plugin: &str) -> Option<&serde_json::Value> {
+        self.plugin_config.iter().find(|config| config.name == plugin).map(|config| &config.args)
+    }
+}
+
+/// `profiles[].pluginConfig[]`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PluginConfig {
+    pub name: String,
+    #[serde(default)]
+    pub args: serde_json::Value,
+}
+
+/// `profiles[].plugins`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Plugins {
+    pub multi_point: Option<PluginSet>,
+    pub pre_enqueue: Option<PluginSet>,
+    pub queue_sort: Option<PluginSet>,
+    pub pre_filter: Option<PluginSet>,
+    pub filter: Option<PluginSet>,
+    pub post_filter: Option<PluginSet>,
+    pub pre_score: Option<PluginSet>,
+    pub score: Option<PluginSet>,
+    pub reserve: Option<PluginSet>,
+    pub permit: Option<PluginSet>,
+    pub pre_bind: Option<PluginSet>,
+    pub bind: Option<PluginSet>,
+    pub post_bind: Option<PluginSet>,
+}
+
+impl Plugins {
+    /// The sets of the single points that the configuration gives.
+    pub fn points(&self) -> impl Iterator<Item = (&'static str, Points, &PluginSet)> {
+        [
+            ("preEnqueue", Points::PRE_ENQUEUE, &self.pre_enqueue),
+            ("queueSort", Points::QUEUE_SORT, &self.queue_sort),
+            ("preFilter", Points::PRE_FILTER, &self.pre_filter),
+            ("filter", Points::FILTER, &self.filter),
+            ("postFilter", Points::POST_FILTER, &self.post_filter),
+            ("preScore", Points::PRE_SCORE, &self.pre_score),
+            ("score", Points::SCORE, &self.score),
+            ("reserve", Points::RESERVE, &self.reserve),
+            ("permit", Points::PERMIT, &self.permit),
+            ("preBind", Points::PRE_BIND, &self.pre_bind),
+            ("bind", Points::BIND, &self.bind),
+            ("postBind", Points::POST_BIND, &self.post_bind),
+        ]
+        .into_iter()
+        .filter_map(|(name, point, set)| Some((name, point, set.as_ref()?)))
+    }
+}
+
+/// The plugins of a point.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PluginSet {
+    pub enabled: Vec<PluginRef>,
+    pub disabled: Vec<PluginRef>,
+}
+
+impl PluginSet {
+    /// Whether the set switches off a plugin that is on by default.
+    pub fn disables(&self, plugin: &str) -> bool {
+        self.disabled.iter().any(|disabled| disabled.name == plugin || disabled.name == "*")
+    }
+}
+
+/// A plugin's name and weight.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PluginRef {
+    pub name: String,
+    #[serde(default)]
+    pub weight: Option<i64>,
+}
+
+impl Configuration {
+    /// Reads and checks a configuration.
+    pub fn parse(text: &str) -> Result<Configuration, ConfigError> {
+        let documents =
+            apimachinery::yaml::documents(text).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        let Some(document) = documents.into_iter().next() else {
+            return Err(ConfigError::Malformed("the file is empty".to_owned()));
+        };
+        let mut configuration: Configuration =
+            serde_json::from_value(document).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        if configuration.api_version != API_VERSION || configuration.kind != KIND {
+            return Err(ConfigError::WrongKind {
+                api_version: configuration.api_version,
+                kind: configuration.kind,
+            });
+        }
+        if configuration.profiles.is_empty() {
+            configuration.profiles.push(ProfileConfig::default());
+        }
+        configuration.check()?;
+        Ok(configuration)
+    }
+
+    /// The wait before the second attempt, and the longest wait.
+    pub fn backoff(&self) -> (Duration, Duration) {
+        (Duration::from_secs(self.pod_initial_backoff_seconds), Duration::from_secs(self.pod_max_backoff_seconds))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |field, cause: &str| Err(ConfigError::Invalid { field, cause: cause.to_owned() });
+        if self.pod_initial_backoff_seconds == 0 {
+            return invalid("podInitialBackoffSeconds", "must be greater than 0");
+        }
+        if self.pod_max_backoff_seconds < self.pod_initial_backoff_seconds {
+            return invalid("podMaxBackoffSeconds", "must be greater than or equal to podInitialBackoffSeconds");
+        }
+        let percentages = self.profiles.iter().map(|profile| profile.percentage_of_nodes_to_score);
+        if percentages.chain([self.percentage_of_nodes_to_score]).flatten().any(|percentage| percentage > 100) {
+            return invalid("percentageOfNodesToScore", "not in valid range [0-100]");
+        }
+        let mut names = BTreeSet::new();
+        for profile in &self.profiles {
+            if profile.scheduler_name.is_empty() {
+                return invalid("profiles[].schedulerName", "Required value");
+            }
+            if !names.insert(&profile.scheduler_name) {
+                return invalid("profiles[].schedulerName", &format!("Duplicate value: {:?}", profile.scheduler_name));
+            }
+        }
+        if !self.extenders.is_empty() {
+            return invalid("extenders", "scheduler extenders are not supported");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n";
+
+    #[test]
+    fn an_empty_configuration_is_the_default() {
+        let configuration = Configuration::parse(HEAD).expect("default");
+        assert_eq!(configuration.backoff(), (Duration::from_secs(1), Duration::from_secs(10)));
+        assert_eq!(configuration.profiles.len(), 1);
+        assert_eq!(configuration.profiles[0].scheduler_name, "default-scheduler");
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let cases = [
+            ("profiles: [{schedulerName: a}, {schedulerName: a}]", "Duplicate value: \"a\""),
+            ("percentageOfNodesToScore: 101", "percentageOfNodesToScore"),
+            ("podInitialBackoffSeconds: 20", "podMaxBackoffSeconds"),
+            ("extenders: [{urlPrefix: http://x}]", "extenders"),
+            ("profiles: 7", "invalid type"),
+        ];
+        for (yaml, words) in cases {
+            let error = Configuration::parse(&format!("{HEAD}{yaml}\n")).expect_err(yaml).to_string();
+            assert!(error.contains(words), "{error} should contain {words}");
+        }
+        assert!(Configuration::parse("apiVersion: v1\nkind: Pod\n").is_err());
+    }
+}

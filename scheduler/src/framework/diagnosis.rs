@@ -1,0 +1,104 @@
+//! Why a pod has no node: which nodes were refused by which plugin, and the one sentence that the user reads.
+
+use std::collections::HashMap;
+
+use super::{EventSet, Profile, Refusal, State};
+use crate::cache::NodeId;
+
+/// The refusals of one attempt.
+#[derive(Debug, Default)]
+pub struct Diagnosis {
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// For each refused node the plugin (its place in the profile) and why.
+    pub refused: Vec<(NodeId, u8, Refusal)>,
+    /// What a PreFilter plugin said that refused all nodes at once, and its place in the profile.
+    pub pre_filter: Option<(u8, String)>,
+    /// What PostFilter plugins report.
+    pub post_filter: Option<String>,
+    /// The plugin whose Reserve or Permit turned the decision down, and its words.
+    pub rejected: Option<(u8, String)>,
+}
+
+/// No node for a pod.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct FitError {
+    /// Kubernetes' words.
+    pub message: String,
+    /// The plugins that refused.
+    pub plugins: Vec<&'static str>,
+    /// The changes after which another attempt makes sense.
+    pub helped_by: EventSet,
+}
+
+impl Diagnosis {
+    /// Puts the refusals into words. As `FitError.Error`.
+    pub fn into_error(self, profile: &Profile, states: &[Option<State>]) -> FitError {
+        let mut plugins: Vec<u8> = self.refused.iter().map(|(_, plugin, _)| *plugin).collect();
+        plugins.extend(self.pre_filter.iter().chain(&self.rejected).map(|(plugin, _)| *plugin));
+        plugins.sort_unstable();
+        plugins.dedup();
+        let mut helped_by = plugins
+            .iter()
+            .filter_map(|plugin| profile.plugins.get(usize::from(*plugin)))
+            .fold(EventSet::SELF_UPDATE, |events, plugin| events | plugin.events());
+        if self.nodes == 0 {
+            helped_by |= EventSet::NODE_ADD;
+        }
+        FitError {
+            message: self.message(profile, states),
+            plugins: plugins
+                .iter()
+                .filter_map(|plugin| profile.plugins.get(usize::from(*plugin)))
+                .map(|plugin| plugin.name())
+                .collect(),
+            helped_by,
+        }
+    }
+
+    fn message(&self, profile: &Profile, states: &[Option<State>]) -> String {
+        if let Some((_, words)) = &self.rejected {
+            return words.clone();
+        }
+        if self.nodes == 0 {
+            return "no nodes available to schedule pods".to_owned();
+        }
+        let mut message = format!("0/{} nodes are available:", self.nodes);
+        if let Some((_, words)) = &self.pre_filter {
+            message.push_str(&format!(" {words}."));
+        } else {
+            let reasons = self.histogram(profile, states);
+            if !reasons.is_empty() {
+                message.push_str(&format!(" {}.", reasons.join(", ")));
+            }
+        }
+        if let Some(words) = &self.post_filter {
+            message.push_str(&format!(" {words}"));
+        }
+        message
+    }
+
+    /// "2 Insufficient cpu", sorted as text.
+    fn histogram(&self, profile: &Profile, states: &[Option<State>]) -> Vec<String> {
+        let mut counts: HashMap<(u8, u32), u64> = HashMap::new();
+        for (_, plugin, refusal) in &self.refused {
+            let mut bits = refusal.reasons;
+            while bits != 0 {
+                *counts.entry((*plugin, bits.trailing_zeros())).or_default() += 1;
+                bits &= bits - 1;
+            }
+        }
+        let none: State = Box::new(());
+        let mut by_words: HashMap<String, u64> = HashMap::new();
+        for ((plugin, number), count) in counts {
+            let index = usize::from(plugin);
+            let Some(plugin) = profile.plugins.get(index) else { continue };
+            let state = states.get(index).and_then(Option::as_ref).unwrap_or(&none);
+            *by_words.entry(plugin.reason(state, number).into_owned()).or_default() += count;
+        }
+        let mut lines: Vec<String> = by_words.into_iter().map(|(words, count)| format!("{count} {words}")).collect();
+        lines.sort_unstable();
+        lines
+    }
+}

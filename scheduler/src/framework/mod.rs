@@ -1,0 +1,263 @@
+//! The scheduling framework: what a plugin is, and at which points of a pod's way to a node it may speak.
+//!
+//! The points and their meaning are Kubernetes': PreEnqueue, QueueSort, PreFilter, Filter, PostFilter, PreScore, Score and
+//! NormalizeScore, Reserve, Permit, PreBind, Bind, PostBind. Up to Permit a plugin is a pure function of the pod and the
+//! snapshot; only the binding points, which run in a task of their own, do I/O.
+//!
+//! A filter answers without allocating: a refusal is a few bits, one a reason, which the plugin turns into words only when
+//! the pod cannot be placed at all.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use crate::cache::{NodeId, PendingPod, Snapshot};
+
+mod diagnosis;
+mod events;
+mod profile;
+
+pub use diagnosis::{Diagnosis, FitError};
+pub use events::EventSet;
+pub use profile::{Profile, ProfileError};
+
+/// The highest normalised score.
+pub const MAX_NODE_SCORE: i64 = 100;
+
+/// The points at which a plugin may speak, as a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Points(u16);
+
+impl Points {
+    pub const PRE_ENQUEUE: Points = Points(1);
+    pub const QUEUE_SORT: Points = Points(1 << 1);
+    pub const PRE_FILTER: Points = Points(1 << 2);
+    pub const FILTER: Points = Points(1 << 3);
+    pub const POST_FILTER: Points = Points(1 << 4);
+    pub const PRE_SCORE: Points = Points(1 << 5);
+    pub const SCORE: Points = Points(1 << 6);
+    pub const RESERVE: Points = Points(1 << 7);
+    pub const PERMIT: Points = Points(1 << 8);
+    pub const PRE_BIND: Points = Points(1 << 9);
+    pub const BIND: Points = Points(1 << 10);
+    pub const POST_BIND: Points = Points(1 << 11);
+
+    /// Both sets together.
+    pub const fn and(self, other: Points) -> Points {
+        Points(self.0 | other.0)
+    }
+
+    pub const fn contains(self, point: Points) -> bool {
+        self.0 & point.0 == point.0
+    }
+}
+
+/// What a plugin works out once per pod for its later points.
+pub type State = Box<dyn Any + Send + Sync>;
+
+/// A plugin's own state.
+///
+/// # Panics
+/// If it is of another plugin: the framework hands each plugin what that plugin made.
+pub fn state_of<T: 'static>(state: &State) -> &T {
+    state.downcast_ref().expect("a plugin's state is of the type that the plugin made")
+}
+
+/// A filter's answer for one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Accept,
+    Refuse(Refusal),
+}
+
+/// Why a node was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One bit a reason; [`Plugin::reason`] gives the words.
+    pub reasons: u64,
+    /// Whether removing pods from the node could help (Unschedulable) or not (UnschedulableAndUnresolvable).
+    pub resolvable: bool,
+}
+
+impl Verdict {
+    /// Refuses a node that could be made to fit.
+    pub const fn unschedulable(reasons: u64) -> Verdict {
+        Verdict::Refuse(Refusal { reasons, resolvable: true })
+    }
+
+    /// Refuses a node that preemption cannot make fit.
+    pub const fn unresolvable(reasons: u64) -> Verdict {
+        Verdict::Refuse(Refusal { reasons, resolvable: false })
+    }
+
+    /// `Accept` if `fits`, else the first reason, not to be helped by preemption.
+    pub const fn resolvable_never(fits: bool) -> Verdict {
+        if fits { Verdict::Accept } else { Verdict::unresolvable(1) }
+    }
+
+    pub const fn is_accept(self) -> bool {
+        matches!(self, Verdict::Accept)
+    }
+}
+
+/// What PreFilter says.
+pub enum PreFilter {
+    /// The plugin's filter has nothing to say about this pod.
+    Skip,
+    /// Filter with this state.
+    Proceed(State),
+    /// Filter with this state, and only these nodes come into question.
+    Only(State, Vec<NodeId>),
+    /// No node can do.
+    Refuse(String),
+}
+
+/// What PreScore says.
+pub enum PreScore {
+    /// The plugin's score has nothing to say about this pod.
+    Skip,
+    Proceed(State),
+}
+
+/// What Permit says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    Allow,
+    /// Binding waits for this long at most, until the plugin says otherwise.
+    Wait(Duration),
+    Reject(String),
+}
+
+/// What Bind says.
+#[derive(Debug)]
+pub enum Bind {
+    /// Not this plugin's pod: the next one is asked.
+    Skip,
+    Bound,
+    Failed(String),
+}
+
+/// The place of a pod in the queue: the lowest comes first.
+pub type QueueKey = (i64, i64);
+
+/// What plugins reach the outside world with while binding.
+#[derive(Clone)]
+pub struct Handle {
+    pub client: kube::Client,
+}
+
+/// A scheduling plugin. It implements the points that [`Plugin::points`] names; the others are never called.
+pub trait Plugin: Send + Sync {
+    /// The name in configurations and messages.
+    fn name(&self) -> &'static str;
+
+    /// Where the plugin speaks.
+    fn points(&self) -> Points;
+
+    /// The changes that may make a pod fit which this plugin refused. As `EventsToRegister`.
+    fn events(&self) -> EventSet {
+        EventSet::ALL
+    }
+
+    /// Whether the pod may enter the active queue; the error says why not.
+    fn pre_enqueue(&self, _pod: &PendingPod) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The order of the active queue; `waiting_since_us` is when the pod was first seen.
+    fn queue_key(&self, _pod: &PendingPod, waiting_since_us: i64) -> QueueKey {
+        (0, waiting_since_us)
+    }
+
+    fn pre_filter(&self, _pod: &PendingPod, _snapshot: &Snapshot) -> PreFilter {
+        PreFilter::Proceed(Box::new(()))
+    }
+
+    fn filter(&self, _state: &State, _pod: &PendingPod, _snapshot: &Snapshot, _node: NodeId) -> Verdict {
+        Verdict::Accept
+    }
+
+    /// The words for the reason with this number.
+    fn reason(&self, _state: &State, _number: u32) -> Cow<'static, str> {
+        Cow::Borrowed(self.name())
+    }
+
+    /// Called when no node fits; returns what it did about it, for the message.
+    fn post_filter(&self, _pod: &PendingPod, _snapshot: &Snapshot, _diagnosis: &Diagnosis) -> Option<String> {
+        None
+    }
+
+    fn pre_score(&self, _pod: &PendingPod, _snapshot: &Snapshot, _feasible: &[NodeId]) -> PreScore {
+        PreScore::Proceed(Box::new(()))
+    }
+
+    fn score(&self, _state: &State, _pod: &PendingPod, _snapshot: &Snapshot, _node: NodeId) -> i64 {
+        0
+    }
+
+    /// Brings the raw scores of all feasible nodes into 0 to [`MAX_NODE_SCORE`]. As `NormalizeScore`.
+    fn normalize(&self, _state: &State, _scores: &mut [i64]) {}
+
+    /// Takes what the plugin must hold for the pod; an error undoes the decision.
+    fn reserve(&self, _pod: &PendingPod, _node: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Takes a reservation back; called for all Reserve plugins, in reverse, whether or not they reserved.
+    fn unreserve(&self, _pod: &PendingPod, _node: &str) {}
+
+    fn permit(&self, _pod: &PendingPod, _node: &str) -> Permit {
+        Permit::Allow
+    }
+
+    fn pre_bind<'a>(
+        &'a self,
+        _handle: &'a Handle,
+        _pod: &'a PendingPod,
+        _node: &'a str,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn bind<'a>(&'a self, _handle: &'a Handle, _pod: &'a PendingPod, _node: &'a str) -> BoxFuture<'a, Bind> {
+        Box::pin(async { Bind::Skip })
+    }
+
+    fn post_bind(&self, _pod: &PendingPod, _node: &str) {}
+}
+
+/// Scales scores so that the highest becomes [`MAX_NODE_SCORE`], turned round if `reverse`. As `DefaultNormalizeScore`.
+pub fn normalize_by_maximum(scores: &mut [i64], reverse: bool) {
+    let highest = scores.iter().copied().max().unwrap_or(0);
+    for score in scores {
+        if highest == 0 {
+            *score = if reverse { MAX_NODE_SCORE } else { *score };
+            continue;
+        }
+        let scaled = MAX_NODE_SCORE * *score / highest;
+        *score = if reverse { MAX_NODE_SCORE - scaled } else { scaled };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normalisation_scales_to_the_maximum() {
+        let cases: [(&[i64], bool, &[i64]); 5] = [
+            (&[1, 2, 3, 4], false, &[25, 50, 75, 100]),
+            (&[1, 2, 3, 4], true, &[75, 50, 25, 0]),
+            (&[1000, 10, 20, 30], false, &[100, 1, 2, 3]),
+            (&[0, 0], true, &[100, 100]),
+            (&[0, 0], false, &[0, 0]),
+        ];
+        for (raw, reverse, expected) in cases {
+            let mut scores = raw.to_vec();
+            normalize_by_maximum(&mut scores, reverse);
+            assert_eq!(scores, expected, "{raw:?} reverse={reverse}");
+        }
+    }
+}
