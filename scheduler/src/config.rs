@@ -193,10 +193,7 @@ impl Configuration {
         let mut configuration: Configuration =
             serde_json::from_value(document).map_err(|error| ConfigError::Malformed(error.to_string()))?;
         if configuration.api_version != API_VERSION || configuration.kind != KIND {
-            return Err(ConfigError::WrongKind {
-                api_version: configuration.api_version,
-                kind: configuration.kind,
-            });
+            return Err(ConfigError::WrongKind { api_version: configuration.api_version, kind: configuration.kind });
         }
         if configuration.profiles.is_empty() {
             configuration.profiles.push(ProfileConfig::default());

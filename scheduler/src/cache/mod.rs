@@ -100,8 +100,7 @@ impl Snapshot {
     /// Drops the assumptions that nothing has confirmed in time, and names them.
     pub fn expire(&mut self, now: Instant) -> Vec<Arc<str>> {
         let late = |pod: &PlacedPod| matches!(pod.standing, Standing::Bound { expires } if expires <= now);
-        let expired: Vec<_> =
-            self.placed.iter().filter(|(_, pod)| late(pod)).map(|(uid, _)| uid.clone()).collect();
+        let expired: Vec<_> = self.placed.iter().filter(|(_, pod)| late(pod)).map(|(uid, _)| uid.clone()).collect();
         for uid in &expired {
             self.unplace(uid);
         }

@@ -101,8 +101,7 @@ impl Topology {
                 self.columns.remove(&oldest);
             }
         }
-        let mut column =
-            Column { domain_of: vec![NO_DOMAIN; self.slots], last_used: self.clock, ..Column::default() };
+        let mut column = Column { domain_of: vec![NO_DOMAIN; self.slots], last_used: self.clock, ..Column::default() };
         for (index, labels) in labels.iter().enumerate() {
             column.put(NodeId(index as u32), labels.get(key).map(String::as_str));
         }

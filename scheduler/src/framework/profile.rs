@@ -48,7 +48,11 @@ pub struct Profile {
 impl fmt::Debug for Profile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.plugins.iter().map(|plugin| plugin.name()).collect();
-        formatter.debug_struct("Profile").field("scheduler_name", &self.scheduler_name).field("plugins", &names).finish()
+        formatter
+            .debug_struct("Profile")
+            .field("scheduler_name", &self.scheduler_name)
+            .field("plugins", &names)
+            .finish()
     }
 }
 
@@ -107,8 +111,7 @@ impl Profile {
 
     fn arrange(name: &str, percentage: Option<u32>, chosen: Vec<Chosen>) -> Option<Profile> {
         let at = |point: Points| -> Vec<u8> {
-            let speaks =
-                |chosen: &Chosen| chosen.plugin.points().contains(point) && !chosen.disabled.contains(point);
+            let speaks = |chosen: &Chosen| chosen.plugin.points().contains(point) && !chosen.disabled.contains(point);
             chosen.iter().enumerate().filter(|(_, chosen)| speaks(chosen)).map(|(index, _)| index as u8).collect()
         };
         let score =
@@ -247,8 +250,9 @@ mod tests {
 
     #[test]
     fn a_star_disables_all_others() {
-        let profile = profile("  plugins:\n    score:\n      disabled: [{name: '*'}]\n      enabled: [{name: ImageLocality}]")
-            .expect("profile");
+        let profile =
+            profile("  plugins:\n    score:\n      disabled: [{name: '*'}]\n      enabled: [{name: ImageLocality}]")
+                .expect("profile");
         assert_eq!(profile.score.len(), 1);
         assert_eq!(score_weight(&profile, "ImageLocality"), Some(1));
     }

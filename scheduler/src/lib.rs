@@ -1,0 +1,17 @@
+//! The scheduler: finds a node for every pod that has none.
+//!
+//! `cache` holds the picture of the cluster, `queue` the pods that wait, `framework` and `plugins` what decides, `decide` the
+//! decision itself; all of that is pure. `driver` feeds them from watches and carries the decisions out.
+
+#![forbid(unsafe_code)]
+
+pub mod cache;
+pub mod config;
+pub mod decide;
+pub mod framework;
+#[cfg(test)]
+mod naive;
+pub mod plugins;
+pub mod queue;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,81 @@
+//! The plugins, one file each, and the table that names them.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::framework::Plugin;
+
+pub mod default_binder;
+pub mod image_locality;
+pub mod node_affinity;
+pub mod node_name;
+pub mod node_ports;
+pub mod node_resources_balanced_allocation;
+pub mod node_resources_fit;
+pub mod node_unschedulable;
+pub mod pod_topology_spread;
+pub mod priority_sort;
+pub mod scheduling_gates;
+pub mod taint_toleration;
+
+/// The default profile's plugins in their order, with their weights (0: no score). As `getDefaultPlugins`.
+pub const DEFAULTS: &[(&str, i64)] = &[
+    ("SchedulingGates", 0),
+    ("PrioritySort", 0),
+    ("NodeUnschedulable", 0),
+    ("NodeName", 0),
+    ("TaintToleration", 3),
+    ("NodeAffinity", 2),
+    ("NodePorts", 0),
+    ("NodeResourcesFit", 1),
+    ("PodTopologySpread", 2),
+    ("NodeResourcesBalancedAllocation", 1),
+    ("ImageLocality", 1),
+    ("DefaultBinder", 0),
+];
+
+/// Plugins of Kubernetes' default profile that a configuration may name and that are not there yet.
+pub const KNOWN_ELSEWHERE: &[&str] = &[
+    "DefaultPreemption",
+    "DynamicResources",
+    "EBSLimits",
+    "GCEPDLimits",
+    "InterPodAffinity",
+    "NodeVolumeLimits",
+    "VolumeBinding",
+    "VolumeRestrictions",
+    "VolumeZone",
+];
+
+/// Makes a plugin with its arguments; `None` if there is no such plugin.
+pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plugin>, String>> {
+    fn plain(plugin: impl Plugin + 'static) -> Result<Arc<dyn Plugin>, String> {
+        Ok(Arc::new(plugin))
+    }
+    Some(match name {
+        "SchedulingGates" => plain(scheduling_gates::SchedulingGates),
+        "PrioritySort" => plain(priority_sort::PrioritySort),
+        "NodeUnschedulable" => plain(node_unschedulable::NodeUnschedulable),
+        "NodeName" => plain(node_name::NodeName),
+        "TaintToleration" => plain(taint_toleration::TaintToleration),
+        "NodeAffinity" => node_affinity::NodeAffinity::new(arguments).and_then(plain),
+        "NodePorts" => plain(node_ports::NodePorts),
+        "NodeResourcesFit" => node_resources_fit::NodeResourcesFit::new(arguments).and_then(plain),
+        "PodTopologySpread" => pod_topology_spread::PodTopologySpread::new(arguments).and_then(plain),
+        "NodeResourcesBalancedAllocation" => {
+            node_resources_balanced_allocation::NodeResourcesBalancedAllocation::new(arguments).and_then(plain)
+        }
+        "ImageLocality" => plain(image_locality::ImageLocality),
+        "DefaultBinder" => plain(default_binder::DefaultBinder),
+        _ => return None,
+    })
+}
+
+/// A plugin's arguments, or their defaults.
+pub(crate) fn arguments<T: serde::de::DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, String> {
+    match value {
+        None | Some(Value::Null) => Ok(T::default()),
+        Some(value) => serde_json::from_value(value.clone()).map_err(|error| error.to_string()),
+    }
+}

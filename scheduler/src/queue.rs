@@ -1,0 +1,419 @@
+//! The pods that wait for a node: ready to be tried (active), waiting out a back-off, refused until something changes
+//! (unschedulable), or not to be tried at all (gated). Time comes in as an argument.
+//!
+//! A pod that was refused goes to the unschedulable pods and comes back when an event happens that can help it, or after
+//! [`UNSCHEDULABLE_FLUSH`] at the latest. Events that happen while a pod is being decided on are kept for it, so that none is
+//! missed between the snapshot and the refusal.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cache::PendingPod;
+use crate::framework::{EventSet, QueueKey};
+
+/// How long a refused pod waits for an event before it is tried again all the same. As `podMaxInUnschedulablePodsDuration`.
+pub const UNSCHEDULABLE_FLUSH: Duration = Duration::from_secs(5 * 60);
+
+type Uid = Arc<str>;
+
+/// What the queue asks of the profiles.
+pub trait Policy {
+    /// The pod's place among the active ones. As QueueSort.
+    fn key(&self, pod: &PendingPod, waiting_since_us: i64) -> QueueKey;
+    /// Whether the pod may be tried at all. As PreEnqueue.
+    fn admits(&self, pod: &PendingPod) -> bool;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Active(QueueKey, u64),
+    Backoff(Instant, u64),
+    Unschedulable {
+        since: Instant,
+    },
+    Gated,
+    /// Taken out to be decided on, or being bound.
+    InFlight {
+        events: EventSet,
+    },
+}
+
+#[derive(Debug)]
+struct Entry {
+    pod: Arc<PendingPod>,
+    place: Place,
+    /// How often a node was looked for.
+    attempts: u32,
+    waiting_since_us: i64,
+    /// When the last attempt ended: the back-off counts from here.
+    last_attempt: Instant,
+    helped_by: EventSet,
+}
+
+/// How many pods are where, for the metric `scheduler_pending_pods`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depths {
+    pub active: usize,
+    pub backoff: usize,
+    pub unschedulable: usize,
+    pub gated: usize,
+}
+
+/// The queue.
+pub struct Queue<P> {
+    policy: P,
+    initial_backoff: Duration,
+    max_backoff: Duration,
+    entries: HashMap<Uid, Entry>,
+    active: BTreeMap<(QueueKey, u64), Uid>,
+    backoff: BTreeMap<(Instant, u64), Uid>,
+    sequence: u64,
+}
+
+impl<P: Policy> Queue<P> {
+    pub fn new(policy: P, initial_backoff: Duration, max_backoff: Duration) -> Queue<P> {
+        Queue {
+            policy,
+            initial_backoff,
+            max_backoff,
+            entries: HashMap::new(),
+            active: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            sequence: 0,
+        }
+    }
+
+    /// Takes in a pod, or a new version of one that is here already.
+    pub fn set(&mut self, pod: Arc<PendingPod>, now: Instant, now_us: i64) {
+        let uid = pod.facts.uid.clone();
+        let Some(entry) = self.entries.get_mut(&uid) else {
+            let entry = Entry {
+                pod,
+                place: Place::Gated,
+                attempts: 0,
+                waiting_since_us: now_us,
+                last_attempt: now,
+                helped_by: EventSet::NONE,
+            };
+            self.entries.insert(uid.clone(), entry);
+            self.activate(&uid);
+            return;
+        };
+        let changed = changes_its_chances(&entry.pod, &pod);
+        entry.pod = pod;
+        match entry.place {
+            Place::InFlight { mut events } => {
+                if changed {
+                    events |= EventSet::SELF_UPDATE;
+                    entry.place = Place::InFlight { events };
+                }
+            }
+            Place::Gated => self.activate(&uid),
+            Place::Unschedulable { .. } if changed => self.requeue(&uid, now),
+            Place::Unschedulable { .. } | Place::Backoff(..) => {}
+            // The priority may have changed, or a gate come.
+            Place::Active(..) => self.activate(&uid),
+        }
+    }
+
+    /// Forgets a pod: it is gone, has a node, or has ended.
+    pub fn remove(&mut self, uid: &str) -> bool {
+        self.lift(uid);
+        self.entries.remove(uid).is_some()
+    }
+
+    /// The next pod to decide on, and how often it was tried before.
+    pub fn pop(&mut self, now: Instant) -> Option<(Arc<PendingPod>, u32)> {
+        self.flush(now);
+        let (_, uid) = self.active.pop_first()?;
+        let entry = self.entries.get_mut(&uid)?;
+        entry.place = Place::InFlight { events: EventSet::NONE };
+        entry.attempts += 1;
+        Some((entry.pod.clone(), entry.attempts))
+    }
+
+    /// The pod that was popped has no node: it waits for one of `helped_by`. After an error (`None`) it is tried again
+    /// after its back-off.
+    pub fn refused(&mut self, uid: &str, helped_by: Option<EventSet>, now: Instant) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let Place::InFlight { events } = entry.place else { return };
+        entry.last_attempt = now;
+        entry.helped_by = helped_by.unwrap_or(EventSet::ALL);
+        entry.place = Place::Unschedulable { since: now };
+        if helped_by.is_none_or(|helped_by| helped_by.intersects(events)) {
+            let uid = entry.pod.facts.uid.clone();
+            self.requeue(&uid, now);
+        }
+    }
+
+    /// Something happened: the pods that it may help are tried again. As `MoveAllToActiveOrBackoffQueue`.
+    pub fn happened(&mut self, event: EventSet, now: Instant) {
+        if event.is_empty() {
+            return;
+        }
+        let mut helped = Vec::new();
+        for (uid, entry) in &mut self.entries {
+            match &mut entry.place {
+                Place::Unschedulable { .. } if entry.helped_by.intersects(event) => helped.push(uid.clone()),
+                Place::InFlight { events } => *events |= event,
+                _ => {}
+            }
+        }
+        for uid in helped {
+            self.requeue(&uid, now);
+        }
+    }
+
+    /// Brings back whose time has come; returns when the next one's will have.
+    pub fn flush(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(first) = self.backoff.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            let uid = first.remove();
+            self.activate(&uid);
+        }
+        let mut next = self.backoff.first_key_value().map(|((at, _), _)| *at);
+        let mut late = Vec::new();
+        for (uid, entry) in &self.entries {
+            if let Place::Unschedulable { since } = entry.place {
+                let at = since + UNSCHEDULABLE_FLUSH;
+                if at <= now {
+                    late.push(uid.clone());
+                } else {
+                    next = Some(next.map_or(at, |next| next.min(at)));
+                }
+            }
+        }
+        for uid in late {
+            self.requeue(&uid, now);
+        }
+        next
+    }
+
+    pub fn depths(&self) -> Depths {
+        let mut depths = Depths { active: self.active.len(), backoff: self.backoff.len(), ..Depths::default() };
+        for entry in self.entries.values() {
+            match entry.place {
+                Place::Unschedulable { .. } => depths.unschedulable += 1,
+                Place::Gated => depths.gated += 1,
+                _ => {}
+            }
+        }
+        depths
+    }
+
+    /// As `calculateBackoffDuration`: doubled with each attempt, up to the maximum.
+    fn backoff_of(&self, attempts: u32) -> Duration {
+        let doublings = attempts.saturating_sub(1).min(20);
+        self.initial_backoff.saturating_mul(1 << doublings).min(self.max_backoff)
+    }
+
+    /// To the active pods, or to the gated ones if a PreEnqueue plugin holds the pod back.
+    fn activate(&mut self, uid: &str) {
+        self.lift(uid);
+        self.sequence += 1;
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        if !self.policy.admits(&entry.pod) {
+            entry.place = Place::Gated;
+            return;
+        }
+        let key = self.policy.key(&entry.pod, entry.waiting_since_us);
+        entry.place = Place::Active(key, self.sequence);
+        self.active.insert((key, self.sequence), entry.pod.facts.uid.clone());
+    }
+
+    /// To the active pods, or first through the rest of its back-off.
+    fn requeue(&mut self, uid: &str, now: Instant) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        let ready = entry.last_attempt + self.backoff_of(entry.attempts);
+        if entry.attempts == 0 || ready <= now {
+            self.activate(uid);
+            return;
+        }
+        self.lift(uid);
+        self.sequence += 1;
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.place = Place::Backoff(ready, self.sequence);
+        self.backoff.insert((ready, self.sequence), entry.pod.facts.uid.clone());
+    }
+
+    /// Takes a pod out of the ordered maps.
+    fn lift(&mut self, uid: &str) {
+        match self.entries.get(uid).map(|entry| entry.place) {
+            Some(Place::Active(key, sequence)) => drop(self.active.remove(&(key, sequence))),
+            Some(Place::Backoff(at, sequence)) => drop(self.backoff.remove(&(at, sequence))),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a new version of a waiting pod may fit where the old one did not: anything but its status changed.
+fn changes_its_chances(old: &PendingPod, new: &PendingPod) -> bool {
+    old.pod.spec != new.pod.spec
+        || old.pod.metadata.labels != new.pod.metadata.labels
+        || old.pod.metadata.deletion_timestamp != new.pod.metadata.deletion_timestamp
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{PodBuilder, pending, pod};
+
+    struct ByPriority;
+
+    impl Policy for ByPriority {
+        fn key(&self, pod: &PendingPod, waiting_since_us: i64) -> QueueKey {
+            (-i64::from(pod.facts.priority), waiting_since_us)
+        }
+
+        fn admits(&self, pod: &PendingPod) -> bool {
+            pod.spec().and_then(|spec| spec.scheduling_gates.as_ref()).is_none()
+        }
+    }
+
+    struct Fixture {
+        queue: Queue<ByPriority>,
+        start: Instant,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let queue = Queue::new(ByPriority, Duration::from_secs(1), Duration::from_secs(10));
+            Fixture { queue, start: Instant::now() }
+        }
+
+        fn at(&self, seconds: u64) -> Instant {
+            self.start + Duration::from_secs(seconds)
+        }
+
+        fn set(&mut self, pod: PodBuilder, seconds: u64) {
+            let now = self.at(seconds);
+            self.queue.set(Arc::new(pending(pod.build())), now, seconds as i64);
+        }
+
+        fn pop(&mut self, seconds: u64) -> Option<String> {
+            let now = self.at(seconds);
+            self.queue.pop(now).map(|(pod, _)| pod.facts.key.name.clone())
+        }
+
+        fn refused(&mut self, name: &str, helped_by: Option<EventSet>, seconds: u64) {
+            let now = self.at(seconds);
+            self.queue.refused(&format!("uid-{name}"), helped_by, now);
+        }
+
+        fn happened(&mut self, event: EventSet, seconds: u64) {
+            let now = self.at(seconds);
+            self.queue.happened(event, now);
+        }
+    }
+
+    #[test]
+    fn pods_come_by_priority_and_then_by_age() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("old"), 0);
+        fixture.set(pod("new"), 1);
+        fixture.set(pod("urgent").priority(5), 2);
+        let order: Vec<_> = std::iter::from_fn(|| fixture.pop(3)).collect();
+        assert_eq!(order, ["urgent", "old", "new"]);
+    }
+
+    #[test]
+    fn a_refused_pod_waits_for_an_event_that_can_help_it() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        assert_eq!(fixture.pop(0).as_deref(), Some("p"));
+        fixture.refused("p", Some(EventSet::NODE_TAINT), 0);
+        fixture.happened(EventSet::POD_REMOVED, 20);
+        assert_eq!(fixture.pop(20), None);
+        fixture.happened(EventSet::NODE_TAINT, 20);
+        assert_eq!(fixture.pop(20).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn an_event_within_the_backoff_waits_for_its_end() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        for (attempt, backoff) in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (6, 10)] {
+            let start = attempt * 100;
+            assert_eq!(fixture.pop(start).as_deref(), if attempt == 1 { Some("p") } else { None }, "{attempt}");
+            if attempt > 1 {
+                fixture.happened(EventSet::NODE_ADD, start);
+                assert_eq!(fixture.pop(start).as_deref(), Some("p"));
+            }
+            fixture.refused("p", Some(EventSet::NODE_ADD), start);
+            fixture.happened(EventSet::NODE_ADD, start);
+            assert_eq!(fixture.pop(start + backoff - 1), None, "attempt {attempt}");
+            assert_eq!(fixture.queue.depths().backoff, 1);
+            assert_eq!(fixture.pop(start + backoff).as_deref(), Some("p"), "attempt {attempt}");
+            // Put it back as it was, without counting this attempt.
+            fixture.refused("p", Some(EventSet::NODE_ADD), start + backoff);
+            let uid: Arc<str> = "uid-p".into();
+            fixture.queue.entries.get_mut(&uid).expect("p").attempts = attempt as u32;
+        }
+    }
+
+    #[test]
+    fn an_event_during_the_decision_is_not_missed() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        fixture.pop(0);
+        fixture.happened(EventSet::NODE_ADD, 0);
+        fixture.refused("p", Some(EventSet::NODE_ADD), 0);
+        assert_eq!(fixture.pop(1).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn an_error_is_tried_again_after_the_backoff() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        fixture.pop(0);
+        fixture.refused("p", None, 0);
+        assert_eq!(fixture.pop(0), None);
+        assert_eq!(fixture.pop(1).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn without_any_event_a_pod_is_tried_again_in_the_end() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        fixture.pop(0);
+        fixture.refused("p", Some(EventSet::NODE_ADD), 0);
+        assert_eq!(fixture.queue.flush(fixture.start), Some(fixture.start + UNSCHEDULABLE_FLUSH));
+        assert_eq!(fixture.pop(299), None);
+        assert_eq!(fixture.pop(300).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_gated_pod_comes_when_its_gates_are_lifted() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p").gate("g"), 0);
+        assert_eq!(fixture.pop(0), None);
+        assert_eq!(fixture.queue.depths().gated, 1);
+        fixture.set(pod("p"), 1);
+        assert_eq!(fixture.pop(1).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_changed_pod_is_tried_again_but_not_for_its_status() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        fixture.pop(0);
+        fixture.refused("p", Some(EventSet::NODE_ADD), 0);
+        fixture.set(pod("p"), 50);
+        assert_eq!(fixture.pop(50), None);
+        fixture.set(pod("p").label("new", "label"), 50);
+        assert_eq!(fixture.pop(50).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_removed_pod_does_not_come_back() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        assert!(fixture.queue.remove("uid-p"));
+        assert_eq!(fixture.pop(0), None);
+        fixture.refused("p", None, 0);
+        assert_eq!(fixture.queue.depths(), Depths::default());
+    }
+}
