@@ -8,10 +8,14 @@
 pub mod cache;
 pub mod config;
 pub mod decide;
+pub mod driver;
 pub mod framework;
+pub mod metrics;
 #[cfg(test)]
 mod naive;
 pub mod plugins;
+pub mod options;
 pub mod queue;
+pub mod server;
 #[cfg(test)]
 mod testing;

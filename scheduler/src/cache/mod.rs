@@ -117,6 +117,11 @@ impl Snapshot {
         self.placed.get(uid).map(|pod| &self.nodes.name[pod.node.index()])
     }
 
+    /// What is known of a placed pod.
+    pub fn facts_of(&self, uid: &str) -> Option<&PodFacts> {
+        self.placed.get(uid).map(|pod| &pod.facts)
+    }
+
     /// How many pods are placed.
     pub fn placed_count(&self) -> usize {
         self.placed.len()

@@ -9,7 +9,6 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -125,8 +124,6 @@ pub enum PreScore {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permit {
     Allow,
-    /// Binding waits for this long at most, until the plugin says otherwise.
-    Wait(Duration),
     Reject(String),
 }
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Plugin, Points};
+use super::{Permit, Plugin, Points};
+use crate::cache::PendingPod;
 use crate::config::{PluginSet, ProfileConfig};
 use crate::plugins;
 
@@ -138,6 +139,31 @@ impl Profile {
             post_bind: at(Points::POST_BIND),
             plugins: chosen.into_iter().map(|chosen| chosen.plugin).collect(),
         })
+    }
+
+    /// Takes what Reserve plugins hold for the pod, and asks Permit; on a refusal everything is given back.
+    /// The error is the plugin's place and its words.
+    pub fn reserve(&self, pod: &PendingPod, node: &str) -> Result<(), (u8, String)> {
+        let reserved = self.reserve.iter().try_for_each(|place| {
+            self.plugin(*place).reserve(pod, node).map_err(|words| (*place, words))
+        });
+        let permitted = reserved.and_then(|()| {
+            self.permit.iter().try_for_each(|place| match self.plugin(*place).permit(pod, node) {
+                Permit::Allow => Ok(()),
+                Permit::Reject(words) => Err((*place, words)),
+            })
+        });
+        if permitted.is_err() {
+            self.unreserve(pod, node);
+        }
+        permitted
+    }
+
+    /// Gives back what [`Profile::reserve`] took.
+    pub fn unreserve(&self, pod: &PendingPod, node: &str) {
+        for place in self.reserve.iter().rev() {
+            self.plugin(*place).unreserve(pod, node);
+        }
     }
 
     /// The plugin with this place.

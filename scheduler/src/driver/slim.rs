@@ -1,0 +1,98 @@
+//! What the watches keep of each object: no more than decisions read.
+
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Container, Node, NodeStatus, Pod, PodStatus, ReplicationController, Service};
+
+fn container(container: &Container) -> Container {
+    Container {
+        name: container.name.clone(),
+        image: container.image.clone(),
+        resources: container.resources.clone(),
+        ports: container.ports.clone(),
+        restart_policy: container.restart_policy.clone(),
+        ..Container::default()
+    }
+}
+
+/// Keeps requests, ports, images and what says where a pod may be.
+pub(super) fn pod(pod: &mut Pod) {
+    pod.metadata.annotations = None;
+    pod.metadata.finalizers = None;
+    if let Some(spec) = &mut pod.spec {
+        spec.containers = spec.containers.iter().map(container).collect();
+        spec.init_containers = spec.init_containers.as_ref().map(|init| init.iter().map(container).collect());
+        spec.ephemeral_containers = None;
+        spec.security_context = None;
+        spec.dns_config = None;
+        spec.host_aliases = None;
+        spec.image_pull_secrets = None;
+        spec.readiness_gates = None;
+        spec.volumes = None;
+        if spec.node_name.as_deref().is_some_and(|name| !name.is_empty()) {
+            spec.tolerations = None;
+            spec.node_selector = None;
+        }
+    }
+    if let Some(status) = &mut pod.status {
+        let conditions = status.conditions.take().map(|mut conditions| {
+            conditions.retain(|condition| condition.type_ == "PodScheduled");
+            conditions
+        });
+        *status = PodStatus {
+            phase: status.phase.take(),
+            nominated_node_name: status.nominated_node_name.take(),
+            conditions,
+            ..PodStatus::default()
+        };
+    }
+}
+
+/// Keeps labels, taints, allocatable resources and images.
+pub(super) fn node(node: &mut Node) {
+    node.metadata.annotations = None;
+    if let Some(status) = &mut node.status {
+        *status = NodeStatus {
+            allocatable: status.allocatable.take(),
+            images: status.images.take(),
+            ..NodeStatus::default()
+        };
+    }
+}
+
+/// Keeps the selector.
+pub(super) fn service(service: &mut Service) {
+    service.metadata.annotations = None;
+    service.status = None;
+    if let Some(spec) = &mut service.spec {
+        let selector = spec.selector.take();
+        *spec = k8s_openapi::api::core::v1::ServiceSpec { selector, ..Default::default() };
+    }
+}
+
+/// Keeps the selector.
+pub(super) fn replication_controller(controller: &mut ReplicationController) {
+    controller.metadata.annotations = None;
+    controller.status = None;
+    if let Some(spec) = &mut controller.spec {
+        spec.template = None;
+    }
+}
+
+/// Keeps the selector.
+pub(super) fn replica_set(set: &mut ReplicaSet) {
+    set.metadata.annotations = None;
+    set.status = None;
+    if let Some(spec) = &mut set.spec {
+        spec.template = None;
+    }
+}
+
+/// Keeps the selector.
+pub(super) fn stateful_set(set: &mut StatefulSet) {
+    set.metadata.annotations = None;
+    set.status = None;
+    if let Some(spec) = &mut set.spec {
+        spec.template = Default::default();
+        spec.volume_claim_templates = None;
+    }
+}
