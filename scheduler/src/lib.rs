@@ -13,8 +13,8 @@ pub mod framework;
 pub mod metrics;
 #[cfg(test)]
 mod naive;
-pub mod plugins;
 pub mod options;
+pub mod plugins;
 pub mod queue;
 pub mod server;
 #[cfg(test)]

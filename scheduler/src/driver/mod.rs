@@ -217,8 +217,11 @@ impl Driver {
             match profile.reserve(pod, &name) {
                 Ok(()) => Ok((node, name)),
                 Err(rejected) => {
-                    let diagnosis =
-                        Diagnosis { nodes: core.snapshot.nodes.len(), rejected: Some(rejected), ..Diagnosis::default() };
+                    let diagnosis = Diagnosis {
+                        nodes: core.snapshot.nodes.len(),
+                        rejected: Some(rejected),
+                        ..Diagnosis::default()
+                    };
                     Err(diagnosis.into_error(&profile, &[]))
                 }
             }

@@ -76,7 +76,11 @@ impl Watches {
                 match_labels: controller.spec.as_ref().and_then(|spec| spec.selector.clone()),
                 ..LabelSelector::default()
             });
-            to.controller_changed(ControllerKind::ReplicationController, change.latest().map(|c| &c.metadata), selector);
+            to.controller_changed(
+                ControllerKind::ReplicationController,
+                change.latest().map(|c| &c.metadata),
+                selector,
+            );
         });
         let to = driver.clone();
         self.replica_sets.on_change(move |change: Change<'_, ReplicaSet>| {

@@ -144,9 +144,10 @@ impl Profile {
     /// Takes what Reserve plugins hold for the pod, and asks Permit; on a refusal everything is given back.
     /// The error is the plugin's place and its words.
     pub fn reserve(&self, pod: &PendingPod, node: &str) -> Result<(), (u8, String)> {
-        let reserved = self.reserve.iter().try_for_each(|place| {
-            self.plugin(*place).reserve(pod, node).map_err(|words| (*place, words))
-        });
+        let reserved = self
+            .reserve
+            .iter()
+            .try_for_each(|place| self.plugin(*place).reserve(pod, node).map_err(|words| (*place, words)));
         let permitted = reserved.and_then(|()| {
             self.permit.iter().try_for_each(|place| match self.plugin(*place).permit(pod, node) {
                 Permit::Allow => Ok(()),
