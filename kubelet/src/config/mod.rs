@@ -1,12 +1,17 @@
 //! `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1): defaults, the file, drop-ins, and the flags over them.
 
+mod fields;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::Taint;
+use serde_json::{Map, Value};
 
 use crate::options::Flags;
+use fields::Fields;
 
 /// Why there is no usable configuration.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +159,443 @@ impl Default for KubeletConfiguration {
 }
 
 /// The configuration of `--config` and `--config-dir`, with the flags over it.
-pub fn load(_flags: &Flags) -> Result<KubeletConfiguration, ConfigError> {
-    Ok(KubeletConfiguration::default())
+pub fn load(flags: &Flags) -> Result<KubeletConfiguration, ConfigError> {
+    let mut merged = Map::new();
+    if let Some(path) = &flags.config {
+        merged = read_file(path)?;
+    }
+    if let Some(directory) = &flags.config_dir {
+        for path in drop_ins(directory)? {
+            fields::merge(&mut merged, read_file(&path)?);
+        }
+    }
+    let mut config = from_fields(&Fields { config: &merged })?;
+    apply_flags(&mut config, flags)?;
+    validate(&config)?;
+    Ok(config)
+}
+
+/// The `*.conf` files of a drop-in directory, in the order of their names.
+fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let failed = |error: std::io::Error| ConfigError::File { path: directory.to_owned(), reason: error.to_string() };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "conf") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn read_file(path: &Path) -> Result<Map<String, Value>, ConfigError> {
+    let failed = |reason: String| ConfigError::File { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    parse(&text).map_err(failed)
+}
+
+/// One document of the right kind, with known fields only.
+fn parse(text: &str) -> Result<Map<String, Value>, String> {
+    let mut documents = apimachinery::yaml::documents(text).map_err(|error| error.to_string())?;
+    let Some(Value::Object(config)) = documents.pop() else {
+        return Err("not a YAML or JSON object".to_owned());
+    };
+    if !documents.is_empty() {
+        return Err("more than one document".to_owned());
+    }
+    let stated = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (version, kind) = (stated("apiVersion"), stated("kind"));
+    if (version.as_str(), kind.as_str()) != ("kubelet.config.k8s.io/v1beta1", "KubeletConfiguration") {
+        return Err(format!(
+            "apiVersion {version:?}, kind {kind:?}: not kubelet.config.k8s.io/v1beta1, KubeletConfiguration"
+        ));
+    }
+    let unknown = fields::unknown(&config);
+    if unknown.is_empty() {
+        return Ok(config);
+    }
+    let unknown: Vec<String> = unknown.iter().map(|field| format!("unknown field \"{field}\"")).collect();
+    Err(format!("strict decoding error: {}", unknown.join(", ")))
+}
+
+/// The settings, with Kubernetes' default for what is absent.
+fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError> {
+    let default = KubeletConfiguration::default();
+    let path = |name: &str| Ok::<_, ConfigError>(fields.string(name)?.map(PathBuf::from));
+    let port = |name: &str, default: u16| match fields.int(name)? {
+        None => Ok(default),
+        Some(number) => u16::try_from(number).map_err(|_| invalid(name, format!("{number} is not a port"))),
+    };
+    let mode = fields.string("authorization.mode")?.unwrap_or_else(|| "Webhook".to_owned());
+    let log_size = match fields.string("containerLogMaxSize")? {
+        None => default.container_log_max_size_bytes,
+        Some(size) => {
+            Quantity::parse(&size).map_err(|error| invalid("containerLogMaxSize", error.to_string()))?.value()
+        }
+    };
+    let eviction_hard = match fields.string_map("evictionHard")? {
+        None => default.eviction_hard,
+        // What is stated replaces the defaults altogether, unless they are to be merged in.
+        Some(stated) if fields.boolean("mergeDefaultEvictionSettings")? == Some(true) => {
+            default.eviction_hard.into_iter().chain(stated).collect()
+        }
+        Some(stated) => stated,
+    };
+    Ok(KubeletConfiguration {
+        static_pod_path: path("staticPodPath")?,
+        sync_frequency: fields.duration("syncFrequency")?.unwrap_or(default.sync_frequency),
+        file_check_frequency: fields.duration("fileCheckFrequency")?.unwrap_or(default.file_check_frequency),
+        address: fields.string("address")?.unwrap_or(default.address),
+        port: match port("port", default.port)? {
+            0 => default.port,
+            port => port,
+        },
+        healthz_port: port("healthzPort", default.healthz_port)?,
+        healthz_bind_address: fields.string("healthzBindAddress")?.unwrap_or(default.healthz_bind_address),
+        tls_cert_file: path("tlsCertFile")?,
+        tls_private_key_file: path("tlsPrivateKeyFile")?,
+        server_tls_bootstrap: fields.boolean("serverTLSBootstrap")?.unwrap_or(default.server_tls_bootstrap),
+        rotate_certificates: fields.boolean("rotateCertificates")?.unwrap_or(default.rotate_certificates),
+        client_ca_file: path("authentication.x509.clientCAFile")?,
+        anonymous_auth: fields.boolean("authentication.anonymous.enabled")?.unwrap_or(default.anonymous_auth),
+        webhook_authentication: fields
+            .boolean("authentication.webhook.enabled")?
+            .unwrap_or(default.webhook_authentication),
+        webhook_authorization: is_webhook(&mode)?,
+        cluster_dns: fields.strings("clusterDNS")?.unwrap_or_default(),
+        cluster_domain: fields.string("clusterDomain")?.unwrap_or_default(),
+        // Stated as empty it means "none"; absent, the host's.
+        resolv_conf: match fields.config.get("resolvConf").and_then(Value::as_str) {
+            Some("") => String::new(),
+            _ => fields.string("resolvConf")?.unwrap_or(default.resolv_conf),
+        },
+        streaming_connection_idle_timeout: fields
+            .duration("streamingConnectionIdleTimeout")?
+            .unwrap_or(default.streaming_connection_idle_timeout),
+        node_status_update_frequency: fields
+            .duration("nodeStatusUpdateFrequency")?
+            .unwrap_or(default.node_status_update_frequency),
+        // Where only the update frequency is stated, the report follows it. As `SetDefaults_KubeletConfiguration`.
+        node_status_report_frequency: match fields.duration("nodeStatusReportFrequency")? {
+            Some(stated) => stated,
+            None => fields.duration("nodeStatusUpdateFrequency")?.unwrap_or(default.node_status_report_frequency),
+        },
+        node_lease_duration_seconds: positive(fields.int("nodeLeaseDurationSeconds")?, default.node_lease_duration_seconds),
+        cgroup_root: fields.string("cgroupRoot")?.unwrap_or_default(),
+        cgroups_per_qos: fields.boolean("cgroupsPerQOS")?.unwrap_or(default.cgroups_per_qos),
+        cgroup_driver: fields.string("cgroupDriver")?.unwrap_or(default.cgroup_driver),
+        max_pods: positive(fields.int("maxPods")?, default.max_pods),
+        pod_cidr: fields.string("podCIDR")?.unwrap_or_default(),
+        pod_pids_limit: fields.long("podPidsLimit")?.filter(|limit| *limit > 0).unwrap_or(default.pod_pids_limit),
+        cpu_cfs_quota: fields.boolean("cpuCFSQuota")?.unwrap_or(default.cpu_cfs_quota),
+        cpu_cfs_quota_period: fields.duration("cpuCFSQuotaPeriod")?.unwrap_or(default.cpu_cfs_quota_period),
+        fail_swap_on: fields.boolean("failSwapOn")?.unwrap_or(default.fail_swap_on),
+        container_log_max_size_bytes: log_size,
+        container_log_max_files: positive(fields.int("containerLogMaxFiles")?, default.container_log_max_files),
+        container_log_monitor_interval: fields
+            .duration("containerLogMonitorInterval")?
+            .unwrap_or(default.container_log_monitor_interval),
+        pod_logs_dir: path("podLogsDir")?.unwrap_or(default.pod_logs_dir),
+        system_reserved: fields.string_map("systemReserved")?.unwrap_or_default(),
+        kube_reserved: fields.string_map("kubeReserved")?.unwrap_or_default(),
+        eviction_hard,
+        allowed_unsafe_sysctls: fields.strings("allowedUnsafeSysctls")?.unwrap_or_default(),
+        registry_pull_qps: fields.int("registryPullQPS")?.unwrap_or(default.registry_pull_qps),
+        registry_burst: positive(fields.int("registryBurst")?, default.registry_burst),
+        // More than one at a time is meant where a number is stated.
+        serialize_image_pulls: match fields.boolean("serializeImagePulls")? {
+            Some(stated) => stated,
+            None => fields.int("maxParallelImagePulls")?.is_none_or(|pulls| pulls < 2),
+        },
+        max_parallel_image_pulls: fields.int("maxParallelImagePulls")?,
+        image_gc_high_threshold_percent: fields
+            .int("imageGCHighThresholdPercent")?
+            .unwrap_or(default.image_gc_high_threshold_percent),
+        image_gc_low_threshold_percent: fields
+            .int("imageGCLowThresholdPercent")?
+            .unwrap_or(default.image_gc_low_threshold_percent),
+        image_minimum_gc_age: fields.duration("imageMinimumGCAge")?.unwrap_or(default.image_minimum_gc_age),
+        register_node: fields.boolean("registerNode")?.unwrap_or(default.register_node),
+        register_with_taints: fields.object("registerWithTaints", "[]v1.Taint")?.unwrap_or_default(),
+        seccomp_default: fields.boolean("seccompDefault")?.unwrap_or(default.seccomp_default),
+        enable_debugging_handlers: fields
+            .boolean("enableDebuggingHandlers")?
+            .unwrap_or(default.enable_debugging_handlers),
+        shutdown_grace_period: fields.duration("shutdownGracePeriod")?.unwrap_or(default.shutdown_grace_period),
+        container_runtime_endpoint: fields
+            .string("containerRuntimeEndpoint")?
+            .unwrap_or(default.container_runtime_endpoint),
+        image_service_endpoint: fields.string("imageServiceEndpoint")?.unwrap_or_default(),
+        provider_id: fields.string("providerID")?.unwrap_or_default(),
+        max_container_restart_period: fields
+            .duration("crashLoopBackOff.maxContainerRestartPeriod")?
+            .unwrap_or(default.max_container_restart_period),
+        feature_gates: fields.bool_map("featureGates")?.unwrap_or_default(),
+    })
+}
+
+/// Flags win over the file.
+fn apply_flags(config: &mut KubeletConfiguration, flags: &Flags) -> Result<(), ConfigError> {
+    fn set<T: Clone>(field: &mut T, flag: &Option<T>) {
+        if let Some(given) = flag {
+            field.clone_from(given);
+        }
+    }
+    let port = |name: &str, number: i32| {
+        u16::try_from(number).map_err(|_| invalid(name, format!("{number} is not a port")))
+    };
+    if let Some(path) = &flags.pod_manifest_path {
+        config.static_pod_path = Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
+    }
+    set(&mut config.address, &flags.address);
+    if let Some(number) = flags.port {
+        config.port = port("--port", number)?;
+    }
+    if let Some(number) = flags.healthz_port {
+        config.healthz_port = port("--healthz-port", number)?;
+    }
+    set(&mut config.healthz_bind_address, &flags.healthz_bind_address);
+    set(&mut config.tls_cert_file, &flags.tls_cert_file.clone().map(Some));
+    set(&mut config.tls_private_key_file, &flags.tls_private_key_file.clone().map(Some));
+    set(&mut config.client_ca_file, &flags.client_ca_file.clone().map(Some));
+    set(&mut config.server_tls_bootstrap, &flags.rotate_server_certificates);
+    set(&mut config.rotate_certificates, &flags.rotate_certificates);
+    set(&mut config.anonymous_auth, &flags.anonymous_auth);
+    set(&mut config.webhook_authentication, &flags.authentication_token_webhook);
+    if let Some(mode) = &flags.authorization_mode {
+        config.webhook_authorization = is_webhook(mode)?;
+    }
+    if !flags.cluster_dns.is_empty() {
+        config.cluster_dns.clone_from(&flags.cluster_dns);
+    }
+    set(&mut config.cluster_domain, &flags.cluster_domain);
+    set(&mut config.resolv_conf, &flags.resolv_conf);
+    set(&mut config.cgroup_driver, &flags.cgroup_driver);
+    set(&mut config.cgroup_root, &flags.cgroup_root);
+    set(&mut config.cgroups_per_qos, &flags.cgroups_per_qos);
+    set(&mut config.max_pods, &flags.max_pods);
+    set(&mut config.pod_cidr, &flags.pod_cidr);
+    set(&mut config.fail_swap_on, &flags.fail_swap_on);
+    set(&mut config.register_node, &flags.register_node);
+    set(&mut config.container_runtime_endpoint, &flags.container_runtime_endpoint);
+    set(&mut config.image_service_endpoint, &flags.image_service_endpoint);
+    set(&mut config.provider_id, &flags.provider_id);
+    if !flags.system_reserved.is_empty() {
+        config.system_reserved = pairs("--system-reserved", &flags.system_reserved, '=')?;
+    }
+    if !flags.kube_reserved.is_empty() {
+        config.kube_reserved = pairs("--kube-reserved", &flags.kube_reserved, '=')?;
+    }
+    if !flags.eviction_hard.is_empty() {
+        config.eviction_hard = pairs("--eviction-hard", &flags.eviction_hard, '<')?;
+    }
+    if !flags.register_with_taints.is_empty() {
+        config.register_with_taints =
+            flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_, _>>()?;
+    }
+    for (name, value) in pairs("--feature-gates", &flags.feature_gates, '=')? {
+        let on = value.parse().map_err(|_| invalid("--feature-gates", format!("{name}={value}: not true or false")))?;
+        config.feature_gates.insert(name, on);
+    }
+    Ok(())
+}
+
+fn pairs(flag: &str, items: &[String], separator: char) -> Result<BTreeMap<String, String>, ConfigError> {
+    items
+        .iter()
+        .filter(|item| !item.is_empty())
+        .map(|item| {
+            let (key, value) = item
+                .split_once(separator)
+                .ok_or_else(|| invalid(flag, format!("{item:?} is not of the form name{separator}value")))?;
+            Ok((key.trim().to_owned(), value.trim().to_owned()))
+        })
+        .collect()
+}
+
+/// `key=value:effect`, `key:effect`.
+fn taint(text: &str) -> Result<Taint, ConfigError> {
+    let bad = || invalid("--register-with-taints", format!("{text:?} is not of the form key=value:effect"));
+    let (key_value, effect) = text.rsplit_once(':').ok_or_else(bad)?;
+    if !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
+        return Err(invalid("--register-with-taints", format!("{text:?}: unknown effect {effect:?}")));
+    }
+    let (key, value) = match key_value.split_once('=') {
+        Some((key, value)) => (key, Some(value.to_owned()).filter(|value| !value.is_empty())),
+        None => (key_value, None),
+    };
+    if key.is_empty() {
+        return Err(bad());
+    }
+    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
+}
+
+/// What would fail later, or silently be something else than meant.
+fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
+    if !matches!(config.cgroup_driver.as_str(), "cgroupfs" | "systemd") {
+        return Err(invalid("cgroupDriver", format!("{:?} is neither cgroupfs nor systemd", config.cgroup_driver)));
+    }
+    let (high, low) = (config.image_gc_high_threshold_percent, config.image_gc_low_threshold_percent);
+    for (field, percent) in [("imageGCHighThresholdPercent", high), ("imageGCLowThresholdPercent", low)] {
+        if !(0..=100).contains(&percent) {
+            return Err(invalid(field, format!("{percent} must be between 0 and 100")));
+        }
+    }
+    if low >= high {
+        return Err(invalid(
+            "imageGCLowThresholdPercent",
+            format!("{low} must be less than imageGCHighThresholdPercent {high}"),
+        ));
+    }
+    if config.max_parallel_image_pulls.is_some_and(|pulls| pulls < 1) {
+        return Err(invalid("maxParallelImagePulls", "must be a positive number".to_owned()));
+    }
+    if config.serialize_image_pulls && config.max_parallel_image_pulls.is_some_and(|pulls| pulls > 1) {
+        return Err(invalid("maxParallelImagePulls", "cannot be larger than 1 unless serializeImagePulls is false".to_owned()));
+    }
+    if config.tls_cert_file.is_some() != config.tls_private_key_file.is_some() {
+        return Err(invalid("tlsCertFile", "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned()));
+    }
+    for address in &config.cluster_dns {
+        if address.parse::<std::net::IpAddr>().is_err() {
+            return Err(invalid("clusterDNS", format!("{address:?} is not an IP address")));
+        }
+    }
+    for (field, map) in [("systemReserved", &config.system_reserved), ("kubeReserved", &config.kube_reserved)] {
+        for (resource, amount) in map {
+            if Quantity::parse(amount).is_err() {
+                return Err(invalid(field, format!("{resource}: {amount:?} is not a quantity")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_webhook(mode: &str) -> Result<bool, ConfigError> {
+    match mode {
+        "Webhook" => Ok(true),
+        "AlwaysAllow" => Ok(false),
+        other => Err(invalid("authorization.mode", format!("{other:?} is neither Webhook nor AlwaysAllow"))),
+    }
+}
+
+fn positive(number: Option<i32>, default: i32) -> i32 {
+    number.filter(|number| *number > 0).unwrap_or(default)
+}
+
+fn invalid(field: &str, reason: String) -> ConfigError {
+    ConfigError::Invalid { field: field.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+    const KUBEADM: &str = "authentication:
+  anonymous: {enabled: false}
+  webhook: {cacheTTL: 0s, enabled: true}
+  x509: {clientCAFile: /etc/kubernetes/pki/ca.crt}
+authorization:
+  mode: Webhook
+  webhook: {cacheAuthorizedTTL: 0s, cacheUnauthorizedTTL: 0s}
+cgroupDriver: systemd
+clusterDNS: [10.96.0.10]
+clusterDomain: cluster.local
+containerRuntimeEndpoint: \"\"
+cpuManagerReconcilePeriod: 0s
+crashLoopBackOff: {}
+evictionPressureTransitionPeriod: 0s
+fileCheckFrequency: 0s
+healthzBindAddress: 127.0.0.1
+healthzPort: 10248
+httpCheckFrequency: 0s
+imageMaximumGCAge: 0s
+imageMinimumGCAge: 0s
+logging:
+  flushFrequency: 0
+  options: {json: {infoBufferSize: \"0\"}, text: {infoBufferSize: \"0\"}}
+  verbosity: 0
+memorySwap: {}
+nodeStatusReportFrequency: 0s
+nodeStatusUpdateFrequency: 0s
+resolvConf: /run/systemd/resolve/resolv.conf
+rotateCertificates: true
+runtimeRequestTimeout: 0s
+shutdownGracePeriod: 0s
+shutdownGracePeriodCriticalPods: 0s
+staticPodPath: /etc/kubernetes/manifests
+streamingConnectionIdleTimeout: 0s
+syncFrequency: 0s
+volumeStatsAggPeriod: 0s
+";
+
+    fn load_text(text: &str, flags: Flags) -> Result<KubeletConfiguration, ConfigError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, text).expect("a file");
+        load(&Flags { config: Some(path), ..flags })
+    }
+
+    #[test]
+    fn what_kubeadm_writes_is_understood() {
+        let config = load_text(&format!("{HEAD}{KUBEADM}"), Flags::default()).expect("a configuration");
+        let want = KubeletConfiguration {
+            cgroup_driver: "systemd".into(),
+            client_ca_file: Some("/etc/kubernetes/pki/ca.crt".into()),
+            cluster_dns: vec!["10.96.0.10".into()],
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/run/systemd/resolve/resolv.conf".into(),
+            rotate_certificates: true,
+            static_pod_path: Some("/etc/kubernetes/manifests".into()),
+            ..Default::default()
+        };
+        assert_eq!(config, want);
+    }
+
+    #[test]
+    fn unknown_fields_and_wrong_types_are_named() {
+        let cases = [
+            ("maxPodz: 5\nauthentication: {x509: {ca: x}}", "unknown field \"authentication.x509.ca\", unknown field \"maxPodz\""),
+            ("maxPods: many", "cannot unmarshal string into Go struct field KubeletConfiguration.maxPods of type int32"),
+            ("syncFrequency: soon", "syncFrequency"),
+            ("port: 70000", "70000 is not a port"),
+            ("cgroupDriver: runc", "neither cgroupfs nor systemd"),
+            ("authorization: {mode: Maybe}", "authorization.mode"),
+            ("imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 80", "must be less than"),
+            ("clusterDNS: [dns]", "is not an IP address"),
+            ("systemReserved: {cpu: lots}", "is not a quantity"),
+        ];
+        for (text, want) in cases {
+            let error = load_text(&format!("{HEAD}{text}\n"), Flags::default()).expect_err(text).to_string();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+        let other = load_text("apiVersion: v1\nkind: Pod\n", Flags::default()).expect_err("another kind");
+        assert!(other.to_string().contains("apiVersion \"v1\", kind \"Pod\""), "{other}");
+    }
+
+    #[test]
+    fn flags_win_over_drop_ins_over_the_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("20.conf"), format!("{HEAD}maxPods: 30\nkubeReserved: {{memory: 1Gi}}\n")).expect("a file");
+        std::fs::write(dir.path().join("10.conf"), format!("{HEAD}maxPods: 20\nclusterDomain: b\n")).expect("a file");
+        std::fs::write(dir.path().join("note.txt"), "ignored").expect("a file");
+        let flags = Flags {
+            config_dir: Some(dir.path().to_owned()),
+            cluster_domain: Some("c".into()),
+            register_with_taints: vec!["a=b:NoSchedule".into(), "c:NoExecute".into()],
+            eviction_hard: vec!["memory.available<50Mi".into()],
+            ..Flags::default()
+        };
+        let text = format!("{HEAD}maxPods: 10\nkubeReserved: {{cpu: 100m}}\nclusterDomain: a\n");
+        let config = load_text(&text, flags).expect("a configuration");
+        assert_eq!((config.max_pods, config.cluster_domain.as_str()), (30, "c"));
+        assert_eq!(config.kube_reserved.keys().collect::<Vec<_>>(), ["cpu", "memory"]);
+        assert_eq!(config.register_with_taints[0].value.as_deref(), Some("b"));
+        assert_eq!(config.register_with_taints[1].effect, "NoExecute");
+        assert_eq!(config.eviction_hard["memory.available"], "50Mi");
+        let bad = load_text(HEAD, Flags { register_with_taints: vec!["a".into()], ..Flags::default() });
+        assert!(bad.expect_err("no effect").to_string().contains("--register-with-taints"));
+    }
 }
