@@ -50,7 +50,9 @@ pub(super) async fn ask(client: &kube::Client, key: &KeyPair, wish: &Wish) -> Re
     match api.create(&PostParams::default(), &request).await {
         Ok(_) => tracing::info!(csr = name, signer = wish.signer, "certificate requested"),
         // Asked before a restart, with the same key.
-        Err(kube::Error::Api(status)) if status.code == 409 => tracing::info!(csr = name, "waiting for an earlier request"),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            tracing::info!(csr = name, "waiting for an earlier request")
+        }
         Err(error) => return Err(CsrError::Other(format!("creating certificate signing request: {error}"))),
     }
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -100,9 +102,14 @@ fn new_request(key: &KeyPair, wish: &Wish) -> Result<CertificateSigningRequest, 
 /// The certificate, or the reason of a refusal; `None` while the request waits.
 fn answer(request: &CertificateSigningRequest) -> Option<Result<String, String>> {
     let status = request.status.as_ref()?;
-    let refused = status.conditions.iter().flatten().find(|condition| matches!(condition.type_.as_str(), "Denied" | "Failed"));
+    let refused =
+        status.conditions.iter().flatten().find(|condition| matches!(condition.type_.as_str(), "Denied" | "Failed"));
     if let Some(condition) = refused {
-        let parts = [condition.type_.as_str(), condition.reason.as_deref().unwrap_or_default(), condition.message.as_deref().unwrap_or_default()];
+        let parts = [
+            condition.type_.as_str(),
+            condition.reason.as_deref().unwrap_or_default(),
+            condition.message.as_deref().unwrap_or_default(),
+        ];
         let reason: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         return Some(Err(reason.join(": ")));
     }
@@ -135,13 +142,16 @@ mod tests {
     #[test]
     fn answers_are_read() {
         let request = |status: serde_json::Value| -> CertificateSigningRequest {
-            serde_json::from_value(json!({"metadata": {"name": "x"}, "spec": {"request": "", "signerName": "s"}, "status": status}))
-                .expect("a request")
+            serde_json::from_value(
+                json!({"metadata": {"name": "x"}, "spec": {"request": "", "signerName": "s"}, "status": status}),
+            )
+            .expect("a request")
         };
         assert_eq!(answer(&request(json!({}))), None);
         assert_eq!(answer(&request(json!({"conditions": [{"type": "Approved", "status": "True"}]}))), None);
         assert_eq!(answer(&request(json!({"certificate": "UEVN"}))), Some(Ok("PEM".into())));
-        let denied = json!({"conditions": [{"type": "Denied", "status": "True", "reason": "No", "message": "unknown node"}]});
+        let denied =
+            json!({"conditions": [{"type": "Denied", "status": "True", "reason": "No", "message": "unknown node"}]});
         assert_eq!(answer(&request(denied)), Some(Err("Denied: No: unknown node".into())));
     }
 }

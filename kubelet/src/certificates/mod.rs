@@ -92,7 +92,7 @@ pub async fn serving(
     dns_names.extend(addresses.iter().filter(|name| name.parse::<IpAddr>().is_err() && *name != node_name).cloned());
     if let Some(client) = client.filter(|_| config.server_tls_bootstrap) {
         let store = Store::new(&flags.cert_dir, "kubelet-server");
-        if !store.info().is_some_and(|info| info.not_after > now_s()) {
+        if store.info().is_none_or(|info| info.not_after <= now_s()) {
             let (certificate, key) =
                 component_base::x509::self_signed(node_name, &dns_names, &ip_addresses).map_err(failed)?;
             store.store(&certificate, &key).map_err(failed)?;
@@ -147,7 +147,8 @@ async fn bootstrap(
     let mut pause = RETRY_FIRST;
     loop {
         let attempt = async {
-            let config = component_base::client::load(Some(bootstrap_kubeconfig)).await.map_err(|error| error.to_string())?;
+            let config =
+                component_base::client::load(Some(bootstrap_kubeconfig)).await.map_err(|error| error.to_string())?;
             let client = component_base::client::connect(config, USER_AGENT).map_err(|error| error.to_string())?;
             obtain(&client, store, wish).await.map_err(|error| error.to_string())
         };
@@ -259,7 +260,8 @@ fn node_kubeconfig(bootstrap: &str, certificate: &Path) -> Result<String, String
         items.iter().find(|item| item.get("name").and_then(Value::as_str) == Some(name))
     };
     let current = parsed.get("current-context").and_then(Value::as_str).ok_or("no current-context")?;
-    let context = named("contexts", current).and_then(|item| item.get("context")).ok_or("the current context is missing")?;
+    let context =
+        named("contexts", current).and_then(|item| item.get("context")).ok_or("the current context is missing")?;
     let cluster = context.get("cluster").and_then(Value::as_str).and_then(|name| named("clusters", name));
     let cluster = cluster.and_then(|item| item.get("cluster")).ok_or("the current context's cluster is missing")?;
     let file = certificate.to_string_lossy();
@@ -297,8 +299,12 @@ users: [{name: tls-bootstrap-token-user, user: {token: abcdef.0123456789abcdef}}
 
     #[test]
     fn the_node_kubeconfig_keeps_the_cluster_and_names_the_certificate() {
-        let text = node_kubeconfig(BOOTSTRAP, Path::new("/var/lib/kubelet/pki/kubelet-client-current.pem")).expect("written");
-        assert!(text.contains("server: https://10.0.0.1:6443") && text.contains("certificate-authority-data: QUJD"), "{text}");
+        let text =
+            node_kubeconfig(BOOTSTRAP, Path::new("/var/lib/kubelet/pki/kubelet-client-current.pem")).expect("written");
+        assert!(
+            text.contains("server: https://10.0.0.1:6443") && text.contains("certificate-authority-data: QUJD"),
+            "{text}"
+        );
         assert!(text.contains("client-certificate: /var/lib/kubelet/pki/kubelet-client-current.pem"), "{text}");
         assert!(!text.contains("abcdef"), "{text}");
         let parsed: kube::config::Kubeconfig = apimachinery::yaml::from_str(&text).expect("a kubeconfig");

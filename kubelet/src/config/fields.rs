@@ -162,7 +162,7 @@ const KNOWN: &[&str] = &[
 ];
 
 /// The fields of `config` that Kubernetes does not have, as paths.
-pub fn unknown(config: &Map<String, Value>) -> Vec<String> {
+pub(super) fn unknown(config: &Map<String, Value>) -> Vec<String> {
     let mut found = Vec::new();
     collect_unknown(config, "", &mut found);
     found
@@ -183,7 +183,7 @@ fn collect_unknown(object: &Map<String, Value>, prefix: &str, found: &mut Vec<St
 }
 
 /// Lay `over` onto `base`: objects merge, all else is replaced. As drop-in files are merged.
-pub fn merge(base: &mut Map<String, Value>, over: Map<String, Value>) {
+pub(super) fn merge(base: &mut Map<String, Value>, over: Map<String, Value>) {
     for (name, value) in over {
         match (base.get_mut(&name), value) {
             (Some(Value::Object(below)), Value::Object(above)) => merge(below, above),
@@ -195,7 +195,7 @@ pub fn merge(base: &mut Map<String, Value>, over: Map<String, Value>) {
 }
 
 /// Reads fields by path. An absent one, and a null, is `None`.
-pub struct Fields<'c> {
+pub(super) struct Fields<'c> {
     pub config: &'c Map<String, Value>,
 }
 
@@ -236,24 +236,24 @@ impl<'c> Fields<'c> {
         }
     }
 
-    pub fn string(&self, path: &str) -> Result<Option<String>, ConfigError> {
+    pub(super) fn string(&self, path: &str) -> Result<Option<String>, ConfigError> {
         Ok(self.typed(path, "string", Value::as_str)?.filter(|text| !text.is_empty()).map(str::to_owned))
     }
 
-    pub fn boolean(&self, path: &str) -> Result<Option<bool>, ConfigError> {
+    pub(super) fn boolean(&self, path: &str) -> Result<Option<bool>, ConfigError> {
         self.typed(path, "bool", Value::as_bool)
     }
 
-    pub fn int(&self, path: &str) -> Result<Option<i32>, ConfigError> {
+    pub(super) fn int(&self, path: &str) -> Result<Option<i32>, ConfigError> {
         self.typed(path, "int32", |value| value.as_i64().and_then(|value| i32::try_from(value).ok()))
     }
 
-    pub fn long(&self, path: &str) -> Result<Option<i64>, ConfigError> {
+    pub(super) fn long(&self, path: &str) -> Result<Option<i64>, ConfigError> {
         self.typed(path, "int64", Value::as_i64)
     }
 
     /// A duration; zero (as kubeadm writes what it leaves open) is `None`.
-    pub fn duration(&self, path: &str) -> Result<Option<Duration>, ConfigError> {
+    pub(super) fn duration(&self, path: &str) -> Result<Option<Duration>, ConfigError> {
         let Some(text) = self.typed(path, "string", |value| match value {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) if number.as_i64() == Some(0) => Some("0s".to_owned()),
@@ -267,25 +267,29 @@ impl<'c> Fields<'c> {
         Ok(Some(duration).filter(|duration| !duration.is_zero()))
     }
 
-    pub fn strings(&self, path: &str) -> Result<Option<Vec<String>>, ConfigError> {
+    pub(super) fn strings(&self, path: &str) -> Result<Option<Vec<String>>, ConfigError> {
         self.typed(path, "[]string", |value| {
             value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
         })
     }
 
-    pub fn string_map(&self, path: &str) -> Result<Option<BTreeMap<String, String>>, ConfigError> {
+    pub(super) fn string_map(&self, path: &str) -> Result<Option<BTreeMap<String, String>>, ConfigError> {
         self.typed(path, "map[string]string", |value| {
             value.as_object()?.iter().map(|(key, item)| Some((key.clone(), item.as_str()?.to_owned()))).collect()
         })
     }
 
-    pub fn bool_map(&self, path: &str) -> Result<Option<BTreeMap<String, bool>>, ConfigError> {
+    pub(super) fn bool_map(&self, path: &str) -> Result<Option<BTreeMap<String, bool>>, ConfigError> {
         self.typed(path, "map[string]bool", |value| {
             value.as_object()?.iter().map(|(key, item)| Some((key.clone(), item.as_bool()?))).collect()
         })
     }
 
-    pub fn object<T: serde::de::DeserializeOwned>(&self, path: &str, type_name: &str) -> Result<Option<T>, ConfigError> {
+    pub(super) fn object<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        type_name: &str,
+    ) -> Result<Option<T>, ConfigError> {
         self.typed(path, type_name, |value| serde_json::from_value(value.clone()).ok())
     }
 }

@@ -281,7 +281,10 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
             Some(stated) => stated,
             None => fields.duration("nodeStatusUpdateFrequency")?.unwrap_or(default.node_status_report_frequency),
         },
-        node_lease_duration_seconds: positive(fields.int("nodeLeaseDurationSeconds")?, default.node_lease_duration_seconds),
+        node_lease_duration_seconds: positive(
+            fields.int("nodeLeaseDurationSeconds")?,
+            default.node_lease_duration_seconds,
+        ),
         cgroup_root: fields.string("cgroupRoot")?.unwrap_or_default(),
         cgroups_per_qos: fields.boolean("cgroupsPerQOS")?.unwrap_or(default.cgroups_per_qos),
         cgroup_driver: fields.string("cgroupDriver")?.unwrap_or(default.cgroup_driver),
@@ -342,9 +345,8 @@ fn apply_flags(config: &mut KubeletConfiguration, flags: &Flags) -> Result<(), C
             field.clone_from(given);
         }
     }
-    let port = |name: &str, number: i32| {
-        u16::try_from(number).map_err(|_| invalid(name, format!("{number} is not a port")))
-    };
+    let port =
+        |name: &str, number: i32| u16::try_from(number).map_err(|_| invalid(name, format!("{number} is not a port")));
     if let Some(path) = &flags.pod_manifest_path {
         config.static_pod_path = Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
     }
@@ -452,7 +454,10 @@ fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
         return Err(invalid("maxParallelImagePulls", "must be a positive number".to_owned()));
     }
     if config.serialize_image_pulls && config.max_parallel_image_pulls.is_some_and(|pulls| pulls > 1) {
-        return Err(invalid("maxParallelImagePulls", "cannot be larger than 1 unless serializeImagePulls is false".to_owned()));
+        return Err(invalid(
+            "maxParallelImagePulls",
+            "cannot be larger than 1 unless serializeImagePulls is false".to_owned(),
+        ));
     }
     if config.tls_cert_file.is_some() != config.tls_private_key_file.is_some() {
         return Err(invalid("tlsCertFile", "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned()));
@@ -557,8 +562,14 @@ volumeStatsAggPeriod: 0s
     #[test]
     fn unknown_fields_and_wrong_types_are_named() {
         let cases = [
-            ("maxPodz: 5\nauthentication: {x509: {ca: x}}", "unknown field \"authentication.x509.ca\", unknown field \"maxPodz\""),
-            ("maxPods: many", "cannot unmarshal string into Go struct field KubeletConfiguration.maxPods of type int32"),
+            (
+                "maxPodz: 5\nauthentication: {x509: {ca: x}}",
+                "unknown field \"authentication.x509.ca\", unknown field \"maxPodz\"",
+            ),
+            (
+                "maxPods: many",
+                "cannot unmarshal string into Go struct field KubeletConfiguration.maxPods of type int32",
+            ),
             ("syncFrequency: soon", "syncFrequency"),
             ("port: 70000", "70000 is not a port"),
             ("cgroupDriver: runc", "neither cgroupfs nor systemd"),
@@ -578,7 +589,8 @@ volumeStatsAggPeriod: 0s
     #[test]
     fn flags_win_over_drop_ins_over_the_file() {
         let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(dir.path().join("20.conf"), format!("{HEAD}maxPods: 30\nkubeReserved: {{memory: 1Gi}}\n")).expect("a file");
+        std::fs::write(dir.path().join("20.conf"), format!("{HEAD}maxPods: 30\nkubeReserved: {{memory: 1Gi}}\n"))
+            .expect("a file");
         std::fs::write(dir.path().join("10.conf"), format!("{HEAD}maxPods: 20\nclusterDomain: b\n")).expect("a file");
         std::fs::write(dir.path().join("note.txt"), "ignored").expect("a file");
         let flags = Flags {

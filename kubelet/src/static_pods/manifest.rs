@@ -203,7 +203,9 @@ spec:
         let container = &spec.containers[0];
         assert_eq!(container.image_pull_policy.as_deref(), Some("IfNotPresent"));
         assert_eq!(container.ports.as_ref().expect("ports")[0].host_port, Some(2379));
-        assert!(container.resources.as_ref().and_then(|r| r.requests.as_ref()).is_some_and(|r| r.contains_key("memory")));
+        assert!(
+            container.resources.as_ref().and_then(|r| r.requests.as_ref()).is_some_and(|r| r.contains_key("memory"))
+        );
         assert_eq!(container.liveness_probe.as_ref().and_then(|probe| probe.failure_threshold), Some(3));
     }
 
@@ -221,9 +223,18 @@ spec:
     fn what_is_no_static_pod_is_refused() {
         let cases = [
             ("kind: Service\napiVersion: v1", "not v1, Pod"),
-            ("apiVersion: v1\nkind: Pod\nmetadata: {name: Bad_Name}\nspec: {containers: [{name: c, image: i}]}", "metadata.name: Invalid value"),
-            ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}", "spec.containers: Required value"),
-            ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c}]}", "image: Required value"),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: Bad_Name}\nspec: {containers: [{name: c, image: i}]}",
+                "metadata.name: Invalid value",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}",
+                "spec.containers: Required value",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c}]}",
+                "image: Required value",
+            ),
             (
                 "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i}], volumes: [{name: v, secret: {secretName: s}}]}",
                 "may not reference API objects: volume \"v\"",

@@ -149,7 +149,8 @@ fn keep_seen(pod: &mut Pod, last: Option<&Pod>) {
 /// The manifest files: those of a directory that do not begin with a dot, or the one file. A path that is not there has none.
 fn manifests(path: &Path) -> std::io::Result<Vec<(PathBuf, Signature)>> {
     use std::os::unix::fs::MetadataExt;
-    let signature = |meta: &std::fs::Metadata| (meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), meta.len(), meta.ino());
+    let signature =
+        |meta: &std::fs::Metadata| (meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), meta.len(), meta.ino());
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -193,7 +194,9 @@ mod tests {
     use super::*;
 
     fn manifest(name: &str, image: &str) -> String {
-        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: '{image}'}}]}}\n")
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: '{image}'}}]}}\n"
+        )
     }
 
     fn names(pods: &[Pod]) -> Vec<String> {
