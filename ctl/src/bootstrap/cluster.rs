@@ -35,11 +35,9 @@ impl Cluster {
         Cluster::from_config(config)
     }
 
-    fn from_config(mut config: kube::Config) -> Result<Cluster> {
-        config.connect_timeout = Some(std::time::Duration::from_secs(5));
-        config.read_timeout = Some(std::time::Duration::from_secs(30));
+    fn from_config(config: kube::Config) -> Result<Cluster> {
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        Ok(Cluster { client: kube::Client::try_from(config).context("cannot make a client")?, server })
+        Ok(Cluster { client: component_base::client::connect(config, "ctl")?, server })
     }
 
     /// The server's URL.

@@ -16,9 +16,12 @@ mod layout;
 mod objects;
 mod phases;
 mod pki;
+mod pods;
 mod process;
 mod status;
 mod token;
+#[cfg(test)]
+mod units;
 mod wait;
 mod x509;
 
@@ -125,6 +128,8 @@ enum Phase {
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
     },
+    /// Have the container runtime remove every pod
+    RemovePods(NodeFlags),
     /// Show this machine's components
     Status(ConfigArgs),
     /// Show when certificates expire, and renew them
@@ -225,6 +230,9 @@ pub(crate) async fn run(args: BootstrapArgs, _flags: &GlobalFlags) -> Result<()>
         }
         Phase::Fetch { url, timeout } => {
             print!("{}", wait::fetch(&url, std::time::Duration::from_secs(timeout)).await?)
+        }
+        Phase::RemovePods(node) => {
+            println!("removed {} pods", pods::remove_all(&node.container_runtime_endpoint).await?);
         }
         Phase::Status(ConfigArgs { layout, cluster, node }) => {
             let container_runtime_endpoint = &node.container_runtime_endpoint;
