@@ -1,0 +1,97 @@
+//! The table of what is served: each resource with its facts, its strategy and its place in the store.
+
+pub mod strategy;
+
+use crate::endpoints::Endpoint;
+use apimachinery::facts::{self, KindFacts, TypeFacts};
+use apimachinery::meta::Gvr;
+use std::collections::HashMap;
+use std::sync::Arc;
+use strategy::{Plain, Strategy};
+
+/// One served resource in one version.
+pub struct Resource {
+    pub gvr: Gvr,
+    pub kind: String,
+    /// `v1`, `apps/v1`.
+    pub api_version: String,
+    pub namespaced: bool,
+    pub facts: &'static KindFacts,
+    pub schema: Option<&'static TypeFacts>,
+    pub strategy: Arc<dyn Strategy>,
+    /// Below `/registry/`: `pods`, `services/specs`. Resources that are versions of each other share it.
+    pub storage_prefix: String,
+    /// `apiVersion` and `kind` of what is stored.
+    pub stored_api_version: String,
+    pub has_status: bool,
+}
+
+/// What takes requests that are no plain storage: virtual resources (`tokenreviews`) and subresources (`pods/binding`).
+pub type EndpointTable = HashMap<(Gvr, String), Arc<dyn Endpoint>>;
+
+/// All that is served.
+pub struct Registry {
+    by_gvr: HashMap<(String, String, String), Arc<Resource>>,
+    endpoints: HashMap<(String, String, String, String), Arc<dyn Endpoint>>,
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// The built-in kinds with the strategies that `strategy_of` knows, and the endpoints of virtual resources.
+    pub fn new(
+        strategy_of: impl Fn(&'static KindFacts) -> Option<Arc<dyn Strategy>>,
+        endpoints: Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>,
+    ) -> Self {
+        let mut by_gvr = HashMap::new();
+        for facts in facts::kinds() {
+            let strategy = strategy_of(facts).unwrap_or_else(|| Arc::new(Plain));
+            let resource = Resource {
+                gvr: Gvr::new(facts.group, facts.version, facts.resource),
+                kind: facts.kind.to_owned(),
+                api_version: facts.api_version(),
+                namespaced: facts.namespaced,
+                facts,
+                schema: facts::schema(facts.schema),
+                stored_api_version: stored_api_version(facts),
+                strategy,
+                storage_prefix: facts.storage_prefix.to_owned(),
+                has_status: facts.subresource("status").is_some(),
+            };
+            let key = (facts.group.to_owned(), facts.version.to_owned(), facts.resource.to_owned());
+            by_gvr.insert(key, Arc::new(resource));
+        }
+        let endpoints = endpoints
+            .into_iter()
+            .map(|(gvr, sub, endpoint)| ((gvr.group, gvr.version, gvr.resource, sub.to_owned()), endpoint))
+            .collect();
+        Self { by_gvr, endpoints }
+    }
+
+    pub fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
+        self.by_gvr.get(&(group.to_owned(), version.to_owned(), resource.to_owned()))
+    }
+
+    pub fn endpoint(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        subresource: &str,
+    ) -> Option<&Arc<dyn Endpoint>> {
+        self.endpoints.get(&(group.to_owned(), version.to_owned(), resource.to_owned(), subresource.to_owned()))
+    }
+
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.by_gvr.values()
+    }
+}
+
+/// The version in which kube-apiserver stores a kind that is served in several.
+fn stored_api_version(facts: &KindFacts) -> String {
+    match (facts.group, facts.resource) {
+        ("autoscaling", "horizontalpodautoscalers") => "autoscaling/v2".to_owned(),
+        ("events.k8s.io", "events") => "v1".to_owned(),
+        _ => facts.api_version(),
+    }
+}
