@@ -1,2 +1,24 @@
-//! placeholder
-fn main() {}
+//! The Kubernetes API server: the only process that touches etcd, and the only way to what is in it.
+#![forbid(unsafe_code)]
+
+mod admission;
+mod authentication;
+mod authorization;
+mod bootstrap;
+mod endpoints;
+mod options;
+mod proxy;
+mod registry;
+mod server;
+mod storage;
+
+/// The version of Kubernetes whose API this is.
+pub const KUBERNETES_VERSION: &str = "v1.36.0";
+
+fn main() -> std::process::ExitCode {
+    let options: options::Options = component_base::cli::parse(options::IGNORED);
+    component_base::daemon::run("apiserver", options.common.v, async |_shutdown| {
+        let _ = &options;
+        Ok(())
+    })
+}

@@ -1,11 +1,11 @@
 //! Requests that go on to someone else: a kubelet's log, exec, attach and port-forward; nodes, pods and services by proxy.
 //! (Being filled.)
 
+use crate::authentication::UserInfo;
 use crate::options::Options;
 use crate::server::Context;
 use crate::server::body::Body;
 use crate::server::request_info::RequestInfo;
-use crate::authentication::UserInfo;
 use apimachinery::status::StatusError;
 use http::{Request, Response};
 use hyper::body::Incoming;

@@ -3,8 +3,12 @@
 pub mod strategy;
 
 use crate::endpoints::Endpoint;
+use crate::storage::StoredObject;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::meta::Gvr;
+use bytes::Bytes;
+use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use strategy::{Plain, Strategy};
@@ -26,13 +30,43 @@ pub struct Resource {
     pub has_status: bool,
 }
 
-/// What takes requests that are no plain storage: virtual resources (`tokenreviews`) and subresources (`pods/binding`).
-pub type EndpointTable = HashMap<(Gvr, String), Arc<dyn Endpoint>>;
-
 /// All that is served.
 pub struct Registry {
     by_gvr: HashMap<(String, String, String), Arc<Resource>>,
     endpoints: HashMap<(String, String, String, String), Arc<dyn Endpoint>>,
+}
+
+// === impl Resource ===
+
+impl Resource {
+    /// The object in the served version.
+    pub fn value(&self, object: &StoredObject) -> Value {
+        let mut value = object.value();
+        if self.strategy.converts() {
+            self.strategy.from_stored(&mut value);
+        }
+        value
+    }
+
+    /// The object's JSON in the served version: the shared bytes, where nothing has to be converted.
+    pub fn json(&self, object: &StoredObject) -> Bytes {
+        if self.strategy.converts() { self.value(object).to_string().into() } else { object.json() }
+    }
+
+    /// An object of the served version as it is stored.
+    pub fn to_stored<'v>(&self, object: &'v Value) -> Cow<'v, Value> {
+        if !self.strategy.converts() {
+            return Cow::Borrowed(object);
+        }
+        let mut object = object.clone();
+        self.strategy.to_stored(&mut object);
+        Cow::Owned(object)
+    }
+
+    /// `pods`, `deployments.apps`.
+    pub fn group_resource(&self) -> String {
+        self.gvr.group_resource()
+    }
 }
 
 // === impl Registry ===
@@ -52,7 +86,7 @@ impl Registry {
                 api_version: facts.api_version(),
                 namespaced: facts.namespaced,
                 facts,
-                schema: facts::schema(facts.schema),
+                schema: facts::schema_of(facts.group, facts.version, facts.kind),
                 stored_api_version: stored_api_version(facts),
                 strategy,
                 storage_prefix: facts.storage_prefix.to_owned(),

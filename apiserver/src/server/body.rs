@@ -13,7 +13,10 @@ pub enum Body {
     Empty,
     Full(Bytes),
     /// Several parts, sent one after another; the length is known.
-    Parts { parts: VecDeque<Bytes>, length: u64 },
+    Parts {
+        parts: VecDeque<Bytes>,
+        length: u64,
+    },
     /// Ends when the sender is dropped.
     Channel(mpsc::Receiver<Bytes>),
     /// Anything else: a proxied response.

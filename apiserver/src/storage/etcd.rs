@@ -1,0 +1,267 @@
+//! The etcd client: connection, compare-and-swap writes, pages of a range, leases, and the newest revision (one read for
+//! all who ask at the same time).
+
+use crate::options::Options;
+use apimachinery::status::StatusError;
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, PutOptions,
+    TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
+};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// As etcd's Go client with kube-apiserver.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// No answer of etcd is bigger.
+const MESSAGE_BYTES_MAX: usize = 512 << 20;
+/// No single call takes longer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A lease is shared by objects written within this time.
+const LEASE_REUSE: Duration = Duration::from_secs(60);
+
+/// What etcd failed at.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    #[error("etcd: {0}")]
+    Client(#[from] etcd_client::Error),
+    #[error("etcd did not answer within {CALL_TIMEOUT:?}")]
+    Timeout,
+    /// The revision asked for is gone.
+    #[error("etcd: required revision has been compacted")]
+    Compacted,
+    #[error("cannot read {path}: {error}")]
+    File { path: String, error: std::io::Error },
+}
+
+/// A key and its value, as stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub key: String,
+    pub value: Vec<u8>,
+    pub mod_revision: i64,
+    pub create_revision: i64,
+}
+
+/// The end of a compare-and-swap: done at a revision, or what stands there instead.
+#[derive(Debug)]
+pub enum Swap {
+    Done { revision: i64 },
+    Differs(Option<Stored>),
+}
+
+/// Handles to one etcd cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Etcd {
+    kv: KvClient,
+    watch: WatchClient,
+    lease: LeaseClient,
+    reads: Arc<Mutex<RevisionReads>>,
+    leases: Arc<tokio::sync::Mutex<Vec<Lease>>>,
+}
+
+#[derive(Default)]
+struct RevisionReads {
+    in_flight: bool,
+    waiting: Vec<oneshot::Sender<Option<i64>>>,
+}
+
+struct Lease {
+    id: i64,
+    ttl_seconds: i64,
+    granted: Instant,
+}
+
+// === impl EtcdError ===
+
+impl From<EtcdError> for StatusError {
+    fn from(error: EtcdError) -> Self {
+        tracing::warn!(%error, "the store failed");
+        match &error {
+            EtcdError::Client(etcd_client::Error::GRpcStatus(status))
+                if status.message().contains("request is too large") =>
+            {
+                StatusError::new(413, "RequestEntityTooLarge", "Request entity too large: limit is 1572864")
+            }
+            EtcdError::Compacted => StatusError::expired(
+                "The provided continue parameter is too old to display a consistent list result. You must start a new list \
+                 without the continue parameter.",
+            ),
+            _ => StatusError::service_unavailable("the store is not available").retry_after(1),
+        }
+    }
+}
+
+// === impl Etcd ===
+
+impl Etcd {
+    /// Makes the client; the connection itself is made when first used.
+    pub async fn connect(options: &Options) -> Result<Self, EtcdError> {
+        let mut connect = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_keep_alive(KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT)
+            .with_keep_alive_while_idle(true);
+        if options.etcd_servers.iter().any(|server| server.starts_with("https://")) {
+            let mut tls = TlsOptions::new();
+            if let Some(ca) = &options.etcd_cafile {
+                tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
+            }
+            if let (Some(certificate), Some(key)) = (&options.etcd_certfile, &options.etcd_keyfile) {
+                tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+            }
+            connect = connect.with_tls(tls);
+        }
+        let client = Client::connect(&options.etcd_servers, Some(connect)).await?;
+        Ok(Self {
+            kv: client
+                .kv_client()
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            watch: client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX),
+            lease: client.lease_client(),
+            reads: Arc::default(),
+            leases: Arc::default(),
+        })
+    }
+
+    pub fn watch_client(&self) -> WatchClient {
+        self.watch.clone()
+    }
+
+    /// Reads one key; linearizable.
+    pub async fn get(&self, key: &str) -> Result<Option<Stored>, EtcdError> {
+        let mut response = timed(self.kv.clone().get(key, None)).await?;
+        Ok(response.take_kvs().into_iter().next().map(Stored::from))
+    }
+
+    /// One page of a range: keys from `start` up to `end`, at a revision (0: the newest). Gives the revision and whether
+    /// there is more.
+    pub async fn page(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        revision: i64,
+        limit: i64,
+    ) -> Result<(Vec<Stored>, i64, bool), EtcdError> {
+        let options = GetOptions::new().with_range(end).with_revision(revision).with_limit(limit);
+        let mut response = timed(self.kv.clone().get(start, Some(options))).await?;
+        let read_at = if revision > 0 { revision } else { response.header().map_or(0, |h| h.revision()) };
+        let more = response.more();
+        Ok((response.take_kvs().into_iter().map(Stored::from).collect(), read_at, more))
+    }
+
+    /// Writes a key if its mod revision is as expected (0: it does not exist).
+    pub async fn put(&self, key: &str, value: &[u8], expected: i64, lease: i64) -> Result<Swap, EtcdError> {
+        let options = (lease != 0).then(|| PutOptions::new().with_lease(lease));
+        self.swap(key, expected, TxnOp::put(key, value, options)).await
+    }
+
+    /// Deletes a key if its mod revision is as expected.
+    pub async fn delete(&self, key: &str, expected: i64) -> Result<Swap, EtcdError> {
+        self.swap(key, expected, TxnOp::delete(key, None)).await
+    }
+
+    async fn swap(&self, key: &str, expected: i64, then: TxnOp) -> Result<Swap, EtcdError> {
+        let txn = Txn::new()
+            .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
+            .and_then([then])
+            .or_else([TxnOp::get(key, None)]);
+        let response = timed(self.kv.clone().txn(txn)).await?;
+        if response.succeeded() {
+            return Ok(Swap::Done { revision: response.header().map_or(0, |h| h.revision()) });
+        }
+        let current = response.op_responses().into_iter().find_map(|op| match op {
+            TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().map(Stored::from),
+            _ => None,
+        });
+        Ok(Swap::Differs(current))
+    }
+
+    /// Writes a key whatever stands there.
+    pub async fn put_always(&self, key: &str, value: &[u8]) -> Result<i64, EtcdError> {
+        let response = timed(self.kv.clone().put(key, value, None)).await?;
+        Ok(response.header().map_or(0, |h| h.revision()))
+    }
+
+    /// Forgets revisions before this one.
+    pub async fn compact(&self, revision: i64) -> Result<(), EtcdError> {
+        timed(self.kv.clone().compact(revision, None)).await.map(|_| ())
+    }
+
+    /// The newest revision, read (linearizably) after this call began. Calls that come while a read is under way share the
+    /// next one.
+    pub async fn revision(&self) -> Result<i64, EtcdError> {
+        let (sender, receiver) = oneshot::channel();
+        let start = {
+            let mut reads = self.reads.lock();
+            reads.waiting.push(sender);
+            !std::mem::replace(&mut reads.in_flight, true)
+        };
+        if start {
+            tokio::spawn(read_revisions(self.kv.clone(), self.reads.clone()));
+        }
+        receiver.await.ok().flatten().ok_or(EtcdError::Timeout)
+    }
+
+    /// A lease of at least this many seconds, shared with what else was written lately.
+    pub async fn lease(&self, ttl_seconds: i64) -> Result<i64, EtcdError> {
+        let mut leases = self.leases.lock().await;
+        leases.retain(|lease| lease.granted.elapsed() < LEASE_REUSE);
+        if let Some(lease) = leases.iter().find(|lease| lease.ttl_seconds == ttl_seconds) {
+            return Ok(lease.id);
+        }
+        let granted = timed(self.lease.clone().grant(ttl_seconds + LEASE_REUSE.as_secs() as i64, None)).await?;
+        leases.push(Lease { id: granted.id(), ttl_seconds, granted: Instant::now() });
+        Ok(granted.id())
+    }
+}
+
+async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
+    loop {
+        let waiting = {
+            let mut reads = reads.lock();
+            if reads.waiting.is_empty() {
+                reads.in_flight = false;
+                return;
+            }
+            std::mem::take(&mut reads.waiting)
+        };
+        // The header of any linearizable read has the newest revision; this key does not exist.
+        let revision = match timed(kv.clone().get("\0", Some(GetOptions::new().with_count_only()))).await {
+            Ok(response) => response.header().map(|h| h.revision()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the newest revision");
+                None
+            }
+        };
+        for sender in waiting {
+            let _ = sender.send(revision);
+        }
+    }
+}
+
+async fn timed<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, EtcdError> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(etcd_client::Error::GRpcStatus(status))) if status.message().contains("revision has been compacted") => {
+            Err(EtcdError::Compacted)
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(EtcdError::Timeout),
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<Vec<u8>, EtcdError> {
+    std::fs::read(path).map_err(|error| EtcdError::File { path: path.display().to_string(), error })
+}
+
+impl From<etcd_client::KeyValue> for Stored {
+    fn from(kv: etcd_client::KeyValue) -> Self {
+        let (mod_revision, create_revision) = (kv.mod_revision(), kv.create_revision());
+        let (key, value) = kv.into_key_value();
+        Self { key: String::from_utf8_lossy(&key).into_owned(), value, mod_revision, create_revision }
+    }
+}

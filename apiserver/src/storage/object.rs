@@ -1,0 +1,300 @@
+//! An object as it is kept and handed out: its final JSON bytes, encoded once, and what selectors ask of it.
+//!
+//! The bytes are laid out as a watch event frame, `{"type":"ADDED","object":{…}}\n`, of which the object is a slice: GET, LIST
+//! and WATCH send the same memory.
+
+use apimachinery::fields::FieldSelector;
+use apimachinery::labels::Selector;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+/// What a selector can ask of an object, known before its revision is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub namespace: Box<str>,
+    pub name: Box<str>,
+    pub uid: Box<str>,
+    /// Sorted by key.
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// The kind's selectable fields beside name and namespace.
+    pub fields: Box<[(&'static str, Box<str>)]>,
+}
+
+/// One version of an object. Immutable.
+#[derive(Debug)]
+pub struct StoredObject {
+    pub identity: Identity,
+    /// etcd's revision of the write: the resourceVersion.
+    pub revision: i64,
+    /// Was this the write that created it?
+    pub created: bool,
+    frame: Bytes,
+}
+
+const ADDED: &[u8] = b"{\"type\":\"ADDED\",\"object\":";
+const MODIFIED: &[u8] = b"{\"type\":\"MODIFIED\",\"object\":";
+const FRAME_END: &[u8] = b"}\n";
+
+// === impl Identity ===
+
+impl Identity {
+    /// Reads metadata and the selectable fields off an object.
+    pub fn of(object: &Value, fields: Vec<(&'static str, String)>) -> Self {
+        let meta = object.get("metadata");
+        let text =
+            |key: &str| -> Box<str> { meta.and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or("").into() };
+        let mut labels: Vec<(Box<str>, Box<str>)> = meta
+            .and_then(|m| m.get("labels"))
+            .and_then(Value::as_object)
+            .map(|map| map.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or("").into())).collect())
+            .unwrap_or_default();
+        labels.sort_unstable();
+        Self {
+            namespace: text("namespace"),
+            name: text("name"),
+            uid: text("uid"),
+            labels: labels.into(),
+            fields: fields.into_iter().map(|(field, value)| (field, value.into())).collect(),
+        }
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok().map(|at| &*self.labels[at].1)
+    }
+
+    /// The value of a selectable field; absent ones are None.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        match name {
+            "metadata.name" => Some(&self.name),
+            "metadata.namespace" => Some(&self.namespace),
+            _ => self.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| &**value),
+        }
+    }
+
+    pub fn matches(&self, labels: &Selector, fields: &FieldSelector) -> bool {
+        (labels.is_empty() || labels.matches_with(|key| self.label(key)))
+            && (fields.is_empty() || fields.matches(|field| self.field(field)))
+    }
+}
+
+// === impl StoredObject ===
+
+impl StoredObject {
+    /// From the bytes as stored (which carry no resourceVersion), and the revision of the write.
+    pub fn new(identity: Identity, stored: &[u8], revision: i64, created: bool) -> Self {
+        let event = if created { ADDED } else { MODIFIED };
+        let frame = frame_with_version(event, stored, revision);
+        Self { identity, revision, created, frame }
+    }
+
+    /// The object as JSON, with its resourceVersion.
+    pub fn json(&self) -> Bytes {
+        let start = if self.created { ADDED.len() } else { MODIFIED.len() };
+        self.frame.slice(start..self.frame.len() - FRAME_END.len())
+    }
+
+    /// The object, parsed.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.json()).unwrap_or(Value::Null)
+    }
+
+    /// The event frame for a watcher: the shared bytes where the type is the natural one, a copy else.
+    pub fn frame(&self, added: bool) -> Bytes {
+        if added == self.created {
+            return self.frame.clone();
+        }
+        wrap(if added { ADDED } else { MODIFIED }, &self.json())
+    }
+
+    /// The frame of its deletion: the object as it was last, at the revision of the deletion.
+    pub fn deleted_frame(&self, revision: i64) -> Bytes {
+        wrap(b"{\"type\":\"DELETED\",\"object\":", &self.json_at(revision))
+    }
+
+    /// The object as it was, with another revision.
+    pub fn json_at(&self, revision: i64) -> Bytes {
+        let json = self.json();
+        let old = version_member(self.revision);
+        match find(&json, old.as_bytes()) {
+            Some(at) => {
+                let mut bytes = Vec::with_capacity(json.len() + 4);
+                bytes.extend_from_slice(&json[..at]);
+                bytes.extend_from_slice(version_member(revision).as_bytes());
+                bytes.extend_from_slice(&json[at + old.len()..]);
+                bytes.into()
+            }
+            None => json,
+        }
+    }
+
+    /// About how much memory it takes.
+    pub fn size(&self) -> usize {
+        self.frame.len()
+    }
+}
+
+/// Encodes an object for the store: `kind`, `apiVersion` and `metadata` first, no resourceVersion.
+pub fn encode(object: &Value) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    let empty = Map::new();
+    let map = object.as_object().unwrap_or(&empty);
+    out.push(b'{');
+    let mut first = true;
+    let mut member = |out: &mut Vec<u8>, key: &str, value: &Value| {
+        if !std::mem::replace(&mut first, false) {
+            out.push(b',');
+        }
+        write_json(out, key);
+        out.push(b':');
+        write_json(out, value);
+    };
+    for key in ["kind", "apiVersion"] {
+        if let Some(value) = map.get(key) {
+            member(&mut out, key, value);
+        }
+    }
+    if let Some(meta) = map.get("metadata") {
+        match meta.as_object() {
+            Some(meta) if meta.contains_key("resourceVersion") => {
+                let mut meta = meta.clone();
+                meta.remove("resourceVersion");
+                member(&mut out, "metadata", &Value::Object(meta));
+            }
+            _ => member(&mut out, "metadata", meta),
+        }
+    }
+    for (key, value) in map {
+        if !matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
+            member(&mut out, key, value);
+        }
+    }
+    out.push(b'}');
+    out
+}
+
+fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    // Writing a Value into memory cannot fail: its keys are strings and its numbers finite.
+    let _ = serde_json::to_writer(out, value);
+}
+
+/// `frame_start` + the object with its version + `}\n`. Writes the version behind `"metadata":{` where the bytes begin as
+/// [`encode`] writes them; other bytes (from another writer) are parsed and encoded first.
+fn frame_with_version(frame_start: &[u8], stored: &[u8], revision: i64) -> Bytes {
+    match metadata_start(stored) {
+        Some(at) => splice(frame_start, stored, at, revision),
+        None => {
+            let encoded = encode(&serde_json::from_slice(stored).unwrap_or(Value::Null));
+            match metadata_start(&encoded) {
+                Some(at) => splice(frame_start, &encoded, at, revision),
+                None => wrap(frame_start, &encoded),
+            }
+        }
+    }
+}
+
+fn splice(frame_start: &[u8], stored: &[u8], at: usize, revision: i64) -> Bytes {
+    let mut frame = Vec::with_capacity(frame_start.len() + stored.len() + 48);
+    frame.extend_from_slice(frame_start);
+    frame.extend_from_slice(&stored[..at]);
+    let more = if stored.get(at) == Some(&b'}') { "" } else { "," };
+    let _ = write!(frame, "{}{more}", version_member(revision));
+    frame.extend_from_slice(&stored[at..]);
+    frame.extend_from_slice(FRAME_END);
+    frame.into()
+}
+
+fn wrap(frame_start: &[u8], json: &[u8]) -> Bytes {
+    [frame_start, json, FRAME_END].concat().into()
+}
+
+fn version_member(revision: i64) -> String {
+    let mut text = String::with_capacity(40);
+    let _ = write!(text, "\"resourceVersion\":\"{revision}\"");
+    text
+}
+
+/// The place behind `{"kind":"…","apiVersion":"…","metadata":{`, if the bytes begin so and carry no resourceVersion there.
+fn metadata_start(stored: &[u8]) -> Option<usize> {
+    let rest = stored.strip_prefix(b"{\"kind\":\"")?;
+    let rest = &rest[rest.iter().position(|b| *b == b'"')? + 1..];
+    let rest = rest.strip_prefix(b",\"apiVersion\":\"")?;
+    let rest = &rest[rest.iter().position(|b| *b == b'"')? + 1..];
+    let rest = rest.strip_prefix(b",\"metadata\":{")?;
+    (!rest.starts_with(b"\"resourceVersion\"")).then(|| stored.len() - rest.len())
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn stored(object: &Value, revision: i64, created: bool) -> StoredObject {
+        StoredObject::new(Identity::of(object, Vec::new()), &encode(object), revision, created)
+    }
+
+    #[test]
+    fn the_version_is_written_into_the_stored_bytes() {
+        let object =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "resourceVersion": "1"}, "spec": {}});
+        let stored = stored(&object, 42, true);
+        let text = String::from_utf8(stored.json().to_vec()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"42","name":"a"},"spec":{}}"#
+        );
+        assert_eq!(stored.value()["metadata"]["resourceVersion"], "42");
+    }
+
+    #[test]
+    fn bytes_of_another_writer_get_their_version_too() {
+        for text in [
+            r#"{"apiVersion":"v1","metadata":{"name":"a"},"kind":"Pod"}"#,
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{}}"#,
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"a"}}"#,
+        ] {
+            let object = StoredObject::new(Identity::default(), text.as_bytes(), 42, false);
+            assert_eq!(object.value()["metadata"]["resourceVersion"], "42", "{text}");
+        }
+    }
+
+    #[test]
+    fn frames_are_shared_where_the_type_is_natural() {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
+        let stored = stored(&object, 5, false);
+        assert_eq!(stored.frame(false).as_ptr(), stored.frame(false).as_ptr());
+        for (frame, kind, version) in [
+            (stored.frame(false), "MODIFIED", "5"),
+            (stored.frame(true), "ADDED", "5"),
+            (stored.deleted_frame(123456), "DELETED", "123456"),
+        ] {
+            let event: Value = serde_json::from_slice(&frame).unwrap();
+            assert_eq!(
+                (event["type"].as_str(), event["object"]["metadata"]["resourceVersion"].as_str()),
+                (Some(kind), Some(version))
+            );
+        }
+    }
+
+    #[test]
+    fn selectors_ask_labels_and_fields() {
+        let object = json!({"metadata": {"name": "a", "namespace": "n", "labels": {"app": "x", "Z": "y"}}});
+        let identity = Identity::of(&object, vec![("spec.nodeName", "n1".into())]);
+        for (labels, fields, expected) in [
+            ("", "", true),
+            ("app=x,Z=y", "", true),
+            ("app=y", "", false),
+            ("", "spec.nodeName=n1,metadata.name=a", true),
+            ("", "spec.nodeName!=n1", false),
+            ("!app", "", false),
+        ] {
+            let matches = identity.matches(&Selector::parse(labels).unwrap(), &FieldSelector::parse(fields).unwrap());
+            assert_eq!(matches, expected, "{labels} {fields}");
+        }
+    }
+}
