@@ -181,7 +181,7 @@ fn dns(cluster: &ClusterFlags, address: IpAddr) -> Result<Vec<Value>> {
         cluster_role(
             name,
             json!([
-                rule(&[""], &["services", "namespaces", "pods", "nodes"], &[], &["list", "watch"]),
+                rule(&[""], &["services", "namespaces"], &[], &["list", "watch"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &[], &["list", "watch"]),
             ]),
         ),
