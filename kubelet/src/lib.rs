@@ -8,6 +8,7 @@ pub mod env;
 pub mod images;
 pub mod objects;
 pub mod options;
+pub mod plan;
 pub mod runtime;
 pub mod static_pods;
 pub mod volumes;

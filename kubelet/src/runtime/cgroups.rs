@@ -226,8 +226,11 @@ impl Cgroups {
             }
             let max = if limits.cpu_quota > 0 { limits.cpu_quota.to_string() } else { "max".to_owned() };
             self.write(path, "cpu.max", &format!("{max} {period}"));
-            let memory =
-                if limits.memory_limit_in_bytes > 0 { limits.memory_limit_in_bytes.to_string() } else { "max".to_owned() };
+            let memory = if limits.memory_limit_in_bytes > 0 {
+                limits.memory_limit_in_bytes.to_string()
+            } else {
+                "max".to_owned()
+            };
             self.write(path, "memory.max", &memory);
         } else {
             if limits.cpu_shares > 0 {
@@ -320,12 +323,12 @@ mod tests {
 
     #[test]
     fn parents_follow_driver_and_class() {
-        let make = |root: &str, systemd| {
-            Cgroups::new(Hierarchies::V2("/sys/fs/cgroup".into()), root, systemd, true, -1)
-        };
+        let make =
+            |root: &str, systemd| Cgroups::new(Hierarchies::V2("/sys/fs/cgroup".into()), root, systemd, true, -1);
         let best = pod("a-b", json!({}));
         let burst = pod("a-b", json!({"requests": {"cpu": "1"}}));
-        let sure = pod("a-b", json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}));
+        let sure =
+            pod("a-b", json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}));
         for (root, systemd, pod, want) in [
             ("", false, &best, "/kubepods/besteffort/poda-b"),
             ("/n1/", false, &burst, "/n1/kubepods/burstable/poda-b"),

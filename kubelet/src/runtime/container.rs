@@ -43,7 +43,11 @@ pub fn config(
         command,
         args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: prepared.envs.iter().map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: prepared
+            .envs
+            .iter()
+            .map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() })
+            .collect(),
         mounts: prepared.mounts,
         labels: labels::container_labels(pod, container),
         annotations: labels::container_annotations(pod, container, prepared.restart_count),

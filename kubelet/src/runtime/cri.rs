@@ -137,7 +137,10 @@ impl Cri {
     }
 
     /// Sandboxes with these labels (none: all).
-    pub async fn list_pod_sandboxes_with(&self, labels: BTreeMap<String, String>) -> Result<Vec<pb::PodSandbox>, CriError> {
+    pub async fn list_pod_sandboxes_with(
+        &self,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Vec<pb::PodSandbox>, CriError> {
         let mut c = self.runtime.clone();
         let filter = pb::PodSandboxFilter { label_selector: labels, ..Default::default() };
         let message = pb::ListPodSandboxRequest { filter: Some(filter) };

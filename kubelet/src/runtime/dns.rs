@@ -44,9 +44,8 @@ pub fn parse_resolv_conf(text: &str) -> Resolver {
         match words.next() {
             Some("nameserver") => out.servers.extend(words.next().map(str::to_owned)),
             Some("search") => {
-                out.searches = words
-                    .map(|w| if w == "." { w.to_owned() } else { w.trim_end_matches('.').to_owned() })
-                    .collect();
+                out.searches =
+                    words.map(|w| if w == "." { w.to_owned() } else { w.trim_end_matches('.').to_owned() }).collect();
             }
             Some("options") => out.options.extend(words.map(str::to_owned)),
             _ => {}
@@ -78,7 +77,10 @@ pub fn pod_dns(pod: &Pod, node: &NodeDns) -> pb::DnsConfig {
     if let Some(config) = spec.dns_config {
         dns.servers.extend(config.nameservers.unwrap_or_default());
         dns.searches.extend(config.searches.unwrap_or_default());
-        merge_options(&mut dns.options, config.options.unwrap_or_default().into_iter().map(|o| (o.name.unwrap_or_default(), o.value)));
+        merge_options(
+            &mut dns.options,
+            config.options.unwrap_or_default().into_iter().map(|o| (o.name.unwrap_or_default(), o.value)),
+        );
     }
     dedup(&mut dns.servers);
     dedup(&mut dns.searches);
@@ -221,7 +223,15 @@ mod tests {
             let mut spec = spec;
             spec["containers"] = json!([]);
             let got = pod_dns(&pod(spec.clone()), &node());
-            assert_eq!((got.servers, got.searches, got.options), (servers.iter().map(|s| s.to_string()).collect(), searches.iter().map(|s| s.to_string()).collect(), options.iter().map(|s| s.to_string()).collect()), "{spec}");
+            assert_eq!(
+                (got.servers, got.searches, got.options),
+                (
+                    servers.iter().map(|s| s.to_string()).collect(),
+                    searches.iter().map(|s| s.to_string()).collect(),
+                    options.iter().map(|s| s.to_string()).collect()
+                ),
+                "{spec}"
+            );
         }
     }
 
@@ -232,7 +242,10 @@ mod tests {
             hostname_and_domain(&named, "cluster.local"),
             ("db".to_owned(), "peers.shop.svc.cluster.local".to_owned())
         );
-        assert_eq!(hostname_and_domain(&pod(json!({"containers": []})), "cluster.local"), ("web-0".into(), String::new()));
+        assert_eq!(
+            hostname_and_domain(&pod(json!({"containers": []})), "cluster.local"),
+            ("web-0".into(), String::new())
+        );
     }
 
     #[test]

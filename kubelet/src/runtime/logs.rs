@@ -65,7 +65,13 @@ pub fn new_termination_file(pod_dir: &Path, container: &str) -> io::Result<PathB
 }
 
 /// The message of an ended container: its file, or the end of its log if it asked for that. As `getTerminationMessage`.
-pub fn termination_message(annotated: &Annotated, file: Option<&str>, exit_code: i32, reason: &str, log: &str) -> String {
+pub fn termination_message(
+    annotated: &Annotated,
+    file: Option<&str>,
+    exit_code: i32,
+    reason: &str,
+    log: &str,
+) -> String {
     let written = file.and_then(|path| read_start(Path::new(path), MAX_MESSAGE_BYTES).ok()).unwrap_or_default();
     if !written.is_empty() || !annotated.fallback_to_logs || (exit_code == 0 && reason != "ContainerCannotRun") {
         return written;
@@ -169,7 +175,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("m");
         let log = dir.path().join("0.log");
-        fs::write(&log, "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr P tw\n2026-01-01T00:00:01Z stderr F o\n").unwrap();
+        fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr P tw\n2026-01-01T00:00:01Z stderr F o\n",
+        )
+        .unwrap();
         fs::write(&file, "").unwrap();
         let log = log.display().to_string();
         let path = file.display().to_string();

@@ -70,10 +70,8 @@ impl Runtime {
     /// All that the runtime has of one pod, right now.
     pub async fn observe(&self, uid: &str) -> Result<ObservedPod, CriError> {
         let filter: BTreeMap<String, String> = [(labels::POD_UID.to_owned(), uid.to_owned())].into();
-        let (sandboxes, containers) = tokio::try_join!(
-            self.cri.list_pod_sandboxes_with(filter.clone()),
-            self.cri.list_containers_with(filter)
-        )?;
+        let (sandboxes, containers) =
+            tokio::try_join!(self.cri.list_pod_sandboxes_with(filter.clone()), self.cri.list_containers_with(filter))?;
         let mut out = ObservedPod { uid: uid.to_owned(), ..Default::default() };
         for listed in sandboxes {
             if let Some(metadata) = &listed.metadata {

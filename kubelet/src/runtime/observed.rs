@@ -142,7 +142,10 @@ pub fn container(status: pb::ContainerStatus, sandbox_id: &str) -> ObservedConta
         exit_code: status.exit_code,
         reason: status.reason,
         message: status.message,
-        image: status.image.map(|i| if i.user_specified_image.is_empty() { i.image } else { i.user_specified_image }).unwrap_or_default(),
+        image: status
+            .image
+            .map(|i| if i.user_specified_image.is_empty() { i.image } else { i.user_specified_image })
+            .unwrap_or_default(),
         image_ref: status.image_ref,
         log_path: status.log_path,
         user: status.user.and_then(|u| u.linux),

@@ -212,7 +212,8 @@ mod tests {
     #[test]
     fn a_pod_is_limited_only_if_all_its_containers_are() {
         let limited = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
-        let both = pod_of(json!({"containers": [{"name": "a", "resources": limited}, {"name": "b", "resources": limited}]}));
+        let both =
+            pod_of(json!({"containers": [{"name": "a", "resources": limited}, {"name": "b", "resources": limited}]}));
         let resources = pod(&both, QUOTA);
         assert_eq!((resources.cpu_quota, resources.memory_limit_in_bytes), (100_000, 128 << 20));
         let one = pod_of(json!({"containers": [{"name": "a", "resources": limited}, {"name": "b"}]}));

@@ -34,9 +34,7 @@ pub fn config(pod: &Pod, attempt: u32, cgroup_parent: String, node: &NodeSetting
                 cpu_shares: o
                     .get("cpu")
                     .map_or(0, |q| resources::shares(apimachinery::quantity::Quantity::from(q).milli_value())),
-                memory_limit_in_bytes: o
-                    .get("memory")
-                    .map_or(0, |q| apimachinery::quantity::Quantity::from(q).value()),
+                memory_limit_in_bytes: o.get("memory").map_or(0, |q| apimachinery::quantity::Quantity::from(q).value()),
                 ..Default::default()
             }),
             resources: Some(pod_resources),

@@ -228,8 +228,7 @@ fn apparmor(wanted: &AppArmorProfile) -> pb::SecurityProfile {
 /// Whether any container of the pod is privileged: its sandbox must allow it.
 pub fn has_privileged(pod: &Pod) -> bool {
     let Some(spec) = pod.spec.as_ref() else { return false };
-    let privileged =
-        |c: &Container| c.security_context.as_ref().and_then(|s| s.privileged).unwrap_or(false);
+    let privileged = |c: &Container| c.security_context.as_ref().and_then(|s| s.privileged).unwrap_or(false);
     spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(privileged)
         || spec
             .ephemeral_containers
