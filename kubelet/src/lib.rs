@@ -5,10 +5,14 @@
 pub mod certificates;
 pub mod config;
 pub mod env;
+pub mod events;
 pub mod images;
 pub mod objects;
 pub mod options;
 pub mod plan;
+pub mod pod_workers;
+pub mod probes;
 pub mod runtime;
 pub mod static_pods;
+pub mod status;
 pub mod volumes;

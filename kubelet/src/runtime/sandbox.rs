@@ -10,7 +10,13 @@ use super::{dns, labels, logs, resources, security};
 /// The sandbox of `pod` for its `attempt`; `cgroup_parent` is the pod's cgroup (empty: the runtime's default).
 pub fn config(pod: &Pod, attempt: u32, cgroup_parent: String, node: &NodeSettings) -> pb::PodSandboxConfig {
     let on_host = host_network(pod);
-    let hostname = if on_host { String::new() } else { dns::hostname_and_domain(pod, &node.dns.cluster_domain).0 };
+    let (mut hostname, domain) = dns::hostname_and_domain(pod, &node.dns.cluster_domain);
+    if pod.spec.as_ref().and_then(|s| s.set_hostname_as_fqdn) == Some(true) && !domain.is_empty() {
+        hostname = format!("{hostname}.{domain}");
+    }
+    if on_host {
+        hostname.clear();
+    }
     let overhead = pod.spec.as_ref().and_then(|s| s.overhead.as_ref()).filter(|o| !o.is_empty());
     let pod_resources = resources::pod(pod, node.cpu_quota);
     pb::PodSandboxConfig {

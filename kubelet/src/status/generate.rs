@@ -44,17 +44,16 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
     let empty = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&empty);
     let old = input.old;
-    let source = |old| Source {
-        spec,
-        observed: input.observed,
-        old,
-        waiting: input.waiting,
-        probes: input.probes,
-        runtime_name: input.runtime_name,
-        deleted: input.pod.metadata.deletion_timestamp.is_some() || input.terminated,
-    };
     let statuses = |old: &Option<Vec<ContainerStatus>>, kind, list: &[Container]| -> Option<Vec<ContainerStatus>> {
-        let source = source(old.as_deref().unwrap_or_default());
+        let source = Source {
+            spec,
+            observed: input.observed,
+            old: old.as_deref().unwrap_or_default(),
+            waiting: input.waiting,
+            probes: input.probes,
+            runtime_name: input.runtime_name,
+            deleted: input.pod.metadata.deletion_timestamp.is_some() || input.terminated,
+        };
         Some(list.iter().map(|c| containers::status(&source, kind, c)).collect()).filter(|l: &Vec<_>| !l.is_empty())
     };
     let ephemeral: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(ephemeral_as_container).collect();
@@ -168,9 +167,13 @@ fn phase(spec: &PodSpec, init: &[ContainerStatus], apps: &[ContainerStatus], ter
             "Failed"
         };
     }
+    let sidecars_run = init_containers(spec)
+        .iter()
+        .zip(init)
+        .any(|(c, s)| is_sidecar(c) && s.state.as_ref().is_some_and(|s| s.running.is_some()));
     if waiting > 0 || (pending_init > 0 && stopped == 0 && running == 0) {
         "Pending"
-    } else if running > 0 || restarting {
+    } else if running > 0 || restarting || (stopped > 0 && sidecars_run) {
         "Running"
     } else if stopped > 0 {
         if stopped == succeeded { "Succeeded" } else { "Failed" }
