@@ -19,13 +19,15 @@ pub struct Allocatable {
 }
 
 /// Resources that the node itself measures; others are for their plugins to check.
-const CHECKED: [(&str, &str); 3] = [("cpu", "OutOfcpu"), ("memory", "OutOfmemory"), ("ephemeral-storage", "OutOfephemeral-storage")];
+const CHECKED: [(&str, &str); 3] =
+    [("cpu", "OutOfcpu"), ("memory", "OutOfmemory"), ("ephemeral-storage", "OutOfephemeral-storage")];
 
 /// Rejects `pod` if it does not fit beside `others` (pods that run or will run here).
 pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Option<&Node>) -> Result<(), Ended> {
     let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
     let requested = apimachinery::pod::requests(spec);
-    let others: Vec<&Pod> = others.iter().map(Arc::as_ref).filter(|p| p.metadata.uid != pod.metadata.uid && occupies(p)).collect();
+    let others: Vec<&Pod> =
+        others.iter().map(Arc::as_ref).filter(|p| p.metadata.uid != pod.metadata.uid && occupies(p)).collect();
 
     if let Some(limit) = node.resources.get("pods")
         && i64::try_from(others.len()).unwrap_or(i64::MAX) + 1 > limit.value()
@@ -54,8 +56,9 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
     if !selected && !static_pods::is_static(pod) {
         return Err(Ended {
             reason: "NodeAffinity".to_owned(),
-            message: "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
-                .to_owned(),
+            message:
+                "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                    .to_owned(),
         });
     }
     let taken: Vec<(i32, String, String)> = others.iter().flat_map(|p| host_ports(p)).collect();
@@ -113,14 +116,14 @@ mod tests {
     #[test]
     fn pods_that_do_not_fit_are_rejected() {
         let node = Allocatable {
-            resources: [
-                ("cpu".to_owned(), Quantity::from_milli(1000)),
-                ("pods".to_owned(), Quantity::from_value(2)),
-            ]
-            .into(),
+            resources: [("cpu".to_owned(), Quantity::from_milli(1000)), ("pods".to_owned(), Quantity::from_value(2))]
+                .into(),
             labels: [("zone".to_owned(), "a".to_owned())].into(),
         };
-        let big = pod("big", json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "800m"}}, "ports": [{"containerPort": 80, "hostPort": 8080}]}]}));
+        let big = pod(
+            "big",
+            json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "800m"}}, "ports": [{"containerPort": 80, "hostPort": 8080}]}]}),
+        );
         let check = |spec: serde_json::Value, others: &[Arc<Pod>]| {
             admit(&pod("new", spec), others, &node, None).err().map(|e| e.reason)
         };
@@ -130,9 +133,13 @@ mod tests {
             check(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "300m"}}}]}), &one).as_deref(),
             Some("OutOfcpu")
         );
-        assert_eq!(check(json!({"nodeSelector": {"zone": "b"}, "containers": []}), &one).as_deref(), Some("NodeAffinity"));
         assert_eq!(
-            check(json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 8080}]}]}), &one).as_deref(),
+            check(json!({"nodeSelector": {"zone": "b"}, "containers": []}), &one).as_deref(),
+            Some("NodeAffinity")
+        );
+        assert_eq!(
+            check(json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 8080}]}]}), &one)
+                .as_deref(),
             Some("NodePorts")
         );
         let two = [big, pod("other", json!({"containers": []}))];

@@ -32,7 +32,8 @@ pub(super) async fn container(
     let begun = Instant::now();
     let declared = find_container(pod, name).map(|(_, c)| c);
     let hook = declared.as_ref().and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.clone());
-    if let (Some(hook), Some(container), true) = (hook, declared.as_ref(), grace > 0 && running.state == State::Running) {
+    if let (Some(hook), Some(container), true) = (hook, declared.as_ref(), grace > 0 && running.state == State::Running)
+    {
         let ip = pod_ip(pod, observed, &means.probes.host_ip);
         let limit = Duration::from_secs(grace.unsigned_abs());
         let run = hooks::run(&means.runtime.cri, &hook, container, &running.id, &ip);
@@ -103,7 +104,8 @@ async fn remove_container(means: &Means, container: &ObservedContainer) {
         Ok(()) => {
             means.runtime.forget(&container.id);
             let removed = std::fs::remove_file(&container.log_path);
-            if let Err(error) = removed.as_ref().err().filter(|e| e.kind() != std::io::ErrorKind::NotFound).map_or(Ok(()), Err)
+            if let Err(error) =
+                removed.as_ref().err().filter(|e| e.kind() != std::io::ErrorKind::NotFound).map_or(Ok(()), Err)
             {
                 debug!(log = %container.log_path, %error, "log not removed");
             }
@@ -130,4 +132,3 @@ pub(super) async fn remove_all(means: &Means, observed: &ObservedPod) -> Result<
 pub(super) fn remembered_grace(observed: &ObservedPod) -> i64 {
     observed.containers.iter().find_map(|c| c.annotated.pod_grace_seconds).unwrap_or(30)
 }
-

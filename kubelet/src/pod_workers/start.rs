@@ -60,14 +60,11 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
     let events = &means.events;
 
     let image = declared.image.as_deref().unwrap_or_default();
-    let image = means.puller.ensure(pod, image, declared.image_pull_policy.as_deref()).await.map_err(|e| {
-        if e.reason == PullReason::ImagePullBackOff {
-            events.pod(pod, Some(name), Type::Normal, "BackOff", format!("Back-off pulling image {image:?}"));
-        } else {
-            events.pod(pod, Some(name), Type::Warning, "Failed", format!("Error: {}", pull_reason(&e)));
-        }
-        waiting(pull_reason(&e), e.message)
-    })?;
+    let image = means
+        .puller
+        .ensure(pod, image, declared.image_pull_policy.as_deref())
+        .await
+        .map_err(|e| waiting(pull_reason(&e), e.message))?;
 
     let failed = |reason: &'static str| {
         move |message: String| {
@@ -85,8 +82,13 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         .container_mounts(&known, declared, &envs, prepared.sources, &pod_dir)
         .await
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
-    mounts.extend(hosts_mount(means, &known, declared, &pod_dir).map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?);
-    mounts.extend(termination_mount(declared, &pod_dir).map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?);
+    mounts.extend(
+        hosts_mount(means, &known, declared, &pod_dir)
+            .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?,
+    );
+    mounts.extend(
+        termination_mount(declared, &pod_dir).map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?,
+    );
 
     let target = target_id(prepared, start);
     let prepared_container = container::Prepared {
@@ -160,7 +162,8 @@ async fn post_start(
         ..Default::default()
     };
     let grace = crate::runtime::pods::grace_seconds(prepared.pod);
-    let stopped = kill::container(means, prepared.pod, prepared.observed, &running, grace, Some("FailedPostStartHook")).await;
+    let stopped =
+        kill::container(means, prepared.pod, prepared.observed, &running, grace, Some("FailedPostStartHook")).await;
     if let Err(error) = stopped {
         warn!(container = %id, %error, "container not stopped after its postStart hook failed");
     }

@@ -194,7 +194,8 @@ impl Worker {
             });
             self.note_held_back(pod, &actions);
             let status = self.report(pod, &observed);
-            if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || actions.sandbox == SandboxAction::Stop {
+            if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || actions.sandbox == SandboxAction::Stop
+            {
                 return Synced::Over;
             }
             let deadline = active_deadline(pod, &status);
@@ -298,7 +299,8 @@ impl Worker {
             self.mount(pod, observed).await?;
         }
         // Kills may have changed what there is.
-        let seen = if actions.kill.is_empty() { observed.clone() } else { self.observe().await.map_err(|_| RETRY_BASE)? };
+        let seen =
+            if actions.kill.is_empty() { observed.clone() } else { self.observe().await.map_err(|_| RETRY_BASE)? };
         let mut failed = false;
         let sources = self.sources.clone().unwrap_or_default();
         for wanted in &actions.start {
@@ -374,7 +376,7 @@ impl Worker {
             }
             Err(error) => {
                 warn!(pod = %full_name(pod), %error, "volumes not ready");
-                self.means.events.pod(pod, None, Type::Warning, "FailedMount", format!("MountVolume.SetUp failed: {error}"));
+                self.means.events.pod(pod, None, Type::Warning, "FailedMount", error.to_string());
                 Err(self.retry.next_wait())
             }
         }

@@ -108,16 +108,20 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: &str, t
                     None => return Ok(()),
                 },
                 200..=299 => return Ok(()),
-                _ => return Err(shorten(&format!("HTTP probe failed with statuscode: {status}")).to_owned() + &hint(&body)),
+                _ => {
+                    return Err(
+                        shorten(&format!("HTTP probe failed with statuscode: {status}")).to_owned() + &hint(&body)
+                    );
+                }
             }
         }
         Err(format!("Get {first:?}: stopped after {MAX_REDIRECTS} redirects"))
     };
     match tokio::time::timeout(timeout, ask).await {
         Ok(result) => result,
-        Err(_) => Err(format!(
-            "Get {first:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-        )),
+        Err(_) => {
+            Err(format!("Get {first:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"))
+        }
     }
 }
 
@@ -243,7 +247,12 @@ impl ServerCertVerifier for TrustAll {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -252,7 +261,12 @@ impl ServerCertVerifier for TrustAll {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -290,10 +304,9 @@ mod tests {
 
     #[test]
     fn ports_are_numbers_or_names() {
-        let container: Container = serde_json::from_value(
-            serde_json::json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}),
-        )
-        .unwrap();
+        let container: Container =
+            serde_json::from_value(serde_json::json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}))
+                .unwrap();
         assert_eq!(port(&IntOrString::Int(80), &container), Ok(80));
         assert_eq!(port(&IntOrString::String("web".into()), &container), Ok(8080));
         assert!(port(&IntOrString::String("db".into()), &container).is_err());

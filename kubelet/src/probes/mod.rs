@@ -220,7 +220,8 @@ impl ProbeTask {
 
     /// What is left of the initial delay.
     fn first_wait(&self) -> Duration {
-        let delay = Duration::from_secs(self.probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0));
+        let delay =
+            Duration::from_secs(self.probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0));
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
         let ran = Duration::from_nanos(u64::try_from(now.saturating_sub(self.seen.started_at)).unwrap_or(0));
         delay.saturating_sub(ran)

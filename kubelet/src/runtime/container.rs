@@ -26,8 +26,7 @@ pub fn config(
     node: &NodeSettings,
 ) -> Result<pb::ContainerConfig, security::SecurityError> {
     let security_context = security::container(pod, container, prepared.image, prepared.target_id, &node.policy)?;
-    let command = expand_all(container.command.as_deref(), prepared.envs);
-    let args = expand_all(container.args.as_deref(), prepared.envs);
+    let (command, args) = crate::env::command_line(container, prepared.envs);
     let mut linux_resources =
         resources::container(pod, container, node.cpu_quota, node.memory_capacity, node.cgroup_v2);
     if linux_resources.oom_score_adj < node.lowest_oom_score_adj {
@@ -62,58 +61,4 @@ pub fn config(
         stop_signal: security::stop_signal(container),
         ..Default::default()
     })
-}
-
-fn expand_all(words: Option<&[String]>, envs: &[(String, String)]) -> Vec<String> {
-    words.unwrap_or_default().iter().map(|word| expand(word, envs)).collect()
-}
-
-/// `$(NAME)` becomes the variable's value if there is one, `$$` an escaped dollar. As `expansion.Expand`.
-pub fn expand(input: &str, envs: &[(String, String)]) -> String {
-    let mut out = String::with_capacity(input.len());
-    let mut rest = input;
-    while let Some(at) = rest.find('$') {
-        out.push_str(&rest[..at]);
-        let after = &rest[at + 1..];
-        if let Some(tail) = after.strip_prefix('$') {
-            out.push('$');
-            rest = tail;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|a| a.split_once(')')) {
-            // The last definition of a name is the one that counts.
-            match envs.iter().rev().find(|(key, _)| key == name) {
-                Some((_, value)) => out.push_str(value),
-                None => {
-                    out.push_str("$(");
-                    out.push_str(name);
-                    out.push(')');
-                }
-            }
-            rest = tail;
-        } else {
-            out.push('$');
-            rest = after;
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_expand_in_commands() {
-        let envs = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
-        for (input, want) in [
-            ("plain", "plain"),
-            ("$(A)-$(B)", "1-$(A)"),
-            ("$$(A)", "$(A)"),
-            ("$(MISSING)", "$(MISSING)"),
-            ("$A $ $(", "$A $ $("),
-            ("cost: $$5", "cost: $5"),
-        ] {
-            assert_eq!(expand(input, &envs), want, "{input}");
-        }
-    }
 }

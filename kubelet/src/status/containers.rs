@@ -140,9 +140,7 @@ fn without_attempt(
             }
             status.last_state = Some(ContainerState {
                 terminated: terminated.terminated.map(|t| ContainerStateTerminated {
-                    message: Some(
-                        "The container could not be located when the pod was terminated".to_owned(),
-                    ),
+                    message: Some("The container could not be located when the pod was terminated".to_owned()),
                     ..t
                 }),
                 ..Default::default()

@@ -65,9 +65,12 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
         // A final phase never changes again.
         (_, Some(done @ ("Succeeded" | "Failed"))) => done,
         (Some(_), _) => "Failed",
-        (None, _) => {
-            phase(spec, init_statuses.as_deref().unwrap_or_default(), app_statuses.as_deref().unwrap_or_default(), input.terminated)
-        }
+        (None, _) => phase(
+            spec,
+            init_statuses.as_deref().unwrap_or_default(),
+            app_statuses.as_deref().unwrap_or_default(),
+            input.terminated,
+        ),
     };
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
@@ -96,7 +99,8 @@ fn to_second(time: Timestamp) -> Timestamp {
 fn addresses(status: &mut PodStatus, input: &Input<'_>) {
     let hosts = input.host_ips;
     status.host_ip = hosts.first().cloned();
-    status.host_ips = Some(hosts.iter().map(|ip| HostIP { ip: ip.clone() }).collect()).filter(|l: &Vec<_>| !l.is_empty());
+    status.host_ips =
+        Some(hosts.iter().map(|ip| HostIP { ip: ip.clone() }).collect()).filter(|l: &Vec<_>| !l.is_empty());
     let sandbox = input.observed.latest_sandbox();
     let ips: Vec<String> = if host_network(input.pod) {
         // Known from the first moment, and as long as the node stands.
@@ -242,9 +246,7 @@ fn initialized(spec: &PodSpec, status: &PodStatus, phase: &str) -> Condition {
     let incomplete: Vec<&str> = init_containers(spec)
         .iter()
         .zip(statuses)
-        .filter(|(c, s)| {
-            if is_sidecar(c) { s.started != Some(true) && !begun } else { !s.ready && !begun }
-        })
+        .filter(|(c, s)| if is_sidecar(c) { s.started != Some(true) && !begun } else { !s.ready && !begun })
         .map(|(c, _)| c.name.as_str())
         .collect();
     if incomplete.is_empty() {
@@ -283,8 +285,14 @@ fn pod_ready(spec: &PodSpec, old: &[PodCondition], containers: &Condition) -> Co
     for gate in spec.readiness_gates.iter().flatten() {
         match old.iter().find(|c| c.type_ == gate.condition_type) {
             Some(c) if c.status == "True" => {}
-            Some(_) => unmet.push(format!("the status of pod readiness gate \"{}\" is not \"True\", but False", gate.condition_type)),
-            None => unmet.push(format!("corresponding condition of pod readiness gate \"{}\" does not exist.", gate.condition_type)),
+            Some(_) => unmet.push(format!(
+                "the status of pod readiness gate \"{}\" is not \"True\", but False",
+                gate.condition_type
+            )),
+            None => unmet.push(format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist.",
+                gate.condition_type
+            )),
         }
     }
     if unmet.is_empty() {
@@ -300,7 +308,10 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 3}, "spec": spec})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 3}, "spec": spec}),
+        )
+        .unwrap()
     }
 
     fn seen(name: &str, state: State, exit_code: i32) -> ObservedContainer {
@@ -384,7 +395,8 @@ mod tests {
 
     #[test]
     fn a_running_pod_is_ready_with_its_addresses() {
-        let got = make(json!({"containers": [{"name": "a"}]}), &world(vec![seen("a", State::Running, 0)]), Case::default());
+        let got =
+            make(json!({"containers": [{"name": "a"}]}), &world(vec![seen("a", State::Running, 0)]), Case::default());
         for kind in ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"] {
             assert_eq!(condition(&got, kind).status, "True", "{kind}");
         }
@@ -411,7 +423,10 @@ mod tests {
         let got = make(json!({"containers": [{"name": "a"}]}), &world(vec![seen("a", State::Exited, 7)]), case);
         assert_eq!(got.phase.as_deref(), Some("Running"));
         let status = &got.container_statuses.unwrap()[0];
-        assert_eq!(status.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
+        assert_eq!(
+            status.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(),
+            Some("CrashLoopBackOff")
+        );
         assert_eq!(status.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 7);
     }
 

@@ -51,8 +51,7 @@ pub struct StatusManager {
 impl StatusManager {
     /// Without a client (standalone) statuses are only kept.
     pub fn start(client: Option<kube::Client>, lookup: Lookup, shutdown: CancellationToken) -> Arc<Self> {
-        let manager =
-            Arc::new(Self { client, entries: Mutex::default(), wake: Notify::new(), lookup });
+        let manager = Arc::new(Self { client, entries: Mutex::default(), wake: Notify::new(), lookup });
         if manager.client.is_some() {
             tokio::spawn(manager.clone().write_forever(shutdown));
         }
@@ -63,6 +62,10 @@ impl StatusManager {
     pub fn get(&self, pod: &Pod) -> PodStatus {
         match self.entries.lock().get(uid_of(pod)) {
             Some(entry) => entry.status.clone(),
+            // A static pod's status is remembered by its mirror.
+            None if static_pods::is_static(pod) => {
+                self.target(pod).and_then(|mirror| mirror.status.clone()).unwrap_or_default()
+            }
             None => pod.status.clone().unwrap_or_default(),
         }
     }
@@ -113,11 +116,7 @@ impl StatusManager {
 
     /// The pods with their newest statuses, for the server.
     pub fn pods(&self) -> Vec<Pod> {
-        self.entries
-            .lock()
-            .values()
-            .map(|e| Pod { status: Some(e.status.clone()), ..Pod::clone(&e.pod) })
-            .collect()
+        self.entries.lock().values().map(|e| Pod { status: Some(e.status.clone()), ..Pod::clone(&e.pod) }).collect()
     }
 
     async fn write_forever(self: Arc<Self>, shutdown: CancellationToken) {
@@ -171,7 +170,8 @@ impl StatusManager {
     fn target(&self, pod: &Pod) -> Option<Arc<Pod>> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let found = (self.lookup)(namespace, pod.metadata.name.as_deref().unwrap_or_default())?;
-        let same = if static_pods::is_static(pod) { static_pods::is_mirror(&found) } else { uid_of(&found) == uid_of(pod) };
+        let same =
+            if static_pods::is_static(pod) { static_pods::is_mirror(&found) } else { uid_of(&found) == uid_of(pod) };
         same.then_some(found)
     }
 

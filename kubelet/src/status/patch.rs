@@ -8,7 +8,8 @@ const MERGED_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
 
 /// The patch, or None if the API already has `new`.
 pub(super) fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
-    let (Ok(Value::Object(old)), Ok(Value::Object(new))) = (serde_json::to_value(old), serde_json::to_value(new)) else {
+    let (Ok(Value::Object(old)), Ok(Value::Object(new))) = (serde_json::to_value(old), serde_json::to_value(new))
+    else {
         return None;
     };
     let mut status = Map::new();
@@ -51,7 +52,8 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_sent() {
-        let old = status(json!({"phase": "Pending", "message": "m", "podIPs": [{"ip": "1.1.1.1"}], "hostIP": "9.9.9.9",
+        let old =
+            status(json!({"phase": "Pending", "message": "m", "podIPs": [{"ip": "1.1.1.1"}], "hostIP": "9.9.9.9",
             "conditions": [{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]}));
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2.2.2.2"}], "hostIP": "9.9.9.9",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}));
