@@ -246,7 +246,7 @@ fn kube_proxy(layout: &Layout, cluster: &ClusterFlags) -> Vec<String> {
 fn pod_network(layout: &Layout, cluster: &ClusterFlags) -> Result<Vec<String>> {
     Ok(vec![
         flag("kubeconfig", layout.kubeconfig("pod-network").display()),
-        flag("node-name", cluster.node_name()?),
+        flag("hostname-override", cluster.node_name()?),
         flag("cluster-cidr", cluster.pod_network_cidr),
     ])
 }

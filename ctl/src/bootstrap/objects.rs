@@ -163,7 +163,6 @@ fn pod_network() -> Vec<Value> {
             json!([
                 rule(&[""], &["nodes"], &[], &["get", "list", "watch"]),
                 rule(&[""], &["nodes/status"], &[], &["patch"]),
-                rule(&["", "events.k8s.io"], &["events"], &[], &["create", "patch"]),
             ]),
         ),
         cluster_binding(name, name, &who),
