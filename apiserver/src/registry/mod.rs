@@ -1,6 +1,33 @@
 //! The table of what is served: each resource with its facts, its strategy and its place in the store.
 
+pub mod admissionregistration;
+pub mod allocation;
+pub mod apiextensions;
+pub mod apiregistration;
+pub mod apps;
+pub mod autoscaling;
+pub mod batch;
+pub mod builtin;
+pub mod certificates;
+pub mod coordination;
+pub mod core;
+pub mod discovery;
+pub mod field;
+pub mod flowcontrol;
+pub mod metadata;
+pub mod networking;
+pub mod node;
+pub mod object;
+pub mod policy;
+pub mod print;
+pub mod rbac;
+pub mod resource;
+pub mod rules;
+pub mod scheduling;
+pub mod storage;
 pub mod strategy;
+pub mod table;
+pub mod workload;
 
 use crate::endpoints::Endpoint;
 use crate::storage::StoredObject;
@@ -39,6 +66,22 @@ pub struct Registry {
 // === impl Resource ===
 
 impl Resource {
+    /// A built-in resource.
+    pub fn of(facts: &'static KindFacts, strategy: Arc<dyn Strategy>) -> Self {
+        Self {
+            gvr: Gvr::new(facts.group, facts.version, facts.resource),
+            kind: facts.kind.to_owned(),
+            api_version: facts.api_version(),
+            namespaced: facts.namespaced,
+            facts,
+            schema: facts::schema_of(facts.group, facts.version, facts.kind),
+            stored_api_version: stored_api_version(facts),
+            strategy,
+            storage_prefix: facts.storage_prefix.to_owned(),
+            has_status: facts.subresource("status").is_some(),
+        }
+    }
+
     /// The object in the served version.
     pub fn value(&self, object: &StoredObject) -> Value {
         let mut value = object.value();
@@ -79,19 +122,7 @@ impl Registry {
     ) -> Self {
         let mut by_gvr = HashMap::new();
         for facts in facts::kinds() {
-            let strategy = strategy_of(facts).unwrap_or_else(|| Arc::new(Plain));
-            let resource = Resource {
-                gvr: Gvr::new(facts.group, facts.version, facts.resource),
-                kind: facts.kind.to_owned(),
-                api_version: facts.api_version(),
-                namespaced: facts.namespaced,
-                facts,
-                schema: facts::schema_of(facts.group, facts.version, facts.kind),
-                stored_api_version: stored_api_version(facts),
-                strategy,
-                storage_prefix: facts.storage_prefix.to_owned(),
-                has_status: facts.subresource("status").is_some(),
-            };
+            let resource = Resource::of(facts, strategy_of(facts).unwrap_or_else(|| Arc::new(Plain)));
             let key = (facts.group.to_owned(), facts.version.to_owned(), facts.resource.to_owned());
             by_gvr.insert(key, Arc::new(resource));
         }

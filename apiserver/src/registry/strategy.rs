@@ -5,6 +5,7 @@ use crate::storage::Store;
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// Which part of an object a write addresses. All write the same stored object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +50,7 @@ pub trait Reservation: Send {
 /// What a hook may use.
 #[derive(Clone, Copy)]
 pub struct HookContext<'a> {
-    pub store: &'a Store,
+    pub store: &'a Arc<Store>,
     pub dry_run: bool,
 }
 
@@ -128,8 +129,13 @@ pub trait Strategy: Send + Sync + 'static {
         GarbagePolicy::DeleteDependents
     }
 
-    /// Once marked for graceful deletion with this many seconds left, what else changes on the object?
-    fn on_graceful_deletion(&self, _object: &mut Value) {}
+    /// An object has been marked as being deleted: what else changes on it?
+    fn on_deletion_mark(&self, _object: &mut Value) {}
+
+    /// Does nothing but `metadata.finalizers` hold a deleted object back? (Namespaces have finalizers in their spec.)
+    fn is_finalized(&self, _object: &Value) -> bool {
+        true
+    }
 
     /// How long an object lives, in seconds; None for ever.
     fn time_to_live(&self, _object: &Value) -> Option<i64> {

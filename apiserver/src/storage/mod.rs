@@ -5,6 +5,7 @@
 //! through the feed; nobody else changes a cache.
 
 pub mod cache;
+mod claims;
 pub mod etcd;
 mod feed;
 pub mod keys;

@@ -1,6 +1,5 @@
 //! A CRI client: gRPC over the runtime's socket, each call with a deadline and an error that names the call and its object.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -136,14 +135,9 @@ impl Cri {
         call("PodSandboxStatus", id, c.pod_sandbox_status(request(message, CALL_TIMEOUT))).await
     }
 
-    /// Sandboxes with these labels (none: all).
-    pub async fn list_pod_sandboxes_with(
-        &self,
-        labels: BTreeMap<String, String>,
-    ) -> Result<Vec<pb::PodSandbox>, CriError> {
+    pub async fn list_pod_sandboxes(&self) -> Result<Vec<pb::PodSandbox>, CriError> {
         let mut c = self.runtime.clone();
-        let filter = pb::PodSandboxFilter { label_selector: labels, ..Default::default() };
-        let message = pb::ListPodSandboxRequest { filter: Some(filter) };
+        let message = pb::ListPodSandboxRequest { filter: None };
         Ok(call("ListPodSandbox", "", c.list_pod_sandbox(request(message, CALL_TIMEOUT))).await?.items)
     }
 
@@ -184,11 +178,9 @@ impl Cri {
         gone_is_fine(call("RemoveContainer", id, c.remove_container(request(message, CALL_TIMEOUT))).await)
     }
 
-    /// Containers with these labels (none: all).
-    pub async fn list_containers_with(&self, labels: BTreeMap<String, String>) -> Result<Vec<pb::Container>, CriError> {
+    pub async fn list_containers(&self) -> Result<Vec<pb::Container>, CriError> {
         let mut c = self.runtime.clone();
-        let filter = pb::ContainerFilter { label_selector: labels, ..Default::default() };
-        let message = pb::ListContainersRequest { filter: Some(filter) };
+        let message = pb::ListContainersRequest { filter: None };
         Ok(call("ListContainers", "", c.list_containers(request(message, CALL_TIMEOUT))).await?.containers)
     }
 

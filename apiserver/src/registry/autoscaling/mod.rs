@@ -1,0 +1,3 @@
+//! autoscaling/v2, and v1 as a view of it.
+
+pub mod horizontal_pod_autoscaler;

@@ -1,0 +1,5 @@
+//! ServiceAccounts.
+
+use crate::registry::rules::Rules;
+
+pub const RULES: Rules = Rules::DEFAULT;

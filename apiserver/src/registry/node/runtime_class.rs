@@ -1,0 +1,28 @@
+//! RuntimeClasses.
+
+use crate::registry::core::amount;
+use crate::registry::object::text;
+use crate::registry::print::{self, Clock};
+use crate::registry::rules::Rules;
+use apimachinery::names::is_dns1123_label;
+use serde_json::Value;
+
+pub const RULES: Rules = Rules {
+    unconditional_update: false,
+    validate: |root, errors| {
+        let handler = root.at("handler");
+        errors.all(&handler, is_dns1123_label(handler.str()));
+        let overhead = root.at("overhead");
+        for (name, fixed) in overhead.at("podFixed").entries() {
+            amount(name, &fixed, errors);
+        }
+        let scheduling = root.at("scheduling");
+        crate::registry::metadata::labels(&scheduling.at("nodeSelector"), errors);
+        crate::registry::core::pod_validation::tolerations(&scheduling.at("tolerations"), errors);
+    },
+    validate_update: |new, old, errors| errors.immutable(&new.at("handler"), &old.at("handler")),
+    row: Some(|object, clock: &Clock| {
+        vec![print::name(object), Value::from(text(object, "/handler")), clock.age(object)]
+    }),
+    ..Rules::DEFAULT
+};

@@ -1,0 +1,204 @@
+//! Small readings and writings of objects as JSON values: what strategies of all kinds share.
+
+use apimachinery::facts::{self, TypeFacts};
+use serde_json::{Map, Value, json};
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+/// The text at a JSON pointer; empty if there is none.
+pub fn text<'v>(object: &'v Value, pointer: &str) -> &'v str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+}
+
+pub fn int(object: &Value, pointer: &str) -> Option<i64> {
+    object.pointer(pointer).and_then(Value::as_i64)
+}
+
+pub fn flag(object: &Value, pointer: &str) -> bool {
+    object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// The list at a JSON pointer; empty if there is none.
+pub fn list<'v>(object: &'v Value, pointer: &str) -> &'v [Value] {
+    object.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+pub fn map<'v>(object: &'v Value, pointer: &str) -> Option<&'v Map<String, Value>> {
+    object.pointer(pointer).and_then(Value::as_object)
+}
+
+/// True where nothing stands, or an empty string.
+pub fn is_blank(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// Sets a field that is absent or blank.
+pub fn default(object: &mut Value, field: &str, value: impl Into<Value>) {
+    if let Some(map) = object.as_object_mut()
+        && is_blank(map.get(field))
+    {
+        map.insert(field.to_owned(), value.into());
+    }
+}
+
+pub fn set(object: &mut Value, field: &str, value: impl Into<Value>) {
+    if let Some(map) = object.as_object_mut() {
+        map.insert(field.to_owned(), value.into());
+    }
+}
+
+pub fn remove(object: &mut Value, field: &str) -> Option<Value> {
+    object.as_object_mut().and_then(|map| map.remove(field))
+}
+
+/// The object in a field, made if there is none. What is no object is left alone and a stranger is handed out.
+pub fn child<'v>(object: &'v mut Value, field: &str) -> &'v mut Value {
+    if object.is_null() {
+        *object = json!({});
+    }
+    match object {
+        Value::Object(map) => {
+            let slot = map.entry(field).or_insert(Value::Null);
+            if slot.is_null() {
+                *slot = json!({});
+            }
+            slot
+        }
+        other => other,
+    }
+}
+
+/// The items of a list field, to be changed.
+pub fn items_mut<'v>(object: &'v mut Value, field: &str) -> impl Iterator<Item = &'v mut Value> {
+    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// Takes a field from another object: set if it is there, removed if it is not.
+pub fn copy_field(to: &mut Value, from: &Value, field: &str) {
+    match from.get(field) {
+        Some(value) => set(to, field, value.clone()),
+        None => _ = remove(to, field),
+    }
+}
+
+/// Equal but for absent, null and empty: as `apiequality.Semantic.DeepEqual` holds nil and empty lists and maps alike.
+pub fn semantically_equal(a: &Value, b: &Value) -> bool {
+    fn is_nothing(v: &Value) -> bool {
+        match v {
+            Value::Null => true,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
+        }
+    }
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            x.iter().all(|(k, v)| y.get(k).map_or_else(|| is_nothing(v), |w| semantically_equal(v, w)))
+                && y.iter().all(|(k, w)| x.contains_key(k) || is_nothing(w))
+        }
+        (Value::Array(x), Value::Array(y)) => {
+            x.len() == y.len() && x.iter().zip(y).all(|(v, w)| semantically_equal(v, w))
+        }
+        _ => a == b || (is_nothing(a) && is_nothing(b)),
+    }
+}
+
+/// True if anything but metadata and status differs: what bumps a generation.
+pub fn spec_differs(new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new != old };
+    let matters = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
+    let keys = new.keys().chain(old.keys().filter(|key| !new.contains_key(*key)));
+    keys.filter(|key| matters(key))
+        .any(|key| !semantically_equal(new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null)))
+}
+
+/// Types in which, or below which, the schema has defaults.
+static DEFAULTED: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
+    fn visit(facts: &'static TypeFacts, seen: &mut HashMap<&'static str, bool>) -> bool {
+        if let Some(found) = seen.get(facts.name) {
+            return *found;
+        }
+        seen.insert(facts.name, false);
+        let found = facts.fields.iter().fold(false, |found, field| {
+            let below = field.kind.object().is_some_and(|inner| visit(inner, seen));
+            found || below || field.default.is_some()
+        });
+        seen.insert(facts.name, found);
+        found
+    }
+    let mut seen = HashMap::new();
+    for kind in facts::kinds() {
+        if let Some(facts) = facts::schema_of(kind.group, kind.version, kind.kind) {
+            visit(facts, &mut seen);
+        }
+    }
+    seen.into_iter().filter(|(_, found)| *found).map(|(name, _)| name).collect()
+});
+
+/// Sets what the schema itself has defaults for: `protocol: TCP` of a port.
+pub fn schema_defaults(value: &mut Value, facts: &'static TypeFacts) {
+    if !DEFAULTED.contains(facts.name) {
+        return;
+    }
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(|item| schema_defaults(item, facts)),
+        Value::Object(object) => {
+            for field in &facts.fields {
+                if let Some(text) = field.default
+                    && is_blank(object.get(field.name))
+                    && let Ok(default) = serde_json::from_str(text)
+                {
+                    object.insert(field.name.to_owned(), default);
+                }
+                if let (Some(inner), Some(value)) = (field.kind.object(), object.get_mut(field.name)) {
+                    match (&field.kind, value) {
+                        (facts::Type::Map(_), Value::Object(map)) => {
+                            map.values_mut().for_each(|item| schema_defaults(item, inner));
+                        }
+                        (_, value) => schema_defaults(value, inner),
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_equals_empty() {
+        let cases = [
+            (json!({"a": 1, "b": []}), json!({"a": 1}), true),
+            (json!({"a": {"b": {}}}), json!({}), false),
+            (json!({"a": {}}), json!({}), true),
+            (json!([1, {"x": null}]), json!([1, {}]), true),
+            (json!({"a": 1}), json!({"a": 2}), false),
+            (json!({"a": ""}), json!({}), false),
+        ];
+        for (a, b, equal) in cases {
+            assert_eq!((semantically_equal(&a, &b), semantically_equal(&b, &a)), (equal, equal), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn only_metadata_and_status_are_beside_the_generation() {
+        let old = json!({"metadata": {"a": 1}, "spec": {"x": 1}, "status": {"y": 1}});
+        assert!(!spec_differs(&json!({"metadata": {}, "spec": {"x": 1}}), &old));
+        assert!(spec_differs(&json!({"metadata": {"a": 1}, "spec": {"x": 2}}), &old));
+        assert!(spec_differs(&json!({"metadata": {"a": 1}}), &old));
+    }
+
+    #[test]
+    fn the_schema_s_defaults_are_found_in_depth() {
+        let mut pod = json!({"spec": {"containers": [{"ports": [{"containerPort": 80}]}]}});
+        schema_defaults(&mut pod, facts::schema("core.v1.Pod").unwrap());
+        assert_eq!(pod.pointer("/spec/containers/0/ports/0/protocol"), Some(&json!("TCP")));
+    }
+}

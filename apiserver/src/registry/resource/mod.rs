@@ -1,0 +1,4 @@
+//! resource.k8s.io/v1: devices by claim.
+
+pub mod claim;
+pub mod slice;
