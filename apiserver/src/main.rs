@@ -17,8 +17,6 @@ pub const KUBERNETES_VERSION: &str = "v1.36.0";
 
 fn main() -> std::process::ExitCode {
     let options: options::Options = component_base::cli::parse(options::IGNORED);
-    component_base::daemon::run("apiserver", options.common.v, async |_shutdown| {
-        let _ = &options;
-        Ok(())
-    })
+    let verbosity = options.common.v;
+    component_base::daemon::run("apiserver", verbosity, async move |shutdown| server::run(options, shutdown).await)
 }

@@ -1,5 +1,6 @@
 //! Who is asking: client certificates, bearer tokens, the front proxy's headers. (Being filled.)
 
+use crate::authorization::Authorizer;
 use crate::endpoints::Endpoint;
 use crate::options::Options;
 use crate::server::body::Body;
@@ -59,4 +60,13 @@ pub fn endpoints(_options: &Options) -> anyhow::Result<Vec<(Gvr, &'static str, A
 /// `/openid/v1/jwks` and `/.well-known/openid-configuration`: None for other paths. Authorized before.
 pub fn document(_options: &Options, _path: &str) -> Option<http::Response<Body>> {
     None
+}
+
+/// The user that a request is to be carried out as: the one its `Impersonate-*` headers name, if its sender may do that.
+pub async fn impersonate(
+    _authorizer: &Authorizer,
+    user: Arc<UserInfo>,
+    _headers: &http::HeaderMap,
+) -> Result<Arc<UserInfo>, StatusError> {
+    Ok(user)
 }

@@ -1,8 +1,26 @@
 //! One file a verb, generic over kinds; and the trait of what answers in a way of its own.
 
+pub mod create;
+pub mod delete;
+pub mod discovery;
+pub mod get;
+pub mod health;
+pub mod list;
+pub mod metadata;
+pub mod openapi;
+pub mod patch;
+pub mod table;
+pub mod update;
+pub mod virtual_resource;
+pub mod watch;
+
 use crate::authorization::Attributes;
 use crate::server::Context;
 use crate::server::request_info::RequestInfo;
+use crate::registry::Resource;
+use crate::registry::strategy::Part;
+use crate::server::body::Body;
+use crate::storage::StoredObject;
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -30,6 +48,67 @@ pub struct Answer {
 /// a `get` and an `update`).
 pub trait Endpoint: Send + Sync + 'static {
     fn call<'a>(&'a self, call: Call<'a>) -> BoxFuture<'a, Result<Answer, StatusError>>;
+}
+
+/// How a request ended well; rendered as the client wants it.
+pub struct Outcome {
+    pub code: u16,
+    pub payload: Payload,
+    pub warnings: Vec<String>,
+}
+
+/// What there is to send.
+pub enum Payload {
+    /// An object of a stored resource.
+    Stored(Arc<Resource>, Arc<StoredObject>),
+    /// An object that is not (yet) stored so: a dry run, a deleted one, a virtual one.
+    Object(Option<Arc<Resource>>, Value),
+    /// What has been rendered already: lists, watches, proxied answers.
+    Response(http::Response<Body>),
+}
+
+/// A request on a resource, past authorization.
+pub struct ResourceRequest<'a> {
+    pub context: &'a Arc<Context>,
+    pub info: &'a RequestInfo,
+    pub attributes: Attributes,
+    pub resource: &'a Arc<Resource>,
+    pub part: Part,
+    pub dry_run: bool,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    pub fn object(code: u16, resource: &Arc<Resource>, object: Value) -> Self {
+        Self { code, payload: Payload::Object(Some(resource.clone()), object), warnings: Vec::new() }
+    }
+
+    pub fn stored(code: u16, resource: &Arc<Resource>, object: Arc<StoredObject>) -> Self {
+        Self { code, payload: Payload::Stored(resource.clone(), object), warnings: Vec::new() }
+    }
+
+    pub fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.warnings.extend(warnings);
+        self
+    }
+}
+
+// === impl ResourceRequest ===
+
+impl ResourceRequest<'_> {
+    pub fn not_found(&self) -> StatusError {
+        StatusError::not_found(&self.info.group, &self.info.resource, &self.info.name)
+    }
+
+    pub fn stale(&self) -> StatusError {
+        StatusError::stale(&self.info.group, &self.info.resource, &self.info.name)
+    }
+
+    /// The namespace that objects of this request lie in; empty for cluster-scoped resources.
+    pub fn namespace(&self) -> &str {
+        if self.resource.namespaced { &self.info.namespace } else { "" }
+    }
 }
 
 // === impl Answer ===

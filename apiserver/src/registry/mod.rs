@@ -30,6 +30,7 @@ pub mod table;
 pub mod workload;
 
 use crate::endpoints::Endpoint;
+use crate::options::Options;
 use crate::storage::StoredObject;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::meta::Gvr;
@@ -159,4 +160,14 @@ fn stored_api_version(facts: &KindFacts) -> String {
         ("events.k8s.io", "events") => "v1".to_owned(),
         _ => facts.api_version(),
     }
+}
+
+/// The strategy of each kind.
+pub fn strategies(_options: &Options) -> anyhow::Result<impl Fn(&'static KindFacts) -> Option<Arc<dyn Strategy>>> {
+    Ok(|_: &'static KindFacts| None)
+}
+
+/// The virtual resources and subresources of the registry: (resource, subresource, endpoint).
+pub fn endpoints(_options: &Options) -> anyhow::Result<Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>> {
+    Ok(Vec::new())
 }

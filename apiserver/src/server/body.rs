@@ -20,7 +20,7 @@ pub enum Body {
     /// Ends when the sender is dropped.
     Channel(mpsc::Receiver<Bytes>),
     /// Anything else: a proxied response.
-    Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>),
+    Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send + Sync>>),
 }
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -39,7 +39,7 @@ impl Body {
         (sender, Self::Channel(receiver))
     }
 
-    pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static) -> Self {
+    pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = BoxError> + Send + Sync + 'static) -> Self {
         Self::Boxed(Box::pin(body))
     }
 }

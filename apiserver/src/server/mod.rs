@@ -1,16 +1,41 @@
-//! The server around the endpoints: what all requests share, the listener, and the pipeline.
+//! The server around the endpoints: what all requests share, how it starts and ends, and the pipeline.
 
 pub mod body;
+mod metrics;
+pub mod negotiation;
+pub mod pipeline;
 pub mod request_info;
+pub mod respond;
 
 use crate::admission::AdmissionChain;
-use crate::authentication::Authenticator;
-use crate::authorization::Authorizer;
+use crate::authentication::{self, Authenticator};
+use crate::authorization::{self, Authorizer};
 use crate::options::Options;
 use crate::proxy::Proxy;
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::storage::Store;
+use crate::storage::etcd::Etcd;
+use crate::bootstrap;
+use anyhow::Context as _;
+use component_base::serving::{self, Listening};
+use component_base::tls::ReloadingKeyPair;
+use http_body_util::BodyExt as _;
+use rustls::server::WebPkiClientVerifier;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// Connections at a time; a kubelet holds one or two.
+const CONNECTIONS_MAX: usize = 20_000;
+/// How often etcd is asked whether it is there.
+const ETCD_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Requests under way when the server is told to stop have this long.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// What every request may use.
 pub struct Context {
@@ -21,4 +46,173 @@ pub struct Context {
     pub authorizer: Arc<Authorizer>,
     pub admission: AdmissionChain,
     pub proxy: Proxy,
+    pub state: State,
+}
+
+/// How the server is.
+pub struct State {
+    etcd_answers: AtomicBool,
+    bootstrapped: AtomicBool,
+    /// Cancelled when the process is to end: watches end, `/readyz` fails.
+    pub stopping: CancellationToken,
+    /// Room for requests that read, and for those that write.
+    reading: Semaphore,
+    mutating: Semaphore,
+}
+
+// === impl State ===
+
+impl State {
+    pub fn etcd_answers(&self) -> bool {
+        self.etcd_answers.load(Ordering::Relaxed)
+    }
+
+    pub fn is_bootstrapped(&self) -> bool {
+        self.bootstrapped.load(Ordering::Relaxed)
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+}
+
+/// Runs the server until `shutdown`.
+pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let tls = tls_config(&options)?;
+    let etcd = Etcd::connect(&options).await.context("cannot set up the etcd client")?;
+    let mut endpoints = registry::endpoints(&options)?;
+    endpoints.extend(authentication::endpoints(&options)?);
+    endpoints.extend(authorization::endpoints());
+    let registry = Registry::new(registry::strategies(&options)?, endpoints);
+    let store = Arc::new(Store::new(etcd.clone(), &options.etcd_prefix, registry.resources()));
+    let authenticator = Authenticator::new(&options, store.clone())?;
+    let authorizer = Arc::new(Authorizer::new(&options, store.clone())?);
+    let admission = AdmissionChain::new(&options, store.clone(), authorizer.clone())?;
+    let proxy = Proxy::new(&options)?;
+    let state = State {
+        etcd_answers: AtomicBool::new(false),
+        bootstrapped: AtomicBool::new(false),
+        stopping: shutdown.clone(),
+        reading: Semaphore::new(options.max_requests_inflight.max(1)),
+        mutating: Semaphore::new(options.max_mutating_requests_inflight.max(1)),
+    };
+    let address = (options.bind_address, options.secure_port);
+    let context = Arc::new(Context { options, registry, store, authenticator, authorizer, admission, proxy, state });
+
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
+    let feeding = tokio::spawn(context.store.clone().run(shutdown.clone()));
+    let checking = tokio::spawn(check_etcd(context.clone(), etcd));
+    tokio::select! {
+        () = context.store.loaded() => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    context.state.etcd_answers.store(true, Ordering::Relaxed);
+    let bootstrapping = tokio::spawn({
+        let context = context.clone();
+        let done = context.clone();
+        let ready = move || {
+            done.state.bootstrapped.store(true, Ordering::Relaxed);
+            info!("ready");
+        };
+        bootstrap::run(context, ready, shutdown.clone())
+    });
+    let compacting = tokio::spawn({
+        let (store, every, shutdown) = (context.store.clone(), context.options.etcd_compaction_interval, shutdown.clone());
+        async move {
+            if !every.is_zero() {
+                store.run_compactor(every, shutdown).await;
+            }
+        }
+    });
+
+    info!(address = %address.0, port = address.1, "serving");
+    let listening = Listening { tls: Some(Arc::new(tls)), max_connections: CONNECTIONS_MAX };
+    // Connections outlive the listener a little, so that requests under way are answered.
+    let connections = CancellationToken::new();
+    let serving = serving::serve(listener, listening, connections.clone(), {
+        let context = context.clone();
+        move |request| {
+            let context = context.clone();
+            async move { pipeline::handle(context, request).await.map(|body| body.boxed()) }
+        }
+    });
+    tokio::select! {
+        () = serving => {}
+        () = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+            connections.cancel();
+        } => {}
+    }
+    for task in [feeding, checking, bootstrapping, compacting] {
+        task.abort();
+    }
+    Ok(())
+}
+
+/// Keeps `/readyz`'s word on etcd true.
+async fn check_etcd(context: Arc<Context>, etcd: Etcd) {
+    loop {
+        let answers = etcd.revision().await.is_ok();
+        context.state.etcd_answers.store(answers, Ordering::Relaxed);
+        tokio::time::sleep(ETCD_CHECK_INTERVAL).await;
+    }
+}
+
+/// TLS with our certificate, asking clients for one of the client CA or of the front proxy's.
+fn tls_config(options: &Options) -> anyhow::Result<rustls::ServerConfig> {
+    let (certificate, key) = serving_pair(options)?;
+    let pair = ReloadingKeyPair::load(certificate, key)?;
+    let authorities = [&options.client_ca_file, &options.requestheader_client_ca_file];
+    let mut roots = rustls::RootCertStore::empty();
+    for path in authorities.into_iter().flatten() {
+        for authority in component_base::tls::read_certificates(path)? {
+            roots.add(authority).with_context(|| format!("a certificate in {} cannot be used", path.display()))?;
+        }
+    }
+    let builder = rustls::ServerConfig::builder();
+    let builder = if roots.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
+        builder.with_client_cert_verifier(verifier)
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(pair));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The files of the serving certificate and key; a self-signed pair is made where none is given.
+fn serving_pair(options: &Options) -> anyhow::Result<(PathBuf, PathBuf)> {
+    match (&options.tls_cert_file, &options.tls_private_key_file) {
+        (Some(certificate), Some(key)) => return Ok((certificate.clone(), key.clone())),
+        (None, None) => {}
+        _ => anyhow::bail!("--tls-cert-file and --tls-private-key-file go together"),
+    }
+    let (certificate, key) = (options.cert_dir.join("apiserver.crt"), options.cert_dir.join("apiserver.key"));
+    if certificate.exists() && key.exists() {
+        return Ok((certificate, key));
+    }
+    std::fs::create_dir_all(&options.cert_dir)
+        .with_context(|| format!("cannot make --cert-dir {}", options.cert_dir.display()))?;
+    let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    let mut names: Vec<String> = names.into_iter().map(ToOwned::to_owned).collect();
+    names.extend(["127.0.0.1".to_owned(), options.public_address().to_string()]);
+    let made = rcgen::generate_simple_self_signed(names)?;
+    write_private(&key, made.signing_key.serialize_pem().as_bytes())?;
+    std::fs::write(&certificate, made.cert.pem()).with_context(|| format!("cannot write {}", certificate.display()))?;
+    Ok((certificate, key))
+}
+
+fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content))
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -31,11 +31,14 @@ pub struct StoredObject {
     /// Was this the write that created it?
     pub created: bool,
     frame: Bytes,
+    /// Where in the frame `"metadata"` begins.
+    item_at: usize,
 }
 
 const ADDED: &[u8] = b"{\"type\":\"ADDED\",\"object\":";
 const MODIFIED: &[u8] = b"{\"type\":\"MODIFIED\",\"object\":";
 const FRAME_END: &[u8] = b"}\n";
+const METADATA: &[u8] = b"\"metadata\":{";
 
 // === impl Identity ===
 
@@ -85,14 +88,20 @@ impl StoredObject {
     /// From the bytes as stored (which carry no resourceVersion), and the revision of the write.
     pub fn new(identity: Identity, stored: &[u8], revision: i64, created: bool) -> Self {
         let event = if created { ADDED } else { MODIFIED };
-        let frame = frame_with_version(event, stored, revision);
-        Self { identity, revision, created, frame }
+        let (frame, item_at) = frame_with_version(event, stored, revision);
+        Self { identity, revision, created, frame, item_at }
     }
 
     /// The object as JSON, with its resourceVersion.
     pub fn json(&self) -> Bytes {
         let start = if self.created { ADDED.len() } else { MODIFIED.len() };
         self.frame.slice(start..self.frame.len() - FRAME_END.len())
+    }
+
+    /// The object as an item of a list, behind its opening brace: without `kind` and `apiVersion`, which the list has said,
+    /// as Kubernetes sends it.
+    pub fn list_item(&self) -> &[u8] {
+        &self.frame[self.item_at..self.frame.len() - FRAME_END.len()]
     }
 
     /// The object, parsed.
@@ -181,20 +190,20 @@ fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
 
 /// `frame_start` + the object with its version + `}\n`. Writes the version behind `"metadata":{` where the bytes begin as
 /// [`encode`] writes them; other bytes (from another writer) are parsed and encoded first.
-fn frame_with_version(frame_start: &[u8], stored: &[u8], revision: i64) -> Bytes {
+fn frame_with_version(frame_start: &[u8], stored: &[u8], revision: i64) -> (Bytes, usize) {
     match metadata_start(stored) {
         Some(at) => splice(frame_start, stored, at, revision),
         None => {
             let encoded = encode(&serde_json::from_slice(stored).unwrap_or(Value::Null));
             match metadata_start(&encoded) {
                 Some(at) => splice(frame_start, &encoded, at, revision),
-                None => wrap(frame_start, &encoded),
+                None => (wrap(frame_start, &encoded), frame_start.len() + 1),
             }
         }
     }
 }
 
-fn splice(frame_start: &[u8], stored: &[u8], at: usize, revision: i64) -> Bytes {
+fn splice(frame_start: &[u8], stored: &[u8], at: usize, revision: i64) -> (Bytes, usize) {
     let mut frame = Vec::with_capacity(frame_start.len() + stored.len() + 48);
     frame.extend_from_slice(frame_start);
     frame.extend_from_slice(&stored[..at]);
@@ -202,7 +211,7 @@ fn splice(frame_start: &[u8], stored: &[u8], at: usize, revision: i64) -> Bytes 
     let _ = write!(frame, "{}{more}", version_member(revision));
     frame.extend_from_slice(&stored[at..]);
     frame.extend_from_slice(FRAME_END);
-    frame.into()
+    (frame.into(), frame_start.len() + at - METADATA.len())
 }
 
 fn wrap(frame_start: &[u8], json: &[u8]) -> Bytes {
@@ -221,7 +230,7 @@ fn metadata_start(stored: &[u8]) -> Option<usize> {
     let rest = &rest[rest.iter().position(|b| *b == b'"')? + 1..];
     let rest = rest.strip_prefix(b",\"apiVersion\":\"")?;
     let rest = &rest[rest.iter().position(|b| *b == b'"')? + 1..];
-    let rest = rest.strip_prefix(b",\"metadata\":{")?;
+    let rest = rest.strip_prefix(b",")?.strip_prefix(METADATA)?;
     (!rest.starts_with(b"\"resourceVersion\"")).then(|| stored.len() - rest.len())
 }
 
@@ -249,6 +258,8 @@ mod tests {
             r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"42","name":"a"},"spec":{}}"#
         );
         assert_eq!(stored.value()["metadata"]["resourceVersion"], "42");
+        let item = String::from_utf8(stored.list_item().to_vec()).unwrap();
+        assert_eq!(item, r#""metadata":{"resourceVersion":"42","name":"a"},"spec":{}}"#);
     }
 
     #[test]

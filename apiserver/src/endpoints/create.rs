@@ -1,0 +1,105 @@
+//! POST: a new object.
+
+use super::{Outcome, ResourceRequest, metadata};
+use crate::admission::{AdmissionRequest, Operation};
+use crate::registry::strategy::HookContext;
+use crate::server::negotiation::Incoming;
+use crate::storage::Put;
+use apimachinery::status::{FieldError, StatusError};
+use serde_json::{Value, json};
+
+/// Attempts to find a free name behind a generateName.
+const NAME_ATTEMPTS: usize = 8;
+
+/// Stores what came in, decoded already.
+pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Result<Outcome, StatusError> {
+    let Incoming { mut object, mut warnings } = incoming;
+    let (context, resource) = (request.context, request.resource);
+    let strategy = &resource.strategy;
+    metadata::ensure_namespace(&mut object, request.namespace())?;
+    if !metadata::text(&object, "resourceVersion").is_empty() {
+        return Err(StatusError::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    request.attributes.name = metadata::text(&object, "name").to_owned();
+    strategy.defaults(&mut object);
+    let options = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
+    warnings.extend(admit(request, &mut object, &options, true).await?);
+    strategy.defaults(&mut object);
+
+    let generated = metadata::text(&object, "name").is_empty() && metadata::generate_name(&mut object);
+    if metadata::text(&object, "name").is_empty() {
+        let errors = [FieldError::required("metadata.name", "name or generateName is required")];
+        return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
+    }
+    if resource.has_status && let Some(map) = object.as_object_mut() {
+        map.remove("status");
+    }
+    metadata::fill_system_fields(&mut object, strategy.tracks_generation());
+    strategy.prepare_for_create(&mut object);
+    let name = metadata::text(&object, "name").to_owned();
+    let errors = strategy.validate(&object);
+    if !errors.is_empty() {
+        return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, &name, &errors));
+    }
+    warnings.extend(strategy.warnings(&object, None));
+    let hooks = HookContext { store: &context.store, dry_run: request.dry_run };
+    let reservation = strategy.reserve(hooks, &mut object, None).await?;
+    request.attributes.name = name;
+    warnings.extend(admit(request, &mut object, &options, false).await?);
+
+    if request.dry_run {
+        if !generated && context.store.get(resource, request.namespace(), &request.attributes.name).await.is_ok() {
+            return Err(exists(request, None));
+        }
+        return Ok(Outcome::object(201, resource, object).with_warnings(warnings));
+    }
+    for _ in 0..NAME_ATTEMPTS {
+        match context.store.create(resource, &object).await? {
+            Put::Written(stored) => {
+                if let Some(reservation) = reservation {
+                    reservation.commit();
+                }
+                return Ok(Outcome::stored(201, resource, stored).with_warnings(warnings));
+            }
+            Put::Conflict(_) if generated => {
+                metadata::generate_name(&mut object);
+            }
+            Put::Conflict(current) => {
+                return Err(exists(request, current.map(|stored| stored.value()).as_ref()));
+            }
+        }
+    }
+    let name = metadata::text(&object, "name");
+    Err(StatusError::already_exists(&resource.gvr.group, &resource.gvr.resource, name))
+}
+
+fn exists(request: &ResourceRequest<'_>, current: Option<&Value>) -> StatusError {
+    let gvr = &request.resource.gvr;
+    let mut error = StatusError::already_exists(&gvr.group, &gvr.resource, &request.attributes.name);
+    if current.is_some_and(metadata::is_being_deleted) {
+        error.0.message = Some(format!("object is being deleted: {}", error.message()));
+    }
+    error
+}
+
+/// Asks admission about a creation; gives its warnings.
+async fn admit(
+    request: &ResourceRequest<'_>,
+    object: &mut Value,
+    options: &Value,
+    mutating: bool,
+) -> Result<Vec<String>, StatusError> {
+    let mut admission = AdmissionRequest {
+        attributes: &request.attributes,
+        resource: Some(request.resource),
+        operation: Operation::Create,
+        object: Some(object),
+        old_object: None,
+        options: Some(options),
+        dry_run: request.dry_run,
+        warnings: Vec::new(),
+    };
+    let chain = &request.context.admission;
+    if mutating { chain.mutate(&mut admission).await? } else { chain.validate(&mut admission).await? }
+    Ok(admission.warnings)
+}

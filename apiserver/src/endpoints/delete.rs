@@ -1,0 +1,368 @@
+//! DELETE of one object and of many: preconditions, graceful deletion, propagation to dependents, finalizers.
+
+use super::{Outcome, ResourceRequest, list, metadata, update};
+use crate::admission::{AdmissionRequest, Operation};
+use crate::registry::Resource;
+use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
+use crate::server::request_info::Query;
+use crate::storage::{Put, StoredObject};
+use apimachinery::status::{FieldError, StatusError};
+use futures::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const ATTEMPTS: usize = 8;
+/// Objects of a collection that are deleted at the same time.
+const COLLECTION_CONCURRENCY: usize = 4;
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+/// Kinds whose deletion answers with the object rather than with a Status.
+const RETURN_OBJECT: [&str; 6] =
+    ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "resourcequotas", "serviceaccounts"];
+
+/// What became of an object.
+enum Deleted {
+    Gone(Value),
+    /// Marked; its finalizers or its agent let it go later.
+    Marked(Arc<StoredObject>),
+}
+
+/// The options from the body, or, without one, from the query.
+pub fn options(body: &[u8], query: &Query) -> Result<DeleteOptions, StatusError> {
+    let mut options = if body.is_empty() {
+        DeleteOptions::default()
+    } else {
+        let value: Value = match body.first() {
+            Some(b'{') => serde_json::from_slice(body).map_err(|e| StatusError::bad_request(e.to_string()))?,
+            _ => std::str::from_utf8(body)
+                .ok()
+                .and_then(|text| apimachinery::yaml::documents(text).ok()?.into_iter().next())
+                .ok_or_else(|| StatusError::bad_request("the body is no DeleteOptions"))?,
+        };
+        serde_json::from_value(value).map_err(|e| StatusError::bad_request(e.to_string()))?
+    };
+    if body.is_empty() {
+        if query.has("gracePeriodSeconds") {
+            let text = query.get("gracePeriodSeconds");
+            let seconds =
+                text.parse().map_err(|_| StatusError::bad_request(format!("invalid gracePeriodSeconds: {text:?}")))?;
+            options.grace_period_seconds = Some(seconds);
+        }
+        if query.has("propagationPolicy") {
+            options.propagation_policy = Some(query.get("propagationPolicy").to_owned());
+        }
+        if query.has("orphanDependents") {
+            options.orphan_dependents = Some(query.flag("orphanDependents"));
+        }
+        let dry_run: Vec<String> = query.all("dryRun").filter(|v| !v.is_empty()).map(ToOwned::to_owned).collect();
+        options.dry_run = (!dry_run.is_empty()).then_some(dry_run);
+    }
+    let mut errors = Vec::new();
+    if options.orphan_dependents.is_some() && options.propagation_policy.is_some() {
+        errors.push(FieldError::invalid(
+            "propagationPolicy",
+            options.propagation_policy.clone().unwrap_or_default(),
+            "orphanDependents and deletionPropagation cannot be both set",
+        ));
+    }
+    if let Some(policy) = &options.propagation_policy
+        && !["Foreground", "Background", "Orphan"].contains(&policy.as_str())
+    {
+        errors.push(FieldError::not_supported("propagationPolicy", policy.as_str(), &["Background", "Foreground", "Orphan"]));
+    }
+    if options.dry_run.as_ref().is_some_and(|all| all.iter().any(|v| v != "All")) {
+        errors.push(FieldError::not_supported("dryRun", json!(options.dry_run), &["All"]));
+    }
+    if errors.is_empty() { Ok(options) } else { Err(StatusError::invalid("meta.k8s.io", "DeleteOptions", "", &errors)) }
+}
+
+/// Deletes one object.
+pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> Result<Outcome, StatusError> {
+    let resource = request.resource;
+    let orphans_said_no = options.orphan_dependents == Some(false);
+    match delete_named(request, &request.info.name, options).await? {
+        Deleted::Marked(object) => Ok(Outcome::stored(if orphans_said_no { 202 } else { 200 }, resource, object)),
+        Deleted::Gone(object) if RETURN_OBJECT.contains(&resource.gvr.resource.as_str()) => {
+            Ok(Outcome::object(200, resource, object))
+        }
+        Deleted::Gone(object) => {
+            let mut details = json!({
+                "name": request.info.name,
+                "kind": resource.gvr.resource,
+                "uid": metadata::text(&object, "uid"),
+            });
+            if !resource.gvr.group.is_empty() {
+                details["group"] = resource.gvr.group.clone().into();
+            }
+            let status =
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+            Ok(Outcome { code: 200, payload: super::Payload::Object(None, status), warnings: Vec::new() })
+        }
+    }
+}
+
+/// Deletes what the selectors of the request select.
+pub async fn delete_collection(request: &ResourceRequest<'_>, options: &DeleteOptions) -> Result<Outcome, StatusError> {
+    let selected = list::select(request).await?;
+    let names: Vec<(String, String)> = selected
+        .objects
+        .iter()
+        .map(|object| (object.identity.namespace.to_string(), object.identity.name.to_string()))
+        .collect();
+    // A collection is deleted object by object, as a request for each would.
+    let deletions = futures::stream::iter(names).map(|(namespace, name)| async move {
+        let info = crate::server::request_info::RequestInfo { namespace, name: name.clone(), ..request.info.clone() };
+        let mut attributes = request.attributes.clone();
+        attributes.name.clone_from(&name);
+        let single = ResourceRequest { info: &info, attributes, ..*request };
+        match delete_named(&single, &name, options).await {
+            Ok(Deleted::Gone(object)) => Ok(Some(object)),
+            Ok(Deleted::Marked(object)) => Ok(Some(request.resource.value(&object))),
+            Err(error) if error.code() == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    let results: Vec<Result<Option<Value>, StatusError>> =
+        deletions.buffer_unordered(COLLECTION_CONCURRENCY).collect().await;
+    let mut items = Vec::new();
+    for result in results {
+        items.extend(result?);
+    }
+    let object = json!({
+        "kind": format!("{}List", request.resource.kind),
+        "apiVersion": request.resource.api_version,
+        "metadata": {"resourceVersion": selected.revision.to_string()},
+        "items": items,
+    });
+    Ok(Outcome { code: 200, payload: super::Payload::Object(None, object), warnings: Vec::new() })
+}
+
+async fn delete_named(
+    request: &ResourceRequest<'_>,
+    name: &str,
+    options: &DeleteOptions,
+) -> Result<Deleted, StatusError> {
+    let (store, resource) = (&request.context.store, request.resource);
+    let mut current = update::newest(request).await?.ok_or_else(|| request.not_found())?;
+    let options_value = serde_json::to_value(options).unwrap_or(Value::Null);
+    let mut admitted = false;
+    let mut certain = false;
+    for _ in 0..ATTEMPTS {
+        let old = resource.value(&current);
+        if let Err(error) = check_preconditions(request, &old, options) {
+            if certain {
+                return Err(error);
+            }
+            current = store
+                .get_uncached(resource, request.namespace(), name)
+                .await?
+                .ok_or_else(|| request.not_found())?;
+            certain = true;
+            continue;
+        }
+        if !std::mem::replace(&mut admitted, true) {
+            admit(request, &old, &options_value).await?;
+        }
+        let outcome = match decide(resource, &old, options) {
+            Decision::Nothing if certain => return Ok(Deleted::Marked(current)),
+            // Nothing to do, it seems: make sure.
+            Decision::Nothing => Err(store.get_uncached(resource, request.namespace(), name).await?),
+            Decision::Mark(new) if request.dry_run => return Ok(Deleted::Gone(new)),
+            Decision::Mark(new) => match store.put(resource, &new, current.revision).await? {
+                Put::Written(stored) => Ok(Deleted::Marked(stored)),
+                Put::Conflict(other) => Err(other),
+            },
+            Decision::Remove if request.dry_run => return Ok(Deleted::Gone(old)),
+            Decision::Remove => remove(request, name, &current).await?.map(Deleted::Gone),
+        };
+        match outcome {
+            Ok(deleted) => return Ok(deleted),
+            Err(Some(other)) => {
+                current = other;
+                certain = true;
+            }
+            Err(None) => return Err(request.not_found()),
+        }
+    }
+    Err(request.stale())
+}
+
+/// Takes an object of this very version out of the store. Gives it as it was, at the revision of its end; or what stands
+/// there instead.
+pub async fn remove(
+    request: &ResourceRequest<'_>,
+    name: &str,
+    current: &Arc<StoredObject>,
+) -> Result<Result<Value, Option<Arc<StoredObject>>>, StatusError> {
+    let (store, resource) = (&request.context.store, request.resource);
+    match store.delete(resource, request.namespace(), name, current.revision).await? {
+        Ok(revision) => {
+            let mut object = resource.value(current);
+            resource.strategy.after_delete(HookContext { store, dry_run: false }, &object).await;
+            metadata::of(&mut object).insert("resourceVersion".to_owned(), revision.to_string().into());
+            Ok(Ok(object))
+        }
+        Err(other) => Ok(Err(other)),
+    }
+}
+
+/// Is this the version of an object with which its deletion is complete?
+pub fn completes(resource: &Resource, object: &Value) -> bool {
+    metadata::is_being_deleted(object)
+        && metadata::finalizers(object).is_empty()
+        && metadata::number(object, "deletionGracePeriodSeconds").unwrap_or(0) == 0
+        && resource.strategy.is_finalized(object)
+}
+
+#[derive(Debug, PartialEq)]
+enum Decision {
+    /// It is on its way already.
+    Nothing,
+    Mark(Value),
+    Remove,
+}
+
+/// As `BeforeDelete` and the generic registry's finalizer handling.
+fn decide(resource: &Resource, old: &Value, options: &DeleteOptions) -> Decision {
+    let strategy = &resource.strategy;
+    let mut new = old.clone();
+    let finalizers_changed = set_propagation(&mut new, options, strategy.default_garbage_policy());
+    let marked = metadata::is_being_deleted(old);
+    let grace = match strategy.deletion(old, options.grace_period_seconds) {
+        Deletion::Immediate => 0,
+        Deletion::Graceful { grace_seconds } => grace_seconds.max(0),
+    };
+    let held = !metadata::finalizers(&new).is_empty() || !strategy.is_finalized(&new);
+    if grace == 0 && !held {
+        return Decision::Remove;
+    }
+    let left = metadata::number(old, "deletionGracePeriodSeconds");
+    if marked && left.is_none_or(|left| left <= grace) {
+        // Already on its way, and no sooner by this.
+        return if finalizers_changed { Decision::Mark(new) } else { Decision::Nothing };
+    }
+    mark(&mut new, old, grace, marked);
+    if strategy.tracks_generation() {
+        let generation = metadata::number(old, "generation").unwrap_or(0) + 1;
+        metadata::of(&mut new).insert("generation".to_owned(), generation.into());
+    }
+    strategy.on_deletion_mark(&mut new);
+    Decision::Mark(new)
+}
+
+/// deletionTimestamp is when grace ends: counted from now, or, if it was shortened, from when the deletion was asked for.
+fn mark(new: &mut Value, old: &Value, grace_seconds: i64, marked: bool) {
+    let now = jiff::Timestamp::now();
+    let requested = if marked {
+        let end: Option<jiff::Timestamp> = metadata::text(old, "deletionTimestamp").parse().ok();
+        let before = metadata::number(old, "deletionGracePeriodSeconds").unwrap_or(0);
+        end.and_then(|end| end.checked_sub(jiff::SignedDuration::from_secs(before)).ok()).unwrap_or(now)
+    } else {
+        now
+    };
+    let end = requested.checked_add(jiff::SignedDuration::from_secs(grace_seconds)).unwrap_or(now);
+    let meta = metadata::of(new);
+    meta.insert("deletionTimestamp".to_owned(), apimachinery::time::rfc3339(end).into());
+    meta.insert("deletionGracePeriodSeconds".to_owned(), grace_seconds.into());
+}
+
+/// Sets the finalizers by which the garbage collector does what is asked. True if that changed anything.
+fn set_propagation(object: &mut Value, options: &DeleteOptions, default: GarbagePolicy) -> bool {
+    let present: Vec<String> = metadata::finalizers(object).into_iter().map(ToOwned::to_owned).collect();
+    let has = |name: &str| present.iter().any(|f| f == name);
+    let (orphan, foreground) = match (options.orphan_dependents, options.propagation_policy.as_deref()) {
+        (Some(orphan), _) => (orphan, false),
+        (None, Some("Orphan")) => (true, false),
+        (None, Some("Foreground")) => (false, true),
+        (None, Some(_)) => (false, false),
+        // Nothing is said: what was said before holds, then the kind's default.
+        (None, None) if has(ORPHAN) || has(FOREGROUND) => (has(ORPHAN), has(FOREGROUND)),
+        (None, None) => (default == GarbagePolicy::OrphanDependents, false),
+    };
+    let mut wanted: Vec<String> = present.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();
+    if orphan {
+        wanted.push(ORPHAN.to_owned());
+    }
+    if foreground {
+        wanted.push(FOREGROUND.to_owned());
+    }
+    if wanted.len() == present.len() && wanted.iter().all(|f| has(f)) {
+        return false;
+    }
+    let meta = metadata::of(object);
+    if wanted.is_empty() {
+        meta.remove("finalizers");
+    } else {
+        meta.insert("finalizers".to_owned(), wanted.into());
+    }
+    true
+}
+
+fn check_preconditions(request: &ResourceRequest<'_>, old: &Value, options: &DeleteOptions) -> Result<(), StatusError> {
+    let Some(preconditions) = &options.preconditions else { return Ok(()) };
+    for (wanted, field, what) in
+        [(&preconditions.uid, "uid", "UID"), (&preconditions.resource_version, "resourceVersion", "ResourceVersion")]
+    {
+        let is = metadata::text(old, field);
+        if let Some(wanted) = wanted
+            && wanted != is
+        {
+            let cause = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+            return Err(StatusError::conflict(&request.info.group, &request.info.resource, &request.info.name, &cause));
+        }
+    }
+    Ok(())
+}
+
+async fn admit(request: &ResourceRequest<'_>, old: &Value, options: &Value) -> Result<(), StatusError> {
+    let mut admission = AdmissionRequest {
+        attributes: &request.attributes,
+        resource: Some(request.resource),
+        operation: Operation::Delete,
+        object: None,
+        old_object: Some(old),
+        options: Some(options),
+        dry_run: request.dry_run,
+        warnings: Vec::new(),
+    };
+    request.context.admission.mutate(&mut admission).await?;
+    request.context.admission.validate(&mut admission).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finalizers_after(present: &[&str], options: &DeleteOptions) -> Vec<String> {
+        let mut object = json!({"metadata": {"finalizers": present}});
+        set_propagation(&mut object, options, GarbagePolicy::DeleteDependents);
+        metadata::finalizers(&object).into_iter().map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn propagation_is_said_with_finalizers() {
+        let policy = |p: &str| DeleteOptions { propagation_policy: Some(p.to_owned()), ..DeleteOptions::default() };
+        for (present, options, expected) in [
+            (vec![], policy("Foreground"), vec!["foregroundDeletion"]),
+            (vec!["x"], policy("Orphan"), vec!["x", "orphan"]),
+            (vec!["orphan", "x"], policy("Background"), vec!["x"]),
+            (vec!["foregroundDeletion"], DeleteOptions::default(), vec!["foregroundDeletion"]),
+            (vec!["orphan"], policy("Foreground"), vec!["foregroundDeletion"]),
+            (vec![], DeleteOptions { orphan_dependents: Some(true), ..DeleteOptions::default() }, vec!["orphan"]),
+        ] {
+            assert_eq!(finalizers_after(&present, &options), expected, "{present:?} {options:?}");
+        }
+    }
+
+    #[test]
+    fn options_come_from_the_body_or_the_query() {
+        let query = Query::parse("gracePeriodSeconds=5&propagationPolicy=Orphan&dryRun=All");
+        let read = options(b"", &query).unwrap();
+        assert_eq!((read.grace_period_seconds, read.propagation_policy.as_deref()), (Some(5), Some("Orphan")));
+        let read = options(br#"{"kind":"DeleteOptions","apiVersion":"v1","gracePeriodSeconds":0}"#, &query).unwrap();
+        assert_eq!((read.grace_period_seconds, read.propagation_policy), (Some(0), None));
+        assert_eq!(options(br#"{"propagationPolicy":"No"}"#, &query).unwrap_err().code(), 422);
+        assert_eq!(options(b"{", &query).unwrap_err().code(), 400);
+    }
+}

@@ -1,0 +1,180 @@
+//! What the server itself writes into `metadata`, for all kinds. As `rest.FillObjectMetaSystemFields`, `BeforeCreate` and
+//! `BeforeUpdate`.
+
+use crate::registry::Resource;
+use crate::registry::strategy::Part;
+use apimachinery::names;
+use apimachinery::status::StatusError;
+use serde_json::{Map, Value};
+
+/// The text in a field of metadata; empty if there is none.
+pub fn text<'v>(object: &'v Value, field: &str) -> &'v str {
+    object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("")
+}
+
+pub fn number(object: &Value, field: &str) -> Option<i64> {
+    object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_i64)
+}
+
+/// `metadata`, made if there is none.
+pub fn of(object: &mut Value) -> &mut Map<String, Value> {
+    if !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    let Value::Object(map) = object else { unreachable!("made an object above") };
+    let meta = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    if !meta.is_object() {
+        *meta = Value::Object(Map::new());
+    }
+    let Value::Object(meta) = meta else { unreachable!("made an object above") };
+    meta
+}
+
+/// The finalizers.
+pub fn finalizers(object: &Value) -> Vec<&str> {
+    object
+        .get("metadata")
+        .and_then(|m| m.get("finalizers"))
+        .and_then(Value::as_array)
+        .map(|list| list.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default()
+}
+
+pub fn is_being_deleted(object: &Value) -> bool {
+    !text(object, "deletionTimestamp").is_empty()
+}
+
+/// The namespace of the request becomes the object's; another one is refused.
+pub fn ensure_namespace(object: &mut Value, namespace: &str) -> Result<(), StatusError> {
+    let own = text(object, "namespace");
+    if own == namespace {
+        return Ok(());
+    }
+    if own.is_empty() {
+        of(object).insert("namespace".to_owned(), namespace.into());
+        return Ok(());
+    }
+    if namespace.is_empty() {
+        of(object).remove("namespace");
+        return Ok(());
+    }
+    Err(StatusError::bad_request("the namespace of the provided object does not match the namespace sent on the request"))
+}
+
+/// What a creator has no say in goes; uid and time are set. The name must be there by now.
+pub fn fill_system_fields(object: &mut Value, tracks_generation: bool) {
+    let meta = of(object);
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "resourceVersion", "generation"] {
+        meta.remove(field);
+    }
+    if tracks_generation {
+        meta.insert("generation".to_owned(), 1.into());
+    }
+    meta.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
+    let now = apimachinery::time::rfc3339(apimachinery::time::now().0);
+    meta.insert("creationTimestamp".to_owned(), now.into());
+}
+
+/// Makes a name from `generateName`, if there is need.
+pub fn generate_name(object: &mut Value) -> bool {
+    let prefix = text(object, "generateName").to_owned();
+    if prefix.is_empty() {
+        return false;
+    }
+    of(object).insert("name".to_owned(), names::generate_name(&prefix).into());
+    true
+}
+
+/// Carries over from `old` what an update cannot change, by the part it addresses. `new` is the object as sent.
+pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
+    if part == Part::Status {
+        let mut result = old.clone();
+        match new.get("status") {
+            Some(status) => {
+                if let Some(map) = result.as_object_mut() {
+                    map.insert("status".to_owned(), status.clone());
+                }
+            }
+            None => {
+                if let Some(map) = result.as_object_mut() {
+                    map.remove("status");
+                }
+            }
+        }
+        for field in ["labels", "annotations", "finalizers", "resourceVersion", "uid"] {
+            carry(of(&mut result), of(new), field);
+        }
+        *new = result;
+    } else if resource.has_status
+        && part == Part::Main
+        && let Some(map) = new.as_object_mut()
+    {
+        match old.get("status") {
+            Some(status) => map.insert("status".to_owned(), status.clone()),
+            None => map.remove("status"),
+        };
+    }
+    let empty = Map::new();
+    let old_meta = old.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    let meta = of(new);
+    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "managedFields", "generateName"] {
+        carry(meta, old_meta, field);
+    }
+    if meta.get("uid").and_then(Value::as_str).unwrap_or("").is_empty() {
+        carry(meta, old_meta, "uid");
+    }
+}
+
+fn carry(to: &mut Map<String, Value>, from: &Map<String, Value>, field: &str) {
+    match from.get(field) {
+        Some(value) => to.insert(field.to_owned(), value.clone()),
+        None => to.remove(field),
+    };
+}
+
+/// Counts a change of anything but metadata and status.
+pub fn bump_generation(new: &mut Value, old: &Value) {
+    if !spec_differs(new, old) {
+        return;
+    }
+    let generation = number(old, "generation").unwrap_or(0) + 1;
+    of(new).insert("generation".to_owned(), generation.into());
+}
+
+fn spec_differs(new: &Value, old: &Value) -> bool {
+    let empty = Map::new();
+    let (new, old) = (new.as_object().unwrap_or(&empty), old.as_object().unwrap_or(&empty));
+    let counts = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion");
+    new.keys().filter(counts).chain(old.keys().filter(counts)).any(|key| new.get(key) != old.get(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_namespace_is_taken_from_the_request_or_must_agree() {
+        for (own, requested, expected) in
+            [("", "a", Ok("a")), ("a", "a", Ok("a")), ("b", "a", Err(400)), ("b", "", Ok("")), ("", "", Ok(""))]
+        {
+            let mut object = json!({"metadata": {"namespace": own}});
+            let result = ensure_namespace(&mut object, requested);
+            assert_eq!(result.map(|()| text(&object, "namespace")).map_err(|e| e.code()), expected, "{own} {requested}");
+        }
+    }
+
+    #[test]
+    fn a_generation_counts_changes_of_spec_alone() {
+        for (new, expected) in [
+            (json!({"metadata": {"labels": {"a": "b"}}, "spec": {"x": 1}, "status": {"y": 2}}), None),
+            (json!({"spec": {"x": 2}}), Some(4)),
+            (json!({}), Some(4)),
+            (json!({"spec": {"x": 1}, "data": {}}), Some(4)),
+        ] {
+            let mut new = new;
+            bump_generation(&mut new, &json!({"metadata": {"generation": 3}, "spec": {"x": 1}}));
+            assert_eq!(number(&new, "generation"), expected, "{new}");
+        }
+    }
+}

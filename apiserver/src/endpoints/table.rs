@@ -1,0 +1,97 @@
+//! `as=Table`: what `kubectl get` prints, made here so that clients need not know a kind.
+
+use crate::registry::Resource;
+use crate::registry::strategy::Column;
+use crate::server::respond::metadata_only;
+use apimachinery::status::StatusError;
+use serde_json::{Map, Value, json};
+
+/// What of the object comes with its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Include {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+/// Columns of kinds that say nothing of theirs.
+const DEFAULT_COLUMNS: [Column; 2] = [
+    Column { name: "Name", kind: "string", format: "name", priority: 0 },
+    Column { name: "Created At", kind: "date", format: "", priority: 0 },
+];
+
+// === impl Include ===
+
+impl Include {
+    /// The parameter `includeObject`.
+    pub fn parse(text: &str) -> Result<Self, StatusError> {
+        match text {
+            "" | "Metadata" => Ok(Self::Metadata),
+            "None" => Ok(Self::None),
+            "Object" => Ok(Self::Object),
+            _ => Err(StatusError::bad_request(format!("unrecognized includeObject value: {text:?}"))),
+        }
+    }
+}
+
+/// The table of one object.
+pub fn one(resource: &Resource, object: &Value, include: Include) -> Value {
+    let metadata = object.get("metadata").and_then(|m| m.get("resourceVersion")).cloned();
+    let metadata = metadata.map_or_else(|| json!({}), |version| json!({"resourceVersion": version}));
+    many(resource, std::slice::from_ref(object), metadata, include, true)
+}
+
+/// The table of a list, whose metadata is given. Watches send the column definitions with their first event only.
+pub fn many(resource: &Resource, objects: &[Value], metadata: Value, include: Include, with_columns: bool) -> Value {
+    let (columns, own_rows) = columns(resource, objects.first());
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let cells = if own_rows { resource.strategy.row(object) } else { default_row(object) };
+            let mut row = Map::new();
+            row.insert("cells".to_owned(), Value::Array(cells));
+            match include {
+                Include::None => {}
+                Include::Metadata => {
+                    row.insert("object".to_owned(), metadata_only(object));
+                }
+                Include::Object => {
+                    row.insert("object".to_owned(), object.clone());
+                }
+            }
+            Value::Object(row)
+        })
+        .collect();
+    let definitions: Value = if with_columns { columns.iter().map(definition).collect() } else { json!([]) };
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": metadata,
+        "columnDefinitions": definitions,
+        "rows": rows,
+    })
+}
+
+/// The columns, and whether the strategy makes the cells.
+fn columns(resource: &Resource, sample: Option<&Value>) -> (Vec<Column>, bool) {
+    if let Some(columns) = resource.strategy.columns() {
+        return (columns, true);
+    }
+    let known = apimachinery::facts::columns(&resource.gvr.group, &resource.kind);
+    match (known, sample) {
+        (Some(columns), Some(object)) if resource.strategy.row(object).len() == columns.len() => (columns.to_vec(), true),
+        (Some(columns), None) => (columns.to_vec(), true),
+        _ => (DEFAULT_COLUMNS.to_vec(), false),
+    }
+}
+
+fn default_row(object: &Value) -> Vec<Value> {
+    let of = |field: &str| object.pointer(field).cloned().unwrap_or(Value::Null);
+    vec![of("/metadata/name"), of("/metadata/creationTimestamp")]
+}
+
+fn definition(column: &Column) -> Value {
+    let Column { name, kind, format, priority } = column;
+    json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority})
+}

@@ -1,0 +1,211 @@
+//! PUT, and the part that PATCH shares with it: a new version of an object, made from the old one, checked, and written if
+//! nobody came between.
+
+use super::{Outcome, ResourceRequest, create, delete, get, metadata};
+use crate::admission::{AdmissionRequest, Operation};
+use crate::registry::strategy::{HookContext, Part};
+use crate::server::negotiation::Incoming;
+use crate::storage::{Put, StoredObject};
+use apimachinery::status::{FieldError, StatusError};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Attempts of an update that names no resourceVersion, as of a patch.
+const ATTEMPTS: usize = 5;
+
+/// Gives the object as it shall be, from what it is.
+pub trait Produce {
+    fn produce(&mut self, old: &Value) -> Result<Incoming, StatusError>;
+    /// `UpdateOptions` or `PatchOptions`.
+    fn options(&self) -> Value;
+}
+
+/// What came in by PUT.
+struct Whole(Incoming);
+
+impl Produce for Whole {
+    fn produce(&mut self, _old: &Value) -> Result<Incoming, StatusError> {
+        Ok(Incoming { object: self.0.object.clone(), warnings: self.0.warnings.clone() })
+    }
+
+    fn options(&self) -> Value {
+        json!({"kind": "UpdateOptions", "apiVersion": "meta.k8s.io/v1"})
+    }
+}
+
+/// Replaces an object; creates it where its kind allows that.
+pub async fn update(request: &mut ResourceRequest<'_>, mut incoming: Incoming) -> Result<Outcome, StatusError> {
+    let name = metadata::text(&incoming.object, "name");
+    if name.is_empty() {
+        let errors = [FieldError::required("metadata.name", "name or generateName is required")];
+        let resource = request.resource;
+        return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
+    }
+    if name != request.info.name {
+        return Err(StatusError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            request.info.name
+        )));
+    }
+    metadata::ensure_namespace(&mut incoming.object, request.namespace())?;
+    let current = match newest(request).await? {
+        Some(current) => current,
+        None if request.resource.strategy.allow_create_on_update() && request.part == Part::Main => {
+            metadata::of(&mut incoming.object).remove("resourceVersion");
+            return create::create(request, incoming).await;
+        }
+        None => return Err(request.not_found()),
+    };
+    replace(request, current, &mut Whole(incoming)).await
+}
+
+/// The object as the cache has it, or, if it does not, as etcd has it.
+pub async fn newest(request: &ResourceRequest<'_>) -> Result<Option<Arc<StoredObject>>, StatusError> {
+    let store = &request.context.store;
+    let (namespace, name) = (request.namespace(), &request.info.name);
+    match store.get_cached(request.resource, namespace, name) {
+        Ok(object) => Ok(Some(object)),
+        Err(_) => store.get_uncached(request.resource, namespace, name).await,
+    }
+}
+
+/// Writes what `produce` makes of the current object. The current one may be old news (it is the cache's): what is refused
+/// on its ground is tried again on the newest.
+pub async fn replace(
+    request: &ResourceRequest<'_>,
+    mut current: Arc<StoredObject>,
+    produce: &mut dyn Produce,
+) -> Result<Outcome, StatusError> {
+    let mut certain = false;
+    for _ in 0..ATTEMPTS {
+        match attempt(request, &current, produce).await {
+            Ok(Attempt::Done(outcome)) => return Ok(outcome),
+            Ok(Attempt::Unchanged(outcome)) if certain => return Ok(outcome),
+            Ok(Attempt::Overtaken(Some(newer))) => {
+                current = newer;
+                certain = true;
+                continue;
+            }
+            Ok(Attempt::Overtaken(None)) => return Err(request.not_found()),
+            Err(error) if certain => return Err(error),
+            Ok(Attempt::Unchanged(_)) | Err(_) => {}
+        }
+        // Judged by what may be stale: look at the newest, and judge again.
+        let store = &request.context.store;
+        current = store
+            .get_uncached(request.resource, request.namespace(), &request.info.name)
+            .await?
+            .ok_or_else(|| request.not_found())?;
+        certain = true;
+    }
+    Err(request.stale())
+}
+
+enum Attempt {
+    Done(Outcome),
+    /// There is nothing to write.
+    Unchanged(Outcome),
+    /// Something else stands there by now.
+    Overtaken(Option<Arc<StoredObject>>),
+}
+
+async fn attempt(
+    request: &ResourceRequest<'_>,
+    current: &Arc<StoredObject>,
+    produce: &mut dyn Produce,
+) -> Result<Attempt, StatusError> {
+    let (context, resource) = (request.context, request.resource);
+    let strategy = &resource.strategy;
+    let old = resource.value(current);
+    let Incoming { object: mut new, mut warnings } = produce.produce(&old)?;
+    strategy.defaults(&mut new);
+    check_version(request, &mut new, &old, current.revision)?;
+    let options = produce.options();
+    warnings.extend(admit(request, &mut new, &old, &options, true).await?);
+    strategy.defaults(&mut new);
+
+    metadata::prepare_update(resource, request.part, &mut new, &old);
+    strategy.prepare_for_update(request.part, &mut new, &old);
+    if strategy.tracks_generation() {
+        metadata::bump_generation(&mut new, &old);
+    }
+    let errors = strategy.validate_update(request.part, &new, &old);
+    if !errors.is_empty() {
+        return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, &request.info.name, &errors));
+    }
+    warnings.extend(strategy.warnings(&new, Some(&old)));
+    let hooks = HookContext { store: &context.store, dry_run: request.dry_run };
+    let reservation = strategy.reserve(hooks, &mut new, Some(&old)).await?;
+    warnings.extend(admit(request, &mut new, &old, &options, false).await?);
+
+    if new == old {
+        return Ok(Attempt::Unchanged(Outcome::stored(200, resource, current.clone()).with_warnings(warnings)));
+    }
+    if request.dry_run {
+        return Ok(Attempt::Done(Outcome::object(200, resource, new).with_warnings(warnings)));
+    }
+    if delete::completes(resource, &new) {
+        return Ok(match delete::remove(request, &request.info.name, current).await? {
+            Ok(_) => Attempt::Done(Outcome::object(200, resource, new).with_warnings(warnings)),
+            Err(other) => Attempt::Overtaken(other),
+        });
+    }
+    match context.store.put(resource, &new, current.revision).await? {
+        Put::Written(stored) => {
+            if let Some(reservation) = reservation {
+                reservation.commit();
+            }
+            Ok(Attempt::Done(Outcome::stored(200, resource, stored).with_warnings(warnings)))
+        }
+        Put::Conflict(current) => Ok(Attempt::Overtaken(current)),
+    }
+}
+
+/// The version and the uid that an update names must be the object's. Both are filled in where they are not named.
+fn check_version(
+    request: &ResourceRequest<'_>,
+    new: &mut Value,
+    old: &Value,
+    revision: i64,
+) -> Result<(), StatusError> {
+    match metadata::text(new, "resourceVersion") {
+        "" | "0" if request.resource.strategy.allow_unconditional_update() => {}
+        "" | "0" => {
+            let gvr = &request.resource.gvr;
+            let errors = [FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update")];
+            return Err(StatusError::invalid(&gvr.group, &request.resource.kind, &request.info.name, &errors));
+        }
+        text if get::parse_version(text)? == revision => {}
+        _ => return Err(request.stale()),
+    }
+    let (uid, current) = (metadata::text(new, "uid"), metadata::text(old, "uid"));
+    if !uid.is_empty() && uid != current {
+        let cause = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {current}");
+        return Err(StatusError::conflict(&request.info.group, &request.info.resource, &request.info.name, &cause));
+    }
+    metadata::of(new).insert("resourceVersion".to_owned(), revision.to_string().into());
+    Ok(())
+}
+
+/// Asks admission about an update; gives its warnings.
+async fn admit(
+    request: &ResourceRequest<'_>,
+    new: &mut Value,
+    old: &Value,
+    options: &Value,
+    mutating: bool,
+) -> Result<Vec<String>, StatusError> {
+    let mut admission = AdmissionRequest {
+        attributes: &request.attributes,
+        resource: Some(request.resource),
+        operation: Operation::Update,
+        object: Some(new),
+        old_object: Some(old),
+        options: Some(options),
+        dry_run: request.dry_run,
+        warnings: Vec::new(),
+    };
+    let chain = &request.context.admission;
+    if mutating { chain.mutate(&mut admission).await? } else { chain.validate(&mut admission).await? }
+    Ok(admission.warnings)
+}

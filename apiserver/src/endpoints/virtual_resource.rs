@@ -1,0 +1,94 @@
+//! Requests on what is not stored: the endpoints that the registry names, with the generic part (decoding, admission,
+//! patching of what they answer) around them.
+
+use super::patch::Patch;
+use super::{Call, Endpoint, Outcome, Payload};
+use crate::admission::{AdmissionRequest, Operation};
+use crate::authorization::Attributes;
+use crate::server::Context;
+use crate::server::negotiation::decode;
+use crate::server::request_info::RequestInfo;
+use apimachinery::decode::FieldValidation;
+use apimachinery::facts;
+use apimachinery::meta::join_api_version;
+use apimachinery::status::StatusError;
+use http::HeaderMap;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The kind that the endpoint speaks.
+struct Spoken {
+    api_version: String,
+    kind: &'static str,
+    schema: Option<&'static facts::TypeFacts>,
+}
+
+/// Calls an endpoint.
+pub async fn call(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    attributes: &Attributes,
+    endpoint: &Arc<dyn Endpoint>,
+    headers: &HeaderMap,
+    body: &[u8],
+    field_validation: FieldValidation,
+    dry_run: bool,
+) -> Result<Outcome, StatusError> {
+    let spoken = spoken(info).ok_or_else(StatusError::no_such_resource)?;
+    let resource = context.registry.get(&info.group, &info.version, &info.resource);
+    let mut warnings = Vec::new();
+    let mut info = std::borrow::Cow::Borrowed(info);
+    let mut object = match info.verb {
+        "create" | "update" => {
+            let incoming = decode(headers, body, spoken.schema, &spoken.api_version, spoken.kind, field_validation)?;
+            warnings = incoming.warnings;
+            incoming.object
+        }
+        "patch" => {
+            let patch = Patch::parse(headers, body)?;
+            let mut get = info.clone().into_owned();
+            get.verb = "get";
+            let call = Call { context, info: &get, attributes, body: Value::Null, dry_run };
+            let mut object = endpoint.call(call).await?.object;
+            patch.apply(&mut object, spoken.schema)?;
+            info.to_mut().verb = "update";
+            object
+        }
+        _ => Value::Null,
+    };
+    let operation = match info.verb {
+        "create" => Some(Operation::Create),
+        "update" => Some(Operation::Update),
+        _ => None,
+    };
+    if let Some(operation) = operation {
+        let mut admission = AdmissionRequest {
+            attributes,
+            resource: resource.map(|r| &**r),
+            operation,
+            object: Some(&mut object),
+            old_object: None,
+            options: None,
+            dry_run,
+            warnings: Vec::new(),
+        };
+        context.admission.mutate(&mut admission).await?;
+        context.admission.validate(&mut admission).await?;
+        warnings.extend(std::mem::take(&mut admission.warnings));
+    }
+    let answer = endpoint.call(Call { context, info: &info, attributes, body: object, dry_run }).await?;
+    warnings.extend(answer.warnings);
+    Ok(Outcome { code: answer.code, payload: Payload::Object(None, answer.object), warnings })
+}
+
+fn spoken(info: &RequestInfo) -> Option<Spoken> {
+    let kind = facts::resource(&info.group, &info.version, &info.resource)?;
+    let (group, version, name) = match info.subresource.as_str() {
+        "" => (kind.group, kind.version, kind.kind),
+        subresource => {
+            let sub = kind.subresource(subresource)?;
+            (sub.group, sub.version, sub.kind)
+        }
+    };
+    Some(Spoken { api_version: join_api_version(group, version), kind: name, schema: facts::schema_of(group, version, name) })
+}

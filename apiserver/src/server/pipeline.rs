@@ -1,0 +1,369 @@
+//! The way of every request: what is it about, who asks, may they, is there room; then its endpoint; then the answer.
+
+use super::body::Body;
+use super::negotiation::{self, Wanted};
+use super::request_info::RequestInfo;
+use super::{Context, metrics, respond};
+use crate::admission::{AdmissionRequest, Operation};
+use crate::authentication::{self, UserInfo};
+use crate::authorization::{Attributes, Decision};
+use crate::endpoints::{
+    Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, openapi, patch, table, update,
+    virtual_resource, watch,
+};
+use crate::registry::strategy::Part;
+use apimachinery::decode::FieldValidation;
+use apimachinery::status::StatusError;
+use bytes::Bytes;
+use component_base::serving::Peer;
+use futures::FutureExt as _;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde_json::json;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Bodies beyond this are refused. As kube-apiserver.
+pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// How long a request waits for room among those in flight.
+const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// Its holders are never refused for want of room.
+const SUPERUSERS: &str = "system:masters";
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// Answers one request, whatever happens.
+pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Response<Body> {
+    let started = Instant::now();
+    let uri = request.uri();
+    let info = RequestInfo::parse(request.method(), uri.path(), uri.query().unwrap_or(""));
+    let dry_run = info.query.has("dryRun");
+    let limit = context.options.request_timeout;
+    let answering = AssertUnwindSafe(answer(&context, &info, request)).catch_unwind();
+    let result = if info.is_long_running() {
+        answering.await
+    } else {
+        match tokio::time::timeout(limit, answering).await {
+            Ok(result) => result,
+            Err(_) => Ok(Err(StatusError::timeout("request did not complete within the allotted timeout"))),
+        }
+    };
+    let mut response = match result {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => respond::status(&error),
+        Err(_) => {
+            tracing::error!(path = info.path, verb = info.verb, "a request handler panicked");
+            respond::status(&StatusError::internal("the request could not be handled"))
+        }
+    };
+    let audit_id = uuid::Uuid::new_v4().to_string();
+    if let Ok(value) = HeaderValue::from_str(&audit_id) {
+        response.headers_mut().insert(AUDIT_ID, value);
+    }
+    let (code, took) = (response.status().as_u16(), started.elapsed());
+    metrics::answered(&info, dry_run, code, took);
+    tracing::debug!(verb = info.verb, path = info.path, code, took_ms = took.as_millis() as u64, "answered");
+    response
+}
+
+async fn answer(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, StatusError> {
+    let (parts, body) = request.into_parts();
+    let certificates = parts.extensions.get::<Peer>().map(|peer| peer.certificates.clone());
+    let user = context.authenticator.authenticate(&parts, certificates.as_deref().unwrap_or_default()).await?;
+    let user = Arc::new(user);
+    let (user, attributes) = authorize(context, info, user, &parts.headers).await?;
+    let _room = room(context, info, &user).await?;
+    if !info.is_resource {
+        return document(context, info, &parts.method, &parts.headers);
+    }
+    let outcome = resource(context, info, user, attributes, Request::from_parts(parts, body)).await;
+    match outcome {
+        Ok(Rendered { wanted, include, outcome }) => Ok(respond::outcome(wanted, include, outcome)),
+        Err(error) => Err(error),
+    }
+}
+
+/// May this be done? Impersonation is looked at first: whoever may impersonate goes on as the other.
+async fn authorize(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    user: Arc<UserInfo>,
+    headers: &http::HeaderMap,
+) -> Result<(Arc<UserInfo>, Attributes), StatusError> {
+    let user = authentication::impersonate(&context.authorizer, user, headers).await?;
+    let attributes = info.attributes(user.clone());
+    match context.authorizer.authorize(&attributes).await {
+        Decision::Allow => Ok((user, attributes)),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
+    }
+}
+
+/// As `responsewriters.Forbidden` words it.
+pub fn forbidden(attributes: &Attributes, reason: &str) -> StatusError {
+    let Attributes { user, verb, group, resource, subresource, namespace, path, .. } = attributes;
+    let mut why = if attributes.is_resource {
+        let what = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
+        let place = if namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace {namespace:?}")
+        };
+        format!("User {:?} cannot {verb} resource {what:?} in API group {group:?} {place}", user.name)
+    } else {
+        format!("User {:?} cannot {verb} path {path:?}", user.name)
+    };
+    if !reason.is_empty() {
+        why.push_str(": ");
+        why.push_str(reason);
+    }
+    StatusError::forbidden(group, resource, &attributes.name, &why)
+}
+
+/// A place among the requests in flight, as long as what is given back lives.
+async fn room<'c>(
+    context: &'c Context,
+    info: &RequestInfo,
+    user: &UserInfo,
+) -> Result<(Option<tokio::sync::SemaphorePermit<'c>>, metrics::Counted), StatusError> {
+    if info.is_long_running() {
+        return Ok((None, metrics::long_running(info)));
+    }
+    let mutating = !matches!(info.verb, "get" | "list" | "watch" | "head");
+    let slots: &Semaphore = if mutating { &context.state.mutating } else { &context.state.reading };
+    if let Ok(permit) = slots.try_acquire() {
+        return Ok((Some(permit), metrics::in_flight(mutating)));
+    }
+    if user.in_group(SUPERUSERS) {
+        return Ok((None, metrics::in_flight(mutating)));
+    }
+    match tokio::time::timeout(ROOM_WAIT, slots.acquire()).await {
+        Ok(Ok(permit)) => Ok((Some(permit), metrics::in_flight(mutating))),
+        _ => Err(StatusError::too_many_requests("Too many requests, please try again later.", 1)),
+    }
+}
+
+/// Paths that are no resources.
+fn document(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    method: &Method,
+    headers: &http::HeaderMap,
+) -> Result<Response<Body>, StatusError> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(StatusError::method_not_allowed());
+    }
+    let path = info.path.as_str();
+    if let Some(response) = health::document(context, path, &info.query) {
+        return Ok(response);
+    }
+    match path.trim_end_matches('/') {
+        "/version" => return Ok(health::version()),
+        "/metrics" => {
+            let text = component_base::metrics::encode();
+            return Ok(respond::plain(200, component_base::metrics::CONTENT_TYPE, text.into()));
+        }
+        "" => {
+            let mut paths = discovery::paths();
+            paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]);
+            let body = json!({ "paths": paths }).to_string();
+            return Ok(respond::plain(200, negotiation::JSON, body.into()));
+        }
+        _ => {}
+    }
+    authentication::document(&context.options, path)
+        .or_else(|| discovery::document(path, headers))
+        .or_else(|| openapi::document(path, headers))
+        .map_or_else(|| Ok(respond::text(404, "404 page not found\n")), Ok)
+}
+
+struct Rendered {
+    wanted: Wanted,
+    include: table::Include,
+    outcome: Outcome,
+}
+
+/// A request on a resource, authorized.
+async fn resource(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    user: Arc<UserInfo>,
+    attributes: Attributes,
+    request: Request<Incoming>,
+) -> Result<Rendered, StatusError> {
+    let (group, version) = (info.group.as_str(), info.version.as_str());
+    if context.proxy.serves(&info.resource, &info.subresource) {
+        return connect(context, info, user, attributes, request).await;
+    }
+    let wanted = Wanted::of(request.headers(), info.query.get("pretty"))?;
+    let include = table::Include::parse(info.query.get("includeObject"))?;
+    let render = |outcome| Rendered { wanted, include, outcome };
+    let field_validation = field_validation(info)?;
+    let mut dry_run = dry_run(info)?;
+
+    if let Some(endpoint) = context.registry.endpoint(group, version, &info.resource, &info.subresource) {
+        let endpoint = endpoint.clone();
+        let headers = request.headers().clone();
+        let body = read(request).await?;
+        let outcome = virtual_resource::call(
+            context,
+            info,
+            &attributes,
+            &endpoint,
+            &headers,
+            &body,
+            field_validation,
+            dry_run,
+        );
+        return outcome.await.map(render);
+    }
+    let resource = context.registry.get(group, version, &info.resource).ok_or_else(StatusError::no_such_resource)?;
+    let part = part(info)?;
+    check_method(resource.facts, info)?;
+    if resource.namespaced && info.namespace.is_empty() && !matches!(info.verb, "list" | "watch") {
+        return Err(StatusError::method_not_allowed());
+    }
+    let mut target = ResourceRequest { context, info, attributes, resource, part, dry_run };
+    let outcome = match info.verb {
+        "get" => get::get(&target).await?,
+        "list" => list::list(&target, wanted, include).await?,
+        "watch" => watch::watch(&target, wanted, include, &context.state.stopping).await?,
+        "create" | "update" => {
+            let headers = request.headers().clone();
+            let body = read(request).await?;
+            let incoming = negotiation::decode(
+                &headers,
+                &body,
+                resource.schema,
+                &resource.api_version,
+                &resource.kind,
+                field_validation,
+            )?;
+            match info.verb {
+                "create" => create::create(&mut target, incoming).await?,
+                _ => update::update(&mut target, incoming).await?,
+            }
+        }
+        "patch" => {
+            let headers = request.headers().clone();
+            let body = read(request).await?;
+            let patch = patch::Patch::parse(&headers, &body)?;
+            patch::patch(&target, &patch, field_validation).await?
+        }
+        "delete" | "deletecollection" => {
+            let body = read(request).await?;
+            let options = delete::options(&body, &info.query)?;
+            dry_run |= options.dry_run.as_ref().is_some_and(|all| !all.is_empty());
+            target.dry_run = dry_run;
+            match info.verb {
+                "delete" => delete::delete(&target, &options).await?,
+                _ => delete::delete_collection(&target, &options).await?,
+            }
+        }
+        _ => return Err(StatusError::method_not_allowed()),
+    };
+    Ok(render(outcome))
+}
+
+/// Streams and proxied requests go on to someone else, past admission.
+async fn connect(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    user: Arc<UserInfo>,
+    attributes: Attributes,
+    request: Request<Incoming>,
+) -> Result<Rendered, StatusError> {
+    let resource = context.registry.get(&info.group, &info.version, &info.resource);
+    let mut admission = AdmissionRequest {
+        attributes: &attributes,
+        resource: resource.map(|r| &**r),
+        operation: Operation::Connect,
+        object: None,
+        old_object: None,
+        options: None,
+        dry_run: false,
+        warnings: Vec::new(),
+    };
+    if info.subresource != "log" {
+        context.admission.mutate(&mut admission).await?;
+        context.admission.validate(&mut admission).await?;
+    }
+    let response = context.proxy.connect(context, info, &user, request).await?;
+    let outcome = Outcome { code: response.status().as_u16(), payload: Payload::Response(response), warnings: Vec::new() };
+    let wanted =
+        Wanted { encoding: negotiation::Encoding::Json, shape: negotiation::Shape::AsIs, gzip: false };
+    Ok(Rendered { wanted, include: table::Include::Metadata, outcome })
+}
+
+/// Which part of the object the path addresses.
+fn part(info: &RequestInfo) -> Result<Part, StatusError> {
+    match info.subresource.as_str() {
+        "" => Ok(Part::Main),
+        "status" => Ok(Part::Status),
+        "finalize" => Ok(Part::Finalize),
+        "approval" => Ok(Part::Approval),
+        "ephemeralcontainers" => Ok(Part::EphemeralContainers),
+        "resize" => Ok(Part::Resize),
+        _ => Err(StatusError::no_such_resource()),
+    }
+}
+
+/// 404 for what does not exist, 405 for what cannot be done with it.
+fn check_method(facts: &'static apimachinery::facts::KindFacts, info: &RequestInfo) -> Result<(), StatusError> {
+    let verbs = match info.subresource.as_str() {
+        "" => &facts.verbs,
+        name => &facts.subresource(name).ok_or_else(StatusError::no_such_resource)?.verbs,
+    };
+    let with_name = matches!(info.verb, "get" | "update" | "patch" | "delete");
+    if !verbs.contains(&info.verb) || (with_name && info.name.is_empty()) {
+        return Err(StatusError::method_not_allowed());
+    }
+    if info.verb == "create" && !info.name.is_empty() && info.subresource.is_empty() {
+        return Err(StatusError::method_not_allowed());
+    }
+    Ok(())
+}
+
+fn field_validation(info: &RequestInfo) -> Result<FieldValidation, StatusError> {
+    let text = info.query.get("fieldValidation");
+    FieldValidation::parse(text).ok_or_else(|| {
+        StatusError::bad_request(format!(
+            "fieldValidation: Unsupported value: {text:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+        ))
+    })
+}
+
+fn dry_run(info: &RequestInfo) -> Result<bool, StatusError> {
+    let mut dry = false;
+    for value in info.query.all("dryRun") {
+        match value {
+            "All" => dry = true,
+            "" => {}
+            _ => {
+                return Err(StatusError::bad_request(format!(
+                    "dryRun: Unsupported value: {value:?}: supported values: \"All\""
+                )));
+            }
+        }
+    }
+    Ok(dry)
+}
+
+/// The body, up to the limit.
+async fn read(request: Request<Incoming>) -> Result<Bytes, StatusError> {
+    let said = request.headers().get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if said.is_some_and(|length| length > BODY_BYTES_MAX) {
+        return Err(StatusError::too_large(BODY_BYTES_MAX));
+    }
+    match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(StatusError::too_large(BODY_BYTES_MAX)),
+        Err(error) => Err(StatusError::bad_request(format!("the body could not be read: {error}"))),
+    }
+}
