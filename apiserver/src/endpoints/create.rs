@@ -31,7 +31,9 @@ pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Re
         let errors = [FieldError::required("metadata.name", "name or generateName is required")];
         return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
     }
-    if resource.has_status && let Some(map) = object.as_object_mut() {
+    if resource.has_status
+        && let Some(map) = object.as_object_mut()
+    {
         map.remove("status");
     }
     metadata::fill_system_fields(&mut object, strategy.tracks_generation());
@@ -100,6 +102,10 @@ async fn admit(
         warnings: Vec::new(),
     };
     let chain = &request.context.admission;
-    if mutating { chain.mutate(&mut admission).await? } else { chain.validate(&mut admission).await? }
+    if mutating {
+        chain.mutate(&mut admission).await?
+    } else {
+        chain.validate(&mut admission).await?
+    }
     Ok(admission.warnings)
 }

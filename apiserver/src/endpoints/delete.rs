@@ -69,7 +69,11 @@ pub fn options(body: &[u8], query: &Query) -> Result<DeleteOptions, StatusError>
     if let Some(policy) = &options.propagation_policy
         && !["Foreground", "Background", "Orphan"].contains(&policy.as_str())
     {
-        errors.push(FieldError::not_supported("propagationPolicy", policy.as_str(), &["Background", "Foreground", "Orphan"]));
+        errors.push(FieldError::not_supported(
+            "propagationPolicy",
+            policy.as_str(),
+            &["Background", "Foreground", "Orphan"],
+        ));
     }
     if options.dry_run.as_ref().is_some_and(|all| all.iter().any(|v| v != "All")) {
         errors.push(FieldError::not_supported("dryRun", json!(options.dry_run), &["All"]));
@@ -154,10 +158,8 @@ async fn delete_named(
             if certain {
                 return Err(error);
             }
-            current = store
-                .get_uncached(resource, request.namespace(), name)
-                .await?
-                .ok_or_else(|| request.not_found())?;
+            current =
+                store.get_uncached(resource, request.namespace(), name).await?.ok_or_else(|| request.not_found())?;
             certain = true;
             continue;
         }

@@ -78,10 +78,7 @@ fn kinds_of<'g>(group: &'g GroupFacts, version: &'g str) -> impl Iterator<Item =
 fn documents() -> HashMap<String, Bytes> {
     let mut documents = HashMap::new();
     let mut add = |path: String, document: Value| documents.insert(path, Bytes::from(document.to_string()));
-    add(
-        "/api".to_owned(),
-        json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
-    );
+    add("/api".to_owned(), json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}));
     let mut groups = Vec::new();
     for group in facts::groups() {
         for version in &group.versions {

@@ -18,6 +18,8 @@ pub async fn get(request: &ResourceRequest<'_>) -> Result<Outcome, StatusError> 
 /// A resourceVersion as a client gives it.
 pub fn parse_version(text: &str) -> Result<i64, StatusError> {
     text.parse::<i64>().ok().filter(|version| *version >= 0).ok_or_else(|| {
-        StatusError::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        StatusError::bad_request(format!(
+            "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
     })
 }

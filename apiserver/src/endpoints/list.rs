@@ -57,9 +57,8 @@ const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 impl Selectors {
     pub fn of(request: &ResourceRequest<'_>) -> Result<Self, StatusError> {
         let query = &request.info.query;
-        let labels = Selector::parse(query.get("labelSelector")).map_err(|error| {
-            StatusError::bad_request(format!("unable to parse requirement: {error}"))
-        })?;
+        let labels = Selector::parse(query.get("labelSelector"))
+            .map_err(|error| StatusError::bad_request(format!("unable to parse requirement: {error}")))?;
         let fields = FieldSelector::parse(query.get("fieldSelector"))
             .map_err(|error| StatusError::bad_request(format!("unable to parse field selector: {error}")))?;
         let known = request.resource.strategy.selectable_field_names();
@@ -105,7 +104,11 @@ impl Token {
 }
 
 /// Lists as the client wants it.
-pub async fn list(request: &ResourceRequest<'_>, wanted: Wanted, include: table::Include) -> Result<Outcome, StatusError> {
+pub async fn list(
+    request: &ResourceRequest<'_>,
+    wanted: Wanted,
+    include: table::Include,
+) -> Result<Outcome, StatusError> {
     let selected = select(request).await?;
     let resource = request.resource;
     let mut metadata = json!({"resourceVersion": selected.revision.to_string()});
@@ -166,9 +169,10 @@ pub async fn select(request: &ResourceRequest<'_>) -> Result<Selected, StatusErr
     let (mut more, mut last_key) = (false, None);
     let mut rest = 0_i64;
     // One object by name needs no walk through all.
-    let single = selectors.fields.required_value("metadata.name").filter(|_| {
-        start.is_empty() && (!namespace.is_empty() || !request.resource.namespaced)
-    });
+    let single = selectors
+        .fields
+        .required_value("metadata.name")
+        .filter(|_| start.is_empty() && (!namespace.is_empty() || !request.resource.namespaced));
     if let Some(name) = single {
         let key = crate::storage::keys::object_key(namespace, name);
         objects.extend(snapshot.objects.get(key.as_str()).filter(|o| selectors.match_object(o)).cloned());
@@ -206,7 +210,8 @@ async fn state(request: &ResourceRequest<'_>, limit: usize) -> Result<(Snapshot,
     let version = query.get("resourceVersion");
     let version_match = query.get("resourceVersionMatch");
     if let token @ ("Exact" | "NotOlderThan" | "") = version_match {
-        let refuse = |message: &str| Err(StatusError::bad_request(format!("resourceVersionMatch is forbidden: {message}")));
+        let refuse =
+            |message: &str| Err(StatusError::bad_request(format!("resourceVersionMatch is forbidden: {message}")));
         if !token.is_empty() && version.is_empty() {
             return refuse("resourceVersionMatch is forbidden unless resourceVersion is provided");
         }
@@ -301,11 +306,8 @@ fn stream(wanted: Wanted, head: String, items: Items) -> http::Response<Body> {
     let gzip = wanted.gzip && size >= respond::GZIP_MIN as u64;
     let packer = gzip.then(|| GzEncoder::new(Vec::with_capacity(CHUNK), Compression::fast()));
     let mut body = ListBody { head: Some(head), items, next: 0, ended: false, left: size, packer };
-    let body = if size <= CHUNK as u64 && !gzip {
-        Body::Full(body.fill().unwrap_or_default())
-    } else {
-        Body::boxed(body)
-    };
+    let body =
+        if size <= CHUNK as u64 && !gzip { Body::Full(body.fill().unwrap_or_default()) } else { Body::boxed(body) };
     let mut response = respond::plain(200, wanted.content_type(), body);
     if gzip {
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));

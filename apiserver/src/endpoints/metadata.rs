@@ -58,13 +58,22 @@ pub fn ensure_namespace(object: &mut Value, namespace: &str) -> Result<(), Statu
         of(object).remove("namespace");
         return Ok(());
     }
-    Err(StatusError::bad_request("the namespace of the provided object does not match the namespace sent on the request"))
+    Err(StatusError::bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request",
+    ))
 }
 
 /// What a creator has no say in goes; uid and time are set. The name must be there by now.
 pub fn fill_system_fields(object: &mut Value, tracks_generation: bool) {
     let meta = of(object);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "resourceVersion", "generation"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "managedFields",
+        "resourceVersion",
+        "generation",
+    ] {
         meta.remove(field);
     }
     if tracks_generation {
@@ -117,7 +126,15 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
     let empty = Map::new();
     let old_meta = old.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
     let meta = of(new);
-    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "managedFields", "generateName"] {
+    for field in [
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+        "managedFields",
+        "generateName",
+    ] {
         carry(meta, old_meta, field);
     }
     if meta.get("uid").and_then(Value::as_str).unwrap_or("").is_empty() {
@@ -160,7 +177,11 @@ mod tests {
         {
             let mut object = json!({"metadata": {"namespace": own}});
             let result = ensure_namespace(&mut object, requested);
-            assert_eq!(result.map(|()| text(&object, "namespace")).map_err(|e| e.code()), expected, "{own} {requested}");
+            assert_eq!(
+                result.map(|()| text(&object, "namespace")).map_err(|e| e.code()),
+                expected,
+                "{own} {requested}"
+            );
         }
     }
 

@@ -15,11 +15,11 @@ pub mod virtual_resource;
 pub mod watch;
 
 use crate::authorization::Attributes;
-use crate::server::Context;
-use crate::server::request_info::RequestInfo;
 use crate::registry::Resource;
 use crate::registry::strategy::Part;
+use crate::server::Context;
 use crate::server::body::Body;
+use crate::server::request_info::RequestInfo;
 use crate::storage::StoredObject;
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;

@@ -68,7 +68,11 @@ impl Patch {
         };
         result.map_err(|error| match &error {
             PatchError::TooManyOperations(_) => StatusError::new(413, "RequestEntityTooLarge", error.to_string()),
-            PatchError::Unprocessable(_) => StatusError::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}")),
+            PatchError::Unprocessable(_) => StatusError::new(
+                422,
+                "Invalid",
+                format!("the server rejected our request due to an error in our request: {error}"),
+            ),
             _ => StatusError::bad_request(error.to_string()),
         })
     }
@@ -109,7 +113,6 @@ pub async fn patch(
     field_validation: FieldValidation,
 ) -> Result<Outcome, StatusError> {
     let current = update::newest(request).await?.ok_or_else(|| request.not_found())?;
-    let mut patching =
-        Patching { patch, resource: request.resource, namespace: request.namespace(), field_validation };
+    let mut patching = Patching { patch, resource: request.resource, namespace: request.namespace(), field_validation };
     update::replace(request, current, &mut patching).await
 }

@@ -80,7 +80,9 @@ fn columns(resource: &Resource, sample: Option<&Value>) -> (Vec<Column>, bool) {
     }
     let known = apimachinery::facts::columns(&resource.gvr.group, &resource.kind);
     match (known, sample) {
-        (Some(columns), Some(object)) if resource.strategy.row(object).len() == columns.len() => (columns.to_vec(), true),
+        (Some(columns), Some(object)) if resource.strategy.row(object).len() == columns.len() => {
+            (columns.to_vec(), true)
+        }
         (Some(columns), None) => (columns.to_vec(), true),
         _ => (DEFAULT_COLUMNS.to_vec(), false),
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 const ATTEMPTS: usize = 5;
 
 /// Gives the object as it shall be, from what it is.
-pub trait Produce {
+pub trait Produce: Send {
     fn produce(&mut self, old: &Value) -> Result<Incoming, StatusError>;
     /// `UpdateOptions` or `PatchOptions`.
     fn options(&self) -> Value;
@@ -206,6 +206,10 @@ async fn admit(
         warnings: Vec::new(),
     };
     let chain = &request.context.admission;
-    if mutating { chain.mutate(&mut admission).await? } else { chain.validate(&mut admission).await? }
+    if mutating {
+        chain.mutate(&mut admission).await?
+    } else {
+        chain.validate(&mut admission).await?
+    }
     Ok(admission.warnings)
 }

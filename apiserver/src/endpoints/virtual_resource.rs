@@ -90,5 +90,9 @@ fn spoken(info: &RequestInfo) -> Option<Spoken> {
             (sub.group, sub.version, sub.kind)
         }
     };
-    Some(Spoken { api_version: join_api_version(group, version), kind: name, schema: facts::schema_of(group, version, name) })
+    Some(Spoken {
+        api_version: join_api_version(group, version),
+        kind: name,
+        schema: facts::schema_of(group, version, name),
+    })
 }

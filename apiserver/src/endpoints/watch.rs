@@ -273,7 +273,8 @@ impl Render {
     /// The frame that an event is for this watcher, if it is any: an object that begins to match has been added, one that
     /// ceases to match has been deleted.
     fn event(&mut self, event: &Event) -> Option<Bytes> {
-        let matches = |object: &Option<Arc<StoredObject>>| object.as_ref().filter(|o| self.selectors.match_object(o)).cloned();
+        let matches =
+            |object: &Option<Arc<StoredObject>>| object.as_ref().filter(|o| self.selectors.match_object(o)).cloned();
         match (matches(&event.previous), matches(&event.object)) {
             (None, Some(new)) => Some(self.frame(Kind::Added, &new, event.revision)),
             (Some(_), Some(new)) => Some(self.frame(Kind::Modified, &new, event.revision)),

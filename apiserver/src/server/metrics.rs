@@ -51,7 +51,11 @@ const BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1
 type Histograms = Family<DurationLabels, Histogram, fn() -> Histogram>;
 
 static REQUESTS: LazyLock<Family<RequestLabels, Counter>> = LazyLock::new(|| {
-    register("apiserver_request", "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code", Family::default())
+    register(
+        "apiserver_request",
+        "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code",
+        Family::default(),
+    )
 });
 static DURATIONS: LazyLock<Histograms> = LazyLock::new(|| {
     let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);

@@ -10,12 +10,12 @@ pub mod respond;
 use crate::admission::AdmissionChain;
 use crate::authentication::{self, Authenticator};
 use crate::authorization::{self, Authorizer};
+use crate::bootstrap;
 use crate::options::Options;
 use crate::proxy::Proxy;
 use crate::registry::{self, Registry};
 use crate::storage::Store;
 use crate::storage::etcd::Etcd;
-use crate::bootstrap;
 use anyhow::Context as _;
 use component_base::serving::{self, Listening};
 use component_base::tls::ReloadingKeyPair;
@@ -99,7 +99,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let address = (options.bind_address, options.secure_port);
     let context = Arc::new(Context { options, registry, store, authenticator, authorizer, admission, proxy, state });
 
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
     let feeding = tokio::spawn(context.store.clone().run(shutdown.clone()));
     let checking = tokio::spawn(check_etcd(context.clone(), etcd));
     tokio::select! {
@@ -117,7 +118,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         bootstrap::run(context, ready, shutdown.clone())
     });
     let compacting = tokio::spawn({
-        let (store, every, shutdown) = (context.store.clone(), context.options.etcd_compaction_interval, shutdown.clone());
+        let (store, every, shutdown) =
+            (context.store.clone(), context.options.etcd_compaction_interval, shutdown.clone());
         async move {
             if !every.is_zero() {
                 store.run_compactor(every, shutdown).await;

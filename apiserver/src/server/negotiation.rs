@@ -137,7 +137,8 @@ pub fn decode(
             let object = if yaml {
                 yaml_document(body)?
             } else {
-                serde_json::from_slice(body).map_err(|e| refuse(format!("couldn't get version/kind; json parse error: {e}")))?
+                serde_json::from_slice(body)
+                    .map_err(|e| refuse(format!("couldn't get version/kind; json parse error: {e}")))?
             };
             return typed(object, api_version, kind).map(|object| Incoming { object, warnings: Vec::new() });
         }
@@ -219,10 +220,7 @@ mod tests {
                 Ok((Encoding::Json, Shape::Table)),
             ),
             ("application/json;as=Table;v=v9;g=meta.k8s.io, application/json", Ok((Encoding::Json, Shape::AsIs))),
-            (
-                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
-                Ok((Encoding::Json, Shape::Metadata)),
-            ),
+            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Ok((Encoding::Json, Shape::Metadata))),
             ("text/html", Err(406)),
             ("application/vnd.kubernetes.protobuf", Err(406)),
             ("text/html, */*;q=0.1", Ok((Encoding::Json, Shape::AsIs))),
@@ -247,7 +245,10 @@ mod tests {
             assert_eq!(got.map(|_| ()).map_err(|e| e.message().to_owned()), expected.map_err(str::to_owned), "{body}");
         }
         let deep = "[".repeat(200);
-        assert_eq!(decode(&headers, deep.as_bytes(), None, "v1", "X", FieldValidation::Warn).err().unwrap().code(), 400);
+        assert_eq!(
+            decode(&headers, deep.as_bytes(), None, "v1", "X", FieldValidation::Warn).err().unwrap().code(),
+            400
+        );
     }
 
     #[test]

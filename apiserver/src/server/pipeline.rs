@@ -211,16 +211,8 @@ async fn resource(
         let endpoint = endpoint.clone();
         let headers = request.headers().clone();
         let body = read(request).await?;
-        let outcome = virtual_resource::call(
-            context,
-            info,
-            &attributes,
-            &endpoint,
-            &headers,
-            &body,
-            field_validation,
-            dry_run,
-        );
+        let outcome =
+            virtual_resource::call(context, info, &attributes, &endpoint, &headers, &body, field_validation, dry_run);
         return outcome.await.map(render);
     }
     let resource = context.registry.get(group, version, &info.resource).ok_or_else(StatusError::no_such_resource)?;
@@ -295,9 +287,9 @@ async fn connect(
         context.admission.validate(&mut admission).await?;
     }
     let response = context.proxy.connect(context, info, &user, request).await?;
-    let outcome = Outcome { code: response.status().as_u16(), payload: Payload::Response(response), warnings: Vec::new() };
-    let wanted =
-        Wanted { encoding: negotiation::Encoding::Json, shape: negotiation::Shape::AsIs, gzip: false };
+    let outcome =
+        Outcome { code: response.status().as_u16(), payload: Payload::Response(response), warnings: Vec::new() };
+    let wanted = Wanted { encoding: negotiation::Encoding::Json, shape: negotiation::Shape::AsIs, gzip: false };
     Ok(Rendered { wanted, include: table::Include::Metadata, outcome })
 }
 
