@@ -5,9 +5,20 @@
 pub mod certificates;
 pub mod config;
 pub mod env;
+pub mod events;
+mod housekeeping;
 pub mod images;
+pub mod node;
 pub mod objects;
 pub mod options;
+pub mod plan;
+pub mod pod_workers;
+pub mod probes;
+mod run;
 pub mod runtime;
+pub mod server;
 pub mod static_pods;
+pub mod status;
 pub mod volumes;
+
+pub use run::run;

@@ -6,3 +6,9 @@ pub mod cri {
     #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
     tonic::include_proto!("runtime.v1");
 }
+
+/// The gRPC health checking protocol (`grpc.health.v1`).
+pub mod health {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("grpc.health.v1");
+}

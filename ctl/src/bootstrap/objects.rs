@@ -163,7 +163,6 @@ fn pod_network() -> Vec<Value> {
             json!([
                 rule(&[""], &["nodes"], &[], &["get", "list", "watch"]),
                 rule(&[""], &["nodes/status"], &[], &["patch"]),
-                rule(&["", "events.k8s.io"], &["events"], &[], &["create", "patch"]),
             ]),
         ),
         cluster_binding(name, name, &who),
@@ -181,7 +180,7 @@ fn dns(cluster: &ClusterFlags, address: IpAddr) -> Result<Vec<Value>> {
         cluster_role(
             name,
             json!([
-                rule(&[""], &["services", "namespaces", "pods", "nodes"], &[], &["list", "watch"]),
+                rule(&[""], &["services", "namespaces"], &[], &["list", "watch"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &[], &["list", "watch"]),
             ]),
         ),

@@ -1,5 +1,6 @@
 //! A CRI client: gRPC over the runtime's socket, each call with a deadline and an error that names the call and its object.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -135,9 +136,14 @@ impl Cri {
         call("PodSandboxStatus", id, c.pod_sandbox_status(request(message, CALL_TIMEOUT))).await
     }
 
-    pub async fn list_pod_sandboxes(&self) -> Result<Vec<pb::PodSandbox>, CriError> {
+    /// Sandboxes with these labels (none: all).
+    pub async fn list_pod_sandboxes_with(
+        &self,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Vec<pb::PodSandbox>, CriError> {
         let mut c = self.runtime.clone();
-        let message = pb::ListPodSandboxRequest { filter: None };
+        let filter = pb::PodSandboxFilter { label_selector: labels, ..Default::default() };
+        let message = pb::ListPodSandboxRequest { filter: Some(filter) };
         Ok(call("ListPodSandbox", "", c.list_pod_sandbox(request(message, CALL_TIMEOUT))).await?.items)
     }
 
@@ -178,9 +184,11 @@ impl Cri {
         gone_is_fine(call("RemoveContainer", id, c.remove_container(request(message, CALL_TIMEOUT))).await)
     }
 
-    pub async fn list_containers(&self) -> Result<Vec<pb::Container>, CriError> {
+    /// Containers with these labels (none: all).
+    pub async fn list_containers_with(&self, labels: BTreeMap<String, String>) -> Result<Vec<pb::Container>, CriError> {
         let mut c = self.runtime.clone();
-        let message = pb::ListContainersRequest { filter: None };
+        let filter = pb::ContainerFilter { label_selector: labels, ..Default::default() };
+        let message = pb::ListContainersRequest { filter: Some(filter) };
         Ok(call("ListContainers", "", c.list_containers(request(message, CALL_TIMEOUT))).await?.containers)
     }
 

@@ -1,3 +1,134 @@
 //! The container runtime as the kubelet sees it: a CRI client, what runs now, and how a pod's spec becomes CRI messages.
+//!
+//! `cri` speaks; `observed` is what was heard; `sandbox`, `container`, `security`, `resources` and `dns` are pure
+//! translations; `cgroups` and `logs` are the files beside it; `Runtime` puts them together.
 
+pub mod cgroups;
+pub mod container;
 pub mod cri;
+pub mod dns;
+pub mod labels;
+pub mod logs;
+pub mod observed;
+pub mod pods;
+pub mod resources;
+pub mod sandbox;
+pub mod security;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use cgroups::Cgroups;
+use cri::{Cri, CriError};
+use observed::{ObservedContainer, ObservedPod, State};
+
+pub use watch::{PodStates, RuntimeWatch};
+
+/// How many ended containers' statuses are remembered (they never change).
+const ENDED_CACHE: usize = 4096;
+
+/// Facts of the node that a pod's translation depends on; fixed while the kubelet runs.
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    pub root_dir: PathBuf,
+    pub pod_logs_dir: PathBuf,
+    pub container_logs_dir: PathBuf,
+    pub dns: dns::NodeDns,
+    pub policy: security::NodePolicy,
+    pub cpu_quota: resources::CpuQuota,
+    pub memory_capacity: i64,
+    pub cgroup_v2: bool,
+    /// Lower scores cannot be set here (no CAP_SYS_RESOURCE).
+    pub lowest_oom_score_adj: i64,
+}
+
+impl NodeSettings {
+    /// `<root>/pods/<uid>`.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root_dir.join("pods").join(uid)
+    }
+}
+
+/// The runtime with what the kubelet keeps about it.
+pub struct Runtime {
+    pub cri: Cri,
+    pub node: NodeSettings,
+    pub cgroups: Cgroups,
+    /// Statuses of ended containers by ID.
+    ended: Mutex<HashMap<String, ObservedContainer>>,
+}
+
+impl Runtime {
+    pub fn new(cri: Cri, node: NodeSettings, cgroups: Cgroups) -> Arc<Self> {
+        Arc::new(Self { cri, node, cgroups, ended: Mutex::default() })
+    }
+
+    /// All that the runtime has of one pod, right now.
+    pub async fn observe(&self, uid: &str) -> Result<ObservedPod, CriError> {
+        let filter: BTreeMap<String, String> = [(labels::POD_UID.to_owned(), uid.to_owned())].into();
+        let (sandboxes, containers) =
+            tokio::try_join!(self.cri.list_pod_sandboxes_with(filter.clone()), self.cri.list_containers_with(filter))?;
+        let mut out = ObservedPod { uid: uid.to_owned(), ..Default::default() };
+        for listed in sandboxes {
+            if let Some(metadata) = &listed.metadata {
+                out.name = metadata.name.clone();
+                out.namespace = metadata.namespace.clone();
+            }
+            match self.cri.pod_sandbox_status(&listed.id, false).await {
+                Ok(answer) => out.sandboxes.extend(answer.status.map(observed::sandbox)),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for listed in containers {
+            if let Some(known) = self.ended.lock().get(&listed.id) {
+                out.containers.push(known.clone());
+                continue;
+            }
+            match self.cri.container_status(&listed.id).await {
+                Ok(status) => {
+                    let mut seen = observed::container(status, &listed.pod_sandbox_id);
+                    if seen.state == State::Exited {
+                        seen.message = self.final_message(&seen);
+                        let mut ended = self.ended.lock();
+                        if ended.len() >= ENDED_CACHE {
+                            ended.clear();
+                        }
+                        ended.insert(seen.id.clone(), seen.clone());
+                    }
+                    out.containers.push(seen);
+                }
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        out.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
+        out.containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.annotated.restart_count)));
+        Ok(out)
+    }
+
+    /// The termination message of an ended container, with what the runtime itself has to say.
+    fn final_message(&self, ended: &ObservedContainer) -> String {
+        let own = logs::termination_message(
+            &ended.annotated,
+            ended.termination_file.as_deref(),
+            ended.exit_code,
+            &ended.reason,
+            &ended.log_path,
+        );
+        match (ended.message.is_empty(), own.is_empty()) {
+            (true, _) => own,
+            (false, true) => ended.message.clone(),
+            (false, false) => format!("{}: {own}", ended.message),
+        }
+    }
+
+    /// Forgets removed containers.
+    pub fn forget(&self, container_id: &str) {
+        self.ended.lock().remove(container_id);
+    }
+}

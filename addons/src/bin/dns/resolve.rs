@@ -1,0 +1,414 @@
+//! What a question means, by Kubernetes' DNS specification 1.1.0: pure, over the [`World`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use crate::world::{Endpoint, Port, ServiceKind, World, dashed};
+
+/// The version of the specification that is followed, as the record `dns-version` tells it.
+const DNS_SCHEMA_VERSION: &str = "1.1.0";
+/// How long an absence may be remembered, in seconds.
+const NEGATIVE_TTL: u32 = 5;
+
+/// The zone that is answered for.
+#[derive(Debug, Clone)]
+pub(crate) struct Zone {
+    pub name: Name,
+    /// The seconds for which an answer may be remembered.
+    pub ttl: u32,
+    /// The addresses of the DNS server, for `ns.dns.<zone>`, where it has no Service.
+    pub server_addresses: Vec<IpAddr>,
+}
+
+/// What the world says to a question.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    Answer {
+        answers: Vec<Record>,
+        additionals: Vec<Record>,
+    },
+    /// The name exists, with other types only.
+    NoData,
+    NoSuchName,
+    /// An ExternalName: the record, and where to go on.
+    Alias {
+        cname: Record,
+        target: Name,
+    },
+    /// Not of this zone: upstream may know.
+    NotOurs,
+}
+
+/// What is at a name.
+enum Place {
+    Missing,
+    /// Only there because there are names below it.
+    Between,
+    Apex,
+    Version,
+    Host(Vec<IpAddr>),
+    Service {
+        addresses: Vec<IpAddr>,
+        targets: Vec<Target>,
+    },
+    Alias(String),
+}
+
+/// Where an SRV record points to.
+struct Target {
+    port: u16,
+    host: Name,
+    addresses: Vec<IpAddr>,
+}
+
+// === impl Zone ===
+
+impl Zone {
+    pub(crate) fn new(domain: &str, ttl: u32, server_addresses: Vec<IpAddr>) -> Result<Zone, String> {
+        let mut name = Name::from_str(domain).map_err(|error| format!("{domain:?} is not a domain: {error}"))?;
+        name.set_fqdn(true);
+        if name.is_root() {
+            return Err("the cluster's domain must not be empty".into());
+        }
+        Ok(Zone { name: name.to_lowercase(), ttl, server_addresses })
+    }
+
+    /// Answer `name`, `kind`.
+    pub(crate) fn resolve(&self, world: &World, name: &Name, kind: RecordType) -> Outcome {
+        if !self.name.zone_of(name) {
+            return self.reverse(world, name, kind);
+        }
+        // The labels below the zone, the nearest to it first.
+        let depth = usize::from(name.num_labels() - self.name.num_labels());
+        let mut labels: Vec<String> =
+            name.iter().take(depth).map(|label| String::from_utf8_lossy(label).to_lowercase()).collect();
+        labels.reverse();
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        match self.locate(world, &labels) {
+            Place::Missing => Outcome::NoSuchName,
+            Place::Between => Outcome::NoData,
+            Place::Apex => self.apex(world, name, kind),
+            Place::Version => match kind {
+                RecordType::TXT => {
+                    self.answer([self.record(name, RData::TXT(TXT::new(vec![DNS_SCHEMA_VERSION.into()])))], [])
+                }
+                _ => Outcome::NoData,
+            },
+            Place::Host(addresses) => self.answer(self.addresses(name, &addresses, kind), []),
+            Place::Service { addresses, targets } if kind == RecordType::SRV => {
+                drop(addresses);
+                self.srv(name, targets)
+            }
+            Place::Service { addresses, .. } => self.answer(self.addresses(name, &addresses, kind), []),
+            Place::Alias(target) => match Name::from_str(&target) {
+                Ok(mut target) => {
+                    target.set_fqdn(true);
+                    let cname = self.record(name, RData::CNAME(CNAME(target.clone())));
+                    if kind == RecordType::CNAME { self.answer([cname], []) } else { Outcome::Alias { cname, target } }
+                }
+                Err(_) => Outcome::NoData,
+            },
+        }
+    }
+
+    /// The authority of the zone: what goes with a negative answer.
+    pub(crate) fn soa(&self) -> Record {
+        let below = |labels: &str| Name::from_str(labels).and_then(|name| name.append_domain(&self.name));
+        let server = below("ns.dns").unwrap_or_else(|_| self.name.clone());
+        let mailbox = below("hostmaster").unwrap_or_else(|_| self.name.clone());
+        // Nobody transfers the zone, so the serial says no more than the day.
+        let serial = u32::try_from(jiff::Timestamp::now().as_second() / 86_400).unwrap_or(1);
+        let soa = SOA::new(server, mailbox, serial, 7200, 1800, 86_400, NEGATIVE_TTL);
+        Record::from_rdata(self.name.clone(), NEGATIVE_TTL, RData::SOA(soa))
+    }
+
+    /// Where the cluster finds its DNS server: at its Service's address.
+    fn server_addresses(&self, world: &World) -> Vec<IpAddr> {
+        match world.service("kube-system", "kube-dns").map(|service| &service.kind) {
+            Some(ServiceKind::ClusterIp(addresses)) if !addresses.is_empty() => addresses.clone(),
+            _ => self.server_addresses.clone(),
+        }
+    }
+
+    fn locate(&self, world: &World, labels: &[&str]) -> Place {
+        match labels {
+            [] => Place::Apex,
+            ["dns-version"] => Place::Version,
+            ["dns"] | ["svc"] | ["pod"] => Place::Between,
+            ["dns", "ns"] => Place::Host(self.server_addresses(world)),
+            ["svc" | "pod", namespace] if world.has_namespace(namespace) => Place::Between,
+            ["pod", namespace, address] if world.has_namespace(namespace) => match undashed(address) {
+                Some(address) => Place::Host(vec![address]),
+                None => Place::Missing,
+            },
+            ["svc", namespace, service] => self.service(world, namespace, service, |_| true),
+            ["svc", namespace, service, protocol] if protocol.starts_with('_') => {
+                match self.service(world, namespace, service, |port| port.protocol == protocol[1..]) {
+                    Place::Service { targets, .. } if !targets.is_empty() => Place::Between,
+                    _ => Place::Missing,
+                }
+            }
+            ["svc", namespace, service, protocol, port] if protocol.starts_with('_') && port.starts_with('_') => {
+                let wanted = |candidate: &Port| candidate.protocol == protocol[1..] && candidate.name == port[1..];
+                match self.service(world, namespace, service, wanted) {
+                    Place::Service { targets, .. } if targets.is_empty() => Place::Missing,
+                    other => other,
+                }
+            }
+            ["svc", namespace, service, endpoint] if world.service(namespace, service).is_some() => {
+                let addresses: Vec<IpAddr> = endpoints(world, namespace, service)
+                    .filter(|(_, candidate)| candidate.name == *endpoint)
+                    .map(|(_, endpoint)| endpoint.address)
+                    .collect();
+                if addresses.is_empty() { Place::Missing } else { Place::Host(addresses) }
+            }
+            _ => Place::Missing,
+        }
+    }
+
+    fn service(&self, world: &World, namespace: &str, name: &str, wanted: impl Fn(&Port) -> bool) -> Place {
+        let Some(service) = world.service(namespace, name) else { return Place::Missing };
+        let host = |labels: &str| Name::from_str(labels).and_then(|name| name.append_domain(&self.name)).ok();
+        match &service.kind {
+            ServiceKind::ExternalName(target) => Place::Alias(target.clone()),
+            ServiceKind::ClusterIp(addresses) => {
+                let own = host(&format!("{name}.{namespace}.svc"));
+                let ports = service.ports.iter().filter(|port| wanted(port));
+                let targets = ports.filter_map(|port| {
+                    Some(Target { port: port.port, host: own.clone()?, addresses: addresses.clone() })
+                });
+                Place::Service { addresses: addresses.clone(), targets: targets.collect() }
+            }
+            ServiceKind::Headless => {
+                let mut targets = Vec::new();
+                let mut addresses = Vec::new();
+                for (ports, endpoint) in endpoints(world, namespace, name) {
+                    addresses.push(endpoint.address);
+                    let Some(host) = host(&format!("{}.{name}.{namespace}.svc", endpoint.name)) else { continue };
+                    for port in ports.iter().filter(|port| wanted(port)) {
+                        targets.push(Target { port: port.port, host: host.clone(), addresses: vec![endpoint.address] });
+                    }
+                }
+                addresses.sort();
+                addresses.dedup();
+                Place::Service { addresses, targets }
+            }
+        }
+    }
+
+    /// Names of addresses. What the cluster does not know is left to upstream.
+    fn reverse(&self, world: &World, name: &Name, kind: RecordType) -> Outcome {
+        let Some(address) = reverse_address(name) else { return Outcome::NotOurs };
+        let mut names = Vec::new();
+        if let Some(service) = world.service_at(address) {
+            names.push(format!("{}.{}.svc", service.name, service.namespace));
+        } else {
+            for (service, endpoint) in world.endpoints_at(address) {
+                names.push(format!("{endpoint}.{}.{}.svc", service.name, service.namespace));
+            }
+        }
+        if names.is_empty() {
+            return Outcome::NotOurs;
+        }
+        if kind != RecordType::PTR && kind != RecordType::ANY {
+            return Outcome::NoData;
+        }
+        let records = names.iter().filter_map(|labels| {
+            let target = Name::from_str(labels).ok()?.append_domain(&self.name).ok()?;
+            Some(self.record(name, RData::PTR(PTR(target))))
+        });
+        self.answer(records.collect::<Vec<_>>(), [])
+    }
+
+    fn apex(&self, world: &World, name: &Name, kind: RecordType) -> Outcome {
+        let server = Name::from_str("ns.dns").and_then(|server| server.append_domain(&self.name));
+        match (kind, server) {
+            (RecordType::SOA, _) => self.answer([self.soa()], []),
+            (RecordType::NS, Ok(server)) => {
+                let glue = self.server_addresses(world);
+                let glue = glue.into_iter().map(|address| self.record(&server, address_data(address)));
+                let glue: Vec<Record> = glue.collect();
+                self.answer([self.record(name, RData::NS(NS(server)))], glue)
+            }
+            _ => Outcome::NoData,
+        }
+    }
+
+    fn srv(&self, name: &Name, targets: Vec<Target>) -> Outcome {
+        // Equal shares, as far as whole numbers go.
+        let weight = u16::try_from(100 / targets.len().max(1)).unwrap_or(1).max(1);
+        let mut answers = Vec::new();
+        let mut additionals: Vec<Record> = Vec::new();
+        for target in targets {
+            let srv = SRV::new(0, weight, target.port, target.host.clone());
+            answers.push(self.record(name, RData::SRV(srv)));
+            for address in target.addresses {
+                let record = self.record(&target.host, address_data(address));
+                if !additionals.contains(&record) {
+                    additionals.push(record);
+                }
+            }
+        }
+        answers.dedup();
+        self.answer(answers, additionals)
+    }
+
+    fn addresses(&self, name: &Name, addresses: &[IpAddr], kind: RecordType) -> Vec<Record> {
+        let fits = |address: &&IpAddr| match kind {
+            RecordType::A => address.is_ipv4(),
+            RecordType::AAAA => address.is_ipv6(),
+            RecordType::ANY => true,
+            _ => false,
+        };
+        addresses.iter().filter(fits).map(|address| self.record(name, address_data(*address))).collect()
+    }
+
+    fn record(&self, name: &Name, data: RData) -> Record {
+        Record::from_rdata(name.clone(), self.ttl, data)
+    }
+
+    fn answer(&self, answers: impl Into<Vec<Record>>, additionals: impl Into<Vec<Record>>) -> Outcome {
+        let answers = answers.into();
+        if answers.is_empty() { Outcome::NoData } else { Outcome::Answer { answers, additionals: additionals.into() } }
+    }
+}
+
+fn endpoints<'w>(world: &'w World, namespace: &str, service: &str) -> impl Iterator<Item = (&'w [Port], &'w Endpoint)> {
+    world
+        .slices(namespace, service)
+        .flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice.ports.as_slice(), endpoint)))
+}
+
+fn address_data(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(address) => RData::A(A(address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+    }
+}
+
+/// The address that a pod's label stands for: `10-0-0-5`, `fd00--5`. Only its own spelling counts.
+fn undashed(label: &str) -> Option<IpAddr> {
+    let address = match label.replace('-', ".").parse::<Ipv4Addr>() {
+        Ok(address) => IpAddr::V4(address),
+        Err(_) => IpAddr::V6(label.replace('-', ":").parse::<Ipv6Addr>().ok()?),
+    };
+    (dashed(address) == label || address.is_ipv6()).then_some(address)
+}
+
+/// The address of a whole reverse name (`5.0.0.10.in-addr.arpa.`).
+fn reverse_address(name: &Name) -> Option<IpAddr> {
+    let net = name.parse_arpa_name().ok()?;
+    let whole = if net.addr().is_ipv4() { 32 } else { 128 };
+    (net.prefix_len() == whole).then(|| net.addr())
+}
+
+#[cfg(test)]
+mod tests {
+    use apimachinery::meta::NamespacedName;
+    use serde_json::json;
+
+    use super::*;
+    use crate::world::tests::slice;
+
+    fn world() -> World {
+        let mut world = World::default();
+        let services = [
+            (
+                "web",
+                json!({"clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20", "fd00::20"], "ports": [
+                {"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}]}),
+            ),
+            ("db", json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]})),
+            ("empty", json!({"clusterIP": "None"})),
+            ("ext", json!({"type": "ExternalName", "externalName": "example.com"})),
+            ("inner", json!({"type": "ExternalName", "externalName": "web.ns.svc.cluster.local"})),
+        ];
+        for (name, spec) in services {
+            let service = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).expect("a service");
+            world.set_service(NamespacedName::new("ns", name), Some(&service));
+        }
+        world.set_namespace("ns", true);
+        let endpoints = json!([{"addresses": ["10.1.0.1"], "hostname": "db-0"}, {"addresses": ["10.1.0.2"]}]);
+        world.set_slice(&NamespacedName::new("ns", "db-1"), None, Some(&slice("db-1", "db", endpoints)));
+        world
+    }
+
+    /// An answer in short: data of answers, `+` those of additionals.
+    fn ask(name: &str, kind: RecordType) -> String {
+        let zone = Zone::new("cluster.local", 30, vec!["10.96.0.10".parse().expect("an address")]).expect("a zone");
+        let name = Name::from_str(name).expect("a name");
+        let list =
+            |records: &[Record]| records.iter().map(|record| record.data.to_string()).collect::<Vec<_>>().join(" | ");
+        match zone.resolve(&world(), &name, kind) {
+            Outcome::Answer { answers, additionals } if additionals.is_empty() => list(&answers),
+            Outcome::Answer { answers, additionals } => format!("{} + {}", list(&answers), list(&additionals)),
+            Outcome::NoData => "no data".into(),
+            Outcome::NoSuchName => "no such name".into(),
+            Outcome::Alias { target, .. } => format!("alias {target}"),
+            Outcome::NotOurs => "not ours".into(),
+        }
+    }
+
+    #[test]
+    fn names_mean_what_the_specification_says() {
+        use RecordType::{A, AAAA, ANY, CNAME, MX, NS, PTR, SOA, SRV, TXT};
+        let cases = [
+            ("web.ns.svc.cluster.local.", A, "10.96.0.20"),
+            ("WEB.ns.SVC.Cluster.Local.", A, "10.96.0.20"),
+            ("web.ns.svc.cluster.local.", AAAA, "fd00::20"),
+            ("web.ns.svc.cluster.local.", ANY, "10.96.0.20 | fd00::20"),
+            ("web.ns.svc.cluster.local.", MX, "no data"),
+            (
+                "web.ns.svc.cluster.local.",
+                SRV,
+                "0 50 80 web.ns.svc.cluster.local. | 0 50 53 web.ns.svc.cluster.local. + 10.96.0.20 | fd00::20",
+            ),
+            ("_http._tcp.web.ns.svc.cluster.local.", SRV, "0 100 80 web.ns.svc.cluster.local. + 10.96.0.20 | fd00::20"),
+            ("_http._udp.web.ns.svc.cluster.local.", SRV, "no such name"),
+            ("_none._tcp.web.ns.svc.cluster.local.", SRV, "no such name"),
+            ("_tcp.web.ns.svc.cluster.local.", SRV, "no data"),
+            ("_sctp.web.ns.svc.cluster.local.", SRV, "no such name"),
+            ("none.ns.svc.cluster.local.", A, "no such name"),
+            ("web.other.svc.cluster.local.", A, "no such name"),
+            ("ns.svc.cluster.local.", A, "no data"),
+            ("other.svc.cluster.local.", A, "no such name"),
+            ("svc.cluster.local.", A, "no data"),
+            ("web.ns.svc.example.com.", A, "not ours"),
+            ("db.ns.svc.cluster.local.", A, "10.1.0.1 | 10.1.0.2"),
+            ("db.ns.svc.cluster.local.", AAAA, "no data"),
+            ("db-0.db.ns.svc.cluster.local.", A, "10.1.0.1"),
+            ("10-1-0-2.db.ns.svc.cluster.local.", A, "10.1.0.2"),
+            ("db-9.db.ns.svc.cluster.local.", A, "no such name"),
+            (
+                "_http._tcp.db.ns.svc.cluster.local.",
+                SRV,
+                "0 50 8080 db-0.db.ns.svc.cluster.local. | 0 50 8080 10-1-0-2.db.ns.svc.cluster.local. + 10.1.0.1 | 10.1.0.2",
+            ),
+            ("empty.ns.svc.cluster.local.", A, "no data"),
+            ("ext.ns.svc.cluster.local.", A, "alias example.com."),
+            ("ext.ns.svc.cluster.local.", CNAME, "example.com."),
+            ("inner.ns.svc.cluster.local.", A, "alias web.ns.svc.cluster.local."),
+            ("10-1-2-3.ns.pod.cluster.local.", A, "10.1.2.3"),
+            ("10-1-2-3.other.pod.cluster.local.", A, "no such name"),
+            ("nonsense.ns.pod.cluster.local.", A, "no such name"),
+            ("fd00--5.ns.pod.cluster.local.", AAAA, "fd00::5"),
+            ("20.0.96.10.in-addr.arpa.", PTR, "web.ns.svc.cluster.local."),
+            ("1.0.1.10.in-addr.arpa.", PTR, "db-0.db.ns.svc.cluster.local."),
+            ("2.0.1.10.in-addr.arpa.", PTR, "10-1-0-2.db.ns.svc.cluster.local."),
+            ("9.9.9.9.in-addr.arpa.", PTR, "not ours"),
+            ("1.10.in-addr.arpa.", PTR, "not ours"),
+            ("cluster.local.", A, "no data"),
+            ("cluster.local.", NS, "ns.dns.cluster.local. + 10.96.0.10"),
+            ("ns.dns.cluster.local.", A, "10.96.0.10"),
+            ("dns-version.cluster.local.", TXT, "1.1.0"),
+            ("local.", A, "not ours"),
+        ];
+        for (name, kind, want) in cases {
+            assert_eq!(ask(name, kind), want, "{name} {kind}");
+        }
+        assert!(ask("cluster.local.", SOA).starts_with("ns.dns.cluster.local. hostmaster.cluster.local."));
+    }
+}

@@ -1,0 +1,182 @@
+//! What is changed on the host: routes over netlink, nftables, forwarding, the CNI configuration file.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::TryStreamExt;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::plan::{Cidr, NETWORK, Next, Routes};
+
+/// Marks our routes among those of others (`ip route show proto 201`).
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(201);
+const NFT_TIMEOUT: Duration = Duration::from_secs(30);
+const CONFIG_FILE: &str = "10-pilothouse.conflist";
+
+/// Our routes as the kernel has them.
+pub(crate) async fn current_routes(handle: &Handle) -> anyhow::Result<Routes> {
+    let mut routes = Routes::new();
+    for any in [IpAddr::from([0u8; 4]), IpAddr::from([0u8; 16])] {
+        let mut query = RouteMessageBuilder::<IpAddr>::new().build();
+        query.header.address_family = if any.is_ipv4() {
+            netlink_packet_route::AddressFamily::Inet
+        } else {
+            netlink_packet_route::AddressFamily::Inet6
+        };
+        let mut found = std::pin::pin!(handle.route().get(query).execute());
+        while let Some(route) = found.try_next().await.context("listing routes")? {
+            if route.header.protocol == PROTOCOL && route.header.table == RouteHeader::RT_TABLE_MAIN {
+                routes.extend(read(&route));
+            }
+        }
+    }
+    Ok(routes)
+}
+
+fn read(route: &RouteMessage) -> Option<(Cidr, Next)> {
+    let address = |found: &RouteAddress| match found {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    let mut destination = None;
+    let mut gateway = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(found) => destination = address(found),
+            RouteAttribute::Gateway(found) => gateway = address(found),
+            _ => {}
+        }
+    }
+    let cidr = Cidr { address: destination?, prefix: route.header.destination_prefix_length };
+    match (route.header.kind, gateway) {
+        (RouteType::Unreachable, _) => Some((cidr, Next::Unreachable)),
+        (_, Some(gateway)) => Some((cidr, Next::Via(gateway))),
+        (_, None) => None,
+    }
+}
+
+fn message(cidr: Cidr, next: Next) -> anyhow::Result<RouteMessage> {
+    let builder =
+        RouteMessageBuilder::<IpAddr>::new().destination_prefix(cidr.address, cidr.prefix)?.protocol(PROTOCOL);
+    Ok(match next {
+        Next::Via(gateway) => builder.gateway(gateway)?.build(),
+        Next::Unreachable => builder.kind(RouteType::Unreachable).build(),
+    })
+}
+
+/// Set one route, in place of what there is for its range.
+pub(crate) async fn set_route(handle: &Handle, cidr: Cidr, next: Next) -> anyhow::Result<()> {
+    Ok(handle.route().add(message(cidr, next)?).replace().execute().await?)
+}
+
+/// Remove one of our routes.
+pub(crate) async fn remove_route(handle: &Handle, cidr: Cidr, next: Next) -> anyhow::Result<()> {
+    Ok(handle.route().del(message(cidr, next)?).execute().await?)
+}
+
+/// Hand a script to `nft`, which applies all of it or nothing.
+pub(crate) async fn nft(script: &str) -> anyhow::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("nft cannot be run; install the package nftables")?;
+    let mut input = child.stdin.take().context("nft has no input")?;
+    input.write_all(script.as_bytes()).await.context("writing to nft")?;
+    drop(input);
+    let output = tokio::time::timeout(NFT_TIMEOUT, child.wait_with_output()).await.context("nft does not end")??;
+    if !output.status.success() {
+        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Let the host pass packets on. Nothing is written where that is so already (it may not be ours to write).
+pub(crate) fn enable_forwarding(cidrs: &[Cidr]) -> anyhow::Result<()> {
+    let mut switches = Vec::new();
+    if cidrs.iter().any(|cidr| cidr.address.is_ipv4()) {
+        switches.push("/proc/sys/net/ipv4/ip_forward");
+    }
+    if cidrs.iter().any(|cidr| cidr.address.is_ipv6()) {
+        switches.push("/proc/sys/net/ipv6/conf/all/forwarding");
+    }
+    for switch in switches {
+        let state = fs::read_to_string(switch).with_context(|| switch.to_owned())?;
+        if state.trim() == "0" {
+            fs::write(switch, "1").with_context(|| format!("{switch} cannot be set to 1"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Write the CNI configuration in one step, if it is not what is there. Returns whether it was written.
+pub(crate) fn write_config(directory: &Path, config: &str) -> io::Result<bool> {
+    let path = directory.join(CONFIG_FILE);
+    if fs::read_to_string(&path).is_ok_and(|found| found == config) {
+        return Ok(false);
+    }
+    fs::create_dir_all(directory)?;
+    // CNI reads *.conf, *.conflist and *.json only.
+    let temporary = directory.join(format!(".{CONFIG_FILE}.new"));
+    fs::write(&temporary, config)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
+    fs::rename(&temporary, &path)?;
+    Ok(true)
+}
+
+/// Remove the CNI configuration, and the register of addresses in use.
+pub(crate) fn remove_config(directory: &Path) -> io::Result<()> {
+    let register = PathBuf::from("/var/lib/cni/networks").join(NETWORK);
+    for result in [fs::remove_file(directory.join(CONFIG_FILE)), fs::remove_dir_all(register)] {
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The plugins that the configuration names and that are not in `directory`.
+pub(crate) fn missing_plugins(directory: &Path) -> Vec<&'static str> {
+    ["ptp", "host-local", "portmap", "loopback"].into_iter().filter(|plugin| !directory.join(plugin).exists()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_written_when_it_changes() {
+        let directory = std::env::temp_dir().join(format!("pod-network-test-{}", std::process::id()));
+        assert!(write_config(&directory, "a").expect("written"));
+        assert!(!write_config(&directory, "a").expect("unchanged"));
+        assert!(write_config(&directory, "b").expect("written"));
+        assert_eq!(fs::read_dir(&directory).expect("a directory").count(), 1);
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn routes_read_back_as_they_were_written() {
+        for (cidr, next) in [
+            ("10.244.1.0/24", Next::Via("192.0.2.2".parse().expect("an address"))),
+            ("fd00:1::/64", Next::Via("fd01::2".parse().expect("an address"))),
+            ("10.244.0.0/24", Next::Unreachable),
+        ] {
+            let cidr: Cidr = cidr.parse().expect("a range");
+            assert_eq!(read(&message(cidr, next).expect("a message")), Some((cidr, next)));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Pilothouse on hosts, set up by `bootstrap` as a person would.
+use crate::{Host, Lab, Output, eventually};
+use component_base::client;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Api, Client, api::ListParams};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// What a cluster of a test consists of.
+#[derive(Clone, Copy, Debug)]
+pub enum Setup {
+    /// `bootstrap init` on the first host, opened for ordinary pods, and `bootstrap join` on the others.
+    Hosts(u8),
+    /// One host with nothing on it.
+    BareHost,
+}
+
+/// Hosts with a running cluster; the first is the control plane's.
+pub struct Cluster {
+    // In the order of ending: hosts first.
+    pub hosts: Vec<Host>,
+    client: Option<Client>,
+    _lab: Lab,
+}
+
+impl Cluster {
+    /// Sets it up and waits until every node is Ready.
+    pub async fn start(test: &str, setup: Setup) -> Self {
+        component_base::daemon::init(0);
+        let lab = Lab::new(test);
+        let count = match setup {
+            Setup::Hosts(count) => count,
+            Setup::BareHost => 1,
+        };
+        let hosts: Vec<Host> = (1..=count).map(|number| Host::start(&lab, number)).collect();
+        let mut cluster = Self { hosts, client: None, _lab: lab };
+        if let Setup::Hosts(_) = setup {
+            cluster.init().await;
+        }
+        cluster
+    }
+
+    async fn init(&mut self) {
+        let printed = cluster_or_logs(&self.hosts[0], bootstrap(&self.hosts[0], "init"));
+        let join = printed
+            .lines()
+            .map(str::trim)
+            .find_map(|line| line.strip_prefix("sudo ./bootstrap "))
+            .expect("a join line")
+            .to_owned();
+        self.connect().await;
+        let name = self.hosts[0].name().to_owned();
+        self.ctl(&format!("patch node {name} --type=json -p '[{{\"op\":\"remove\",\"path\":\"/spec/taints\"}}]'"))
+            .success();
+        for host in &self.hosts[1..] {
+            cluster_or_logs(host, bootstrap(host, &join));
+        }
+        let (nodes, expected) = (Api::<Node>::all(self.client()), self.hosts.len());
+        eventually("all nodes are Ready", Duration::from_secs(60), || async {
+            let list = nodes.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let ready = list.items.iter().filter(|n| is_ready(n)).count();
+            if ready == expected { Ok(()) } else { Err(format!("{ready} of {expected}")) }
+        })
+        .await;
+    }
+
+    /// Makes the client from the control plane's admin.conf.
+    pub async fn connect(&mut self) {
+        let config = client::load(Some(&self.hosts[0].file("/etc/kubernetes/admin.conf"))).await.expect("admin.conf");
+        self.client = Some(client::connect(config, "integration-tests").expect("a client"));
+    }
+
+    /// An administrator's client.
+    pub fn client(&self) -> Client {
+        self.client.clone().expect("the cluster is set up")
+    }
+
+    /// `ctl ARGUMENTS` on the control plane's host, as administrator.
+    #[track_caller]
+    pub fn ctl(&self, arguments: &str) -> Output {
+        self.hosts[0].exec(&format!("/usr/local/lib/pilothouse/ctl {arguments}"))
+    }
+
+    /// The pods that match a label selector, in the default namespace.
+    pub async fn pods(&self, selector: &str) -> Result<Vec<Pod>, String> {
+        let pods = Api::<Pod>::namespaced(self.client(), "default");
+        pods.list(&ListParams::default().labels(selector)).await.map(|list| list.items).map_err(|e| e.to_string())
+    }
+
+    /// Waits until `count` pods match and are Ready, none of them being deleted.
+    pub async fn ready_pods(&self, selector: &str, count: usize, within: Duration) -> Vec<Pod> {
+        eventually(&format!("{count} pods with {selector} are Ready"), within, || async {
+            let pods = self.pods(selector).await?;
+            let good = pods
+                .iter()
+                .filter(|p| apimachinery::pod::is_ready(p) && p.metadata.deletion_timestamp.is_none())
+                .count();
+            if good == count && pods.len() == count { Ok(pods) } else { Err(summary(&pods)) }
+        })
+        .await
+    }
+
+    /// Ends a component's process on a host as `kill -9` does; whatever watches over it starts it anew.
+    pub fn kill(&self, host: usize, component: &str) {
+        self.hosts[host].exec(&format!("kill -9 $(cat /run/pilothouse/{component}.pid)")).success();
+    }
+}
+
+/// Runs `bootstrap ARGUMENTS` on a host, with this build's programs.
+#[track_caller]
+pub fn bootstrap(host: &Host, arguments: &str) -> Output {
+    let script = source().join("bootstrap");
+    let mut line = format!("{} {arguments}", script.display());
+    let command = arguments.split(' ').next().unwrap_or_default();
+    if matches!(command, "init" | "quickstart" | "join") {
+        line.push_str(&format!(
+            " --background --binaries {} --node-name {} --node-ip {} --cgroup-driver cgroupfs --cgroup-root {}",
+            binaries().display(),
+            host.name(),
+            host.address(),
+            host.cgroup()
+        ));
+    }
+    if matches!(command, "init" | "quickstart") {
+        line.push_str(&format!(" --apiserver-advertise-address {}", host.address()));
+    }
+    host.exec(&line)
+}
+
+/// The output of a script that must have succeeded; if it did not, with the logs of the host.
+#[track_caller]
+fn cluster_or_logs(host: &Host, output: Output) -> String {
+    if output.code != 0 {
+        let logs = host.exec("tail -n 25 /var/log/pilothouse/*.log").stdout;
+        panic!("bootstrap failed on {}:\n{}\n{}\n{logs}", host.name(), output.stdout, output.stderr);
+    }
+    output.stdout
+}
+
+/// The root of the project.
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+/// Where the programs of this build are: `$PILOTHOUSE_BINARIES`, or beside the tests.
+pub(crate) fn binaries() -> PathBuf {
+    if let Some(directory) = std::env::var_os("PILOTHOUSE_BINARIES") {
+        return directory.into();
+    }
+    let test = std::env::current_exe().expect("the path of this program");
+    test.ancestors().nth(2).expect("target/PROFILE").to_owned()
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn summary(pods: &[Pod]) -> String {
+    let line = |p: &Pod| {
+        let waiting = p.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+        let reasons: Vec<_> = waiting
+            .filter_map(|c| c.state.as_ref()?.waiting.as_ref())
+            .map(|w| format!("{} {}", w.reason.as_deref().unwrap_or(""), w.message.as_deref().unwrap_or("")))
+            .collect();
+        let node = p.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("no node");
+        let name = p.metadata.name.as_deref().unwrap_or("");
+        format!("{name} on {node} {} {reasons:?}", apimachinery::pod::phase(p))
+    };
+    let lines: Vec<String> = pods.iter().map(line).collect();
+    if lines.is_empty() { "no pods".to_owned() } else { lines.join("; ") }
+}

@@ -1,0 +1,158 @@
+//! What is looked after besides the pods' workers: pods nobody knows any more, directories and cgroups they left, mirrors
+//! of static pods, log rotation, the weight of the burstable class.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use component_base::informer::Informer;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::config::KubeletConfiguration;
+use crate::pod_workers::PodWorkers;
+use crate::runtime::observed::State;
+use crate::runtime::pods::{full_name, uid_of};
+use crate::runtime::{Runtime, RuntimeWatch, logs};
+use crate::static_pods::{self, Mirrors};
+use crate::volumes::Volumes;
+
+const PERIOD: Duration = Duration::from_secs(2);
+/// How long a pod may be without a source before it is taken down: sources that come at the same time are waited for.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(4);
+
+pub(crate) struct Housekeeping {
+    pub workers: Arc<PodWorkers>,
+    pub runtime: Arc<Runtime>,
+    pub watch: Arc<RuntimeWatch>,
+    pub volumes: Arc<Volumes>,
+    pub config: Arc<KubeletConfiguration>,
+    pub static_pods: Option<watch::Receiver<Arc<Vec<Pod>>>>,
+    /// With an API: its pods, and the mirrors in it.
+    pub api: Option<(Informer<Pod>, Mirrors)>,
+}
+
+impl Housekeeping {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let started = Instant::now();
+        let mut rotate_at = Instant::now() + self.config.container_log_monitor_interval;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(PERIOD) => {}
+            }
+            self.weigh_burstable();
+            self.mirrors().await;
+            // Before the API has told which pods are ours, nothing may be called an orphan.
+            if started.elapsed() >= ORPHAN_PATIENCE && self.api.as_ref().is_none_or(|(pods, _)| pods.is_synced()) {
+                self.orphans().await;
+            }
+            if Instant::now() >= rotate_at {
+                self.rotate_logs().await;
+                rotate_at = Instant::now() + self.config.container_log_monitor_interval;
+            }
+        }
+    }
+
+    fn weigh_burstable(&self) {
+        let burstable = |pod: &Arc<Pod>| {
+            let spec = pod.spec.as_ref()?;
+            if apimachinery::pod::is_terminal(pod) || apimachinery::pod::qos_class(spec) != "Burstable" {
+                return None;
+            }
+            apimachinery::pod::requests(spec).get("cpu").map(|q| q.milli_value())
+        };
+        let total: i64 = self.workers.pods().iter().filter_map(burstable).sum();
+        self.runtime.cgroups.set_burstable_requests(total);
+    }
+
+    async fn mirrors(&self) {
+        let Some((pods, mirrors)) = self.api.as_ref().filter(|(pods, _)| pods.is_synced()) else { return };
+        let wanted = self.static_pods.as_ref().map(|s| s.borrow().clone()).unwrap_or_default();
+        for pod in wanted.iter() {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+            let existing = pods.get(namespace, pod.metadata.name.as_deref().unwrap_or_default());
+            if let Err(error) = mirrors.ensure(pod, existing.as_deref()).await {
+                debug!(pod = %full_name(pod), %error, "mirror pod not made");
+            }
+        }
+        for mirror in pods.list().into_iter().filter(|p| static_pods::is_mirror(p)) {
+            let has_source = wanted
+                .iter()
+                .any(|p| p.metadata.name == mirror.metadata.name && p.metadata.namespace == mirror.metadata.namespace);
+            if !has_source && let Err(error) = mirrors.delete(&mirror).await {
+                debug!(pod = %full_name(&mirror), %error, "mirror pod not deleted");
+            }
+        }
+    }
+
+    /// What is left of pods that no source has: removed while the kubelet was away, or left behind by a failed cleanup.
+    async fn orphans(&self) {
+        let Some(running) = self.watch.pod_uids() else { return };
+        for uid in running.iter().filter(|uid| !self.workers.knows(uid)) {
+            self.workers.take_down_orphan(uid);
+        }
+        let in_runtime: HashSet<&String> = running.iter().collect();
+        let is_orphan = |uid: &str| !in_runtime.contains(&uid.to_owned()) && !self.workers.knows(uid);
+        for uid in self.runtime.cgroups.pod_uids().into_iter().filter(|uid| is_orphan(uid)) {
+            self.runtime.cgroups.remove_pod(&uid);
+        }
+        for uid in names_in(&self.runtime.node.root_dir.join("pods")).into_iter().filter(|uid| is_orphan(uid)) {
+            let dir = self.runtime.node.pod_dir(&uid);
+            match self.volumes.unmount_pod(&uid, &dir).await {
+                Ok(()) => {
+                    if let Err(error) = std::fs::remove_dir_all(&dir) {
+                        warn!(uid, %error, "directory of a pod that is gone not removed");
+                    } else {
+                        info!(uid, "directory of a pod that is gone removed");
+                    }
+                }
+                Err(error) => warn!(uid, %error, "volumes of a pod that is gone not unmounted"),
+            }
+        }
+        for name in names_in(&self.runtime.node.pod_logs_dir) {
+            // <namespace>_<name>_<uid>
+            if let Some(uid) = name.rsplit('_').next().filter(|uid| *uid != name && is_orphan(uid)) {
+                debug!(uid, "logs of a pod that is gone removed");
+                let _ = std::fs::remove_dir_all(self.runtime.node.pod_logs_dir.join(&name));
+                logs::remove_dead_links(&self.runtime.node.container_logs_dir);
+            }
+        }
+    }
+
+    async fn rotate_logs(&self) {
+        let stamp = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+        for pod in self.workers.pods() {
+            let Ok(observed) = self.runtime.observe(uid_of(&pod)).await else { continue };
+            for container in observed.containers.iter().filter(|c| c.state == State::Running && !c.log_path.is_empty())
+            {
+                let path = container.log_path.clone();
+                let (max_bytes, max_files) =
+                    (self.config.container_log_max_size_bytes, self.config.container_log_max_files);
+                let stamp = stamp.clone();
+                let rotated =
+                    tokio::task::spawn_blocking(move || logs::rotate(Path::new(&path), max_bytes, max_files, &stamp))
+                        .await;
+                match rotated {
+                    Ok(Ok(true)) => {
+                        if let Err(error) = self.runtime.cri.reopen_container_log(&container.id).await {
+                            warn!(container = %container.id, %error, "container log not reopened");
+                        }
+                    }
+                    Ok(Ok(false)) | Err(_) => {}
+                    Ok(Err(error)) => debug!(log = %container.log_path, %error, "container log not rotated"),
+                }
+            }
+        }
+    }
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+}

@@ -1,0 +1,148 @@
+//! Whether a pod that was bound to this node can run here. Pure. As the kubelet's `canAdmitPod`: the scheduler checks the
+//! same, but static pods do not come from it and two schedulers may race.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use apimachinery::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use crate::runtime::pods::host_network;
+use crate::static_pods;
+use crate::status::Ended;
+
+/// What the node gives to pods, and what it is.
+#[derive(Debug, Clone, Default)]
+pub struct Allocatable {
+    pub resources: BTreeMap<String, Quantity>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Resources that the node itself measures; others are for their plugins to check.
+const CHECKED: [(&str, &str); 3] =
+    [("cpu", "OutOfcpu"), ("memory", "OutOfmemory"), ("ephemeral-storage", "OutOfephemeral-storage")];
+
+/// Rejects `pod` if it does not fit beside `others` (pods that run or will run here).
+pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Option<&Node>) -> Result<(), Ended> {
+    let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
+    let requested = apimachinery::pod::requests(spec);
+    let others: Vec<&Pod> =
+        others.iter().map(Arc::as_ref).filter(|p| p.metadata.uid != pod.metadata.uid && occupies(p)).collect();
+
+    if let Some(limit) = node.resources.get("pods")
+        && i64::try_from(others.len()).unwrap_or(i64::MAX) + 1 > limit.value()
+    {
+        return Err(out_of("OutOfpods", "pods", 1, others.len() as i64, limit.value()));
+    }
+    // A critical static pod comes before all others.
+    let critical = static_pods::is_static(pod) && spec.priority.is_some_and(|p| p >= 2_000_000_000);
+    for (name, reason) in CHECKED {
+        let (Some(want), Some(limit)) = (requested.get(name), node.resources.get(name)) else { continue };
+        if critical || want.is_zero() {
+            continue;
+        }
+        let unit = |q: &Quantity| if name == "cpu" { q.milli_value() } else { q.value() };
+        let used: i64 = others
+            .iter()
+            .filter_map(|p| p.spec.as_ref())
+            .filter_map(|s| apimachinery::pod::requests(s).get(name).map(unit))
+            .sum();
+        if used + unit(want) > unit(limit) {
+            return Err(out_of(reason, name, unit(want), used, unit(limit)));
+        }
+    }
+    let labels = api_node.and_then(|n| n.metadata.labels.as_ref()).unwrap_or(&node.labels);
+    let selected = spec.node_selector.iter().flatten().all(|(k, v)| labels.get(k) == Some(v));
+    if !selected && !static_pods::is_static(pod) {
+        return Err(Ended {
+            reason: "NodeAffinity".to_owned(),
+            message:
+                "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                    .to_owned(),
+        });
+    }
+    let taken: Vec<(i32, String, String)> = others.iter().flat_map(|p| host_ports(p)).collect();
+    if host_ports(pod).iter().any(|port| taken.iter().any(|other| conflicts(port, other))) {
+        return Err(Ended {
+            reason: "NodePorts".to_owned(),
+            message: "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+                .to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn out_of(reason: &str, resource: &str, requested: i64, used: i64, capacity: i64) -> Ended {
+    Ended {
+        reason: reason.to_owned(),
+        message: format!(
+            "Pod was rejected: Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        ),
+    }
+}
+
+/// Whether a pod still holds what it asked for.
+fn occupies(pod: &Pod) -> bool {
+    pod.spec.is_some() && !apimachinery::pod::is_terminal(pod)
+}
+
+fn host_ports(pod: &Pod) -> Vec<(i32, String, String)> {
+    let on_host = host_network(pod);
+    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
+    spec.containers
+        .iter()
+        .flat_map(|c| c.ports.iter().flatten())
+        .filter_map(|p| {
+            let port = p.host_port.or(on_host.then_some(p.container_port)).filter(|p| *p > 0)?;
+            Some((port, p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), p.host_ip.clone().unwrap_or_default()))
+        })
+        .collect()
+}
+
+fn conflicts(a: &(i32, String, String), b: &(i32, String, String)) -> bool {
+    let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";
+    a.0 == b.0 && a.1 == b.1 && (a.2 == b.2 || any(&a.2) || any(&b.2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(name: &str, spec: serde_json::Value) -> Arc<Pod> {
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "uid": name}, "spec": spec})).unwrap())
+    }
+
+    #[test]
+    fn pods_that_do_not_fit_are_rejected() {
+        let node = Allocatable {
+            resources: [("cpu".to_owned(), Quantity::from_milli(1000)), ("pods".to_owned(), Quantity::from_value(2))]
+                .into(),
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
+        };
+        let big = pod(
+            "big",
+            json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "800m"}}, "ports": [{"containerPort": 80, "hostPort": 8080}]}]}),
+        );
+        let check = |spec: serde_json::Value, others: &[Arc<Pod>]| {
+            admit(&pod("new", spec), others, &node, None).err().map(|e| e.reason)
+        };
+        let one = [big.clone()];
+        assert_eq!(check(json!({"containers": [{"name": "c"}]}), &one), None);
+        assert_eq!(
+            check(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "300m"}}}]}), &one).as_deref(),
+            Some("OutOfcpu")
+        );
+        assert_eq!(
+            check(json!({"nodeSelector": {"zone": "b"}, "containers": []}), &one).as_deref(),
+            Some("NodeAffinity")
+        );
+        assert_eq!(
+            check(json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 8080}]}]}), &one)
+                .as_deref(),
+            Some("NodePorts")
+        );
+        let two = [big, pod("other", json!({"containers": []}))];
+        assert_eq!(check(json!({"containers": []}), &two).as_deref(), Some("OutOfpods"));
+    }
+}

@@ -1,0 +1,158 @@
+//! One task per pod. It learns what is wanted (the API, manifests, eviction) and what is (the runtime), asks `plan` for the
+//! next step, carries it out, reports, and waits for whatever comes first: a change of either, a probe's word, a timer.
+//!
+//! A pod's life here: it syncs until it is to end (deleted, evicted, over, rejected), then it is stopped within its grace,
+//! then taken down. Only when the API (or the manifest) no longer has it, its last traces go.
+
+pub mod admission;
+mod hooks;
+mod kill;
+mod start;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::env;
+use crate::events::Events;
+use crate::images::Puller;
+use crate::probes;
+use crate::runtime::Runtime;
+use crate::runtime::pods::{full_name, uid_of};
+use crate::status::{Ended, StatusManager};
+use crate::volumes::Volumes;
+
+/// What the workers share.
+pub struct Means {
+    pub runtime: Arc<Runtime>,
+    pub volumes: Arc<Volumes>,
+    pub env: Arc<env::Sources>,
+    pub puller: Arc<Puller>,
+    pub statuses: Arc<StatusManager>,
+    pub events: Arc<Events>,
+    pub probes: Arc<probes::Means>,
+    pub host_ips: Vec<String>,
+    pub runtime_name: String,
+    pub max_restart_delay: Duration,
+    pub sync_frequency: Duration,
+    /// What the node has to give, for admission.
+    pub allocatable: admission::Allocatable,
+}
+
+/// What a worker is to bring about.
+#[derive(Debug, Clone)]
+pub(crate) struct Desired {
+    pub pod: Arc<Pod>,
+    /// To be ended for this reason, whatever the API says.
+    pub ended: Option<Ended>,
+    /// Seconds to end in, shorter than the pod's own.
+    pub grace: Option<i64>,
+    /// The source no longer has it.
+    pub removed: bool,
+}
+
+struct Handle {
+    desired: watch::Sender<Desired>,
+    wake: Arc<Notify>,
+}
+
+/// The workers by pod UID.
+pub struct PodWorkers {
+    means: Arc<Means>,
+    workers: Mutex<HashMap<String, Handle>>,
+    shutdown: CancellationToken,
+}
+
+impl PodWorkers {
+    pub fn new(means: Arc<Means>, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { means, workers: Mutex::default(), shutdown })
+    }
+
+    pub fn means(&self) -> &Arc<Means> {
+        &self.means
+    }
+
+    /// A pod as its source has it now.
+    pub fn update(self: &Arc<Self>, pod: Arc<Pod>) {
+        let uid = uid_of(&pod).to_owned();
+        let mut workers = self.workers.lock();
+        if let Some(handle) = workers.get(&uid) {
+            handle.desired.send_modify(|desired| desired.pod = pod);
+            return;
+        }
+        let desired = Desired { pod, ended: None, grace: None, removed: false };
+        self.spawn(&mut workers, uid, desired);
+    }
+
+    /// The source no longer has a pod.
+    pub fn remove(&self, uid: &str) {
+        if let Some(handle) = self.workers.lock().get(uid) {
+            handle.desired.send_modify(|desired| desired.removed = true);
+        }
+    }
+
+    /// Ends a pod for a reason of the node's (eviction).
+    pub fn end(&self, uid: &str, ended: Ended, grace: Option<i64>) {
+        if let Some(handle) = self.workers.lock().get(uid) {
+            handle.desired.send_modify(|desired| {
+                desired.ended = Some(ended);
+                desired.grace = grace;
+            });
+        }
+    }
+
+    /// Something happened to a pod in the runtime.
+    pub fn wake(&self, uid: &str) {
+        if let Some(handle) = self.workers.lock().get(uid) {
+            handle.wake.notify_one();
+        }
+    }
+
+    /// Whether a worker cares for this UID.
+    pub fn knows(&self, uid: &str) -> bool {
+        self.workers.lock().contains_key(uid)
+    }
+
+    /// The pods that are wanted or still ending.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.workers.lock().values().map(|h| h.desired.borrow().pod.clone()).collect()
+    }
+
+    /// Takes down what the runtime still has of a pod that no source knows (it was removed while the kubelet was away).
+    pub fn take_down_orphan(self: &Arc<Self>, uid: &str) {
+        let mut workers = self.workers.lock();
+        if workers.contains_key(uid) {
+            return;
+        }
+        warn!(uid, "pod without a source found in the runtime; taking it down");
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.to_owned());
+        let desired = Desired { pod: Arc::new(pod), ended: None, grace: None, removed: true };
+        self.spawn(&mut workers, uid.to_owned(), desired);
+    }
+
+    fn spawn(self: &Arc<Self>, workers: &mut HashMap<String, Handle>, uid: String, desired: Desired) {
+        info!(pod = %full_name(&desired.pod), uid, "pod worker starts");
+        let (sender, receiver) = watch::channel(desired);
+        let wake = Arc::new(Notify::new());
+        let worker = worker::Worker::new(self.clone(), uid.clone(), receiver, wake.clone());
+        let pool = self.clone();
+        let name = uid.clone();
+        workers.insert(uid, Handle { desired: sender, wake });
+        tokio::spawn(async move {
+            tokio::select! {
+                () = worker.run() => {}
+                () = pool.shutdown.cancelled() => return,
+            }
+            pool.workers.lock().remove(&name);
+            pool.means.statuses.forget(&name);
+        });
+    }
+}

@@ -1,0 +1,515 @@
+//! The task of one pod.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use component_base::backoff::Backoff;
+use component_base::events::Type;
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info, warn};
+
+use super::{Desired, Means, PodWorkers, admission, kill, start};
+use crate::plan::{self, Actions, KillReason, RestartBackoff, SandboxAction};
+use crate::probes::PodProbes;
+use crate::runtime::cri::CriError;
+use crate::runtime::labels::container_hash;
+use crate::runtime::logs;
+use crate::runtime::observed::{ObservedPod, State};
+use crate::runtime::pods::{find_container, full_name, grace_seconds};
+use crate::runtime::resources;
+use crate::status::containers::Waiting;
+use crate::status::{self, Ended};
+use crate::volumes::MountSource;
+
+/// Steps taken in one go before the worker looks up again.
+const MAX_STEPS: usize = 32;
+const RETRY_BASE: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(16);
+
+pub(super) struct Worker {
+    pool: Arc<PodWorkers>,
+    means: Arc<Means>,
+    uid: String,
+    desired: watch::Receiver<Desired>,
+    wake: Arc<Notify>,
+    probes: PodProbes,
+    backoff: RestartBackoff,
+    retry: Backoff,
+    waiting: BTreeMap<String, Waiting>,
+    /// Over for a reason of the node's.
+    ended: Option<Ended>,
+    /// Nothing of it will run any more (its containers came to their ends, or it is ended).
+    over: bool,
+    /// All of it is stopped, for good.
+    terminated: bool,
+    admitted: bool,
+    sources: Option<BTreeMap<String, MountSource>>,
+    mounted_at: Option<Instant>,
+}
+
+/// How a sync came out.
+enum Synced {
+    /// Look again after this at the latest.
+    Wait(Duration),
+    /// The pod is over.
+    Over,
+}
+
+fn now_nanos() -> i64 {
+    i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// Whether the pod is to end.
+fn must_end(desired: &Desired) -> bool {
+    desired.removed || desired.ended.is_some() || desired.pod.metadata.deletion_timestamp.is_some()
+}
+
+impl Worker {
+    pub(super) fn new(
+        pool: Arc<PodWorkers>,
+        uid: String,
+        desired: watch::Receiver<Desired>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let means = pool.means.clone();
+        Self {
+            probes: PodProbes::new(means.probes.clone(), wake.clone()),
+            backoff: RestartBackoff::new(means.max_restart_delay),
+            retry: Backoff::new(RETRY_BASE, RETRY_CAP),
+            waiting: BTreeMap::new(),
+            ended: None,
+            over: false,
+            terminated: false,
+            admitted: false,
+            sources: None,
+            mounted_at: None,
+            pool,
+            means,
+            uid,
+            desired,
+            wake,
+        }
+    }
+
+    /// Runs until the pod is gone from its source and from this node.
+    pub(super) async fn run(mut self) {
+        loop {
+            let desired = self.desired.borrow_and_update().clone();
+            if self.ended.is_none() {
+                self.ended.clone_from(&desired.ended);
+            }
+            self.over |= apimachinery::pod::is_terminal(&desired.pod);
+            let wait = if desired.removed {
+                match self.take_down(&desired).await {
+                    Ok(()) => {
+                        info!(pod = %full_name(&desired.pod), uid = %self.uid, "pod is gone");
+                        return;
+                    }
+                    Err(error) => {
+                        warn!(pod = %full_name(&desired.pod), %error, "pod not taken down yet");
+                        self.retry.next_wait()
+                    }
+                }
+            } else if self.over || must_end(&desired) {
+                self.terminate(&desired).await
+            } else {
+                let mut changes = self.desired.clone();
+                let synced = tokio::select! {
+                    // What is being done for a pod that is to end is dropped: pulls, hooks, waits.
+                    () = becomes_ending(&mut changes) => continue,
+                    synced = self.sync(&desired.pod) => synced,
+                };
+                match synced {
+                    Synced::Wait(wait) => wait,
+                    Synced::Over => {
+                        self.over = true;
+                        continue;
+                    }
+                }
+            };
+            tokio::select! {
+                changed = self.desired.changed() => if changed.is_err() { return },
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn observe(&self) -> Result<ObservedPod, CriError> {
+        self.means.runtime.observe(&self.uid).await
+    }
+
+    fn report(&self, pod: &Arc<Pod>, observed: &ObservedPod) -> PodStatus {
+        let old = self.means.statuses.get(pod);
+        let status = status::generate(&status::Input {
+            pod,
+            old: &old,
+            observed,
+            waiting: &self.waiting,
+            probes: &|container| self.probes.view(container),
+            host_ips: &self.means.host_ips,
+            runtime_name: &self.means.runtime_name,
+            // Told only when nothing runs any more: a final phase is a promise.
+            ended: self.ended.as_ref().filter(|_| self.terminated),
+            terminated: self.terminated,
+            now: Timestamp::now(),
+        });
+        self.means.statuses.set(pod, status.clone());
+        status
+    }
+
+    /// Steps until there is nothing to do now.
+    async fn sync(&mut self, pod: &Arc<Pod>) -> Synced {
+        for _ in 0..MAX_STEPS {
+            let observed = match self.observe().await {
+                Ok(observed) => observed,
+                Err(error) => {
+                    debug!(pod = %full_name(pod), %error, "cannot look at the pod");
+                    return Synced::Wait(self.retry.next_wait());
+                }
+            };
+            let old = self.means.statuses.get(pod);
+            self.probes.reconcile(pod, &observed, &old);
+            self.waiting.retain(|name, _| observed.latest(name).is_none_or(|c| c.state != State::Running));
+            if !self.admitted {
+                if let Err(rejected) = self.admit(pod, &observed) {
+                    warn!(pod = %full_name(pod), reason = %rejected.reason, "pod rejected");
+                    let message = rejected.message.clone();
+                    self.means.events.pod(pod, None, Type::Warning, &rejected.reason, message);
+                    self.ended = Some(rejected);
+                    return Synced::Over;
+                }
+                self.admitted = true;
+            }
+            let actions = plan::plan(&plan::Input {
+                pod,
+                observed: &observed,
+                health: &|container| self.probes.health(container),
+                backoff: &self.backoff,
+                now: now_nanos(),
+            });
+            self.note_held_back(pod, &actions);
+            let status = self.report(pod, &observed);
+            if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || actions.sandbox == SandboxAction::Stop
+            {
+                return Synced::Over;
+            }
+            let deadline = active_deadline(pod, &status);
+            if deadline == Some(Duration::ZERO) {
+                let message = "Pod was active on the node longer than the specified deadline".to_owned();
+                self.means.events.pod(pod, None, Type::Normal, "DeadlineExceeded", message.clone());
+                self.ended = Some(Ended { reason: "DeadlineExceeded".to_owned(), message });
+                return Synced::Over;
+            }
+            if actions.is_idle() {
+                return self.idle(pod, &observed, &actions, deadline).await;
+            }
+            if let Err(wait) = self.carry_out(pod, &observed, actions).await {
+                // What went wrong is told before the next attempt.
+                if let Ok(observed) = self.observe().await {
+                    self.report(pod, &observed);
+                }
+                return Synced::Wait(wait);
+            }
+        }
+        Synced::Wait(RETRY_BASE)
+    }
+
+    fn admit(&self, pod: &Arc<Pod>, observed: &ObservedPod) -> Result<(), Ended> {
+        // What already runs was admitted before.
+        if !observed.is_gone() {
+            return Ok(());
+        }
+        admission::admit(pod, &self.pool.pods(), &self.means.allocatable, None)
+    }
+
+    /// Everything is as it should be: refresh what ages, and say when to look again.
+    async fn idle(
+        &mut self,
+        pod: &Arc<Pod>,
+        observed: &ObservedPod,
+        actions: &Actions,
+        deadline: Option<Duration>,
+    ) -> Synced {
+        let mut wait = self.means.sync_frequency;
+        if self.mounted_at.is_none_or(|at| at.elapsed() >= self.means.sync_frequency) {
+            if let Err(pause) = self.mount(pod, observed).await {
+                wait = wait.min(pause);
+            }
+            kill::remove_old_attempts(&self.means, observed).await;
+        }
+        if self.waiting.is_empty() {
+            self.retry.reset();
+        }
+        if let Some(until) = actions.wake_at() {
+            let left = u64::try_from(until.saturating_sub(now_nanos())).unwrap_or(0);
+            wait = wait.min(Duration::from_nanos(left));
+        }
+        Synced::Wait(deadline.map_or(wait, |d| wait.min(d)))
+    }
+
+    fn note_held_back(&mut self, pod: &Pod, actions: &Actions) {
+        for held in &actions.held_back {
+            let delay = apimachinery::time::format_duration(held.delay);
+            let message = format!(
+                "back-off {delay} restarting failed container={} pod={}_{}({})",
+                held.name,
+                pod.metadata.name.as_deref().unwrap_or_default(),
+                pod.metadata.namespace.as_deref().unwrap_or_default(),
+                self.uid
+            );
+            let waiting = Waiting { reason: "CrashLoopBackOff".to_owned(), message };
+            if self.waiting.get(&held.name) != Some(&waiting) {
+                let text = format!("Back-off restarting failed container {} in pod {}", held.name, full_name(pod));
+                self.means.events.pod(pod, Some(&held.name), Type::Warning, "BackOff", text);
+                self.waiting.insert(held.name.clone(), waiting);
+            }
+        }
+    }
+
+    /// Does what was decided. `Err`: wait so long, then decide anew.
+    async fn carry_out(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, actions: Actions) -> Result<(), Duration> {
+        let sandbox = match actions.sandbox {
+            SandboxAction::Keep(id) => id,
+            SandboxAction::Stop => return Ok(()),
+            SandboxAction::Create { attempt } => return self.new_sandbox(pod, observed, attempt).await,
+        };
+        let means = self.means.clone();
+        let kills = actions.kill.iter().map(|kill| {
+            let running = observed.containers.iter().find(|c| c.id == kill.id);
+            let (pod, means) = (pod.clone(), means.clone());
+            async move {
+                let Some(running) = running else { return Ok(()) };
+                let grace = grace_of_kill(&pod, &kill.name, kill.reason);
+                kill::container(&means, &pod, observed, running, grace, Some(&kill.message)).await
+            }
+        });
+        for result in join_all(kills).await {
+            if let Err(error) = result {
+                warn!(pod = %full_name(pod), %error, "container not stopped");
+                return Err(self.retry.next_wait());
+            }
+        }
+        if self.sources.is_none() {
+            self.prepare(pod).await?;
+            self.mount(pod, observed).await?;
+        }
+        // Kills may have changed what there is.
+        let seen =
+            if actions.kill.is_empty() { observed.clone() } else { self.observe().await.map_err(|_| RETRY_BASE)? };
+        let mut failed = false;
+        let sources = self.sources.clone().unwrap_or_default();
+        for wanted in &actions.start {
+            let name = &wanted.container.name;
+            if let Some(ended) = seen.containers.iter().find(|c| &c.name == name && c.state == State::Exited) {
+                self.backoff.restarted(name, container_hash(&wanted.container), ended.finished_at, now_nanos());
+            }
+            let prepared = start::Prepared { pod, observed: &seen, sandbox_id: &sandbox, sources: &sources };
+            match start::container(&self.means, &prepared, wanted).await {
+                Ok(_) => {
+                    self.waiting.remove(name);
+                }
+                Err(waiting) => {
+                    debug!(pod = %full_name(pod), container = %name, reason = %waiting.reason, message = %waiting.message, "container waits");
+                    self.waiting.insert(name.clone(), waiting);
+                    failed = true;
+                }
+            }
+        }
+        if failed { Err(self.retry.next_wait()) } else { Ok(()) }
+    }
+
+    async fn new_sandbox(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, attempt: u32) -> Result<(), Duration> {
+        if !observed.is_gone() {
+            if attempt > 0 {
+                let message = "Pod sandbox changed, it will be killed and re-created.";
+                self.means.events.pod(pod, None, Type::Normal, "SandboxChanged", message);
+            }
+            if let Err(error) = kill::pod(&self.means, pod, observed, grace_seconds(pod)).await {
+                warn!(pod = %full_name(pod), %error, "old sandbox not stopped");
+                return Err(self.retry.next_wait());
+            }
+        }
+        self.prepare(pod).await?;
+        // Volumes and the sandbox do not need each other: both at once.
+        let means = self.means.clone();
+        let (mounted, made) = tokio::join!(self.mount(pod, observed), start::sandbox(&means, pod, attempt));
+        mounted?;
+        if let Err(error) = made {
+            warn!(pod = %full_name(pod), %error, "sandbox not made");
+            let message = format!("Failed to create pod sandbox: {}", error.message());
+            self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
+            return Err(self.retry.next_wait());
+        }
+        Ok(())
+    }
+
+    /// What must be there before anything of the pod runs.
+    async fn prepare(&mut self, pod: &Arc<Pod>) -> Result<(), Duration> {
+        let runtime = &self.means.runtime;
+        let limits = resources::pod(pod, runtime.node.cpu_quota);
+        let made = runtime.cgroups.ensure_pod(pod, &limits).and_then(|()| {
+            std::fs::create_dir_all(logs::pod_dir(&runtime.node.pod_logs_dir, pod))?;
+            std::fs::create_dir_all(runtime.node.pod_dir(&self.uid))
+        });
+        if let Err(error) = made {
+            warn!(pod = %full_name(pod), %error, "pod not prepared");
+            self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodContainer", error.to_string());
+            return Err(self.retry.next_wait());
+        }
+        Ok(())
+    }
+
+    /// Prepares or refreshes the pod's volumes.
+    async fn mount(&mut self, pod: &Arc<Pod>, observed: &ObservedPod) -> Result<(), Duration> {
+        let known = start::with_addresses(&self.means, pod, observed);
+        let dir = self.means.runtime.node.pod_dir(&self.uid);
+        match self.means.volumes.mount_pod(&known, &dir).await {
+            Ok(sources) => {
+                self.sources = Some(sources);
+                self.mounted_at = Some(Instant::now());
+                Ok(())
+            }
+            Err(error) => {
+                warn!(pod = %full_name(pod), %error, "volumes not ready");
+                self.means.events.pod(pod, None, Type::Warning, "FailedMount", error.to_string());
+                Err(self.retry.next_wait())
+            }
+        }
+    }
+
+    /// Stops everything within the pod's grace, then takes down all but what people may still ask for (logs).
+    async fn terminate(&mut self, desired: &Desired) -> Duration {
+        let pod = &desired.pod;
+        if !self.terminated {
+            match self.stop(desired).await {
+                Ok(true) => {}
+                Ok(false) => return Duration::ZERO,
+                Err(error) => {
+                    warn!(pod = %full_name(pod), %error, "pod not stopped yet");
+                    return self.retry.next_wait();
+                }
+            }
+        }
+        let dir = self.means.runtime.node.pod_dir(&self.uid);
+        if let Err(error) = self.means.volumes.unmount_pod(&self.uid, &dir).await {
+            warn!(pod = %full_name(pod), %error, "volumes not unmounted yet");
+            return self.retry.next_wait();
+        }
+        self.sources = None;
+        self.means.runtime.cgroups.remove_pod(&self.uid);
+        match self.observe().await {
+            Ok(observed) => {
+                self.report(pod, &observed);
+            }
+            Err(error) => {
+                debug!(%error, "cannot look at the ended pod");
+                return self.retry.next_wait();
+            }
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.means.statuses.finished(pod);
+        }
+        Duration::from_secs(600)
+    }
+
+    /// False: what is wanted changed meanwhile, begin again.
+    async fn stop(&mut self, desired: &Desired) -> Result<bool, CriError> {
+        let pod = &desired.pod;
+        self.probes.stop_killing_probes();
+        self.waiting.clear();
+        let observed = self.observe().await?;
+        self.report(pod, &observed);
+        let grace = desired.grace.unwrap_or_else(|| grace_seconds(pod));
+        if !observed.is_stopped() {
+            let mut changes = self.desired.clone();
+            let shorter = async move {
+                while changes.changed().await.is_ok() {
+                    let now = changes.borrow().clone();
+                    if now.removed || now.grace.unwrap_or_else(|| grace_seconds(&now.pod)) < grace {
+                        return;
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                // The grace was cut short: what is stopping is told again, with less time.
+                () = shorter => return Ok(false),
+                stopped = kill::pod(&self.means, pod, &observed, grace) => stopped?,
+            }
+        }
+        self.terminated = true;
+        Ok(true)
+    }
+
+    /// Removes the last traces of a pod that its source no longer has.
+    async fn take_down(&mut self, desired: &Desired) -> Result<(), CriError> {
+        let pod = &desired.pod;
+        let observed = self.observe().await?;
+        if !observed.is_stopped() {
+            let grace = if pod.spec.is_some() { grace_seconds(pod) } else { kill::remembered_grace(&observed) };
+            kill::pod(&self.means, pod, &observed, grace).await?;
+        }
+        let observed = self.observe().await?;
+        kill::remove_all(&self.means, &observed).await?;
+        let runtime = &self.means.runtime;
+        let dir = runtime.node.pod_dir(&self.uid);
+        if let Err(error) = self.means.volumes.unmount_pod(&self.uid, &dir).await {
+            warn!(uid = %self.uid, %error, "volumes of a removed pod not unmounted; left to housekeeping");
+        } else if let Err(error) = std::fs::remove_dir_all(&dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            debug!(dir = %dir.display(), %error, "pod directory not removed");
+        }
+        runtime.cgroups.remove_pod(&self.uid);
+        let named = if pod.metadata.name.is_some() { Pod::clone(pod) } else { from_observed(&self.uid, &observed) };
+        let logs_dir = logs::pod_dir(&runtime.node.pod_logs_dir, &named);
+        if let Err(error) = std::fs::remove_dir_all(&logs_dir) {
+            debug!(dir = %logs_dir.display(), %error, "log directory not removed");
+        }
+        logs::remove_dead_links(&runtime.node.container_logs_dir);
+        Ok(())
+    }
+}
+
+/// A pod's names as its sandbox remembers them.
+fn from_observed(uid: &str, observed: &ObservedPod) -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.uid = Some(uid.to_owned());
+    pod.metadata.name = Some(observed.name.clone());
+    pod.metadata.namespace = Some(observed.namespace.clone());
+    pod
+}
+
+async fn becomes_ending(changes: &mut watch::Receiver<Desired>) {
+    loop {
+        if must_end(&changes.borrow_and_update()) {
+            return;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What is left of `activeDeadlineSeconds`.
+fn active_deadline(pod: &Pod, status: &PodStatus) -> Option<Duration> {
+    let allowed = pod.spec.as_ref()?.active_deadline_seconds?;
+    let since = status.start_time.as_ref()?.0;
+    let ran = Timestamp::now().as_second().saturating_sub(since.as_second());
+    Some(Duration::from_secs(u64::try_from(allowed.saturating_sub(ran)).unwrap_or(0)))
+}
+
+/// A probe may set a grace of its own for the kill it causes.
+fn grace_of_kill(pod: &Pod, name: &str, reason: KillReason) -> i64 {
+    let own = find_container(pod, name).and_then(|(_, container)| match reason {
+        KillReason::LivenessProbe => container.liveness_probe.and_then(|p| p.termination_grace_period_seconds),
+        KillReason::StartupProbe => container.startup_probe.and_then(|p| p.termination_grace_period_seconds),
+        KillReason::Changed | KillReason::Unknown => None,
+    });
+    own.unwrap_or_else(|| grace_seconds(pod))
+}

@@ -1,0 +1,330 @@
+//! Puts the kubelet together: configuration, runtime, identity, sources of pods, workers, node, server.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use component_base::backoff::Backoff;
+use component_base::events::Recorder;
+use component_base::informer::Informer;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Api;
+use kube::runtime::watcher;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{self, KubeletConfiguration};
+use crate::events::Events;
+use crate::housekeeping::Housekeeping;
+use crate::images::Puller;
+use crate::node::{self, Facts, NodeKeeper, machine};
+use crate::objects::Objects;
+use crate::options::Flags;
+use crate::pod_workers::admission::Allocatable;
+use crate::pod_workers::{Means, PodWorkers};
+use crate::runtime::cgroups::{Cgroups, Hierarchies};
+use crate::runtime::cri::Cri;
+use crate::runtime::pods::uid_of;
+use crate::runtime::resources::CpuQuota;
+use crate::runtime::{NodeSettings, Runtime, RuntimeWatch, dns, security};
+use crate::static_pods::{self, Mirrors};
+use crate::status::StatusManager;
+use crate::volumes::Volumes;
+use crate::{certificates, env, probes, server};
+
+const USER_AGENT: &str = "kubelet/v1.36.0 (linux) pilothouse";
+/// Changes of the API's pods that wait to be handed to workers.
+const POD_QUEUE: usize = 4096;
+const RUNTIME_QUEUE: usize = 1024;
+
+/// Runs the kubelet until shutdown. Pods go on running after it.
+pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = Arc::new(config::load(&flags)?);
+    let hostname = machine::node_name(None);
+    let name = machine::node_name(flags.hostname_override.as_deref());
+    let addresses = machine::addresses(&flags.node_ip);
+    std::fs::create_dir_all(flags.root_dir.join("pods"))
+        .with_context(|| format!("root directory {}; set another with --root-dir", flags.root_dir.display()))?;
+    info!(node = %name, ?addresses, runtime = %config.container_runtime_endpoint, "configured");
+    serve_health(&config, shutdown.clone()).await?;
+
+    let cri = Cri::new(&config.container_runtime_endpoint, Some(&config.image_service_endpoint))?;
+    let (runtime_name, runtime_version, handlers) = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        found = find_runtime(&cri) => found,
+    };
+    let machine = machine::Machine::read(&flags.root_dir);
+    let allocatable = machine.allocatable(&config);
+    let runtime = make_runtime(cri.clone(), &flags, &config, &machine).await?;
+    let amount = |resource: &str| allocatable.get(resource);
+    runtime
+        .cgroups
+        .ensure_node(amount("cpu").map_or(0, |q| q.milli_value()), amount("memory").map_or(0, |q| q.value()))
+        .context("cgroups of pods; is --cgroup-root right, and may the kubelet write below it?")?;
+
+    let identity = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        identity = certificates::client(&flags, &config, &name, shutdown.clone()) => identity?,
+    };
+    let client = match identity {
+        Some(identity) => Some(component_base::client::connect(identity, USER_AGENT)?),
+        None => {
+            info!("no --kubeconfig: standalone, static pods only");
+            None
+        }
+    };
+    let events = Arc::new(match &client {
+        Some(client) => Events::new(Recorder::new(client.clone(), "kubelet", &name)),
+        None => Events::discard(),
+    });
+    let api_pods = client.as_ref().map(|client| pods_of_node(client, &name));
+
+    let labels = node::labels(&name, &flags.node_labels);
+    let objects = Objects::new(client.clone());
+    let volumes = Volumes::new(objects.clone(), &name);
+    volumes.set_allocatable(allocatable.clone());
+    let env = env::Sources::new(objects.clone());
+    env.set_allocatable(allocatable.clone());
+    let parallel = match (config.serialize_image_pulls, config.max_parallel_image_pulls) {
+        (true, _) => 1,
+        (false, Some(most)) => usize::try_from(most).unwrap_or(1),
+        (false, None) => 16,
+    };
+    let image_events = events.clone();
+    let puller = Puller::new(cri.clone(), objects).with_parallel_pulls(parallel).with_events(move |pod, event| {
+        use component_base::events::Type::{Normal, Warning};
+        image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
+    });
+    let lookup_pods = api_pods.clone();
+    let statuses = StatusManager::start(
+        client.clone(),
+        Arc::new(move |namespace, name| lookup_pods.as_ref().and_then(|pods| pods.get(namespace, name))),
+        shutdown.clone(),
+    );
+    let volumes = Arc::new(volumes);
+    let host_ip = addresses.first().cloned().unwrap_or_else(|| "127.0.0.1".to_owned());
+    let workers = PodWorkers::new(
+        Arc::new(Means {
+            runtime: runtime.clone(),
+            volumes: volumes.clone(),
+            env: Arc::new(env),
+            puller: Arc::new(puller),
+            statuses,
+            events: events.clone(),
+            probes: Arc::new(probes::Means { cri: cri.clone(), events: events.clone(), host_ip }),
+            host_ips: addresses.clone(),
+            runtime_name: runtime_name.clone(),
+            max_restart_delay: config.max_container_restart_period,
+            sync_frequency: config.sync_frequency,
+            allocatable: Allocatable { resources: allocatable.clone(), labels: labels.clone() },
+        }),
+        shutdown.clone(),
+    );
+
+    let (changed, mut changes) = mpsc::channel(RUNTIME_QUEUE);
+    let watch = RuntimeWatch::start(runtime.clone(), changed, shutdown.clone());
+    let woken = workers.clone();
+    tokio::spawn(async move {
+        while let Some(uid) = changes.recv().await {
+            woken.wake(&uid);
+        }
+    });
+    let static_source = config
+        .static_pod_path
+        .clone()
+        .map(|path| static_pods::watch(path, &name, config.file_check_frequency, shutdown.clone()));
+    if let Some(source) = static_source.clone() {
+        tokio::spawn(follow_manifests(source, workers.clone(), shutdown.clone()));
+    }
+    if let Some(pods) = &api_pods {
+        follow_api(pods, &workers);
+    }
+    let mirrors = client.clone().map(|client| Mirrors::new(client, &name));
+    let housekeeping = Housekeeping {
+        workers: workers.clone(),
+        runtime: runtime.clone(),
+        watch: watch.clone(),
+        volumes,
+        config: config.clone(),
+        static_pods: static_source,
+        api: api_pods.clone().zip(mirrors),
+    };
+    tokio::spawn(housekeeping.run(shutdown.clone()));
+
+    if let Some(client) = &client {
+        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let keeper = Arc::new(NodeKeeper {
+            client: client.clone(),
+            facts: Facts {
+                name: name.clone(),
+                hostname: flags.hostname_override.clone().unwrap_or(hostname),
+                addresses: addresses.clone(),
+                labels,
+                capacity: machine.capacity(config.max_pods),
+                allocatable,
+                info: machine::system_info(&format!("{runtime_name}://{runtime_version}")),
+                runtime_handlers: handlers,
+                provider_id: flags.provider_id.clone().or(Some(config.provider_id.clone())).filter(|p| !p.is_empty()),
+                external_cloud: flags.cloud_provider == "external",
+            },
+            config: config.clone(),
+            runtime: runtime.clone(),
+            watch: watch.clone(),
+            events,
+            node: Informer::start(Api::<Node>::all(client.clone()), only),
+            pod_cidr: Mutex::default(),
+        });
+        tokio::spawn(keeper.run(shutdown.clone()));
+    } else if !config.pod_cidr.is_empty() {
+        cri.update_runtime_config(&config.pod_cidr).await?;
+    }
+    let serving = certificates::serving(&flags, &config, client.as_ref(), &name, &addresses, shutdown.clone()).await?;
+    server::serve(server::Parts { config, workers, runtime, watch, client, node_name: name }, serving, shutdown.clone())
+        .await
+}
+
+/// `/healthz` on localhost, from the first moment.
+async fn serve_health(config: &KubeletConfiguration, shutdown: CancellationToken) -> anyhow::Result<()> {
+    use component_base::serving;
+    if config.healthz_port == 0 {
+        return Ok(());
+    }
+    let address = (config.healthz_bind_address.as_str(), config.healthz_port);
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("healthz on {}:{}; set --healthz-port", address.0, address.1))?;
+    let endpoints = serving::Endpoints::default().with_check("ping", || Ok(()));
+    let listening = serving::Listening { tls: None, max_connections: 64 };
+    tokio::spawn(serving::serve(listener, listening, shutdown, move |request| {
+        let endpoints = endpoints.clone();
+        async move { endpoints.handle(request).await }
+    }));
+    Ok(())
+}
+
+/// Waits for the runtime; its name, version and handlers.
+async fn find_runtime(cri: &Cri) -> (String, String, Vec<proto::cri::RuntimeHandler>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match cri.version().await {
+            Ok(version) => {
+                let handlers = cri.status(false).await.map(|s| s.runtime_handlers).unwrap_or_default();
+                info!(name = %version.runtime_name, version = %version.runtime_version, "container runtime found");
+                // As in image and container IDs: `1.6.20~ds1` is `1.6.20~ds1`, without a leading v.
+                let number = version.runtime_version.trim_start_matches('v').to_owned();
+                return (version.runtime_name, number, handlers);
+            }
+            Err(error) => warn!(%error, "the container runtime does not answer yet"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+async fn make_runtime(
+    cri: Cri,
+    flags: &Flags,
+    config: &KubeletConfiguration,
+    machine: &machine::Machine,
+) -> anyhow::Result<Arc<Runtime>> {
+    let hierarchies = Hierarchies::detect().context("cgroup mounts")?;
+    // A runtime that says which driver it uses is followed.
+    let systemd = match cri.runtime_config().await.ok().and_then(|c| c.linux) {
+        Some(linux) => linux.cgroup_driver() == proto::cri::CgroupDriver::Systemd,
+        None => config.cgroup_driver == "systemd",
+    };
+    let cgroups =
+        Cgroups::new(hierarchies, &config.cgroup_root, systemd, config.cgroups_per_qos, config.pod_pids_limit);
+    let host = if config.resolv_conf.is_empty() {
+        dns::Resolver::default()
+    } else {
+        let text = std::fs::read_to_string(&config.resolv_conf)
+            .with_context(|| format!("resolvConf {}; set --resolv-conf", config.resolv_conf))?;
+        dns::parse_resolv_conf(&text)
+    };
+    let settings = NodeSettings {
+        root_dir: absolute(&flags.root_dir),
+        pod_logs_dir: config.pod_logs_dir.clone(),
+        container_logs_dir: PathBuf::from("/var/log/containers"),
+        dns: dns::NodeDns {
+            cluster_dns: config.cluster_dns.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            host,
+        },
+        policy: security::NodePolicy { root_dir: absolute(&flags.root_dir), seccomp_default: config.seccomp_default },
+        cpu_quota: CpuQuota { enforce: config.cpu_cfs_quota, period: config.cpu_cfs_quota_period },
+        memory_capacity: machine.memory_bytes,
+        cgroup_v2: cgroups.is_v2(),
+        lowest_oom_score_adj: machine::lowest_oom_score_adj(),
+    };
+    Ok(Runtime::new(cri, settings, cgroups))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+fn pods_of_node(client: &kube::Client, node: &str) -> Informer<Pod> {
+    let ours = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    Informer::start(Api::<Pod>::all(client.clone()), ours)
+}
+
+/// Hands the API's pods to their workers. Mirrors are only pictures of static pods.
+fn follow_api(pods: &Informer<Pod>, workers: &Arc<PodWorkers>) {
+    let (sender, mut receiver) = mpsc::channel::<(Option<Arc<Pod>>, Option<Arc<Pod>>)>(POD_QUEUE);
+    let overflow = workers.clone();
+    pods.on_change(move |change| {
+        let event = (change.old.cloned(), change.new.cloned());
+        // A full queue is worked off here, in order of arrival as far as each pod is concerned.
+        if let Err(mpsc::error::TrySendError::Full(event)) = sender.try_send(event) {
+            hand_over(&overflow, event);
+        }
+    });
+    let workers = workers.clone();
+    tokio::spawn(async move {
+        while let Some(event) = receiver.recv().await {
+            hand_over(&workers, event);
+        }
+    });
+}
+
+fn hand_over(workers: &Arc<PodWorkers>, (old, new): (Option<Arc<Pod>>, Option<Arc<Pod>>)) {
+    // A pod of the same name and another UID: the old one is gone.
+    if let Some(old) = old.filter(|old| !static_pods::is_mirror(old))
+        && new.as_ref().is_none_or(|new| uid_of(new) != uid_of(&old))
+    {
+        workers.remove(uid_of(&old));
+    }
+    if let Some(new) = new.filter(|new| !static_pods::is_mirror(new)) {
+        workers.update(new);
+    }
+}
+
+async fn follow_manifests(
+    mut source: tokio::sync::watch::Receiver<Arc<Vec<Pod>>>,
+    workers: Arc<PodWorkers>,
+    shutdown: CancellationToken,
+) {
+    let mut known: HashMap<String, Arc<Pod>> = HashMap::new();
+    loop {
+        let pods = source.borrow_and_update().clone();
+        let now: HashMap<String, Arc<Pod>> =
+            pods.iter().map(|pod| (uid_of(pod).to_owned(), Arc::new(pod.clone()))).collect();
+        for uid in known.keys().filter(|uid| !now.contains_key(*uid)) {
+            workers.remove(uid);
+        }
+        for (uid, pod) in &now {
+            if known.get(uid) != Some(pod) {
+                workers.update(pod.clone());
+            }
+        }
+        known = now;
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = source.changed() => if changed.is_err() { return },
+        }
+    }
+}

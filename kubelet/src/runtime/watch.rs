@@ -1,0 +1,168 @@
+//! Notices what happens in the runtime: a relist each second, and events between relists where the runtime sends them.
+//! As Kubernetes' PLEG, generic and evented in one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::Runtime;
+use super::cri::CriError;
+use super::labels;
+
+const RELIST: Duration = Duration::from_secs(1);
+/// The runtime counts as unhealthy when no relist has worked for this long.
+const UNHEALTHY_AFTER: Duration = Duration::from_secs(180);
+/// Pause before events are asked for again.
+const EVENTS_RETRY: Duration = Duration::from_secs(5);
+
+/// States of a pod's sandboxes and containers by ID: enough to see that something changed.
+pub type PodStates = BTreeMap<String, i32>;
+
+/// The latest relist.
+#[derive(Debug, Default)]
+pub struct RuntimeWatch {
+    pods: RwLock<HashMap<String, PodStates>>,
+    last: RwLock<Option<Instant>>,
+}
+
+impl RuntimeWatch {
+    /// Starts watching; UIDs of pods in which something changed are sent to `changed`.
+    pub fn start(runtime: Arc<Runtime>, changed: mpsc::Sender<String>, shutdown: CancellationToken) -> Arc<Self> {
+        let watch = Arc::new(Self::default());
+        tokio::spawn(watch.clone().relist_forever(runtime.clone(), changed.clone(), shutdown.clone()));
+        tokio::spawn(events_forever(runtime, changed, shutdown));
+        watch
+    }
+
+    /// UIDs of all pods of which the runtime has anything. None: not relisted yet.
+    pub fn pod_uids(&self) -> Option<Vec<String>> {
+        self.last.read().map(|_| self.pods.read().keys().cloned().collect())
+    }
+
+    /// Why the runtime cannot be trusted at the moment, if so.
+    pub fn unhealthy(&self) -> Option<String> {
+        match *self.last.read() {
+            None => Some("PLEG is not healthy: pleg has yet to be successful".to_owned()),
+            Some(at) if at.elapsed() > UNHEALTHY_AFTER => Some(format!(
+                "PLEG is not healthy: pleg was last seen active {:?} ago; threshold is 3m0s",
+                at.elapsed()
+            )),
+            Some(_) => None,
+        }
+    }
+
+    async fn relist_forever(
+        self: Arc<Self>,
+        runtime: Arc<Runtime>,
+        changed: mpsc::Sender<String>,
+        shutdown: CancellationToken,
+    ) {
+        let mut failing = false;
+        loop {
+            match list(&runtime).await {
+                Ok(now) => {
+                    if std::mem::take(&mut failing) {
+                        info!("the container runtime answers again");
+                    }
+                    let uids = difference(&self.pods.read(), &now);
+                    *self.pods.write() = now;
+                    *self.last.write() = Some(Instant::now());
+                    for uid in uids {
+                        if changed.send(uid).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%error, "cannot list what the container runtime runs");
+                    }
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RELIST) => {}
+            }
+        }
+    }
+}
+
+async fn list(runtime: &Runtime) -> Result<HashMap<String, PodStates>, CriError> {
+    let none = BTreeMap::new;
+    let (sandboxes, containers) =
+        tokio::try_join!(runtime.cri.list_pod_sandboxes_with(none()), runtime.cri.list_containers_with(none()))?;
+    let mut pods: HashMap<String, PodStates> = HashMap::new();
+    let sandboxes = sandboxes.into_iter().map(|s| (s.labels, s.id, s.state));
+    let containers = containers.into_iter().map(|c| (c.labels, c.id, c.state));
+    for (mut labels, id, state) in sandboxes.chain(containers) {
+        if let Some(uid) = labels.remove(labels::POD_UID) {
+            pods.entry(uid).or_default().insert(id, state);
+        }
+    }
+    Ok(pods)
+}
+
+/// Pods of which the two relists say different things.
+fn difference(before: &HashMap<String, PodStates>, now: &HashMap<String, PodStates>) -> Vec<String> {
+    let changed = now.iter().filter(|(uid, states)| before.get(*uid) != Some(states)).map(|(uid, _)| uid);
+    let gone = before.keys().filter(|uid| !now.contains_key(*uid));
+    changed.chain(gone).cloned().collect()
+}
+
+/// Reads the runtime's event stream; a runtime without one (containerd before 1.7) is left to the relist.
+async fn events_forever(runtime: Arc<Runtime>, changed: mpsc::Sender<String>, shutdown: CancellationToken) {
+    loop {
+        match runtime.cri.container_events().await {
+            Ok(mut stream) => {
+                debug!("reading the container runtime's events");
+                loop {
+                    let next = tokio::select! {
+                        () = shutdown.cancelled() => return,
+                        next = stream.message() => next,
+                    };
+                    match next {
+                        Ok(Some(event)) => {
+                            let uid = event.pod_sandbox_status.and_then(|s| s.metadata).map(|m| m.uid);
+                            if let Some(uid) = uid.filter(|u| !u.is_empty())
+                                && changed.send(uid).await.is_err()
+                            {
+                                return;
+                            }
+                        }
+                        Ok(None) => break,
+                        Err(status) if status.code() == tonic::Code::Unimplemented => return,
+                        Err(_) => break,
+                    }
+                }
+            }
+            Err(error) if error.is_unimplemented() => return,
+            Err(error) => debug!(%error, "no events from the container runtime"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(EVENTS_RETRY) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_new_and_gone_pods_differ() {
+        let states = |state| -> PodStates { [("c".to_owned(), state)].into() };
+        let before: HashMap<_, _> =
+            [("same".to_owned(), states(1)), ("changed".to_owned(), states(1)), ("gone".to_owned(), states(1))].into();
+        let now: HashMap<_, _> =
+            [("same".to_owned(), states(1)), ("changed".to_owned(), states(2)), ("new".to_owned(), states(1))].into();
+        let mut uids = difference(&before, &now);
+        uids.sort();
+        assert_eq!(uids, ["changed", "gone", "new"]);
+    }
+}

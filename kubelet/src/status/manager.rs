@@ -1,0 +1,230 @@
+//! Brings statuses to the API: the newest per pod, one write at a time per pod, some pods at once. Failed writes are tried
+//! again; what was overtaken is never sent. When a deleted pod has ended, its API object is deleted for good.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::patch;
+use crate::runtime::pods::{full_name, uid_of};
+use crate::static_pods;
+
+/// Pods whose statuses are written at the same time.
+const WRITERS: usize = 8;
+/// Pause after which failed writes are tried again.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often everything is compared with the API, in case a write was lost or undone.
+const RECONCILE: Duration = Duration::from_secs(10);
+
+/// Finds the API's object of a pod by namespace and name.
+pub type Lookup = Arc<dyn Fn(&str, &str) -> Option<Arc<Pod>> + Send + Sync>;
+
+struct Entry {
+    pod: Arc<Pod>,
+    status: PodStatus,
+    /// Changed since it was last written.
+    dirty: bool,
+    writing: bool,
+    /// What the API holds after our last write, until its watch shows it.
+    written: Option<PodStatus>,
+    /// All that the pod was has been taken down: a deleted pod may go.
+    finished: bool,
+    delete_sent: bool,
+}
+
+/// The statuses of this node's pods.
+pub struct StatusManager {
+    client: Option<kube::Client>,
+    entries: Mutex<HashMap<String, Entry>>,
+    wake: Notify,
+    lookup: Lookup,
+}
+
+impl StatusManager {
+    /// Without a client (standalone) statuses are only kept.
+    pub fn start(client: Option<kube::Client>, lookup: Lookup, shutdown: CancellationToken) -> Arc<Self> {
+        let manager = Arc::new(Self { client, entries: Mutex::default(), wake: Notify::new(), lookup });
+        if manager.client.is_some() {
+            tokio::spawn(manager.clone().write_forever(shutdown));
+        }
+        manager
+    }
+
+    /// The newest status of a pod: as set here, else as the pod came.
+    pub fn get(&self, pod: &Pod) -> PodStatus {
+        match self.entries.lock().get(uid_of(pod)) {
+            Some(entry) => entry.status.clone(),
+            // A static pod's status is remembered by its mirror.
+            None if static_pods::is_static(pod) => {
+                self.target(pod).and_then(|mirror| mirror.status.clone()).unwrap_or_default()
+            }
+            None => pod.status.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Sets a pod's status; it is written if it differs.
+    pub fn set(&self, pod: &Arc<Pod>, status: PodStatus) {
+        let mut entries = self.entries.lock();
+        match entries.get_mut(uid_of(pod)) {
+            Some(entry) => {
+                entry.pod = pod.clone();
+                if entry.status == status {
+                    return;
+                }
+                entry.status = status;
+                entry.dirty = true;
+            }
+            None => {
+                let entry = Entry {
+                    pod: pod.clone(),
+                    status,
+                    dirty: true,
+                    writing: false,
+                    written: None,
+                    finished: false,
+                    delete_sent: false,
+                };
+                entries.insert(uid_of(pod).to_owned(), entry);
+            }
+        }
+        drop(entries);
+        self.wake.notify_one();
+    }
+
+    /// Nothing of the pod is left on this node: if it is deleted, its object may go.
+    pub fn finished(&self, pod: &Arc<Pod>) {
+        if let Some(entry) = self.entries.lock().get_mut(uid_of(pod)) {
+            entry.pod = pod.clone();
+            entry.finished = true;
+            entry.dirty = true;
+        }
+        self.wake.notify_one();
+    }
+
+    /// The pod is gone from the API (or from disk).
+    pub fn forget(&self, uid: &str) {
+        self.entries.lock().remove(uid);
+    }
+
+    /// The pods with their newest statuses, for the server.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.entries.lock().values().map(|e| Pod { status: Some(e.status.clone()), ..Pod::clone(&e.pod) }).collect()
+    }
+
+    async fn write_forever(self: Arc<Self>, shutdown: CancellationToken) {
+        let permits = Arc::new(Semaphore::new(WRITERS));
+        let mut reconcile = tokio::time::interval(RECONCILE);
+        reconcile.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.wake.notified() => {}
+                _ = reconcile.tick() => self.mark_drifted(),
+            }
+            loop {
+                let Some(uid) = self.next_dirty() else { break };
+                let Ok(permit) = permits.clone().acquire_owned().await else { return };
+                let manager = self.clone();
+                tokio::spawn(async move {
+                    let done = manager.write(&uid).await;
+                    if let Some(entry) = manager.entries.lock().get_mut(&uid) {
+                        entry.writing = false;
+                        entry.dirty |= !done;
+                    }
+                    drop(permit);
+                    if !done {
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    manager.wake.notify_one();
+                });
+            }
+        }
+    }
+
+    /// A pod to write now; marks it as being written.
+    fn next_dirty(&self) -> Option<String> {
+        let mut entries = self.entries.lock();
+        let (uid, entry) = entries.iter_mut().find(|(_, e)| e.dirty && !e.writing)?;
+        entry.dirty = false;
+        entry.writing = true;
+        Some(uid.clone())
+    }
+
+    /// Marks pods whose object in the API does not say what was written (another's write, a lost one).
+    fn mark_drifted(&self) {
+        for entry in self.entries.lock().values_mut() {
+            entry.written = None;
+            entry.dirty = true;
+        }
+    }
+
+    /// The API's object to write to: the pod itself, or the mirror of a static one.
+    fn target(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let found = (self.lookup)(namespace, pod.metadata.name.as_deref().unwrap_or_default())?;
+        let same =
+            if static_pods::is_static(pod) { static_pods::is_mirror(&found) } else { uid_of(&found) == uid_of(pod) };
+        same.then_some(found)
+    }
+
+    /// Writes one pod's status, and deletes its object if that is due. False: try again.
+    async fn write(&self, uid: &str) -> bool {
+        let Some(client) = self.client.clone() else { return true };
+        let (pod, status, written, finished) = {
+            let entries = self.entries.lock();
+            let Some(entry) = entries.get(uid) else { return true };
+            (entry.pod.clone(), entry.status.clone(), entry.written.clone(), entry.finished && !entry.delete_sent)
+        };
+        // Not in the API (yet, or any more): its arrival there, or the reconciliation, brings us back.
+        let Some(target) = self.target(&pod) else { return true };
+        let api: Api<Pod> = Api::namespaced(client, target.metadata.namespace.as_deref().unwrap_or("default"));
+        let name = target.metadata.name.clone().unwrap_or_default();
+        let base = written.unwrap_or_else(|| target.status.clone().unwrap_or_default());
+        if let Some(patch) = patch::patch(uid_of(&target), &base, &status) {
+            match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
+                Ok(_) => {
+                    debug!(pod = %full_name(&pod), phase = status.phase.as_deref(), "status written");
+                    if let Some(entry) = self.entries.lock().get_mut(uid) {
+                        entry.written = Some(status);
+                    }
+                }
+                Err(kube::Error::Api(error)) if error.code == 404 || (error.code == 409 && !finished) => {
+                    debug!(pod = %full_name(&pod), %error, "status not written: the pod is gone or another");
+                    return true;
+                }
+                Err(error) => {
+                    warn!(pod = %full_name(&pod), %error, "status not written");
+                    return false;
+                }
+            }
+        }
+        if finished && target.metadata.deletion_timestamp.is_some() && !static_pods::is_static(&pod) {
+            let preconditions = Preconditions { uid: Some(uid_of(&target).to_owned()), resource_version: None };
+            let parameters = DeleteParams {
+                grace_period_seconds: Some(0),
+                preconditions: Some(preconditions),
+                ..Default::default()
+            };
+            match api.delete(&name, &parameters).await {
+                Ok(_) => info!(pod = %full_name(&pod), "deleted: nothing of it is left here"),
+                Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => {}
+                Err(error) => {
+                    warn!(pod = %full_name(&pod), %error, "pod not deleted");
+                    return false;
+                }
+            }
+            if let Some(entry) = self.entries.lock().get_mut(uid) {
+                entry.delete_sent = true;
+            }
+        }
+        true
+    }
+}

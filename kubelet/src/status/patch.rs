@@ -1,0 +1,69 @@
+//! The patch that turns a reported status into the new one: a strategic merge patch of what differs, bound to the pod's UID.
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::{Map, Value, json};
+
+/// Fields whose lists the API merges by key: a list from which something went must be replaced as a whole.
+const MERGED_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
+
+/// The patch, or None if the API already has `new`.
+pub(super) fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
+    let (Ok(Value::Object(old)), Ok(Value::Object(new))) = (serde_json::to_value(old), serde_json::to_value(new))
+    else {
+        return None;
+    };
+    let mut status = Map::new();
+    for (key, value) in &new {
+        if old.get(key) == Some(value) {
+            continue;
+        }
+        let patched = match (key.as_str(), value, old.get(key)) {
+            ("conditions", Value::Array(items), Some(Value::Array(before))) => {
+                // Merged by type: only those that changed are sent, so that others' conditions are not touched.
+                Value::Array(items.iter().filter(|item| !before.contains(item)).cloned().collect())
+            }
+            (key, Value::Array(items), Some(Value::Array(_))) if MERGED_LISTS.contains(&key) => {
+                let mut all = vec![json!({"$patch": "replace"})];
+                all.extend(items.iter().cloned());
+                Value::Array(all)
+            }
+            _ => value.clone(),
+        };
+        if patched != Value::Array(Vec::new()) {
+            status.insert(key.clone(), patched);
+        }
+    }
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        status.insert(key.clone(), Value::Null);
+    }
+    if status.is_empty() {
+        return None;
+    }
+    Some(json!({"metadata": {"uid": uid}, "status": status}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(value: Value) -> PodStatus {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn only_what_differs_is_sent() {
+        let old =
+            status(json!({"phase": "Pending", "message": "m", "podIPs": [{"ip": "1.1.1.1"}], "hostIP": "9.9.9.9",
+            "conditions": [{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]}));
+        let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2.2.2.2"}], "hostIP": "9.9.9.9",
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}));
+        assert_eq!(
+            patch("u", &old, &new).unwrap(),
+            json!({"metadata": {"uid": "u"}, "status": {
+                "phase": "Running", "message": null, "podIPs": [{"$patch": "replace"}, {"ip": "2.2.2.2"}],
+                "conditions": [{"type": "Ready", "status": "True"}]
+            }})
+        );
+        assert_eq!(patch("u", &new, &new), None);
+    }
+}
