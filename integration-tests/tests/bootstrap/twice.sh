@@ -17,6 +17,7 @@ picture() {
     cat /proc/sys/net/ipv4/ip_forward
 }
 
+rmdir /var/lib/pilothouse /var/log/pilothouse 2>/dev/null || true
 before=$(picture)
 for round in 1 2; do
     echo "=== round $round: quickstart"
