@@ -4,6 +4,7 @@
 //! `IfNotPresent`, holds back after a failure (10 s doubling to 5 min, per pod and image), and fetches at most a few images at a
 //! time; two containers that want the same image share one fetch. Errors carry the waiting reason that the API shows.
 
+pub mod collector;
 pub mod credentials;
 pub mod gc;
 pub mod reference;

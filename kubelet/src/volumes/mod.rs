@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use proto::cri as pb;
 
 use crate::env::{Found, NodeFacts, expansion};
-use crate::objects::{ObjectError, Objects};
+use crate::objects::Objects;
 use payload::{ApiVolume, Payload, Tokens};
 
 /// Where a prepared volume is on the host.
@@ -43,14 +43,6 @@ pub enum VolumeError {
     /// A subPath or mount that the container may not have: CreateContainerConfigError.
     #[error("{0}")]
     Mount(String),
-}
-
-/// Why an API volume has no files now.
-enum Unready {
-    /// The API says no: the reason is final until somebody changes something.
-    Refused(String),
-    /// The API does not answer: what is on disk is good enough, if there is something.
-    Unreachable(String),
 }
 
 /// The volumes of all pods on this node. Without a client (standalone) API-backed volumes are errors.
@@ -129,11 +121,12 @@ impl Volumes {
                     let (target, in_memory) = (path.clone(), api_volume.in_memory);
                     blocking(move || write_files(&target, in_memory, &payload, group)).await?;
                 }
-                // A node whose control plane is gone keeps its pods running on what they have.
-                Err(Unready::Unreachable(reason)) if path.join("..data").exists() => {
+                // Once set up, a volume stays as it is when it cannot be refreshed: its objects were deleted, or the control
+                // plane is gone. Running pods go on with what they have.
+                Err(reason) if path.join("..data").exists() => {
                     tracing::warn!(pod = pod.metadata.name, volume = volume.name, reason, "volume not refreshed");
                 }
-                Err(Unready::Refused(reason) | Unready::Unreachable(reason)) => return Err(reason),
+                Err(reason) => return Err(reason),
             }
             return Ok(MountSource { path, read_only: true });
         }
@@ -141,34 +134,32 @@ impl Volumes {
     }
 
     /// Fetch what an API volume needs and put its files together.
-    async fn payload(&self, pod: &Pod, volume: &ApiVolume) -> Result<Payload, Unready> {
+    async fn payload(&self, pod: &Pod, volume: &ApiVolume) -> Result<Payload, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let wanted = volume.wanted();
         let mut found = Found::default();
         for name in wanted.config_maps {
-            if let Some(object) = self.objects.config_map(namespace, name).await? {
+            if let Some(object) = self.objects.config_map(namespace, name).await.map_err(|error| error.to_string())? {
                 found.config_maps.insert(name.to_owned(), object);
             }
         }
         for name in wanted.secrets {
-            if let Some(object) = self.objects.secret(namespace, name).await? {
+            if let Some(object) = self.objects.secret(namespace, name).await.map_err(|error| error.to_string())? {
                 found.secrets.insert(name.to_owned(), object);
             }
         }
         let mut tokens = Tokens::new();
         for source in wanted.tokens {
-            let client = self.objects.client().ok_or_else(|| {
-                Unready::Refused("cannot use TokenManager when kubelet is in standalone mode".to_owned())
-            })?;
+            let client = self.objects.client().ok_or("cannot use TokenManager when kubelet is in standalone mode")?;
             let (audience, seconds) = payload::token_key(source);
-            let token = self.tokens.token(client, pod, &audience, seconds).await.map_err(Unready::Unreachable)?;
+            let token = self.tokens.token(client, pod, &audience, seconds).await?;
             tokens.insert((audience, seconds), token);
         }
         let mut facts = NodeFacts::of(pod, (**self.allocatable.load()).clone());
         if facts.node_name.is_empty() {
             facts.node_name.clone_from(&self.node_name);
         }
-        payload::payload(volume, pod, &found, &tokens, &facts).map_err(Unready::Refused)
+        payload::payload(volume, pod, &found, &tokens, &facts)
     }
 
     /// The CRI mounts of one container's volumeMounts (subPath, subPathExpr, readOnly, propagation). `envs` is what
@@ -233,15 +224,6 @@ impl Volumes {
         self.tokens.forget_pod(uid);
         let pod_dir = pod_dir.to_path_buf();
         blocking(move || remove_volumes(&pod_dir)).await.map_err(VolumeError::TearDown)
-    }
-}
-
-impl From<ObjectError> for Unready {
-    fn from(error: ObjectError) -> Unready {
-        match error {
-            ObjectError::Standalone { .. } => Unready::Refused(error.to_string()),
-            other => Unready::Unreachable(other.to_string()),
-        }
     }
 }
 

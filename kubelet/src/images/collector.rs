@@ -1,0 +1,121 @@
+//! Carries out image garbage collection: looks every few minutes how full the images' file system is, and removes what
+//! [`super::gc`] chooses.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use proto::cri as pb;
+use tokio_util::sync::CancellationToken;
+
+use super::gc::{DiskUse, GcPolicy, ImageRecord, ImageUsage};
+use crate::config::KubeletConfiguration;
+use crate::runtime::cri::{Cri, CriError};
+
+/// As the kubelet's `ImageGCPeriod`.
+const PERIOD: Duration = Duration::from_secs(5 * 60);
+
+/// Collect until shutdown.
+pub async fn run(cri: Cri, config: &KubeletConfiguration, shutdown: CancellationToken) {
+    let percent = |percent: i32| u64::try_from(percent).unwrap_or(100);
+    let policy = GcPolicy {
+        high_threshold_percent: percent(config.image_gc_high_threshold_percent),
+        low_threshold_percent: percent(config.image_gc_low_threshold_percent),
+        minimum_age: config.image_minimum_gc_age,
+        maximum_age: Duration::ZERO,
+    };
+    let mut usage = ImageUsage::default();
+    loop {
+        match collect(&cri, &policy, &mut usage).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "images removed to free disk space"),
+            Err(error) => tracing::warn!(%error, "image garbage collection failed"),
+        }
+        if tokio::time::timeout(PERIOD, shutdown.cancelled()).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// One round; gives the number of images removed.
+async fn collect(cri: &Cri, policy: &GcPolicy, usage: &mut ImageUsage) -> Result<usize, CriError> {
+    let images = cri.list_images().await?;
+    let containers = cri.list_containers().await?;
+    let sandbox_image = sandbox_image(&cri.status(true).await?);
+    let in_use = images_in_use(&images, &containers, sandbox_image.as_deref());
+    let records: Vec<ImageRecord> = images
+        .iter()
+        .map(|image| ImageRecord { id: image.id.clone(), size_bytes: image.size, pinned: image.pinned })
+        .collect();
+    let now = Instant::now();
+    usage.observe(&records, &in_use, now);
+    let Some(disk) = disk_use(&cri.image_fs_info().await?) else { return Ok(0) };
+    let chosen = usage.plan(&records, &in_use, disk, policy, now);
+    for image in &chosen {
+        tracing::info!(image, "removing an unused image");
+        cri.remove_image(image).await?;
+    }
+    Ok(chosen.len())
+}
+
+/// The ids of images that a container, running or not, was made of, and of the sandboxes' image.
+fn images_in_use(images: &[pb::Image], containers: &[pb::Container], sandbox_image: Option<&str>) -> HashSet<String> {
+    let mut names: HashSet<&str> = sandbox_image.into_iter().collect();
+    for container in containers {
+        names.extend([container.image_ref.as_str(), container.image_id.as_str()]);
+        names.extend(container.image.as_ref().map(|image| image.image.as_str()));
+    }
+    let is_used = |image: &&pb::Image| {
+        let mut own = image.repo_tags.iter().chain(&image.repo_digests);
+        names.contains(image.id.as_str()) || own.any(|name| names.contains(name.as_str()))
+    };
+    images.iter().filter(is_used).map(|image| image.id.clone()).collect()
+}
+
+/// The sandbox image, as the runtime tells it in its verbose status (those that pin it say so in the list, too).
+fn sandbox_image(status: &pb::StatusResponse) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_str(status.info.get("config")?).ok()?;
+    config.get("sandboxImage")?.as_str().map(str::to_owned)
+}
+
+fn disk_use(info: &pb::ImageFsInfoResponse) -> Option<DiskUse> {
+    let mountpoint = &info.image_filesystems.first()?.fs_id.as_ref()?.mountpoint;
+    let stat = nix::sys::statvfs::statvfs(mountpoint.as_str()).ok()?;
+    Some(DiskUse {
+        capacity_bytes: stat.blocks() * stat.fragment_size(),
+        available_bytes: stat.blocks_available() * stat.fragment_size(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_used_under_any_of_their_names() {
+        let image =
+            |id: &str, tag: &str| pb::Image { id: id.into(), repo_tags: vec![tag.into()], ..Default::default() };
+        let images = [
+            image("sha256:a", "a:1"),
+            image("sha256:b", "b:1"),
+            image("sha256:c", "c:1"),
+            image("sha256:p", "pause:1"),
+        ];
+        let containers = [
+            pb::Container { image_ref: "sha256:a".into(), ..Default::default() },
+            pb::Container {
+                image: Some(pb::ImageSpec { image: "b:1".into(), ..Default::default() }),
+                ..Default::default()
+            },
+        ];
+        let used = images_in_use(&images, &containers, Some("pause:1"));
+        assert_eq!(used, HashSet::from(["sha256:a".to_owned(), "sha256:b".to_owned(), "sha256:p".to_owned()]));
+    }
+
+    #[test]
+    fn the_sandbox_image_is_read_from_the_status() {
+        let mut status = pb::StatusResponse::default();
+        assert_eq!(sandbox_image(&status), None);
+        status.info.insert("config".into(), r#"{"sandboxImage": "pause:1"}"#.into());
+        assert_eq!(sandbox_image(&status).as_deref(), Some("pause:1"));
+    }
+}
