@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::config::{self, KubeletConfiguration};
 use crate::events::Events;
 use crate::housekeeping::Housekeeping;
-use crate::images::Puller;
+use crate::images::{Puller, collector};
 use crate::node::{self, Facts, NodeKeeper, machine};
 use crate::objects::Objects;
 use crate::options::Flags;
@@ -95,6 +95,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         (false, None) => 16,
     };
     let image_events = events.clone();
+    tokio::spawn(collector::run(cri.clone(), config.clone(), shutdown.clone()));
     let puller = Puller::new(cri.clone(), objects).with_parallel_pulls(parallel).with_events(move |pod, event| {
         use component_base::events::Type::{Normal, Warning};
         image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);

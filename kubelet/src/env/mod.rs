@@ -92,7 +92,11 @@ pub async fn make(pod: &Pod, container: &Container, sources: &Sources) -> Result
             Err(error) => return Err(error.into()),
         }
     }
-    let services = sources.objects.services().await?;
+    let services = if crate::static_pods::is_static(pod) {
+        sources.objects.services_known().await
+    } else {
+        sources.objects.services().await?
+    };
     environment(pod, container, &found, &services, &NodeFacts::of(pod, (**sources.allocatable.load()).clone()))
 }
 

@@ -1,7 +1,8 @@
 //! Carries out image garbage collection: looks every few minutes how full the images' file system is, and removes what
 //! [`super::gc`] chooses.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::cri as pb;
@@ -15,7 +16,7 @@ use crate::runtime::cri::{Cri, CriError};
 const PERIOD: Duration = Duration::from_secs(5 * 60);
 
 /// Collect until shutdown.
-pub async fn run(cri: Cri, config: &KubeletConfiguration, shutdown: CancellationToken) {
+pub async fn run(cri: Cri, config: Arc<KubeletConfiguration>, shutdown: CancellationToken) {
     let percent = |percent: i32| u64::try_from(percent).unwrap_or(100);
     let policy = GcPolicy {
         high_threshold_percent: percent(config.image_gc_high_threshold_percent),
@@ -39,7 +40,7 @@ pub async fn run(cri: Cri, config: &KubeletConfiguration, shutdown: Cancellation
 /// One round; gives the number of images removed.
 async fn collect(cri: &Cri, policy: &GcPolicy, usage: &mut ImageUsage) -> Result<usize, CriError> {
     let images = cri.list_images().await?;
-    let containers = cri.list_containers().await?;
+    let containers = cri.list_containers_with(BTreeMap::new()).await?;
     let sandbox_image = sandbox_image(&cri.status(true).await?);
     let in_use = images_in_use(&images, &containers, sandbox_image.as_deref());
     let records: Vec<ImageRecord> = images

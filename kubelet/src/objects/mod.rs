@@ -87,17 +87,24 @@ impl Objects {
 
     /// All Services of the cluster; none where there is no API server.
     pub async fn services(&self) -> Result<Vec<Arc<Service>>, ObjectError> {
-        let Some(inner) = &self.inner else { return Ok(Vec::new()) };
-        let informer = inner
-            .services
-            .get_or_init(async || {
-                Informer::start(kube::Api::<Service>::all(inner.client.clone()), watcher::Config::default())
-            })
-            .await;
+        let Some(informer) = self.service_informer().await else { return Ok(Vec::new()) };
         if tokio::time::timeout(SERVICES_PATIENCE, informer.synced()).await.is_err() {
             return Err(ObjectError::ServicesNotRead);
         }
         Ok(informer.list())
+    }
+
+    /// The Services that are known by now. For static pods, which may be what the API server itself runs in: they wait for
+    /// nobody.
+    pub async fn services_known(&self) -> Vec<Arc<Service>> {
+        self.service_informer().await.map(Informer::list).unwrap_or_default()
+    }
+
+    async fn service_informer(&self) -> Option<&Informer<Service>> {
+        let inner = self.inner.as_ref()?;
+        let start =
+            async || Informer::start(kube::Api::<Service>::all(inner.client.clone()), watcher::Config::default());
+        Some(inner.services.get_or_init(start).await)
     }
 }
 
