@@ -32,11 +32,13 @@ pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Re
         return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
     }
     if resource.has_status
+        && !strategy.keeps_status_on_create()
         && let Some(map) = object.as_object_mut()
     {
         map.remove("status");
     }
     metadata::fill_system_fields(&mut object, strategy.tracks_generation());
+    strategy.note_creator(&mut object, &request.attributes.user);
     strategy.prepare_for_create(&mut object);
     let name = metadata::text(&object, "name").to_owned();
     let errors = strategy.validate(&object);

@@ -9,6 +9,7 @@ pub mod list;
 pub mod metadata;
 pub mod openapi;
 pub mod patch;
+pub mod subresources;
 pub mod table;
 pub mod update;
 pub mod virtual_resource;

@@ -8,7 +8,8 @@ use super::object::{child, copy_field, remove, schema_defaults, set};
 use super::print::Clock;
 use super::rules::Rules;
 use super::strategy::{Column, Deletion, GarbagePolicy, HookContext, Part, Reservation, Strategy};
-use super::{allocation, table};
+use super::{allocation, metadata, table};
+use crate::authentication::UserInfo;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
@@ -22,6 +23,8 @@ enum Special {
     Pod,
     Namespace,
     Service,
+    /// CertificateSigningRequests.
+    SigningRequest,
     /// Events go by themselves.
     Event,
     /// Served as events.k8s.io/v1, stored as the core group's.
@@ -53,6 +56,7 @@ impl Builtin {
             ("", _, "Pod") => Special::Pod,
             ("", _, "Namespace") => Special::Namespace,
             ("", _, "Service") => Special::Service,
+            ("certificates.k8s.io", _, "CertificateSigningRequest") => Special::SigningRequest,
             ("", _, "Event") => Special::Event,
             ("events.k8s.io", _, "Event") => Special::EventOfGroup,
             ("autoscaling", "v1", "HorizontalPodAutoscaler") => Special::HpaV1,
@@ -123,6 +127,17 @@ impl Strategy for Builtin {
         self.on_stored(object, self.rules.prepare_create);
     }
 
+    fn keeps_status_on_create(&self) -> bool {
+        self.rules.initial_status.is_none()
+    }
+
+    fn note_creator(&self, object: &mut Value, user: &UserInfo) {
+        if self.special == Special::SigningRequest {
+            let extra = serde_json::to_value(&user.extra).unwrap_or_default();
+            csr::set_requestor(object, &user.name, &user.uid, &user.groups, extra);
+        }
+    }
+
     fn prepare_for_update(&self, part: Part, new: &mut Value, old: &Value) {
         let old = if self.converts() { self.stored_form(old) } else { std::borrow::Cow::Borrowed(old) };
         self.on_stored(new, |new| match part {
@@ -159,20 +174,31 @@ impl Strategy for Builtin {
     }
 
     fn validate(&self, object: &Value) -> Vec<FieldError> {
-        self.check(object, None, |new, _, errors| (self.rules.validate)(new, errors))
+        self.check(object, None, |new, _, errors| {
+            metadata::validate(&new.at("metadata"), self.facts.namespaced, self.rules.name, errors);
+            (self.rules.validate)(new, errors);
+        })
     }
 
     fn validate_update(&self, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
-        self.check(new, Some(old), |new, old, errors| match part {
-            Part::Main => {
-                (self.rules.validate)(new, errors);
-                (self.rules.validate_update)(new, old, errors);
+        self.check(new, Some(old), |new, old, errors| {
+            let (meta, old_meta) = (new.at("metadata"), old.at("metadata"));
+            metadata::validate_update(&meta, &old_meta, errors);
+            match part {
+                Part::Main => {
+                    metadata::validate_content(&meta, errors);
+                    (self.rules.validate)(new, errors);
+                    (self.rules.validate_update)(new, old, errors);
+                }
+                Part::Status => {
+                    metadata::validate_content(&meta, errors);
+                    (self.rules.validate_status)(new, old, errors);
+                }
+                Part::Finalize => {}
+                Part::Approval => csr::conditions(new, old, true, errors),
+                Part::EphemeralContainers => pod::validate_ephemeral(new, old, errors),
+                Part::Resize => pod::validate_resize(new, old, errors),
             }
-            Part::Status => (self.rules.validate_status)(new, old, errors),
-            Part::Finalize => {}
-            Part::Approval => csr::conditions(new, old, true, errors),
-            Part::EphemeralContainers => pod::validate_ephemeral(new, old, errors),
-            Part::Resize => pod::validate_resize(new, old, errors),
         })
     }
 

@@ -36,8 +36,12 @@ pub fn validate(meta: &Field<'_, '_>, namespaced: bool, name_rule: NameRule, err
     } else if !namespace.is_blank() {
         errors.forbidden(&namespace, "not allowed on this type");
     }
-    let generation = meta.at("generation");
-    errors.not_negative(&generation);
+    validate_content(meta, errors);
+}
+
+/// What of metadata has rules whether it is new or not.
+pub fn validate_content(meta: &Field<'_, '_>, errors: &mut Errors) {
+    errors.not_negative(&meta.at("generation"));
     labels(&meta.at("labels"), errors);
     annotations(&meta.at("annotations"), errors);
     owner_references(&meta.at("ownerReferences"), errors);

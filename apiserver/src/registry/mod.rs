@@ -32,8 +32,10 @@ pub mod workload;
 use crate::endpoints::Endpoint;
 use crate::options::Options;
 use crate::storage::StoredObject;
+use allocation::Allocator;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::meta::Gvr;
+use builtin::{Builtin, Settings};
 use bytes::Bytes;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -162,12 +164,19 @@ fn stored_api_version(facts: &KindFacts) -> String {
     }
 }
 
+/// What strategies heed of the command line, and the allocator that they share.
+pub fn settings(options: &Options) -> anyhow::Result<Arc<Settings>> {
+    let services = Allocator::new(&options.service_cluster_ip_range, &options.service_node_port_range);
+    let event_ttl_seconds = i64::try_from(options.event_ttl.as_secs()).unwrap_or(i64::MAX);
+    Ok(Arc::new(Settings { event_ttl_seconds, services: services.map_err(anyhow::Error::msg)? }))
+}
+
 /// The strategy of each kind.
-pub fn strategies(_options: &Options) -> anyhow::Result<impl Fn(&'static KindFacts) -> Option<Arc<dyn Strategy>>> {
-    Ok(|_: &'static KindFacts| None)
+pub fn strategies(settings: Arc<Settings>) -> impl Fn(&'static KindFacts) -> Option<Arc<dyn Strategy>> {
+    move |facts| Some(Arc::new(Builtin::new(facts, settings.clone())))
 }
 
 /// The virtual resources and subresources of the registry: (resource, subresource, endpoint).
-pub fn endpoints(_options: &Options) -> anyhow::Result<Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>> {
-    Ok(Vec::new())
+pub fn endpoints() -> Vec<(Gvr, &'static str, Arc<dyn Endpoint>)> {
+    crate::endpoints::subresources::endpoints()
 }

@@ -1,6 +1,7 @@
 //! What is particular to a kind: a [`Strategy`] is asked by the generic endpoints at each step of a request. Everything is
 //! over `serde_json::Value`; the generic code has done what holds for all kinds (metadata, status, generation) before.
 
+use crate::authentication::UserInfo;
 use crate::storage::Store;
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
@@ -62,11 +63,19 @@ pub trait Strategy: Send + Sync + 'static {
     /// Clears and sets what a creator has no say in. Status is gone already where it is a subresource.
     fn prepare_for_create(&self, _object: &mut Value) {}
 
+    /// Is the status that a creator sends kept? (A kubelet registers its node with one.)
+    fn keeps_status_on_create(&self) -> bool {
+        false
+    }
+
+    /// Notes who creates an object, where the kind tells.
+    fn note_creator(&self, _object: &mut Value, _user: &UserInfo) {}
+
     /// Clears and sets what an updater has no say in. For `Part::Main` status is that of `old` already; for
-    /// `Part::Status` all but status (and labels/annotations/finalizers/managedFields stay those of `old`).
+    /// `Part::Status` all but status, labels, annotations and finalizers.
     fn prepare_for_update(&self, _part: Part, _new: &mut Value, _old: &Value) {}
 
-    /// Generic checks of metadata are made elsewhere, with [`Strategy::validate_name`].
+    /// Checks a new object, its metadata too.
     fn validate(&self, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }

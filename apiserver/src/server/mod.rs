@@ -80,10 +80,11 @@ impl State {
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = tls_config(&options)?;
     let etcd = Etcd::connect(&options).await.context("cannot set up the etcd client")?;
-    let mut endpoints = registry::endpoints(&options)?;
+    let settings = registry::settings(&options)?;
+    let mut endpoints = registry::endpoints();
     endpoints.extend(authentication::endpoints(&options)?);
     endpoints.extend(authorization::endpoints());
-    let registry = Registry::new(registry::strategies(&options)?, endpoints);
+    let registry = Registry::new(registry::strategies(settings.clone()), endpoints);
     let store = Arc::new(Store::new(etcd.clone(), &options.etcd_prefix, registry.resources()));
     let authenticator = Authenticator::new(&options, store.clone())?;
     let authorizer = Arc::new(Authorizer::new(&options, store.clone())?);
@@ -117,6 +118,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         };
         bootstrap::run(context, ready, shutdown.clone())
     });
+    let allocating = tokio::spawn({
+        let (store, shutdown) = (context.store.clone(), shutdown.clone());
+        async move { settings.services.run(store, shutdown).await }
+    });
     let compacting = tokio::spawn({
         let (store, every, shutdown) =
             (context.store.clone(), context.options.etcd_compaction_interval, shutdown.clone());
@@ -146,7 +151,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
             connections.cancel();
         } => {}
     }
-    for task in [feeding, checking, bootstrapping, compacting] {
+    for task in [feeding, checking, bootstrapping, compacting, allocating] {
         task.abort();
     }
     Ok(())
