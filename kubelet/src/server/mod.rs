@@ -1,13 +1,33 @@
-//! The kubelet's HTTPS server.
+//! The kubelet's HTTPS server: pods, logs, exec, attach, port-forward, stats and metrics, for the API server and whoever it
+//! lets. Each request is authenticated and authorized as a verb on a subresource of this node.
+
+mod logs;
+mod spdy;
+mod stats;
+mod streaming;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context as _;
+use apimachinery::status::StatusError;
+use component_base::auth::{Access, DelegatedAuth};
+use component_base::serving::{self, Request, Response};
+use component_base::tls::ServerTls;
+use http::{Method, StatusCode};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
 
 use crate::config::KubeletConfiguration;
 use crate::pod_workers::PodWorkers;
+use crate::runtime::observed::{ObservedPod, State};
+use crate::runtime::pods::{find_container, uid_of};
 use crate::runtime::{Runtime, RuntimeWatch};
+
+const MAX_CONNECTIONS: usize = 1024;
 
 /// What the server shows and does things with.
 pub struct Parts {
@@ -19,8 +39,310 @@ pub struct Parts {
     pub node_name: String,
 }
 
+pub(crate) struct Server {
+    parts: Parts,
+    auth: DelegatedAuth,
+    endpoints: serving::Endpoints,
+    stats: stats::Samples,
+}
+
 /// Serves until shutdown.
-pub async fn serve(_parts: Parts, _serving: (PathBuf, PathBuf), shutdown: CancellationToken) -> anyhow::Result<()> {
-    shutdown.cancelled().await;
+pub async fn serve(parts: Parts, serving: (PathBuf, PathBuf), shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = parts.config.clone();
+    let tls = ServerTls { certificate: serving.0, key: serving.1, client_ca: config.client_ca_file.clone() };
+    let tls = tls.server_config().context("serving certificate")?;
+    let reviews = parts.client.clone().filter(|_| config.webhook_authentication || config.webhook_authorization);
+    let watch = parts.watch.clone();
+    let endpoints =
+        serving::Endpoints { configz: Some(("kubeletconfig".to_owned(), configz(&config))), ..Default::default() }
+            .with_check("ping", || Ok(()))
+            .with_check("pleg", move || watch.unhealthy().map_or(Ok(()), Err));
+    let server = Arc::new(Server {
+        auth: DelegatedAuth::new(reviews, config.anonymous_auth, &["/healthz"]),
+        endpoints,
+        stats: stats::Samples::default(),
+        parts,
+    });
+    let address = (config.address.as_str(), config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("serving on {}:{}; set port or address", address.0, address.1))?;
+    info!(address = %config.address, port = config.port, "serving");
+    let listening = serving::Listening { tls: Some(Arc::new(tls)), max_connections: MAX_CONNECTIONS };
+    serving::serve(listener, listening, shutdown, move |request| {
+        let server = server.clone();
+        async move { server.handle(request).await }
+    })
+    .await;
     Ok(())
+}
+
+/// The settings as `/configz` shows them.
+fn configz(config: &KubeletConfiguration) -> serde_json::Value {
+    json!({
+        "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "staticPodPath": config.static_pod_path,
+        "address": config.address,
+        "port": config.port,
+        "healthzPort": config.healthz_port,
+        "clusterDNS": config.cluster_dns,
+        "clusterDomain": config.cluster_domain,
+        "cgroupRoot": config.cgroup_root,
+        "cgroupDriver": config.cgroup_driver,
+        "cgroupsPerQOS": config.cgroups_per_qos,
+        "maxPods": config.max_pods,
+        "podPidsLimit": config.pod_pids_limit,
+        "containerRuntimeEndpoint": config.container_runtime_endpoint,
+        "evictionHard": config.eviction_hard,
+        "systemReserved": config.system_reserved,
+        "kubeReserved": config.kube_reserved,
+        "nodeLeaseDurationSeconds": config.node_lease_duration_seconds,
+        "nodeStatusUpdateFrequency": apimachinery::time::format_duration(config.node_status_update_frequency),
+        "nodeStatusReportFrequency": apimachinery::time::format_duration(config.node_status_report_frequency),
+        "syncFrequency": apimachinery::time::format_duration(config.sync_frequency),
+        "containerLogMaxSize": config.container_log_max_size_bytes.to_string(),
+        "containerLogMaxFiles": config.container_log_max_files,
+        "featureGates": config.feature_gates,
+    })
+}
+
+/// The subresources of the node by which a path may be reached: any one will do. As `fineGrainedAuthz`.
+fn subresources(path: &str) -> Vec<&'static str> {
+    let below = |prefix: &str| path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+    if below("/stats") {
+        vec!["stats"]
+    } else if below("/metrics") {
+        vec!["metrics"]
+    } else if below("/logs") {
+        vec!["log"]
+    } else if below("/pods") || below("/runningpods") {
+        vec!["pods", "proxy"]
+    } else if below("/healthz") {
+        vec!["healthz", "proxy"]
+    } else if below("/configz") {
+        vec!["configz", "proxy"]
+    } else {
+        vec!["proxy"]
+    }
+}
+
+fn verb(method: &Method) -> &'static str {
+    match *method {
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "get",
+    }
+}
+
+/// The values of one query parameter, decoded.
+pub(crate) fn query_all(query: &str, name: &str) -> Vec<String> {
+    url::form_urlencoded::parse(query.as_bytes()).filter(|(k, _)| k == name).map(|(_, v)| v.into_owned()).collect()
+}
+
+pub(crate) fn query_one(query: &str, name: &str) -> Option<String> {
+    query_all(query, name).into_iter().next().filter(|v| !v.is_empty())
+}
+
+/// Whether a switch is on: `1` or `true`.
+pub(crate) fn query_flag(query: &str, name: &str) -> bool {
+    query_one(query, name).is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true"))
+}
+
+impl Server {
+    async fn handle(self: Arc<Self>, request: Request) -> Response {
+        let path = request.uri().path().to_owned();
+        debug!(method = %request.method(), path, "request");
+        if let Err(error) = self.admit(&request, &path).await {
+            return serving::status(&error);
+        }
+        match self.route(request, &path).await {
+            Ok(response) => response,
+            // The API server passes these on to people as they are.
+            Err(error) => serving::text(
+                StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+                error.0.message.clone().unwrap_or_default(),
+            ),
+        }
+    }
+
+    /// Who calls, and whether it may.
+    async fn admit(&self, request: &Request, path: &str) -> Result<(), StatusError> {
+        let peer = request.extensions().get::<serving::Peer>();
+        let certificate = peer.and_then(|p| p.certificates.first()).map(|c| c.to_vec());
+        let user = self.auth.authenticate(request.headers(), certificate.as_deref()).await?;
+        if !self.parts.config.webhook_authorization {
+            return Ok(());
+        }
+        let mut refused = StatusError::unauthorized();
+        for subresource in subresources(path) {
+            let access = Access::Resource {
+                verb: verb(request.method()).to_owned(),
+                resource: "nodes".to_owned(),
+                subresource: subresource.to_owned(),
+                name: self.parts.node_name.clone(),
+            };
+            match self.auth.authorize(&user, &access).await {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    async fn route(&self, request: Request, path: &str) -> Result<Response, StatusError> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        if !self.parts.config.enable_debugging_handlers
+            && matches!(parts.first(), Some(&("exec" | "attach" | "portForward" | "containerLogs" | "run")))
+        {
+            return Err(StatusError::forbidden("", "nodes", &self.parts.node_name, "debugging handlers are disabled"));
+        }
+        match parts.as_slice() {
+            ["pods"] => Ok(self.pods()),
+            ["containerLogs", namespace, pod, container] => self.logs(namespace, pod, container, &query).await,
+            ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
+                let id = self.running(namespace, pod, container).await?;
+                streaming::exec(&self.parts.runtime.cri, request, &id, &query).await
+            }
+            ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
+                let id = self.running(namespace, pod, container).await?;
+                let tty = {
+                    let found = self.find(namespace, pod)?;
+                    find_container(&found, container).is_some_and(|(_, c)| c.tty == Some(true))
+                };
+                streaming::attach(&self.parts.runtime.cri, request, &id, &query, tty).await
+            }
+            ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
+                let pod = self.find(namespace, pod)?;
+                let observed = self.observe(&pod).await?;
+                let sandbox = observed.latest_sandbox().filter(|s| s.ready).ok_or_else(|| {
+                    StatusError::not_found(
+                        "",
+                        "pods",
+                        &format!("sandbox of {}", pod.metadata.name.as_deref().unwrap_or("")),
+                    )
+                })?;
+                streaming::port_forward(&self.parts.runtime.cri, request, &sandbox.id, &query).await
+            }
+            ["stats", "summary"] => self.stats.summary(&self.parts).await,
+            ["metrics", "resource"] => self.stats.resource_metrics(&self.parts).await,
+            // Container metrics of cAdvisor's are a runtime's to give; those that the project has are under /metrics.
+            ["metrics", "cadvisor" | "probes"] => Ok(serving::text(StatusCode::OK, "")),
+            _ => Ok(self.endpoints.answer(request.method(), path, &query)),
+        }
+    }
+
+    fn pods(&self) -> Response {
+        let items = self.parts.workers.means().statuses.pods();
+        let body = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
+        serving::respond(StatusCode::OK, "application/json", body.to_string())
+    }
+
+    /// The pod of that name that runs here.
+    fn find(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, StatusError> {
+        let matches = |p: &Arc<Pod>| {
+            p.metadata.name.as_deref() == Some(name)
+                && p.metadata.namespace.as_deref().unwrap_or("default") == namespace
+        };
+        self.parts.workers.pods().into_iter().find(matches).ok_or_else(|| {
+            let mut error = StatusError::not_found("", "pods", name);
+            error.0.message = Some(format!("pod {name:?} in namespace {namespace:?} not found on this node"));
+            error
+        })
+    }
+
+    async fn observe(&self, pod: &Pod) -> Result<ObservedPod, StatusError> {
+        self.parts.runtime.observe(uid_of(pod)).await.map_err(|e| StatusError::internal(&e.to_string()))
+    }
+
+    /// The ID of a running container.
+    async fn running(&self, namespace: &str, pod: &str, container: &str) -> Result<String, StatusError> {
+        let found = self.find(namespace, pod)?;
+        let observed = self.observe(&found).await?;
+        let running = observed.latest(container).filter(|c| c.state == State::Running);
+        running.map(|c| c.id.clone()).ok_or_else(|| {
+            let mut error = StatusError::not_found("", "containers", container);
+            error.0.message = Some(format!("container not found ({container:?})"));
+            error
+        })
+    }
+
+    async fn logs(&self, namespace: &str, pod: &str, container: &str, query: &str) -> Result<Response, StatusError> {
+        let options = logs::Options::parse(query).map_err(|e| StatusError::bad_request(&e))?;
+        let found = self.find(namespace, pod)?;
+        if find_container(&found, container).is_none() {
+            return Err(StatusError::bad_request(&format!("container {container} is not valid for pod {pod}")));
+        }
+        let observed = self.observe(&found).await?;
+        let mut attempts = observed.containers.iter().filter(|c| c.name == container);
+        let (latest, previous) = (attempts.next(), attempts.next());
+        let chosen = if options.previous {
+            previous.ok_or_else(|| {
+                StatusError::bad_request(&format!(
+                    "previous terminated container {container:?} in pod {pod:?} not found"
+                ))
+            })?
+        } else {
+            latest.filter(|c| c.state != State::Created).or(previous).ok_or_else(|| {
+                let reason = self.waiting_reason(&found, container);
+                StatusError::bad_request(&format!(
+                    "container {container:?} in pod {pod:?} is waiting to start: {reason}"
+                ))
+            })?
+        };
+        let runtime = self.parts.runtime.clone();
+        let id = chosen.id.clone();
+        let follows = move || {
+            let (runtime, id) = (runtime.clone(), id.clone());
+            async move {
+                runtime
+                    .cri
+                    .container_status(&id)
+                    .await
+                    .is_ok_and(|s| s.state() == proto::cri::ContainerState::ContainerRunning)
+            }
+        };
+        Ok(logs::respond(PathBuf::from(&chosen.log_path), options, follows))
+    }
+
+    fn waiting_reason(&self, pod: &Pod, container: &str) -> String {
+        let status = self.parts.workers.means().statuses.get(pod);
+        status
+            .container_statuses
+            .iter()
+            .chain(&status.init_container_statuses)
+            .flatten()
+            .find(|s| s.name == container)
+            .and_then(|s| s.state.as_ref()?.waiting.as_ref()?.reason.clone())
+            .unwrap_or_else(|| "ContainerCreating".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_subresources_of_the_node() {
+        for (path, want) in [
+            ("/exec/a/b/c", vec!["proxy"]),
+            ("/containerLogs/a/b/c", vec!["proxy"]),
+            ("/metrics/resource", vec!["metrics"]),
+            ("/stats/summary", vec!["stats"]),
+            ("/pods", vec!["pods", "proxy"]),
+            ("/podsx", vec!["proxy"]),
+        ] {
+            assert_eq!(subresources(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let query = "command=sh&command=-c&command=echo+a%20b&tty=1&output=true&input=0";
+        assert_eq!(query_all(query, "command"), ["sh", "-c", "echo a b"]);
+        assert!(query_flag(query, "tty") && query_flag(query, "output") && !query_flag(query, "input"));
+    }
 }
