@@ -315,7 +315,7 @@ mod tests {
         let snapshot = snapshot();
         let verdict = |cpu: &str| {
             let pod = crate::testing::pending(pod("p").requests(&[("cpu", cpu)]).build());
-            let state: State = Box::new(Vec::<(Arc<str>, i64)>::new());
+            let state: State = Box::<Vec<(Arc<str>, i64)>>::default();
             plugin(json!({})).filter(&state, &pod, &snapshot, NodeId(0))
         };
         assert_eq!(verdict("2"), Verdict::unschedulable(1 << CPU_REASON));
