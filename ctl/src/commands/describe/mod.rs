@@ -1,0 +1,309 @@
+//! `describe`: objects for people, with their events. Common kinds have a form of their own; all others are laid out field
+//! by field.
+
+mod generic;
+mod node;
+mod pod;
+mod service;
+mod workload;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::Value;
+
+use super::shared::{Found, SelectorFlags, fetch};
+use crate::cluster::{Cluster, Resource, with_query};
+use crate::flags::GlobalFlags;
+use crate::objects::{FileFlags, Target, items, kind, name, namespace, selector_text, targets, text};
+use crate::output::{age, human_duration};
+
+pub(crate) use pod::template as pod_template;
+
+/// Show details of a specific resource or group of resources
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    words: Vec<String>,
+    #[command(flatten)]
+    files: FileFlags,
+    #[command(flatten)]
+    selectors: SelectorFlags,
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true,
+          action = clap::ArgAction::Set)]
+    show_events: bool,
+    /// Accepted for kubectl's sake
+    #[arg(long, hide = true)]
+    chunk_size: Option<u32>,
+}
+
+pub(crate) async fn run(args: DescribeArgs, flags: &GlobalFlags) -> Result<ExitCode> {
+    let cluster = Cluster::connect(flags).await?;
+    let mut wanted = Vec::new();
+    if args.files.is_empty() {
+        wanted = targets(&cluster, &args.words).await?;
+    } else {
+        for mut manifest in args.files.read()? {
+            let resource = manifest.locate(&cluster).await?;
+            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
+        }
+    }
+    let (mut described, mut failed) = (0, false);
+    for target in wanted {
+        let found = match find(&cluster, target, &args).await {
+            Ok(found) => found,
+            Err(error) => {
+                failed = true;
+                super::print_error(&error);
+                continue;
+            }
+        };
+        for found in found {
+            if described > 0 {
+                print!("\n\n");
+            }
+            described += 1;
+            print!("{}", describe(&cluster, &found, args.show_events).await?);
+        }
+    }
+    if described == 0 && !failed {
+        match args.all_namespaces {
+            true => eprintln!("No resources found"),
+            false => eprintln!("No resources found in {} namespace.", cluster.namespace),
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The objects that are named; a name that is not there may be the beginning of others.
+async fn find(cluster: &Cluster, target: Target, args: &DescribeArgs) -> Result<Vec<Found>> {
+    let resource = target.resource.clone();
+    let prefix = match target.names.as_slice() {
+        [prefix] => Some(prefix.clone()),
+        _ => None,
+    };
+    match (fetch(cluster, vec![target], &args.selectors, true, args.all_namespaces).await, prefix) {
+        (Err(error), Some(prefix)) if crate::cluster::RequestError::code_of(&error) == Some(404) => {
+            let all = Target { resource, names: Vec::new() };
+            let mut found = fetch(cluster, vec![all], &args.selectors, true, args.all_namespaces).await?;
+            found.retain(|found| name(&found.object).starts_with(&prefix));
+            if found.is_empty() { Err(error) } else { Ok(found) }
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+async fn describe(cluster: &Cluster, found: &Found, show_events: bool) -> Result<String> {
+    let object = &found.object;
+    let mut out = Description::default();
+    match (found.resource.group.as_str(), kind(object)) {
+        ("", "Pod") => pod::describe(object, &mut out),
+        ("", "Node") => {
+            let filter = format!("spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed", name(object));
+            let pods = cluster.get(&with_query("/api/v1/pods", &[("fieldSelector", &filter)])).await?;
+            let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{}", name(object));
+            let lease = cluster.get_opt(&lease).await.ok().flatten();
+            node::describe(object, items(&pods, "/items"), lease.as_ref(), &mut out);
+        }
+        ("", "Service") => {
+            let filter = format!("kubernetes.io/service-name={}", name(object));
+            let path = format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", namespace(object));
+            let slices = cluster.get(&with_query(&path, &[("labelSelector", &filter)])).await?;
+            service::describe(object, items(&slices, "/items"), &mut out);
+        }
+        ("apps", "Deployment") => {
+            let path = format!("/apis/apps/v1/namespaces/{}/replicasets", namespace(object));
+            let selector = crate::objects::selector_of(object).unwrap_or_default();
+            let sets = cluster.get(&with_query(&path, &[("labelSelector", &selector)])).await?;
+            workload::deployment(object, items(&sets, "/items"), &mut out);
+        }
+        ("apps", "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("", "ReplicationController") => {
+            let path = format!("/api/v1/namespaces/{}/pods", namespace(object));
+            let selector = crate::objects::selector_of(object).unwrap_or_default();
+            let pods = cluster.get(&with_query(&path, &[("labelSelector", &selector)])).await?;
+            workload::replicas(object, items(&pods, "/items"), &mut out);
+        }
+        ("", "Secret") => generic::secret(object, &mut out),
+        ("", "ConfigMap") => generic::config_map(object, &mut out),
+        _ => generic::describe(object, &mut out),
+    }
+    if show_events {
+        events(cluster, &found.resource, object, &mut out).await?;
+    }
+    Ok(out.text)
+}
+
+/// A description that grows line by line.
+#[derive(Default)]
+struct Description {
+    text: String,
+}
+
+impl Description {
+    /// A line as it is.
+    fn line(&mut self, line: impl AsRef<str>) {
+        self.text.push_str(line.as_ref().trim_end());
+        self.text.push('\n');
+    }
+
+    /// Keys and values in two columns, below each other at `indent`.
+    fn pairs(&mut self, indent: usize, pairs: &[(&str, String)]) {
+        let width = pairs.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0) + 2;
+        for (key, value) in pairs {
+            let key = format!("{key}:");
+            self.line(format!("{}{key:<width$}{value}", " ".repeat(indent)));
+        }
+    }
+
+    /// A table at `indent`, with a rule below its headings.
+    fn table(&mut self, indent: usize, head: &[&str], rows: Vec<Vec<String>>) {
+        let rule = head.iter().map(|heading| "-".repeat(heading.len())).collect();
+        let mut all = vec![head.iter().map(|heading| (*heading).to_owned()).collect::<Vec<_>>(), rule];
+        all.extend(rows);
+        let widths: Vec<usize> = (0..head.len())
+            .map(|column| all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+            .collect();
+        for row in all {
+            let mut line = " ".repeat(indent);
+            for (cell, width) in row.iter().zip(&widths) {
+                line.push_str(cell);
+                line.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+            }
+            self.line(line);
+        }
+    }
+}
+
+/// `a=b` of labels or annotations, a line each, for [`Description::pairs`].
+fn map_lines(map: Option<&Value>, column: usize) -> String {
+    let Some(map) = map.and_then(Value::as_object).filter(|map| !map.is_empty()) else { return "<none>".to_owned() };
+    let lines: Vec<String> = map
+        .iter()
+        .filter(|(key, _)| *key != crate::objects::LAST_APPLIED)
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default().replace('\n', "\\n")))
+        .collect();
+    if lines.is_empty() { "<none>".to_owned() } else { lines.join(&format!("\n{}", " ".repeat(column))) }
+}
+
+fn annotation_lines(object: &Value, column: usize) -> String {
+    map_lines(object.pointer("/metadata/annotations"), column).replace('=', ": ")
+}
+
+fn or_none(text: impl Into<String>) -> String {
+    let text = text.into();
+    if text.is_empty() { "<none>".to_owned() } else { text }
+}
+
+fn selector_line(object: &Value) -> String {
+    or_none(crate::objects::selector_of(object).unwrap_or_default())
+}
+
+/// `Mon, 02 Jan 2006 15:04:05 +0000`.
+fn date(time: &str) -> String {
+    match time.parse::<jiff::Timestamp>() {
+        Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime("%a, %d %b %Y %H:%M:%S %z").to_string(),
+        Err(_) => "<unset>".to_owned(),
+    }
+}
+
+/// What happened to an object lately.
+async fn events(cluster: &Cluster, resource: &Resource, object: &Value, out: &mut Description) -> Result<()> {
+    let place = if resource.namespaced { namespace(object) } else { "default" };
+    let mut filter = format!("involvedObject.name={},involvedObject.kind={}", name(object), kind(object));
+    if resource.namespaced {
+        filter.push_str(&format!(",involvedObject.namespace={place},involvedObject.uid={}", text(object, "/metadata/uid")));
+    }
+    let path = with_query(&format!("/api/v1/namespaces/{place}/events"), &[("fieldSelector", &filter), ("limit", "500")]);
+    let list = cluster.get(&path).await?;
+    let mut events: Vec<&Value> = items(&list, "/items").iter().collect();
+    if events.is_empty() {
+        out.line("Events:  <none>");
+        return Ok(());
+    }
+    fn last(event: &Value) -> &str {
+        ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
+            .iter()
+            .map(|path| text(event, path))
+            .find(|time| !time.is_empty())
+            .unwrap_or_default()
+    }
+    events.sort_by_key(|event| last(event).to_owned());
+    let rows = events
+        .iter()
+        .map(|event| {
+            let count = event["series"]["count"].as_i64().or_else(|| event["count"].as_i64()).unwrap_or(1);
+            let interval = if count > 1 {
+                format!("{} (x{count} over {})", age(last(event)), age(text(event, "/firstTimestamp")))
+            } else {
+                age(last(event))
+            };
+            let source = or_blank(text(event, "/source/component"), text(event, "/reportingComponent"));
+            vec![
+                text(event, "/type").to_owned(),
+                text(event, "/reason").to_owned(),
+                interval,
+                source.to_owned(),
+                text(event, "/message").trim().to_owned(),
+            ]
+        })
+        .collect();
+    out.line("Events:");
+    out.table(2, &["Type", "Reason", "Age", "From", "Message"], rows);
+    Ok(())
+}
+
+fn or_blank<'a>(first: &'a str, second: &'a str) -> &'a str {
+    if first.is_empty() { second } else { first }
+}
+
+/// `ReplicaSet/x`, of the controlling owner.
+fn controlled_by(object: &Value) -> Option<String> {
+    let owner = items(object, "/metadata/ownerReferences").iter().find(|owner| owner["controller"] == true)?;
+    Some(format!("{}/{}", text(owner, "/kind"), text(owner, "/name")))
+}
+
+/// How many of the pods are in which phase.
+fn pod_phases(pods: &[Value]) -> String {
+    let count = |phase: &str| pods.iter().filter(|pod| text(pod, "/status/phase") == phase).count();
+    format!(
+        "{} Running / {} Waiting / {} Succeeded / {} Failed",
+        count("Running"),
+        count("Pending"),
+        count("Succeeded"),
+        count("Failed")
+    )
+}
+
+/// The conditions of an object as a table.
+fn conditions(object: &Value, out: &mut Description) {
+    let conditions = items(object, "/status/conditions");
+    if conditions.is_empty() {
+        return;
+    }
+    out.line("Conditions:");
+    let rows = conditions
+        .iter()
+        .map(|condition| ["/type", "/status", "/reason"].map(|path| text(condition, path).to_owned()).to_vec())
+        .collect();
+    out.table(2, &["Type", "Status", "Reason"], rows);
+}
+
+/// `a=b`, or `<none>`, on one line.
+fn labels_line(labels: Option<&Value>) -> String {
+    or_none(selector_text(labels))
+}
+
+/// An age in seconds as people say it.
+fn seconds(value: i64) -> String {
+    human_duration(std::time::Duration::from_secs(u64::try_from(value).unwrap_or(0)))
+}
+
+/// Used by forms that need at least one item.
+fn required<'a>(items: &'a [Value], what: &str) -> Result<&'a Value> {
+    match items.first() {
+        Some(item) => Ok(item),
+        None => bail!("there is no {what}"),
+    }
+}
