@@ -2,8 +2,11 @@
 //! in `bootstrap`. This file only parses, starts the runtime and prints the error of the one command that ran.
 
 mod bootstrap;
+mod cluster;
 mod commands;
 mod flags;
+mod objects;
+mod output;
 
 use std::process::ExitCode;
 

@@ -6,8 +6,7 @@ use serde_json::Value;
 
 use super::{Cluster, JSON};
 
-const AGGREGATED: &str =
-    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 
 /// A kind and where it is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,8 +210,7 @@ impl Discovery {
     pub(crate) fn category(&self, word: &str) -> Vec<Resource> {
         let mut found: Vec<Resource> = Vec::new();
         for resource in &self.resources {
-            let known =
-                found.iter().any(|other| other.group == resource.group && other.name == resource.name);
+            let known = found.iter().any(|other| other.group == resource.group && other.name == resource.name);
             if resource.categories.iter().any(|category| category == word) && !known {
                 found.push(resource.clone());
             }

@@ -148,13 +148,14 @@ mod tests {
     fn failures_read_as_kubectls() {
         let not_found = json!({"reason": "NotFound", "code": 404, "message": "pods \"x\" not found"});
         let cause = |field: &str| json!({"field": field, "message": "Required value"});
-        let invalid = |causes: Vec<Value>| {
-            json!({"reason": "Invalid", "code": 422, "message": "m", "details": {"kind": "Pod", "name": "p", "causes": causes}})
-        };
+        let invalid = |causes: Vec<Value>| json!({"reason": "Invalid", "code": 422, "message": "m", "details": {"kind": "Pod", "name": "p", "causes": causes}});
         let cases = [
             (not_found.clone(), "Error from server (NotFound): pods \"x\" not found"),
             (json!({"message": "boom", "code": 500}), "Error from server: boom"),
-            (json!({"reason": "Unauthorized", "code": 401}), "error: You must be logged in to the server (Unauthorized)"),
+            (
+                json!({"reason": "Unauthorized", "code": 401}),
+                "error: You must be logged in to the server (Unauthorized)",
+            ),
             (invalid(vec![cause("spec.a")]), "The Pod \"p\" is invalid: spec.a: Required value"),
             (
                 invalid(vec![cause("spec.a"), cause("spec.b")]),

@@ -26,8 +26,6 @@ use crate::flags::GlobalFlags;
 pub(crate) const JSON: &str = "application/json";
 /// What `get` asks for: the server's table, or the objects where it has none.
 pub(crate) const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
-/// Under which name changes are recorded in managed fields.
-pub(crate) const FIELD_MANAGER: &str = "kubectl";
 
 /// How a patch is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

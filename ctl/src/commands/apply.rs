@@ -120,7 +120,8 @@ async fn apply(cluster: &Cluster, args: &ApplyArgs, mut manifest: Manifest) -> R
             }
             Err(error) if args.force && matches!(RequestError::code_of(&error), Some(409 | 422)) => {
                 cluster.delete(&path, &json!({"propagationPolicy": "Background"})).await?;
-                super::delete::wait_until_gone(cluster, &resource, namespace(&modified), name(&modified), "", None).await?;
+                super::delete::wait_until_gone(cluster, &resource, namespace(&modified), name(&modified), "", None)
+                    .await?;
                 let collection = args.write.query(&resource.collection(Some(namespace(&modified))), MANAGER);
                 let created = cluster.post(&collection, &modified).await?;
                 return args.write.report(created, Some(&resource), "configured");

@@ -27,7 +27,10 @@ pub(crate) struct VersionArgs {
 
 pub(crate) async fn cluster_info(flags: &GlobalFlags) -> Result<ExitCode> {
     let cluster = Cluster::connect(flags).await?;
-    let path = with_query("/api/v1/namespaces/kube-system/services", &[("labelSelector", "kubernetes.io/cluster-service=true")]);
+    let path = with_query(
+        "/api/v1/namespaces/kube-system/services",
+        &[("labelSelector", "kubernetes.io/cluster-service=true")],
+    );
     let services = cluster.get(&path).await?;
     let server = cluster.server();
     println!("Kubernetes control plane is running at {server}");

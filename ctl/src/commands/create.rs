@@ -476,8 +476,12 @@ fn secret(kind: SecretKind) -> Result<Value> {
 
 fn service(kind: ServiceKind) -> Result<Value> {
     let (args, type_name, more) = match kind {
-        ServiceKind::Clusterip { service, clusterip } => (service, "ClusterIP", clusterip.map(|ip| ("clusterIP", json!(ip)))),
-        ServiceKind::Nodeport { service, node_port } => (service, "NodePort", node_port.map(|port| ("nodePort", json!(port)))),
+        ServiceKind::Clusterip { service, clusterip } => {
+            (service, "ClusterIP", clusterip.map(|ip| ("clusterIP", json!(ip))))
+        }
+        ServiceKind::Nodeport { service, node_port } => {
+            (service, "NodePort", node_port.map(|port| ("nodePort", json!(port))))
+        }
         ServiceKind::Loadbalancer { service } => (service, "LoadBalancer", None),
         ServiceKind::Externalname { service, external_name } => {
             (service, "ExternalName", Some(("externalName", json!(external_name))))
@@ -569,7 +573,9 @@ fn binding(kind: &str, args: &BindingArgs, in_namespace: &str) -> Result<Value> 
     let mut subjects: Vec<Value> = Vec::new();
     for (subject_kind, names) in [("User", &args.user), ("Group", &args.group)] {
         subjects.extend(
-            names.iter().map(|name| json!({"kind": subject_kind, "apiGroup": "rbac.authorization.k8s.io", "name": name})),
+            names
+                .iter()
+                .map(|name| json!({"kind": subject_kind, "apiGroup": "rbac.authorization.k8s.io", "name": name})),
         );
     }
     for account in &args.serviceaccount {

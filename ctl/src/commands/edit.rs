@@ -156,7 +156,10 @@ pub(crate) async fn replace(args: ReplaceArgs, flags: &GlobalFlags) -> Result<Ex
             }
             let place = namespace(&manifest.object).to_owned();
             match cluster.delete(&path, &options).await {
-                Ok(_) => super::delete::wait_until_gone(&cluster, &resource, &place, name(&manifest.object), "", None).await?,
+                Ok(_) => {
+                    super::delete::wait_until_gone(&cluster, &resource, &place, name(&manifest.object), "", None)
+                        .await?
+                }
                 Err(error) if RequestError::code_of(&error) == Some(404) => {}
                 Err(error) => return Err(during(error)),
             }

@@ -61,7 +61,9 @@ fn selector(object: &Value) -> Result<Value> {
     if kind(object) == "Pod" {
         return match object.pointer("/metadata/labels") {
             Some(labels) => Ok(labels.clone()),
-            None => bail!("couldn't retrieve selectors via --selector flag or introspection: the pod has no labels and cannot be exposed"),
+            None => bail!(
+                "couldn't retrieve selectors via --selector flag or introspection: the pod has no labels and cannot be exposed"
+            ),
         };
     }
     if !items(object, "/spec/selector/matchExpressions").is_empty() {
@@ -70,7 +72,9 @@ fn selector(object: &Value) -> Result<Value> {
     let labels = object.pointer("/spec/selector/matchLabels").or_else(|| object.pointer("/spec/selector"));
     match labels.filter(|labels| labels.as_object().is_some_and(|labels| !labels.is_empty())) {
         Some(labels) => Ok(labels.clone()),
-        None => bail!("couldn't retrieve selectors via --selector flag or introspection: cannot expose a {}", kind(object)),
+        None => {
+            bail!("couldn't retrieve selectors via --selector flag or introspection: cannot expose a {}", kind(object))
+        }
     }
 }
 
@@ -84,7 +88,9 @@ fn ports_of(object: &Value) -> Vec<(u64, String)> {
     let of_containers = containers.iter().flat_map(|c| items(c, "/ports")).map(|port| (port, "containerPort"));
     of_containers
         .chain(of_service)
-        .filter_map(|(port, field)| Some((port[field].as_u64()?, port["protocol"].as_str().unwrap_or("TCP").to_owned())))
+        .filter_map(|(port, field)| {
+            Some((port[field].as_u64()?, port["protocol"].as_str().unwrap_or("TCP").to_owned()))
+        })
         .collect()
 }
 

@@ -93,7 +93,11 @@ pub(crate) async fn run(args: GetArgs, flags: &GlobalFlags) -> Result<ExitCode> 
     if args.watch || args.watch_only {
         return watch(&cluster, &args, &format, wanted).await;
     }
-    if format.is_table() { show_tables(&cluster, &args, &format, wanted).await } else { show_objects(&cluster, &args, &format, wanted).await }
+    if format.is_table() {
+        show_tables(&cluster, &args, &format, wanted).await
+    } else {
+        show_objects(&cluster, &args, &format, wanted).await
+    }
 }
 
 impl GetArgs {
@@ -122,7 +126,12 @@ impl GetArgs {
 }
 
 /// What was found for a target, and what went wrong with single names.
-async fn collect(cluster: &Cluster, args: &GetArgs, target: &Target, accept: &'static str) -> (Vec<Value>, Vec<anyhow::Error>) {
+async fn collect(
+    cluster: &Cluster,
+    args: &GetArgs,
+    target: &Target,
+    accept: &'static str,
+) -> (Vec<Value>, Vec<anyhow::Error>) {
     let (mut answers, mut errors) = (Vec::new(), Vec::new());
     let include = if args.sort_by.is_some() && accept == TABLE { "Object" } else { "" };
     for name in &target.names {
@@ -250,7 +259,10 @@ async fn watch(cluster: &Cluster, args: &GetArgs, format: &Format, mut wanted: V
         bail!("you may only specify a single resource type");
     };
     if target.names.len() > 1 {
-        bail!("watch is only supported on individual resources and resource collections - {} resources were found", target.names.len());
+        bail!(
+            "watch is only supported on individual resources and resource collections - {} resources were found",
+            target.names.len()
+        );
     }
     let accept = if format.is_table() { TABLE } else { JSON };
     let mut selectors = args.selectors.clone();
@@ -262,17 +274,28 @@ async fn watch(cluster: &Cluster, args: &GetArgs, format: &Format, mut wanted: V
     let collection = selectors.query(&target.resource.collection(args.scope(cluster)));
     let list = cluster.get_as(&collection, accept).await?;
     let mut version = text(&list, "/metadata/resourceVersion").to_owned();
-    let mut printer = WatchPrinter { args, format, target: &target, widths: Widths::default(), definitions: Value::Null, headed: args.no_headers };
+    let mut printer = WatchPrinter {
+        args,
+        format,
+        target: &target,
+        widths: Widths::default(),
+        definitions: Value::Null,
+        headed: args.no_headers,
+    };
     if !args.watch_only {
         printer.show(list)?;
     }
     loop {
-        let path = with_query(&collection, &[("watch", "true"), ("resourceVersion", &version), ("allowWatchBookmarks", "true")]);
+        let path = with_query(
+            &collection,
+            &[("watch", "true"), ("resourceVersion", &version), ("allowWatchBookmarks", "true")],
+        );
         let mut events = cluster.watch(&path, accept).await?;
         while let Some(event) = events.next().await {
             let (kind, object) = event?;
             let newest = text(&object, "/metadata/resourceVersion");
-            let newest = if newest.is_empty() { text(&object, "/rows/0/object/metadata/resourceVersion") } else { newest };
+            let newest =
+                if newest.is_empty() { text(&object, "/rows/0/object/metadata/resourceVersion") } else { newest };
             if !newest.is_empty() {
                 version = newest.to_owned();
             }
@@ -317,7 +340,8 @@ impl WatchPrinter<'_> {
         if !self.args.show_managed_fields {
             strip_managed_fields(&mut answer);
         }
-        let objects = if answer.get("items").is_some() { with_kinds(answer, &self.target.resource) } else { vec![answer] };
+        let objects =
+            if answer.get("items").is_some() { with_kinds(answer, &self.target.resource) } else { vec![answer] };
         for object in objects {
             let text = self.format.render(&object, Some(&self.target.resource), self.headed)?;
             self.headed = true;
@@ -376,7 +400,8 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_by_a_path() {
-        let row = |name: &str, count: i64| json!({"cells": [name], "object": {"metadata": {"name": name}, "count": count}});
+        let row =
+            |name: &str, count: i64| json!({"cells": [name], "object": {"metadata": {"name": name}, "count": count}});
         let mut table = json!({"rows": [row("b", 10), row("a", 9)]});
         sort_rows(&mut table, &jsonpath::Path::parse_relaxed(".count").expect("path"));
         assert_eq!(table["rows"][0]["cells"][0], "a");

@@ -306,7 +306,8 @@ fn contexts(config: &Value, wanted: &[String], only_names: bool, no_headers: boo
             continue;
         }
         let mark = if name == current { "*" } else { "" };
-        let fields = ["/context/cluster", "/context/user", "/context/namespace"].map(|path| text(entry, path).to_owned());
+        let fields =
+            ["/context/cluster", "/context/user", "/context/namespace"].map(|path| text(entry, path).to_owned());
         rows.push([mark.to_owned(), name.to_owned()].into_iter().chain(fields).collect());
     }
     print!("{}", table::render(&rows));
@@ -345,9 +346,10 @@ fn redact(config: &mut Value) {
 }
 
 fn embed_files(config: &mut Value) -> Result<()> {
-    for (list, key, fields) in
-        [("clusters", "cluster", &["certificate-authority"][..]), ("users", "user", &["client-certificate", "client-key"][..])]
-    {
+    for (list, key, fields) in [
+        ("clusters", "cluster", &["certificate-authority"][..]),
+        ("users", "user", &["client-certificate", "client-key"][..]),
+    ] {
         for entry in config[list].as_array_mut().into_iter().flatten() {
             let Some(entry) = entry[key].as_object_mut() else { continue };
             for field in fields {
@@ -364,7 +366,8 @@ fn embed_files(config: &mut Value) -> Result<()> {
 fn file_field(entry: &mut Map<String, Value>, field: &str, path: Option<&PathBuf>, embed: bool) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     if embed {
-        let contents = std::fs::read(path).with_context(|| format!("could not read {field} data from {}", path.display()))?;
+        let contents =
+            std::fs::read(path).with_context(|| format!("could not read {field} data from {}", path.display()))?;
         entry.remove(field);
         entry.insert(format!("{field}-data"), json!(STANDARD.encode(contents)));
     } else {
@@ -465,7 +468,9 @@ fn delete(paths: &[PathBuf], list: &str, word: &str, name: &str) -> Result<()> {
     };
     change(&path, |file| {
         if word == "context" && text(file, "/current-context") == name {
-            eprintln!("warning: this removed your active context, use \"kubectl config use-context\" to select a different one");
+            eprintln!(
+                "warning: this removed your active context, use \"kubectl config use-context\" to select a different one"
+            );
         }
         if let Some(entries) = file[list].as_array_mut() {
             entries.retain(|entry| text(entry, "/name") != name);
@@ -545,7 +550,10 @@ mod tests {
         }
         let written = read(&path).expect("readable").expect("there");
         assert_eq!(written["clusters"], json!([{"name": "c", "cluster": {"server": "https://1.2.3.4:6443"}}]));
-        assert_eq!(written["contexts"], json!([{"name": "y", "context": {"cluster": "c", "user": "u", "namespace": "ns"}}]));
+        assert_eq!(
+            written["contexts"],
+            json!([{"name": "y", "context": {"cluster": "c", "user": "u", "namespace": "ns"}}])
+        );
         assert_eq!(written["current-context"], "y");
         assert_eq!(path.metadata().expect("metadata").permissions().mode() & 0o777, 0o600);
         assert!(config(&path, "use-context nonsense").is_err());
@@ -558,7 +566,8 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let mut config = json!({"clusters": [], "users": [{"name": "u", "user": {"token": "t", "client-key-data": "k"}}]});
+        let mut config =
+            json!({"clusters": [], "users": [{"name": "u", "user": {"token": "t", "client-key-data": "k"}}]});
         redact(&mut config);
         assert_eq!(config["users"][0]["user"], json!({"token": "REDACTED", "client-key-data": "DATA+OMITTED"}));
     }

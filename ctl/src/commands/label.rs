@@ -100,7 +100,8 @@ pub(crate) async fn run(args: LabelArgs, flags: &GlobalFlags, field: Field) -> R
     let found = fetch(&cluster, wanted, &args.selectors, args.all, args.all_namespaces).await?;
     let mut failed = false;
     for found in found {
-        let present = found.object["metadata"].get(field.name()).and_then(Value::as_object).cloned().unwrap_or_default();
+        let present =
+            found.object["metadata"].get(field.name()).and_then(Value::as_object).cloned().unwrap_or_default();
         if args.list {
             for (key, value) in &present {
                 println!("{key}={}", plain(value));

@@ -131,7 +131,9 @@ async fn choose(cluster: &Cluster, args: &LogsArgs) -> Result<Vec<Value>> {
         }
         (Some(target), None) => target,
         (Some(_), Some(_)) => bail!("only a selector (-l) or a POD name is allowed"),
-        (None, None) => bail!("expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs command"),
+        (None, None) => bail!(
+            "expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs command"
+        ),
     };
     let (resource, object_name) = one_object(cluster, std::slice::from_ref(target), Some("pods")).await?;
     let object = cluster.get(&resource.object(&cluster.namespace, &object_name)).await?;

@@ -203,7 +203,11 @@ async fn evict(cluster: &Cluster, args: &DrainArgs, pod: &Value, deadline: Optio
                 if deadline.is_some_and(|deadline| Instant::now() + EVICTION_PAUSE > deadline) {
                     return Err(error);
                 }
-                eprintln!("error when evicting pods/{:?} -n {:?} (will retry after 5s): {error}", name(pod), namespace(pod));
+                eprintln!(
+                    "error when evicting pods/{:?} -n {:?} (will retry after 5s): {error}",
+                    name(pod),
+                    namespace(pod)
+                );
                 tokio::time::sleep(EVICTION_PAUSE).await;
             }
             Err(error) => return Err(error),
@@ -214,9 +218,16 @@ async fn evict(cluster: &Cluster, args: &DrainArgs, pod: &Value, deadline: Optio
 /// A change of taints.
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
-    Add { key: String, value: String, effect: String },
+    Add {
+        key: String,
+        value: String,
+        effect: String,
+    },
     /// Without an effect: of all.
-    Remove { key: String, effect: Option<String> },
+    Remove {
+        key: String,
+        effect: Option<String>,
+    },
 }
 
 fn parse_change(word: &str) -> Result<Change> {
@@ -257,10 +268,14 @@ fn changed_taints(present: &[Value], changes: &[Change], overwrite: bool) -> Res
                 taints.push(taint);
             }
             Change::Remove { key, effect } => {
-                let gone =
-                    |taint: &Value| taint["key"] == *key && effect.as_ref().is_none_or(|effect| taint["effect"] == *effect);
+                let gone = |taint: &Value| {
+                    taint["key"] == *key && effect.as_ref().is_none_or(|effect| taint["effect"] == *effect)
+                };
                 if !taints.iter().any(gone) {
-                    bail!("taint {:?} not found", effect.as_ref().map_or_else(|| key.clone(), |e| format!("{key}:{e}")));
+                    bail!(
+                        "taint {:?} not found",
+                        effect.as_ref().map_or_else(|| key.clone(), |e| format!("{key}:{e}"))
+                    );
                 }
                 taints.retain(|taint| !gone(taint));
             }
@@ -285,7 +300,8 @@ pub(crate) async fn taint(args: TaintArgs, flags: &GlobalFlags) -> Result<ExitCo
     let Some(target) = wanted.pop() else { bail!("one or more nodes must be specified") };
     for node in fetch(&cluster, vec![target], &args.selectors, args.all, false).await? {
         let taints = changed_taints(items(&node.object, "/spec/taints"), &changes, args.overwrite)?;
-        let done = if changes.iter().any(|change| matches!(change, Change::Add { .. })) { "tainted" } else { "untainted" };
+        let done =
+            if changes.iter().any(|change| matches!(change, Change::Add { .. })) { "tainted" } else { "untainted" };
         let mut object = node.object.clone();
         if args.write.dry_run != DryRun::Client {
             let patch = json!({
@@ -303,7 +319,8 @@ mod tests {
 
     #[test]
     fn taints_are_added_and_removed() {
-        let present = [json!({"key": "a", "effect": "NoSchedule", "value": "1"}), json!({"key": "a", "effect": "NoExecute"})];
+        let present =
+            [json!({"key": "a", "effect": "NoSchedule", "value": "1"}), json!({"key": "a", "effect": "NoExecute"})];
         let change = |words: &[&str], overwrite| {
             let changes: Vec<_> = words.iter().map(|word| parse_change(word).expect(word)).collect();
             changed_taints(&present, &changes, overwrite)

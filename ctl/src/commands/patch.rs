@@ -41,7 +41,9 @@ pub(crate) struct PatchArgs {
 pub(crate) async fn run(args: PatchArgs, flags: &GlobalFlags) -> Result<ExitCode> {
     let text = match (&args.patch, &args.patch_file) {
         (Some(patch), None) => patch.clone(),
-        (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("unable to read patch file {path}"))?,
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("unable to read patch file {path}"))?
+        }
         (None, None) => bail!("must specify --patch or --patch-file containing the contents of the patch"),
         (Some(_), Some(_)) => bail!("cannot specify --patch and --patch-file together"),
     };

@@ -92,7 +92,8 @@ fn parse(words: &str, pod: &Value, service: Option<&Value>) -> Result<(u16, u16)
         // A Service's port is that of its pods behind it.
         Some(service) => {
             let port = items(service, "/spec/ports").iter().find(|port| {
-                text(port, "/name") == remote || number_of(remote).is_some_and(|number_| number(port, "/port") == i64::from(number_))
+                text(port, "/name") == remote
+                    || number_of(remote).is_some_and(|number_| number(port, "/port") == i64::from(number_))
             });
             let Some(port) = port else { bail!("Service {} does not have a service port {remote}", name(service)) };
             match &port["targetPort"] {
@@ -107,7 +108,8 @@ fn parse(words: &str, pod: &Value, service: Option<&Value>) -> Result<(u16, u16)
         Some(port) => port,
         None => {
             let ports = items(pod, "/spec/containers").iter().flat_map(|container| items(container, "/ports"));
-            let named = ports.filter(|port| text(port, "/name") == wanted).map(|port| number(port, "/containerPort")).next();
+            let named =
+                ports.filter(|port| text(port, "/name") == wanted).map(|port| number(port, "/containerPort")).next();
             match named.and_then(|port| u16::try_from(port).ok()) {
                 Some(port) => port,
                 None => bail!("Pod '{}' does not have a named port '{wanted}'", name(pod)),
@@ -164,7 +166,8 @@ mod tests {
     #[test]
     fn ports_are_numbers_or_names() {
         let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 8080}]}]}});
-        let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"name": "web", "port": 80, "targetPort": "http"}]}});
+        let service =
+            json!({"metadata": {"name": "s"}, "spec": {"ports": [{"name": "web", "port": 80, "targetPort": "http"}]}});
         for (text, service, expected) in [
             ("8080", None, Some((8080, 8080))),
             ("9000:http", None, Some((9000, 8080))),

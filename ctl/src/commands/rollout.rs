@@ -193,8 +193,10 @@ async fn follow(cluster: &Cluster, found: &Found, watch: bool) -> Result<()> {
     require_template(found, "rollout status")?;
     let (mut object, mut last) = (found.object.clone(), String::new());
     let filter = format!("metadata.name={}", name(&object));
-    let collection =
-        with_query(&found.resource.collection(Some(namespace(&object))), &[("fieldSelector", &filter), ("watch", "true")]);
+    let collection = with_query(
+        &found.resource.collection(Some(namespace(&object))),
+        &[("fieldSelector", &filter), ("watch", "true")],
+    );
     loop {
         let version = text(&object, "/metadata/resourceVersion").to_owned();
         if say(&object, &mut last)? || !watch {
@@ -239,7 +241,8 @@ fn status(object: &Value) -> Result<(String, bool)> {
                 bail!("deployment {name:?} exceeded its progress deadline");
             }
             let wanted = object.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1);
-            let (replicas, updated, available) = (counts("replicas"), counts("updatedReplicas"), counts("availableReplicas"));
+            let (replicas, updated, available) =
+                (counts("replicas"), counts("updatedReplicas"), counts("availableReplicas"));
             let wait = format!("Waiting for deployment {name:?} rollout to finish:");
             Ok(if updated < wanted {
                 (format!("{wait} {updated} out of {wanted} new replicas have been updated..."), false)
@@ -283,13 +286,30 @@ fn status(object: &Value) -> Result<(String, bool)> {
             Ok(if ready < wanted {
                 (format!("Waiting for {} pods to be ready...", wanted - ready), false)
             } else if partition > 0 && updated < wanted - partition {
-                (format!("Waiting for partitioned roll out to finish: {updated} out of {} new pods have been updated...", wanted - partition), false)
+                (
+                    format!(
+                        "Waiting for partitioned roll out to finish: {updated} out of {} new pods have been updated...",
+                        wanted - partition
+                    ),
+                    false,
+                )
             } else if partition > 0 {
                 (format!("partitioned roll out complete: {updated} new pods have been updated..."), true)
             } else if revision != text(object, "/status/currentRevision") {
-                (format!("waiting for statefulset rolling update to complete {updated} pods at revision {revision}..."), false)
+                (
+                    format!(
+                        "waiting for statefulset rolling update to complete {updated} pods at revision {revision}..."
+                    ),
+                    false,
+                )
             } else {
-                (format!("statefulset rolling update complete {} pods at revision {revision}...", counts("currentReplicas")), true)
+                (
+                    format!(
+                        "statefulset rolling update complete {} pods at revision {revision}...",
+                        counts("currentReplicas")
+                    ),
+                    true,
+                )
             })
         }
     }
@@ -321,7 +341,11 @@ async fn revisions(cluster: &Cluster, found: &Found) -> Result<Vec<Revision>> {
             let annotation = |key: &str| item["metadata"]["annotations"][key].as_str().unwrap_or_default().to_owned();
             if of_deployment {
                 let template = item["spec"]["template"].clone();
-                Revision { number: annotation(REVISION).parse().unwrap_or(0), cause: annotation(CHANGE_CAUSE), template }
+                Revision {
+                    number: annotation(REVISION).parse().unwrap_or(0),
+                    cause: annotation(CHANGE_CAUSE),
+                    template,
+                }
             } else {
                 let template = item["data"]["spec"]["template"].clone();
                 Revision { number: number(item, "/revision"), cause: annotation(CHANGE_CAUSE), template }
@@ -394,9 +418,7 @@ mod tests {
 
     #[test]
     fn the_status_of_a_deployment_is_kubectls() {
-        let deployment = |status: Value| {
-            json!({"kind": "Deployment", "metadata": {"name": "d", "generation": 2}, "spec": {"replicas": 3}, "status": status})
-        };
+        let deployment = |status: Value| json!({"kind": "Deployment", "metadata": {"name": "d", "generation": 2}, "spec": {"replicas": 3}, "status": status});
         let cases = [
             (json!({"observedGeneration": 1}), "Waiting for deployment spec update to be observed...", false),
             (

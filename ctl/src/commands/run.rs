@@ -219,11 +219,12 @@ async fn attached(cluster: &Cluster, args: &RunArgs) -> Result<ExitCode> {
     if args.restart == "Always" {
         return Ok(ExitCode::SUCCESS);
     }
-    let ended = tokio::time::timeout(Duration::from_secs(30), phase(cluster, &args.name, &["Succeeded", "Failed"])).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(30), phase(cluster, &args.name, &["Succeeded", "Failed"])).await;
     let code = match ended {
-        Ok(Ok(pod)) => {
-            items(&pod, "/status/containerStatuses").iter().find_map(|status| status.pointer("/state/terminated/exitCode")?.as_u64())
-        }
+        Ok(Ok(pod)) => items(&pod, "/status/containerStatuses")
+            .iter()
+            .find_map(|status| status.pointer("/state/terminated/exitCode")?.as_u64()),
         _ => None,
     };
     Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(0)))

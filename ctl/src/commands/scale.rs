@@ -62,7 +62,10 @@ pub(crate) async fn run(args: ScaleArgs, flags: &GlobalFlags) -> Result<ExitCode
         if let Some(expected) = &args.resource_version
             && text(&found.object, "/metadata/resourceVersion") != expected
         {
-            bail!("Expected resource version to be {expected}, was {}", text(&found.object, "/metadata/resourceVersion"));
+            bail!(
+                "Expected resource version to be {expected}, was {}",
+                text(&found.object, "/metadata/resourceVersion")
+            );
         }
         if args.write.dry_run != DryRun::Client {
             let mut patch = json!({"spec": {"replicas": args.replicas}});

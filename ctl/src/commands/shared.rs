@@ -40,9 +40,7 @@ fn dry_run(text: &str) -> Result<DryRun, String> {
         "none" | "false" => Ok(DryRun::None),
         "client" | "true" | "unchanged" => Ok(DryRun::Client),
         "server" => Ok(DryRun::Server),
-        other => Err(format!(
-            "Invalid dry-run value ({other}). Must be \"none\", \"server\", or \"client\"."
-        )),
+        other => Err(format!("Invalid dry-run value ({other}). Must be \"none\", \"server\", or \"client\".")),
     }
 }
 
@@ -219,12 +217,13 @@ pub(crate) async fn pods_of(cluster: &Cluster, in_namespace: &str, object: &Valu
     let path = with_query(&format!("/api/v1/namespaces/{in_namespace}/pods"), &[("labelSelector", &selector)]);
     let list = cluster.get(&path).await?;
     let mut pods: Vec<Value> = items(&list, "/items").to_vec();
-    let ready = |pod: &Value| {
-        items(pod, "/status/conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
-    };
+    let ready =
+        |pod: &Value| items(pod, "/status/conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
     let placed = |pod: &Value| crate::objects::text(pod, "/spec/nodeName") != "";
     let created = |pod: &Value| crate::objects::text(pod, "/metadata/creationTimestamp").to_owned();
-    pods.sort_by_key(|pod| (!placed(pod), crate::objects::text(pod, "/status/phase") != "Running", !ready(pod), created(pod)));
+    pods.sort_by_key(|pod| {
+        (!placed(pod), crate::objects::text(pod, "/status/phase") != "Running", !ready(pod), created(pod))
+    });
     Ok(pods)
 }
 
@@ -291,9 +290,12 @@ mod tests {
         let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
         let mut annotated = pod.clone();
         annotated["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/default-container": "b"});
-        for (pod, given, expected) in
-            [(&pod, None, Some("a")), (&annotated, None, Some("b")), (&pod, Some("i"), Some("i")), (&pod, Some("x"), None)]
-        {
+        for (pod, given, expected) in [
+            (&pod, None, Some("a")),
+            (&annotated, None, Some("b")),
+            (&pod, Some("i"), Some("i")),
+            (&pod, Some("x"), None),
+        ] {
             assert_eq!(default_container(pod, given, true).ok().as_deref(), expected);
         }
     }

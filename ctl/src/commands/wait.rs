@@ -64,7 +64,7 @@ impl Goal {
         if let Some(rest) = text.strip_prefix("jsonpath=") {
             // The value's sign is the first behind the closing brace.
             let (path, value) = match rest.find('}') {
-                Some(end) => (&rest[..=end], rest[end + 1..].strip_prefix('=')),
+                Some(end) => (&rest[..=end], rest[end + 1..].trim_start_matches(['\'', '"']).strip_prefix('=')),
                 None => match rest.split_once('=') {
                     Some((path, value)) => (path, Some(value)),
                     None => (rest, None),
@@ -90,9 +90,11 @@ impl Goal {
                     .iter()
                     .find(|condition| text(condition, "/type").eq_ignore_ascii_case(name));
                 // A condition that was written before the last change says nothing about it.
-                let current = found.and_then(|condition| condition["observedGeneration"].as_i64()).is_none_or(|observed| {
-                    observed == 0 || object["metadata"]["generation"].as_i64().is_none_or(|generation| observed >= generation)
-                });
+                let current =
+                    found.and_then(|condition| condition["observedGeneration"].as_i64()).is_none_or(|observed| {
+                        observed == 0
+                            || object["metadata"]["generation"].as_i64().is_none_or(|generation| observed >= generation)
+                    });
                 current && found.is_some_and(|condition| text(condition, "/status").eq_ignore_ascii_case(value))
             }
             Goal::Path(path, value) => match (path.find(object).as_slice(), value) {

@@ -145,7 +145,8 @@ async fn whoami(cluster: &Cluster, output: Option<&str>) -> Result<ExitCode> {
         None => {
             let mut rows = vec![vec!["ATTRIBUTE".to_owned(), "VALUE".to_owned()]];
             rows.push(vec!["Username".to_owned(), text(&answer, "/status/userInfo/username").to_owned()]);
-            let groups: Vec<&str> = items(&answer, "/status/userInfo/groups").iter().filter_map(Value::as_str).collect();
+            let groups: Vec<&str> =
+                items(&answer, "/status/userInfo/groups").iter().filter_map(Value::as_str).collect();
             rows.push(vec!["Groups".to_owned(), format!("[{}]", groups.join(" "))]);
             let extra = answer.pointer("/status/userInfo/extra").and_then(Value::as_object);
             for (key, values) in extra.into_iter().flatten() {

@@ -58,8 +58,7 @@ pub(crate) async fn targets(cluster: &Cluster, words: &[String]) -> Result<Vec<T
             let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
             for word in types {
                 let category = discovery.category(word);
-                let resources =
-                    if category.is_empty() { vec![discovery.resolve(word)?] } else { category };
+                let resources = if category.is_empty() { vec![discovery.resolve(word)?] } else { category };
                 for resource in resources {
                     targets.push(Target { resource, names: names.clone() });
                 }

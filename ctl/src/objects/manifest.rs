@@ -82,7 +82,10 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
             if recursive {
                 found.extend(files(&entry, recursive)?);
             }
-        } else if entry.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json") {
+        } else if entry
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+        {
             found.push(entry);
         }
     }
@@ -108,8 +111,11 @@ fn take(source: &str, mut object: Value, manifests: &mut Vec<Manifest>) -> Resul
         }
         return Ok(());
     }
-    let missing: Vec<&str> =
-        [("apiVersion", api_version(&object)), ("kind", kind(&object))].iter().filter(|(_, v)| v.is_empty()).map(|(k, _)| *k).collect();
+    let missing: Vec<&str> = [("apiVersion", api_version(&object)), ("kind", kind(&object))]
+        .iter()
+        .filter(|(_, v)| v.is_empty())
+        .map(|(k, _)| *k)
+        .collect();
     if !missing.is_empty() {
         bail!(
             "error validating {source:?}: error validating data: [{}]; if you choose to ignore these errors, turn validation off with --validate=false",
@@ -160,7 +166,10 @@ mod tests {
     #[test]
     fn an_object_without_a_kind_is_named() {
         let error = parse("f.yaml", "metadata: {name: a}").expect_err("no kind").to_string();
-        assert!(error.contains("error validating \"f.yaml\"") && error.contains("[apiVersion not set, kind not set]"), "{error}");
+        assert!(
+            error.contains("error validating \"f.yaml\"") && error.contains("[apiVersion not set, kind not set]"),
+            "{error}"
+        );
         assert!(parse("f.yaml", "a: [").is_err());
     }
 
@@ -170,9 +179,10 @@ mod tests {
         let write = |name: &str| {
             let path = directory.path().join(name);
             std::fs::create_dir_all(path.parent().expect("parent")).expect("directories");
-            std::fs::write(path, format!("{{apiVersion: v1, kind: Pod, metadata: {{name: \"{name}\"}}}}")).expect("file");
+            std::fs::write(path, format!("{{apiVersion: v1, kind: Pod, metadata: {{name: \"{name}\"}}}}"))
+                .expect("file");
         };
-        ["b.yaml", "a.json", "c.txt", "d/e.yml"].map(write);
+        ["b.yaml", "a.json", "c.txt", "d/e.yml"].iter().for_each(|name| write(name));
         let read = |recursive| {
             let flags = FileFlags { filename: vec![directory.path().display().to_string()], recursive };
             flags.read().expect("manifests").iter().map(|m| name(&m.object).to_owned()).collect::<Vec<_>>()

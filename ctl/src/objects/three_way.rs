@@ -183,7 +183,12 @@ mod tests {
             (json!({"a": 1}), json!({"a": 2}), json!({"a": 1, "server": 9}), json!({"a": 2, "server": 9})),
             (json!({"a": 1, "b": 1}), json!({"a": 1}), json!({"a": 1, "b": 1}), json!({"a": 1})),
             (json!({}), json!({"a": 1}), json!({"b": 2}), json!({"a": 1, "b": 2})),
-            (json!({"a": {"x": 1, "y": 1}}), json!({"a": {"x": 1}}), json!({"a": {"x": 1, "y": 1, "z": 1}}), json!({"a": {"x": 1, "z": 1}})),
+            (
+                json!({"a": {"x": 1, "y": 1}}),
+                json!({"a": {"x": 1}}),
+                json!({"a": {"x": 1, "y": 1, "z": 1}}),
+                json!({"a": {"x": 1, "z": 1}}),
+            ),
             (json!({}), json!({"a": null}), json!({"a": 1}), json!({})),
             (json!({"l": [1, 2]}), json!({"l": [3]}), json!({"l": [1, 2]}), json!({"l": [3]})),
         ];
@@ -252,7 +257,11 @@ mod tests {
     fn differences_are_merge_patches() {
         for (from, to, expected) in [
             (json!({"a": 1}), json!({"a": 1}), None),
-            (json!({"a": 1, "b": {"c": 1, "d": 2}}), json!({"b": {"c": 1}}), Some(json!({"a": null, "b": {"d": null}}))),
+            (
+                json!({"a": 1, "b": {"c": 1, "d": 2}}),
+                json!({"b": {"c": 1}}),
+                Some(json!({"a": null, "b": {"d": null}})),
+            ),
             (json!({"l": [1]}), json!({"l": [1, 2]}), Some(json!({"l": [1, 2]}))),
             (json!({}), json!({"n": {"x": 1}}), Some(json!({"n": {"x": 1}}))),
         ] {

@@ -83,7 +83,9 @@ impl Path {
         let mut parser = Parser { rest: inner };
         let path = parser.path(true)?;
         if !parser.rest.trim().is_empty() {
-            bail!("unexpected path string {text:?}, expected a 'name1.name2' or '.name1.name2' or '{{name1.name2}}' or '{{.name1.name2}}'");
+            bail!(
+                "unexpected path string {text:?}, expected a 'name1.name2' or '.name1.name2' or '{{name1.name2}}' or '{{.name1.name2}}'"
+            );
         }
         Ok(path)
     }
@@ -96,7 +98,13 @@ impl Path {
     fn find_from<'a>(&self, root: &'a Value, current: &'a Value) -> Vec<&'a Value> {
         let mut found = vec![if self.from_root { root } else { current }];
         for step in &self.steps {
-            found = found.into_iter().flat_map(|value| step.apply(root, value)).collect();
+            found = match step {
+                // Pick by pick, not value by value.
+                Step::Union(picks) => {
+                    picks.iter().flat_map(|pick| found.iter().flat_map(|value| pick.apply(value))).collect()
+                }
+                step => found.into_iter().flat_map(|value| step.apply(root, value)).collect(),
+            };
         }
         found
     }
@@ -108,12 +116,8 @@ impl Step {
             Step::Field(name) => value.get(name.as_str()).into_iter().collect(),
             Step::All => children(value),
             Step::Descend => {
-                let mut all = vec![value];
-                let mut next = 0;
-                while let Some(value) = all.get(next) {
-                    all.extend(children(value));
-                    next += 1;
-                }
+                let mut all = Vec::new();
+                descend(value, &mut all);
                 all
             }
             Step::Union(picks) => picks.iter().flat_map(|pick| pick.apply(value)).collect(),
@@ -132,6 +136,16 @@ impl Step {
     }
 }
 
+/// A value and all that is in it, from the outside in.
+fn descend<'a>(value: &'a Value, all: &mut Vec<&'a Value>) {
+    if value.is_object() || value.is_array() {
+        all.push(value);
+        for child in children(value) {
+            descend(child, all);
+        }
+    }
+}
+
 fn children(value: &Value) -> Vec<&Value> {
     match value {
         Value::Array(items) => items.iter().collect(),
@@ -144,7 +158,11 @@ impl Pick {
     fn apply<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
         let Value::Array(items) = value else {
             return match self {
-                Pick::Field(name) => value.get(name.as_str()).into_iter().collect(),
+                // `['a.b']` is the key or, as in kubectl, the path.
+                Pick::Field(name) => {
+                    let along_path = || name.split('.').try_fold(value, |place, field| place.get(field));
+                    value.get(name.as_str()).or_else(along_path).into_iter().collect()
+                }
                 _ => Vec::new(),
             };
         };
@@ -389,7 +407,8 @@ impl Parser<'_> {
                 ("<", Comparison::Less),
                 (">", Comparison::Greater),
             ];
-            let comparison = comparisons.into_iter().find(|(token, _)| self.eat(token)).map(|(_, comparison)| comparison);
+            let comparison =
+                comparisons.into_iter().find(|(token, _)| self.eat(token)).map(|(_, comparison)| comparison);
             let right = match comparison {
                 Some(comparison) => Some((comparison, self.operand()?)),
                 None => None,
@@ -498,7 +517,10 @@ mod tests {
             ("text", "text"),
             ("kind is {.kind}", "kind is List"),
             ("{.items[*].metadata.name}", "127.0.0.1 127.0.0.2"),
-            ("{.items[*]['metadata.name', 'status']}", "{\"capacity\":{\"cpu\":\"4\"},\"ready\":true} {\"age\":7,\"capacity\":{\"cpu\":\"8\"}}"),
+            (
+                "{.items[*]['metadata.name', 'status']}",
+                "127.0.0.1 127.0.0.2 {\"capacity\":{\"cpu\":\"4\"},\"ready\":true} {\"age\":7,\"capacity\":{\"cpu\":\"8\"}}",
+            ),
             ("{..name}", "127.0.0.1 127.0.0.2 myself e2e"),
             ("{.users[?(@.name==\"e2e\")].user.password}", "secret"),
             ("{.users[?(@.user.username)].name}", "e2e"),

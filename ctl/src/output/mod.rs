@@ -31,7 +31,9 @@ impl Format {
             Some((word, argument)) => (word, Some(argument)),
             None => (text, None),
         };
-        let file = |path: &str| std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("error reading {path}: {error}"));
+        let file = |path: &str| {
+            std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("error reading {path}: {error}"))
+        };
         Ok(match (word, argument) {
             ("", None) => Format::Table { wide: false },
             ("wide", None) => Format::Table { wide: true },
@@ -124,11 +126,16 @@ fn custom_columns_file(text: &str) -> Result<Vec<(String, jsonpath::Path)>> {
     let (Some(headings), Some(paths)) = (lines.next(), lines.next()) else {
         bail!("expected two lines of columns and paths");
     };
-    let (headings, paths): (Vec<_>, Vec<_>) = (headings.split_whitespace().collect(), paths.split_whitespace().collect());
+    let (headings, paths): (Vec<_>, Vec<_>) =
+        (headings.split_whitespace().collect(), paths.split_whitespace().collect());
     if headings.len() != paths.len() {
         bail!("number of headers ({}) and field specifications ({}) don't match", headings.len(), paths.len());
     }
-    headings.into_iter().zip(paths).map(|(heading, path)| Ok((heading.to_owned(), jsonpath::Path::parse_relaxed(path)?))).collect()
+    headings
+        .into_iter()
+        .zip(paths)
+        .map(|(heading, path)| Ok((heading.to_owned(), jsonpath::Path::parse_relaxed(path)?)))
+        .collect()
 }
 
 fn column_text(path: &jsonpath::Path, object: &Value) -> String {

@@ -136,10 +136,7 @@ mod tests {
 
     #[test]
     fn tables_are_set_as_kubectl_does() {
-        assert_eq!(
-            set(&TableOptions::default(), ""),
-            "NAME        READY\na           1/1\nlong-name   0/1\n"
-        );
+        assert_eq!(set(&TableOptions::default(), ""), "NAME        READY\na           1/1\nlong-name   0/1\n");
         assert_eq!(
             set(&TableOptions { wide: true, with_namespace: true, ..TableOptions::default() }, ""),
             "NAMESPACE   NAME        READY   NODE\nx           a           1/1     n1\ndefault     long-name   0/1     \n"
@@ -149,7 +146,14 @@ mod tests {
             "NAME        READY   LABELS\na           1/1     app=web,t=1\nlong-name   0/1     <none>\n"
         );
         assert_eq!(
-            set(&TableOptions { show_kind: true, label_columns: vec!["x.io/app".into(), "app".into()], ..TableOptions::default() }, "pod"),
+            set(
+                &TableOptions {
+                    show_kind: true,
+                    label_columns: vec!["x.io/app".into(), "app".into()],
+                    ..TableOptions::default()
+                },
+                "pod"
+            ),
             "NAME            READY   APP   APP\npod/a           1/1           web\npod/long-name   0/1           \n"
         );
     }

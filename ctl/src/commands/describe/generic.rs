@@ -59,7 +59,13 @@ fn title(field: &str) -> String {
 fn fields(value: &Value, indent: usize, out: &mut Description) {
     let Some(map) = value.as_object() else { return };
     let pad = " ".repeat(indent);
-    let width = map.iter().filter(|(_, value)| !value.is_object() && !value.is_array()).map(|(field, _)| title(field).len()).max().unwrap_or(0) + 3;
+    let width = map
+        .iter()
+        .filter(|(_, value)| !value.is_object() && !value.is_array())
+        .map(|(field, _)| title(field).len())
+        .max()
+        .unwrap_or(0)
+        + 3;
     for (field, value) in map {
         let title = format!("{}:", title(field));
         match value {
@@ -121,7 +127,10 @@ mod tests {
     #[test]
     fn any_object_is_laid_out() {
         let mut out = Description::default();
-        describe(&json!({"apiVersion": "x/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"}, "spec": {"maxSize": 3, "list": ["a"]}}), &mut out);
+        describe(
+            &json!({"apiVersion": "x/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"}, "spec": {"maxSize": 3, "list": ["a"]}}),
+            &mut out,
+        );
         assert!(out.text.contains("Name:         w"), "{}", out.text);
         assert!(out.text.contains("Spec:\n  List:\n    a\n  Max Size:  3\n"), "{}", out.text);
     }

@@ -9,7 +9,7 @@ mod workload;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
 
@@ -163,7 +163,9 @@ impl Description {
         let mut all = vec![head.iter().map(|heading| (*heading).to_owned()).collect::<Vec<_>>(), rule];
         all.extend(rows);
         let widths: Vec<usize> = (0..head.len())
-            .map(|column| all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+            .map(|column| {
+                all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            })
             .collect();
         for row in all {
             let mut line = " ".repeat(indent);
@@ -213,9 +215,13 @@ async fn events(cluster: &Cluster, resource: &Resource, object: &Value, out: &mu
     let place = if resource.namespaced { namespace(object) } else { "default" };
     let mut filter = format!("involvedObject.name={},involvedObject.kind={}", name(object), kind(object));
     if resource.namespaced {
-        filter.push_str(&format!(",involvedObject.namespace={place},involvedObject.uid={}", text(object, "/metadata/uid")));
+        filter.push_str(&format!(
+            ",involvedObject.namespace={place},involvedObject.uid={}",
+            text(object, "/metadata/uid")
+        ));
     }
-    let path = with_query(&format!("/api/v1/namespaces/{place}/events"), &[("fieldSelector", &filter), ("limit", "500")]);
+    let path =
+        with_query(&format!("/api/v1/namespaces/{place}/events"), &[("fieldSelector", &filter), ("limit", "500")]);
     let list = cluster.get(&path).await?;
     let mut events: Vec<&Value> = items(&list, "/items").iter().collect();
     if events.is_empty() {
@@ -298,12 +304,4 @@ fn labels_line(labels: Option<&Value>) -> String {
 /// An age in seconds as people say it.
 fn seconds(value: i64) -> String {
     human_duration(std::time::Duration::from_secs(u64::try_from(value).unwrap_or(0)))
-}
-
-/// Used by forms that need at least one item.
-fn required<'a>(items: &'a [Value], what: &str) -> Result<&'a Value> {
-    match items.first() {
-        Some(item) => Ok(item),
-        None => bail!("there is no {what}"),
-    }
 }

@@ -103,7 +103,8 @@ pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out:
 /// What the node's pods request and may use at most.
 fn resources(node: &Value, pods: &[Value], out: &mut Description) {
     let allocatable = |resource: &str| {
-        let amount = node.pointer("/status/allocatable").and_then(|amounts| amounts.get(resource)).and_then(Value::as_str);
+        let amount =
+            node.pointer("/status/allocatable").and_then(|amounts| amounts.get(resource)).and_then(Value::as_str);
         amount.and_then(|amount| Quantity::parse(amount).ok())
     };
     let share = |amount: &Quantity, resource: &str| {
@@ -135,11 +136,7 @@ fn resources(node: &Value, pods: &[Value], out: &mut Description) {
         rows.push(row);
     }
     out.line(format!("Non-terminated Pods:          ({} in total)", pods.len()));
-    out.table(
-        2,
-        &["Namespace", "Name", "CPU Requests", "CPU Limits", "Memory Requests", "Memory Limits", "Age"],
-        rows,
-    );
+    out.table(2, &["Namespace", "Name", "CPU Requests", "CPU Limits", "Memory Requests", "Memory Limits", "Age"], rows);
     out.line("Allocated resources:");
     out.line("  (Total limits may be over 100 percent, i.e., overcommitted.)");
     let rows = resources

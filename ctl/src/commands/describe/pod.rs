@@ -59,7 +59,13 @@ pub(super) fn describe(pod: &Value, out: &mut Description) {
     if let Some(owner) = controlled_by(pod) {
         out.line(format!("Controlled By:  {owner}"));
     }
-    containers("Init Containers", items(pod, "/spec/initContainers"), items(pod, "/status/initContainerStatuses"), 0, out);
+    containers(
+        "Init Containers",
+        items(pod, "/spec/initContainers"),
+        items(pod, "/status/initContainerStatuses"),
+        0,
+        out,
+    );
     containers("Containers", items(pod, "/spec/containers"), items(pod, "/status/containerStatuses"), 0, out);
     containers(
         "Ephemeral Containers",
@@ -150,7 +156,9 @@ fn containers(title: &str, specs: &[Value], statuses: &[Value], indent: usize, o
                 }
             }
         }
-        for (title, field) in [("Liveness", "livenessProbe"), ("Readiness", "readinessProbe"), ("Startup", "startupProbe")] {
+        for (title, field) in
+            [("Liveness", "livenessProbe"), ("Readiness", "readinessProbe"), ("Startup", "startupProbe")]
+        {
             if let Some(probe) = spec.get(field) {
                 out.line(format!("{pad}    {:<12}{}", format!("{title}:"), probe_text(probe)));
             }
@@ -167,7 +175,11 @@ fn containers(title: &str, specs: &[Value], statuses: &[Value], indent: usize, o
                     "" => String::new(),
                     path => format!(",path={path:?}"),
                 };
-                out.line(format!("{pad}      {} from {} ({mode}{sub})", text(mount, "/mountPath"), text(mount, "/name")));
+                out.line(format!(
+                    "{pad}      {} from {} ({mode}{sub})",
+                    text(mount, "/mountPath"),
+                    text(mount, "/name")
+                ));
             }
         }
     }
@@ -345,6 +357,7 @@ fn scheduling(spec: &Value, out: &mut Description) {
             words
         })
         .collect();
-    let text = if tolerations.is_empty() { "<none>".to_owned() } else { tolerations.join(&format!("\n{}", " ".repeat(29))) };
+    let text =
+        if tolerations.is_empty() { "<none>".to_owned() } else { tolerations.join(&format!("\n{}", " ".repeat(29))) };
     out.line(format!("{:<29}{text}", "Tolerations:"));
 }

@@ -51,9 +51,10 @@ pub(super) fn describe(service: &Value, slices: &[Value], out: &mut Description)
         pairs.push(("Endpoints", endpoints.clone()));
     }
     pairs.push(("Session Affinity", text(service, "/spec/sessionAffinity").to_owned()));
-    for (title, path) in
-        [("External Traffic Policy", "/spec/externalTrafficPolicy"), ("Internal Traffic Policy", "/spec/internalTrafficPolicy")]
-    {
+    for (title, path) in [
+        ("External Traffic Policy", "/spec/externalTrafficPolicy"),
+        ("Internal Traffic Policy", "/spec/internalTrafficPolicy"),
+    ] {
         if !text(service, path).is_empty() {
             pairs.push((title, text(service, path).to_owned()));
         }
@@ -71,7 +72,9 @@ fn endpoints(slices: &[Value], port_name: &str) -> String {
     let mut all = Vec::new();
     for slice in slices {
         for port in items(slice, "/ports").iter().filter(|port| text(port, "/name") == port_name) {
-            for endpoint in items(slice, "/endpoints").iter().filter(|endpoint| endpoint["conditions"]["ready"] != false) {
+            for endpoint in
+                items(slice, "/endpoints").iter().filter(|endpoint| endpoint["conditions"]["ready"] != false)
+            {
                 for address in items(endpoint, "/addresses") {
                     all.push(format!("{}:{}", plain(address), number(port, "/port")));
                 }

@@ -34,7 +34,8 @@ pub(super) fn deployment(deployment: &Value, replica_sets: &[Value], out: &mut D
         ("MinReadySeconds", number(deployment, "/spec/minReadySeconds").to_string()),
     ];
     if let Some(rolling) = deployment.pointer("/spec/strategy/rollingUpdate") {
-        let words = format!("{} max unavailable, {} max surge", plain(&rolling["maxUnavailable"]), plain(&rolling["maxSurge"]));
+        let words =
+            format!("{} max unavailable, {} max surge", plain(&rolling["maxUnavailable"]), plain(&rolling["maxSurge"]));
         pairs.push(("RollingUpdateStrategy", words));
     }
     out.pairs(0, &pairs);
@@ -47,8 +48,12 @@ pub(super) fn deployment(deployment: &Value, replica_sets: &[Value], out: &mut D
     let newest = text(deployment, REVISION);
     let (mut new, mut old) = (Vec::new(), Vec::new());
     for set in replica_sets.iter().filter(owned) {
-        let shown =
-            format!("{} ({}/{} replicas created)", name(set), number(set, "/status/replicas"), number(set, "/spec/replicas"));
+        let shown = format!(
+            "{} ({}/{} replicas created)",
+            name(set),
+            number(set, "/status/replicas"),
+            number(set, "/spec/replicas")
+        );
         if text(set, REVISION) == newest && !newest.is_empty() {
             new.push(shown);
         } else {
