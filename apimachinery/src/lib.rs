@@ -10,6 +10,7 @@ pub mod meta;
 pub mod names;
 pub mod patch;
 pub mod pod;
+pub mod protobuf;
 pub mod quantity;
 pub mod status;
 pub mod time;

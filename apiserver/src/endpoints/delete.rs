@@ -7,6 +7,7 @@ use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
 use crate::server::request_info::Query;
 use crate::storage::{Put, StoredObject};
 use apimachinery::status::{FieldError, StatusError};
+use apimachinery::{facts, protobuf};
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ pub fn options(body: &[u8], query: &Query) -> Result<DeleteOptions, StatusError>
         DeleteOptions::default()
     } else {
         let value: Value = match body.first() {
+            _ if protobuf::is_protobuf(body) => protobuf_options(body)?,
             Some(b'{') => serde_json::from_slice(body).map_err(|e| StatusError::bad_request(e.to_string()))?,
             _ => std::str::from_utf8(body)
                 .ok()
@@ -79,6 +81,13 @@ pub fn options(body: &[u8], query: &Query) -> Result<DeleteOptions, StatusError>
         errors.push(FieldError::not_supported("dryRun", json!(options.dry_run), &["All"]));
     }
     if errors.is_empty() { Ok(options) } else { Err(StatusError::invalid("meta.k8s.io", "DeleteOptions", "", &errors)) }
+}
+
+fn protobuf_options(body: &[u8]) -> Result<Value, StatusError> {
+    let refuse = |error: protobuf::ProtobufError| StatusError::bad_request(error.to_string());
+    let schema =
+        facts::schema("meta.v1.DeleteOptions").ok_or_else(|| StatusError::internal("DeleteOptions has no schema"))?;
+    protobuf::decode(&protobuf::envelope(body).map_err(refuse)?, schema).map_err(refuse)
 }
 
 /// Deletes one object.

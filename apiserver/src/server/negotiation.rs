@@ -2,6 +2,7 @@
 
 use apimachinery::decode::{FieldValidation, decode_json, decode_value};
 use apimachinery::facts::TypeFacts;
+use apimachinery::protobuf;
 use apimachinery::status::StatusError;
 use http::HeaderMap;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
@@ -11,7 +12,10 @@ use serde_json::Value;
 const DEPTH_MAX: usize = 127;
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
+/// Read, not written (yet): who can read it can read JSON.
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const SUPPORTED: [&str; 2] = [JSON, YAML];
+const READABLE: [&str; 3] = [JSON, YAML, PROTOBUF];
 
 /// How text is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +127,8 @@ pub fn decode(
         YAML | "text/yaml" | "application/x-yaml" => true,
         // What curl sends when it is told nothing.
         "application/x-www-form-urlencoded" => false,
-        _ => return Err(StatusError::unsupported_media_type(&SUPPORTED)),
+        PROTOBUF => return decode_protobuf(body, schema, api_version, kind),
+        _ => return Err(StatusError::unsupported_media_type(&READABLE)),
     };
     if depth(body) > DEPTH_MAX {
         return Err(StatusError::bad_request(format!("the object is nested deeper than {DEPTH_MAX} levels")));
@@ -145,6 +150,22 @@ pub fn decode(
     };
     let decoded = decoded.map_err(|error| refuse(error.message(version, kind)))?;
     Ok(Incoming { object: typed(decoded.value, api_version, kind)?, warnings: decoded.warnings })
+}
+
+fn decode_protobuf(
+    body: &[u8],
+    schema: Option<&'static TypeFacts>,
+    api_version: &str,
+    kind: &str,
+) -> Result<Incoming, StatusError> {
+    let schema = schema.ok_or_else(|| StatusError::unsupported_media_type(&SUPPORTED))?;
+    let refuse = |error: protobuf::ProtobufError| StatusError::bad_request(error.to_string());
+    let envelope = protobuf::envelope(body).map_err(refuse)?;
+    let object = protobuf::decode(&envelope, schema).map_err(refuse)?;
+    // The same canonical form as from JSON.
+    let decoded = decode_value(object, schema, FieldValidation::Ignore)
+        .map_err(|error| StatusError::bad_request(error.message(api_version, kind)))?;
+    Ok(Incoming { object: typed(decoded.value, api_version, kind)?, warnings: Vec::new() })
 }
 
 fn yaml_document(body: &[u8]) -> Result<Value, StatusError> {
