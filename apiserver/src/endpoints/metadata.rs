@@ -151,18 +151,11 @@ fn carry(to: &mut Map<String, Value>, from: &Map<String, Value>, field: &str) {
 
 /// Counts a change of anything but metadata and status.
 pub fn bump_generation(new: &mut Value, old: &Value) {
-    if !spec_differs(new, old) {
+    if !crate::registry::object::spec_differs(new, old) {
         return;
     }
     let generation = number(old, "generation").unwrap_or(0) + 1;
     of(new).insert("generation".to_owned(), generation.into());
-}
-
-fn spec_differs(new: &Value, old: &Value) -> bool {
-    let empty = Map::new();
-    let (new, old) = (new.as_object().unwrap_or(&empty), old.as_object().unwrap_or(&empty));
-    let counts = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion");
-    new.keys().filter(counts).chain(old.keys().filter(counts)).any(|key| new.get(key) != old.get(key))
 }
 
 #[cfg(test)]

@@ -94,11 +94,6 @@ impl Allocator {
         })
     }
 
-    /// The first address of the primary range: that of the `kubernetes` Service.
-    pub fn first_address(&self) -> IpAddr {
-        self.ranges[0].at(1)
-    }
-
     /// Reserves what a new or changed Service needs and writes it into the object.
     pub async fn reserve(
         &self,
@@ -151,7 +146,8 @@ impl Allocator {
         let mut families: Vec<String> =
             list(spec, "/ipFamilies").iter().filter_map(|v| v.as_str().map(Into::into)).collect();
         for (at, family) in families.iter().enumerate() {
-            if !configured.contains(&family.as_str()) && !(headless && selectorless) {
+            let anything_goes = headless && selectorless;
+            if !anything_goes && !configured.contains(&family.as_str()) {
                 let path = format!("spec.ipFamilies[{at}]");
                 return Err(invalid(FieldError::invalid(path, family.as_str(), "not configured on this cluster")));
             }

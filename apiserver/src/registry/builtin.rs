@@ -202,13 +202,6 @@ impl Strategy for Builtin {
         })
     }
 
-    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        match name.strip_suffix('-').filter(|_| prefix) {
-            Some(stem) => (self.rules.name)(&format!("{stem}a")),
-            None => (self.rules.name)(name),
-        }
-    }
-
     fn allow_create_on_update(&self) -> bool {
         self.rules.create_on_update
     }

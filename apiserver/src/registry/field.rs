@@ -139,10 +139,6 @@ fn shown(field: &Field<'_, '_>) -> Value {
 // === impl Errors ===
 
 impl Errors {
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub fn invalid(&mut self, field: &Field<'_, '_>, detail: impl Into<String>) {
         self.0.push(FieldError::invalid(field.path(), shown(field), detail));
     }

@@ -66,11 +66,6 @@ pub fn or(text: &str, otherwise: &str) -> Value {
     Value::from(if text.is_empty() { otherwise } else { text })
 }
 
-/// Several texts joined by commas, or `<none>`.
-pub fn joined<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
-    or_none(&texts.into_iter().collect::<Vec<_>>().join(","))
-}
-
 /// The names and the images of a pod template's containers.
 pub fn containers(spec: Option<&Value>) -> [Value; 2] {
     let list = spec.map(|spec| list(spec, "/containers")).unwrap_or_default();

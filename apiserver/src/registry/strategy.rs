@@ -84,11 +84,6 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Is this a legal name? `prefix` when it is a generateName. Empty means legal.
-    fn validate_name(&self, name: &str, _prefix: bool) -> Vec<String> {
-        apimachinery::names::is_dns1123_subdomain(name)
-    }
-
     /// Deprecations and the like, for `Warning` headers.
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
@@ -152,6 +147,7 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// From the stored version to the served one, in place. Only for kinds served in a version other than the stored.
+    #[allow(clippy::wrong_self_convention)] // It converts an object, not the strategy.
     fn from_stored(&self, _object: &mut Value) {}
 
     /// From the served version to the stored one, in place.

@@ -35,7 +35,7 @@ pub fn rules(group: &str, kind: &str) -> &'static Rules {
         "" "Secret" => core::secret::RULES,
         "" "Service" => core::service::RULES,
         "" "ServiceAccount" => core::service_account::RULES,
-        "admissionregistration.k8s.io" "MutatingAdmissionPolicy" => admissionregistration::policy::POLICY,
+        "admissionregistration.k8s.io" "MutatingAdmissionPolicy" => admissionregistration::policy::MUTATING_POLICY,
         "admissionregistration.k8s.io" "MutatingAdmissionPolicyBinding" => admissionregistration::policy::BINDING,
         "admissionregistration.k8s.io" "MutatingWebhookConfiguration" => admissionregistration::webhook::MUTATING,
         "admissionregistration.k8s.io" "ValidatingAdmissionPolicy" => admissionregistration::policy::POLICY,

@@ -2,8 +2,10 @@
 
 use super::webhook::rule;
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, default, items_mut, set};
+use crate::registry::object::{child, default, items_mut, list, set, text};
+use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::facts::Column;
 use serde_json::{Value, json};
 
 pub const POLICY: Rules = Rules {
@@ -16,10 +18,62 @@ pub const POLICY: Rules = Rules {
         }
     },
     validate,
+    columns: Some(&POLICY_COLUMNS),
+    row: Some(|object, clock: &Clock| {
+        let kind =
+            object.pointer("/spec/paramKind").map(|p| format!("{}/{}", text(p, "/apiVersion"), text(p, "/kind")));
+        vec![
+            print::name(object),
+            Value::from(list(object, "/spec/validations").len()),
+            Value::from(kind.unwrap_or_else(|| print::UNSET.to_owned())),
+            clock.age(object),
+        ]
+    }),
     ..Rules::DEFAULT
 };
 
+/// As [`POLICY`], of mutations.
+pub const MUTATING_POLICY: Rules = Rules {
+    columns: Some(&MUTATING_COLUMNS),
+    row: Some(|object, clock: &Clock| {
+        let kind =
+            object.pointer("/spec/paramKind").map(|p| format!("{}/{}", text(p, "/apiVersion"), text(p, "/kind")));
+        vec![
+            print::name(object),
+            Value::from(list(object, "/spec/mutations").len()),
+            Value::from(kind.unwrap_or_else(|| print::UNSET.to_owned())),
+            clock.age(object),
+        ]
+    }),
+    ..POLICY
+};
+
+const fn column(name: &'static str, kind: &'static str) -> Column {
+    Column { name, kind, format: "", priority: 0 }
+}
+
+const NAME: Column = Column { name: "Name", kind: "string", format: "name", priority: 0 };
+const POLICY_COLUMNS: [Column; 4] =
+    [NAME, column("Validations", "integer"), column("ParamKind", "string"), column("Age", "string")];
+const MUTATING_COLUMNS: [Column; 4] =
+    [NAME, column("Mutations", "integer"), column("ParamKind", "string"), column("Age", "string")];
+const BINDING_COLUMNS: [Column; 4] =
+    [NAME, column("PolicyName", "string"), column("ParamRef", "string"), column("Age", "string")];
+
 pub const BINDING: Rules = Rules {
+    columns: Some(&BINDING_COLUMNS),
+    row: Some(|object, clock: &Clock| {
+        let reference = object.pointer("/spec/paramRef").map(|p| match (text(p, "/namespace"), text(p, "/name")) {
+            ("", name) => name.to_owned(),
+            (namespace, name) => format!("{namespace}/{name}"),
+        });
+        vec![
+            print::name(object),
+            Value::from(text(object, "/spec/policyName")),
+            Value::from(reference.unwrap_or_else(|| print::UNSET.to_owned())),
+            clock.age(object),
+        ]
+    }),
     generation: true,
     default: |object| {
         if let Some(resources) = object.pointer_mut("/spec/matchResources") {

@@ -231,7 +231,7 @@ mod tests {
         assert_eq!((&job["spec"]["completions"], &job["spec"]["backoffLimit"]), (&json!(1), &json!(6)));
         let mut errors = Errors::default();
         validate(&Field::root(&job), &mut errors);
-        assert!(errors.is_empty(), "{:?}", errors.0);
+        assert!(errors.0.is_empty(), "{:?}", errors.0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::pod_validation::seccomp;
 use super::volume_validation::relative_path;
 use crate::registry::field::{Errors, Field};
-use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_qualified_name};
+use apimachinery::names::{is_dns1123_label, is_qualified_name};
 use apimachinery::quantity::Quantity;
 use apimachinery::status::FieldError;
 use serde_json::Value;
@@ -497,12 +497,5 @@ fn security(context: &Field<'_, '_>, errors: &mut Errors) {
                 "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
             );
         }
-    }
-}
-
-/// A name of an object in the same namespace, where it is given.
-pub fn object_name(field: &Field<'_, '_>, errors: &mut Errors) {
-    if errors.need(field) {
-        errors.all(field, is_dns1123_subdomain(field.str()));
     }
 }

@@ -7,9 +7,6 @@ use crate::registry::rules::Rules;
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
-/// For how long events are kept where nothing else is said.
-pub const TIME_TO_LIVE_SECONDS: i64 = 3600;
-
 const SELECTABLE: [&str; 11] = [
     "involvedObject.kind",
     "involvedObject.namespace",

@@ -1,6 +1,6 @@
 //! Validation of a pod's volumes. As `ValidateVolumes`.
 
-use super::container_validation::{config_key, field_ref, object_name};
+use super::container_validation::{config_key, field_ref};
 use crate::registry::field::{Errors, Field};
 use apimachinery::names::is_dns1123_label;
 use apimachinery::quantity::Quantity;
@@ -185,9 +185,4 @@ pub fn relative_path(path: &Field<'_, '_>, errors: &mut Errors) {
     if path.str().split('/').any(|step| step == "..") {
         errors.invalid(path, "must not contain '..'");
     }
-}
-
-/// A reference to a secret by name.
-pub fn secret_ref(field: &Field<'_, '_>, errors: &mut Errors) {
-    object_name(&field.at("name"), errors);
 }

@@ -4,10 +4,27 @@ use crate::registry::core::port_or_name;
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
 use crate::registry::object::{child, default, items_mut, list, set};
+use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::facts::Column;
 use serde_json::{Value, json};
 
-pub const RULES: Rules = Rules { generation: true, default: defaults, validate, ..Rules::DEFAULT };
+const COLUMNS: [Column; 3] = [
+    Column { name: "Name", kind: "string", format: "name", priority: 0 },
+    Column { name: "Pod-Selector", kind: "string", format: "", priority: 0 },
+    Column { name: "Age", kind: "string", format: "", priority: 0 },
+];
+
+pub const RULES: Rules = Rules {
+    generation: true,
+    default: defaults,
+    validate,
+    columns: Some(&COLUMNS),
+    row: Some(|object, clock: &Clock| {
+        vec![print::name(object), print::selector(object.pointer("/spec/podSelector")), clock.age(object)]
+    }),
+    ..Rules::DEFAULT
+};
 
 /// As `SetDefaults_NetworkPolicy`: egress is only policed where the policy speaks of it.
 fn defaults(object: &mut Value) {
