@@ -118,6 +118,23 @@ impl ServerTls {
     }
 }
 
+/// With a certificate that is made now, names `name` and is never stored: what a server has that was given no files.
+pub fn self_signed_config(name: &str, client_ca: Option<&Path>) -> Result<ServerConfig, TlsError> {
+    let made = |e: &dyn std::fmt::Display| TlsError::Config(format!("self-signed certificate: {e}"));
+    let loopback = [std::net::IpAddr::from([127, 0, 0, 1])];
+    let (certificate, key) =
+        crate::x509::self_signed(name, &["localhost".to_owned()], &loopback).map_err(|e| made(&e))?;
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| made(&e))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| made(&e))?;
+    let builder = match client_ca {
+        Some(path) => ServerConfig::builder().with_client_cert_verifier(client_verifier(path)?),
+        None => ServerConfig::builder().with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(vec![certificate], key).map_err(|e| made(&e))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 /// A verifier that asks for a certificate of these authorities, and takes none for an answer.
 pub fn client_verifier(ca_file: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = rustls::RootCertStore::empty();

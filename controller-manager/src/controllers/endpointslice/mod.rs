@@ -1,0 +1,195 @@
+//! EndpointSlices: the pods behind each Service that has a selector.
+mod plan;
+
+use super::{pod_control::cause, service_backends as backends};
+use crate::runtime::{
+    Context, Expectations, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, gone_is_fine, is_code, run,
+};
+use apimachinery::meta::NamespacedName;
+use component_base::{
+    events::{Recorder, Type, reference},
+    informer::{Change, Informer},
+};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Client,
+    api::{DeleteParams, PostParams},
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+const NAME: &str = "endpoint_slice";
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// How long the cache may take to show what was created before it is looked at all the same.
+const CACHE_LAG: Duration = Duration::from_secs(5);
+
+struct Controller {
+    client: Client,
+    recorder: Recorder,
+    services: Informer<Service>,
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    slices: Informer<EndpointSlice>,
+    expectations: Arc<Expectations>,
+    max_per_slice: usize,
+}
+
+/// Runs until shutdown.
+pub async fn start(context: Arc<Context>) {
+    let Some(client) = context.client_for("endpointslice-controller").await else { return };
+    let controller = Arc::new(Controller {
+        recorder: context.recorder(&client, "endpoint-slice-controller"),
+        client,
+        services: context.informers.get(),
+        pods: context.informers.get(),
+        nodes: context.informers.get(),
+        slices: context.informers.get(),
+        expectations: Arc::default(),
+        max_per_slice: context.settings.max_endpoints_per_slice,
+    });
+    let queue = Arc::new(WorkQueue::new(NAME));
+    wake_by_services_and_pods(&controller.services, &controller.pods, &queue);
+    let (to, expectations) = (queue.clone(), controller.expectations.clone());
+    controller.slices.on_change(move |change| {
+        let Some(key) = change.latest().and_then(|s| service_of(s)) else { return };
+        if change.old.is_none() {
+            expectations.creation_observed(&key);
+        }
+        // Our own writes come back too; a step that finds nothing to do is cheap.
+        to.add(key);
+    });
+    let (to, services) = (queue.clone(), controller.services.clone());
+    controller.nodes.on_change(move |change: Change<'_, Node>| {
+        let zone = |n: Option<&Arc<Node>>| n.and_then(|n| n.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned());
+        if zone(change.old) != zone(change.new) {
+            services.list().iter().for_each(|s| to.add(NamespacedName::of(s.as_ref())));
+        }
+    });
+    controller.services.synced().await;
+    controller.pods.synced().await;
+    controller.nodes.synced().await;
+    controller.slices.synced().await;
+    let workers = context.settings.concurrent_service_endpoint_syncs;
+    run(NAME, queue, controller, workers, context.shutdown.clone()).await;
+}
+
+/// Puts the Services into the queue that changed, or whose pods did.
+pub fn wake_by_services_and_pods(
+    services: &Informer<Service>,
+    pods: &Informer<Pod>,
+    queue: &Arc<WorkQueue<NamespacedName>>,
+) {
+    let to = queue.clone();
+    services.on_change(move |change| {
+        if let Some(service) = change.latest() {
+            to.add(NamespacedName::of(service.as_ref()));
+        }
+    });
+    let (to, services) = (queue.clone(), services.clone());
+    pods.on_change(move |change| {
+        if let (Some(old), Some(new)) = (change.old, change.new)
+            && !backends::matters(old, new)
+        {
+            return;
+        }
+        let Some(pod) = change.latest() else { return };
+        for service in services.list_in(pod.metadata.namespace.as_deref().unwrap_or_default()) {
+            let Some(selector) = backends::selector(&service) else { continue };
+            let selects = |p: &Arc<Pod>| selector.matches_opt(p.metadata.labels.as_ref());
+            if change.old.is_some_and(selects) || change.new.is_some_and(selects) {
+                to.add(NamespacedName::of(service.as_ref()));
+            }
+        }
+    });
+}
+
+/// The Service of a slice that this controller made.
+fn service_of(slice: &EndpointSlice) -> Option<NamespacedName> {
+    let labels = slice.metadata.labels.as_ref()?;
+    let ours = labels.get(plan::MANAGED_BY_LABEL).map(String::as_str) == Some(plan::MANAGED_BY);
+    let service = labels.get(plan::SERVICE_LABEL).filter(|_| ours)?;
+    Some(NamespacedName::new(slice.metadata.namespace.clone()?, service))
+}
+
+/// The pods that a Service selects.
+pub fn selected<K: Watched>(
+    objects: &Informer<K>,
+    namespace: &str,
+    selector: &apimachinery::labels::Selector,
+) -> Vec<Arc<K>> {
+    let mut all = objects.list_in(namespace);
+    all.retain(|o| selector.matches_opt(o.meta().labels.as_ref()));
+    all
+}
+
+impl Controller {
+    async fn write(&self, key: &NamespacedName, changes: plan::Changes) -> Result<(), kube::Error> {
+        let api = api_in::<EndpointSlice>(&self.client, &key.namespace);
+        if !changes.create.is_empty() {
+            self.expectations.expect_creations(key, changes.create.len());
+        }
+        for (done, slice) in changes.create.iter().enumerate() {
+            if let Err(error) = api.create(&PostParams::default(), slice).await {
+                (done..changes.create.len()).for_each(|_| self.expectations.creation_observed(key));
+                return Err(error);
+            }
+        }
+        for slice in &changes.update {
+            let name = slice.metadata.name.as_deref().unwrap_or_default();
+            api.replace(name, &PostParams::default(), slice).await?;
+        }
+        for name in &changes.delete {
+            gone_is_fine(api.delete(name, &DeleteParams::default()).await)?;
+        }
+        Ok(())
+    }
+}
+
+impl Reconcile for Controller {
+    type Key = NamespacedName;
+
+    async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
+        // Slices of a Service that is gone go with it: the garbage collector sees to them.
+        let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.expectations.forget(key);
+            return Ok(Next::Settled);
+        };
+        let Some(selector) = backends::selector(&service) else { return Ok(Next::Settled) };
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(Next::Settled);
+        }
+        if !self.expectations.satisfied(key) {
+            // The creation's own event brings us back.
+            return Ok(Next::After(CACHE_LAG));
+        }
+        let pods = selected(&self.pods, &key.namespace, &selector);
+        let mut zones = HashMap::new();
+        for node in pods.iter().filter_map(|p| backends::node_name(p)) {
+            if !zones.contains_key(&node)
+                && let Some(zone) =
+                    self.nodes.get("", &node).and_then(|n| n.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned())
+            {
+                zones.insert(node, zone);
+            }
+        }
+        let mut existing = self.slices.list_in(&key.namespace);
+        existing.retain(|s| service_of(s).as_ref() == Some(key));
+        let changes = plan::plan(&service, &pods, &zones, &existing, self.max_per_slice);
+        if let Err(error) = self.write(key, changes).await {
+            if !is_code(&error, 409) && !is_code(&error, 404) {
+                let message = format!(
+                    "Error updating Endpoint Slices for Service {}/{}: {}",
+                    key.namespace,
+                    key.name,
+                    cause(&error)
+                );
+                let about = reference(service.as_ref());
+                self.recorder.event(&about, Type::Warning, "FailedToUpdateEndpointSlices", "", message);
+            }
+            return Err(error.into());
+        }
+        Ok(Next::Settled)
+    }
+}

@@ -1,0 +1,399 @@
+//! Which EndpointSlices a Service should have, with as few writes as will do. Pure.
+use crate::controllers::{claim::controller_reference, service_backends as backends};
+use apimachinery::pod::is_ready;
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+pub const MANAGED_BY: &str = "endpointslice-controller.k8s.io";
+/// The writes to make.
+#[derive(Debug, Default, PartialEq)]
+pub struct Changes {
+    pub create: Vec<EndpointSlice>,
+    pub update: Vec<EndpointSlice>,
+    pub delete: Vec<String>,
+}
+
+/// Endpoints that can share a slice: of one family, with the same ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Group {
+    family: String,
+    /// Name, protocol, port, application protocol; sorted.
+    ports: Vec<(String, String, i32, Option<String>)>,
+}
+
+/// As the reconciler of the endpointslice controller. `zones` are those of nodes by name; `existing` are the slices that
+/// this controller made for the Service.
+pub fn plan(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    zones: &HashMap<String, String>,
+    existing: &[Arc<EndpointSlice>],
+    max_per_slice: usize,
+) -> Changes {
+    let mut wanted = endpoints(service, pods, zones);
+    let mut by_group: BTreeMap<Group, Vec<&EndpointSlice>> = BTreeMap::new();
+    let mut changes = Changes::default();
+    let families = backends::families(service);
+    for slice in existing.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
+        if families.contains(&slice.address_type) {
+            by_group.entry(group_of(slice)).or_default().push(slice);
+        } else {
+            changes.delete.extend(slice.metadata.name.clone());
+        }
+    }
+    // A family without endpoints keeps one empty slice, so that others see that there are none.
+    for family in &families {
+        if !wanted.keys().any(|g| g.family == *family) {
+            wanted.insert(Group { family: family.clone(), ports: Vec::new() }, Vec::new());
+        }
+    }
+    for (group, slices) in &by_group {
+        if !wanted.contains_key(group) {
+            changes.delete.extend(slices.iter().filter_map(|s| s.metadata.name.clone()));
+        }
+    }
+    for (group, endpoints) in wanted {
+        let slices = by_group.remove(&group).unwrap_or_default();
+        fit(service, &group, endpoints, &slices, max_per_slice.max(1), &mut changes);
+    }
+    changes
+}
+
+/// Distributes the endpoints of one group over its slices: those that are right stay where they are, new ones fill the
+/// slices that change anyway, then new slices are made. As `reconcileByPortMapping`.
+fn fit(
+    service: &Service,
+    group: &Group,
+    endpoints: Vec<Endpoint>,
+    slices: &[&EndpointSlice],
+    max: usize,
+    changes: &mut Changes,
+) {
+    let mut wanted: HashMap<String, Endpoint> = endpoints.into_iter().map(|e| (identity(&e), e)).collect();
+    // Each slice with its endpoints afterwards, and whether that is a change.
+    let mut kept: Vec<(&EndpointSlice, Vec<Endpoint>, bool)> = Vec::new();
+    for slice in slices {
+        let mut changed = false;
+        let mut stay = Vec::new();
+        for endpoint in slice.endpoints.iter().flatten() {
+            match wanted.remove(&identity(endpoint)) {
+                Some(new) => {
+                    changed |= new != normal(endpoint);
+                    stay.push(new);
+                }
+                None => changed = true,
+            }
+        }
+        kept.push((slice, stay, changed || !labels_fit(service, slice)));
+    }
+    let mut left: Vec<Endpoint> = wanted.into_values().collect();
+    left.sort_by(|a, b| b.addresses.cmp(&a.addresses));
+    // Fill the fullest slices that change anyway; if that is not enough, one that has room for all that is left.
+    kept.sort_by_key(|(_, stay, _)| std::cmp::Reverse(stay.len()));
+    for (_, stay, _) in kept.iter_mut().filter(|(_, _, changed)| *changed) {
+        while stay.len() < max
+            && let Some(endpoint) = left.pop()
+        {
+            stay.push(endpoint);
+        }
+    }
+    if !left.is_empty()
+        && let Some((_, stay, changed)) = kept.iter_mut().find(|(_, stay, _)| stay.len() + left.len() <= max)
+    {
+        *changed = true;
+        stay.append(&mut left);
+    }
+    let mut any_stays = false;
+    let empty_is_wanted = group.ports.is_empty() && left.is_empty() && kept.iter().all(|(_, stay, _)| stay.is_empty());
+    for (slice, stay, changed) in kept {
+        let placeholder = empty_is_wanted && !any_stays;
+        if stay.is_empty() && !placeholder {
+            changes.delete.extend(slice.metadata.name.clone());
+            continue;
+        }
+        any_stays = true;
+        if changed {
+            let mut updated = slice.clone();
+            set_content(&mut updated, service, stay);
+            changes.update.push(updated);
+        }
+    }
+    left.reverse();
+    while !left.is_empty() {
+        let rest = left.split_off(left.len().min(max));
+        changes.create.push(new_slice(service, group, left));
+        any_stays = true;
+        left = rest;
+    }
+    if !any_stays && empty_is_wanted {
+        changes.create.push(new_slice(service, group, Vec::new()));
+    }
+}
+
+/// What tells endpoints apart: the address and the pod.
+fn identity(endpoint: &Endpoint) -> String {
+    let uid = endpoint.target_ref.as_ref().and_then(|r| r.uid.as_deref()).unwrap_or_default();
+    format!("{}/{uid}", endpoint.addresses.first().map(String::as_str).unwrap_or_default())
+}
+
+/// As we write it: what the server may have added or a stale writer left does not count as a difference.
+fn normal(endpoint: &Endpoint) -> Endpoint {
+    Endpoint { hints: None, deprecated_topology: None, ..endpoint.clone() }
+}
+
+fn endpoints(service: &Service, pods: &[Arc<Pod>], zones: &HashMap<String, String>) -> BTreeMap<Group, Vec<Endpoint>> {
+    let mut groups: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
+    for pod in pods.iter().filter(|p| backends::may_serve(p, true)) {
+        let ports = ports(service, pod);
+        for family in backends::families(service) {
+            let addresses = backends::addresses(pod);
+            let Some(address) = addresses.iter().find(|a| backends::is_of_family(a, &family)) else { continue };
+            let group = Group { family, ports: ports.clone() };
+            groups.entry(group).or_default().push(endpoint(service, pod, address.to_string(), zones));
+        }
+    }
+    groups
+}
+
+fn endpoint(service: &Service, pod: &Pod, address: String, zones: &HashMap<String, String>) -> Endpoint {
+    let serving = is_ready(pod);
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let ready = backends::publishes_not_ready(service) || (serving && !terminating);
+    let node_name = backends::node_name(pod);
+    Endpoint {
+        addresses: vec![address],
+        conditions: Some(EndpointConditions {
+            ready: Some(ready),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        }),
+        hostname: backends::hostname(pod, service),
+        zone: node_name.as_ref().and_then(|n| zones.get(n).cloned()),
+        node_name,
+        target_ref: Some(backends::reference_to(pod)),
+        ..Endpoint::default()
+    }
+}
+
+/// The Service's ports as the pod has them; ports that it lacks are left out. As `getEndpointPorts`.
+fn ports(service: &Service, pod: &Pod) -> Vec<(String, String, i32, Option<String>)> {
+    let all = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
+    let mut ports: Vec<_> = all
+        .filter_map(|port| {
+            let number = backends::target_port(pod, port)?;
+            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+            Some((port.name.clone().unwrap_or_default(), protocol, number, port.app_protocol.clone()))
+        })
+        .collect();
+    ports.sort();
+    ports
+}
+
+fn group_of(slice: &EndpointSlice) -> Group {
+    let mut ports: Vec<_> = slice
+        .ports
+        .iter()
+        .flatten()
+        .map(|p| {
+            let protocol = p.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+            (p.name.clone().unwrap_or_default(), protocol, p.port.unwrap_or_default(), p.app_protocol.clone())
+        })
+        .collect();
+    ports.sort();
+    Group { family: slice.address_type.clone(), ports }
+}
+
+fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    labels.remove(backends::HEADLESS_LABEL);
+    if backends::is_headless(service) {
+        labels.insert(backends::HEADLESS_LABEL.to_owned(), String::new());
+    }
+    labels.insert(SERVICE_LABEL.to_owned(), service.metadata.name.clone().unwrap_or_default());
+    labels.insert(MANAGED_BY_LABEL.to_owned(), MANAGED_BY.to_owned());
+    labels
+}
+
+fn labels_fit(service: &Service, slice: &EndpointSlice) -> bool {
+    slice.metadata.labels.as_ref() == Some(&labels(service))
+}
+
+fn set_content(slice: &mut EndpointSlice, service: &Service, mut endpoints: Vec<Endpoint>) {
+    endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
+    slice.endpoints = Some(endpoints);
+    slice.metadata.labels = Some(labels(service));
+}
+
+fn new_slice(service: &Service, group: &Group, endpoints: Vec<Endpoint>) -> EndpointSlice {
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let mut slice = EndpointSlice { address_type: group.family.clone(), ..EndpointSlice::default() };
+    slice.metadata.generate_name = Some(format!("{name}-"));
+    slice.metadata.namespace.clone_from(&service.metadata.namespace);
+    slice.metadata.owner_references = Some(vec![controller_reference(service)]);
+    let port = |(name, protocol, port, app_protocol): &(String, String, i32, Option<String>)| EndpointPort {
+        name: Some(name.clone()),
+        protocol: Some(protocol.clone()),
+        port: Some(*port),
+        app_protocol: app_protocol.clone(),
+    };
+    slice.ports = Some(group.ports.iter().map(port).collect());
+    set_content(&mut slice, service, endpoints);
+    slice
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn service(spec: Value) -> Service {
+        let mut value = json!({"metadata": {"name": "web", "namespace": "ns", "uid": "s", "labels": {"team": "a"}},
+            "spec": {"clusterIP": "10.96.0.5", "selector": {"app": "web"}, "ipFamilies": ["IPv4"],
+                "ports": [{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]}});
+        for (k, v) in spec.as_object().into_iter().flatten() {
+            value["spec"][k] = v.clone();
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(number: usize, ready: bool, more: Value) -> Arc<Pod> {
+        let mut value = json!({"metadata": {"name": format!("p{number}"), "namespace": "ns", "uid": format!("u{number}"),
+                "labels": {"app": "web"}},
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"phase": "Running", "podIP": format!("10.0.{}.{}", number / 250, number % 250),
+                "podIPs": [{"ip": format!("10.0.{}.{}", number / 250, number % 250)}, {"ip": format!("fd00::{number:x}")}],
+                "conditions": [{"type": "Ready", "status": if ready {"True"} else {"False"}}]}});
+        for (k, v) in more.as_object().into_iter().flatten() {
+            for (k2, v2) in v.as_object().into_iter().flatten() {
+                value[k][k2] = v2.clone();
+            }
+        }
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    /// Applies changes as the server would.
+    fn apply(existing: &[Arc<EndpointSlice>], changes: Changes) -> Vec<Arc<EndpointSlice>> {
+        let mut after: Vec<_> = existing
+            .iter()
+            .filter(|s| !changes.delete.contains(s.metadata.name.as_ref().unwrap()))
+            .map(|s| changes.update.iter().find(|u| u.metadata.name == s.metadata.name).unwrap_or(s).clone())
+            .collect();
+        for mut slice in changes.create {
+            slice.metadata.name = Some(format!("web-{}", apimachinery::names::random_suffix(8)));
+            after.push(slice);
+        }
+        after.into_iter().map(Arc::new).collect()
+    }
+
+    fn go(service: &Service, pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> Vec<Arc<EndpointSlice>> {
+        let zones = HashMap::from([("n1".to_owned(), "z1".to_owned())]);
+        let after = apply(existing, plan(service, pods, &zones, existing, 100));
+        assert_eq!(plan(service, pods, &zones, &after, 100), Changes::default(), "one step settles it");
+        after
+    }
+
+    #[test]
+    fn an_endpoint_says_where_and_how_it_is() {
+        let terminating = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        for (ready, more, publish, expected) in [
+            (true, json!({}), false, (true, true, false)),
+            (false, json!({}), false, (false, false, false)),
+            (false, json!({}), true, (true, false, false)),
+            (true, terminating.clone(), false, (false, true, true)),
+            (false, terminating, false, (false, false, true)),
+        ] {
+            let service = service(json!({"publishNotReadyAddresses": publish}));
+            let slices = go(&service, &[pod(1, ready, more)], &[]);
+            let endpoint = &slices[0].endpoints.as_ref().unwrap()[0];
+            let c = endpoint.conditions.as_ref().unwrap();
+            assert_eq!((c.ready.unwrap(), c.serving.unwrap(), c.terminating.unwrap()), expected);
+            assert_eq!(endpoint.zone.as_deref(), Some("z1"));
+            assert_eq!(endpoint.node_name.as_deref(), Some("n1"));
+            assert_eq!(endpoint.target_ref.as_ref().unwrap().uid.as_deref(), Some("u1"));
+        }
+    }
+
+    #[test]
+    fn slices_carry_labels_owner_and_ports() {
+        let slices = go(&service(json!({"clusterIP": "None"})), &[pod(1, true, json!({}))], &[]);
+        let labels = slices[0].metadata.labels.as_ref().unwrap();
+        assert_eq!(labels[SERVICE_LABEL], "web");
+        assert_eq!(labels[MANAGED_BY_LABEL], MANAGED_BY);
+        assert!(labels.contains_key("team") && labels.contains_key(backends::HEADLESS_LABEL));
+        assert_eq!(slices[0].metadata.owner_references.as_ref().unwrap()[0].kind, "Service");
+        let port = &slices[0].ports.as_ref().unwrap()[0];
+        assert_eq!((port.name.as_deref(), port.port), (Some("http"), Some(8080)));
+    }
+
+    #[test]
+    fn headless_pods_have_their_hostnames() {
+        let named = pod(1, true, json!({"spec": {"hostname": "web-0", "subdomain": "web"}}));
+        let other = pod(2, true, json!({"spec": {"hostname": "web-1", "subdomain": "other"}}));
+        let slices = go(&service(json!({"clusterIP": "None"})), &[named, other], &[]);
+        let hostnames: Vec<_> = slices[0].endpoints.iter().flatten().map(|e| e.hostname.as_deref()).collect();
+        assert_eq!(hostnames, [Some("web-0"), None]);
+    }
+
+    #[test]
+    fn both_families_have_slices_of_their_own() {
+        let slices = go(&service(json!({"ipFamilies": ["IPv4", "IPv6"]})), &[pod(1, true, json!({}))], &[]);
+        let mut families: Vec<_> = slices.iter().map(|s| s.address_type.as_str()).collect();
+        families.sort_unstable();
+        assert_eq!(families, ["IPv4", "IPv6"]);
+        let back = go(&service(json!({})), &[pod(1, true, json!({}))], &slices);
+        assert_eq!(back.len(), 1, "a family that the service lost loses its slices");
+    }
+
+    #[test]
+    fn a_service_without_pods_has_one_empty_slice() {
+        let empty = go(&service(json!({})), &[], &[]);
+        assert_eq!((empty.len(), empty[0].endpoints.as_ref().map(Vec::len)), (1, Some(0)));
+        let full = go(&service(json!({})), &[pod(1, true, json!({}))], &empty);
+        assert_eq!((full.len(), full[0].endpoints.as_ref().map(Vec::len)), (1, Some(1)));
+        let gone = json!({"status": {"phase": "Succeeded"}});
+        assert_eq!(go(&service(json!({})), &[pod(1, true, gone)], &full)[0].endpoints.as_ref().map(Vec::len), Some(0));
+    }
+
+    #[test]
+    fn slices_hold_at_most_a_hundred_and_change_little() {
+        let pods: Vec<_> = (1..=250).map(|n| pod(n, true, json!({}))).collect();
+        let service = service(json!({}));
+        let slices = go(&service, &pods, &[]);
+        let sizes = |slices: &[Arc<EndpointSlice>]| {
+            let mut sizes: Vec<_> = slices.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).collect();
+            sizes.sort_unstable();
+            sizes
+        };
+        assert_eq!(sizes(&slices), [50, 100, 100]);
+        // One pod less and two more: as few slices as possible are written.
+        let mut later: Vec<_> = pods[1..].to_vec();
+        later.extend([pod(300, true, json!({})), pod(301, true, json!({}))]);
+        let changes = plan(&service, &later, &HashMap::from([("n1".to_owned(), "z1".to_owned())]), &slices, 100);
+        assert!(changes.create.is_empty() && changes.delete.is_empty());
+        assert!(changes.update.len() <= 2, "{}", changes.update.len());
+        let after = apply(&slices, changes);
+        assert_eq!(sizes(&after).iter().sum::<usize>(), 251);
+    }
+
+    #[test]
+    fn pods_with_other_ports_have_other_slices() {
+        let named = service(json!({"ports": [{"name": "http", "port": 80, "targetPort": "web"}]}));
+        let with = |n, port| {
+            pod(
+                n,
+                true,
+                json!({"spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": port}]}]}}),
+            )
+        };
+        let slices = go(&named, &[with(1, 8080), with(2, 9090), with(3, 8080)], &[]);
+        assert_eq!(slices.len(), 2);
+    }
+}

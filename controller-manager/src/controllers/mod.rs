@@ -1,0 +1,71 @@
+//! The controllers, by the names that `--controllers` knows them under.
+mod bootstrap_tokens;
+mod certificates;
+mod claim;
+mod cluster_role_aggregation;
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod garbage_collector;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod pod_control;
+mod pod_gc;
+mod replicaset;
+mod root_ca;
+mod service_backends;
+mod serviceaccount;
+mod taint_eviction;
+
+use crate::runtime::Context;
+use futures::future::BoxFuture;
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
+use std::sync::Arc;
+
+/// One controller: its name, the name it had before v1.27, and what runs it until shutdown.
+pub struct Entry {
+    pub name: &'static str,
+    pub alias: &'static str,
+    pub start: fn(Arc<Context>) -> BoxFuture<'static, ()>,
+}
+
+/// Entries of which each starts a future.
+macro_rules! entries {
+    ($($name:literal, $alias:literal => $start:expr;)*) => {
+        &[$(Entry { name: $name, alias: $alias, start: |context| Box::pin($start(context)) },)*]
+    };
+}
+
+/// All that there are.
+pub const ALL: &[Entry] = entries! {
+    "serviceaccount-controller", "serviceaccount" => serviceaccount::start;
+    "root-ca-certificate-publisher-controller", "root-ca-cert-publisher" => root_ca::start;
+    "clusterrole-aggregation-controller", "clusterrole-aggregation" => cluster_role_aggregation::start;
+    "deployment-controller", "deployment" => deployment::start;
+    "replicaset-controller", "replicaset" => start_replica_sets;
+    "replicationcontroller-controller", "replicationcontroller" => start_replication_controllers;
+    "endpointslice-controller", "endpointslice" => endpointslice::start;
+    "endpoints-controller", "endpoint" => endpoints::start;
+    "node-lifecycle-controller", "nodelifecycle" => node_lifecycle::start;
+    "taint-eviction-controller", "taint-eviction-controller" => taint_eviction::start;
+    "node-ipam-controller", "nodeipam" => node_ipam::start;
+    "namespace-controller", "namespace" => namespace::start;
+    "garbage-collector-controller", "garbagecollector" => garbage_collector::start;
+    "pod-garbage-collector-controller", "podgc" => pod_gc::start;
+    "certificatesigningrequest-approving-controller", "csrapproving" => certificates::start_approving;
+    "certificatesigningrequest-signing-controller", "csrsigning" => certificates::start_signing;
+    "certificatesigningrequest-cleaner-controller", "csrcleaner" => certificates::start_cleaning;
+    "bootstrap-signer-controller", "bootstrapsigner" => bootstrap_tokens::start_signing;
+    "token-cleaner-controller", "tokencleaner" => bootstrap_tokens::start_cleaning;
+};
+
+async fn start_replica_sets(context: Arc<Context>) {
+    let workers = context.settings.concurrent_replicaset_syncs;
+    replicaset::start::<ReplicaSet>(context, "replicaset-controller", workers).await;
+}
+
+async fn start_replication_controllers(context: Arc<Context>) {
+    let workers = context.settings.concurrent_rc_syncs;
+    replicaset::start::<ReplicationController>(context, "replication-controller", workers).await;
+}

@@ -1,0 +1,136 @@
+//! What the endpoints and endpointslice controllers share: which pods stand behind a Service, and at which ports. Pure.
+use apimachinery::{
+    labels::Selector,
+    pod::{is_sidecar, is_terminal},
+};
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, Pod, Service, ServicePort},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use std::net::IpAddr;
+
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// The selector of a Service whose endpoints are ours to make; None if someone else makes them or it has none at all.
+pub fn selector(service: &Service) -> Option<Selector> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let labels = spec.selector.as_ref().filter(|l| !l.is_empty())?;
+    Some(Selector::from_map(labels))
+}
+
+pub fn is_headless(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()) == Some("None")
+}
+
+pub fn publishes_not_ready(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false)
+}
+
+/// The families that the Service has, as `IPv4` and `IPv6`.
+pub fn families(service: &Service) -> Vec<String> {
+    let given = service.spec.as_ref().and_then(|s| s.ip_families.clone()).unwrap_or_default();
+    if given.is_empty() { vec!["IPv4".to_owned()] } else { given }
+}
+
+/// As `ShouldPodBeInEndpoints`: it has an address and may still serve.
+pub fn may_serve(pod: &Pod, include_terminating: bool) -> bool {
+    !is_terminal(pod)
+        && !addresses(pod).is_empty()
+        && (include_terminating || pod.metadata.deletion_timestamp.is_none())
+}
+
+/// All of the pod's addresses, the primary first.
+pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let listed: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+    if listed.is_empty() { status.pod_ip.iter().filter_map(|ip| ip.parse().ok()).collect() } else { listed }
+}
+
+pub fn is_of_family(address: &IpAddr, family: &str) -> bool {
+    match address {
+        IpAddr::V4(_) => family == "IPv4",
+        IpAddr::V6(_) => family == "IPv6",
+    }
+}
+
+/// The name under which DNS knows the pod within the Service. As `ShouldSetHostname`.
+pub fn hostname(pod: &Pod, service: &Service) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let hostname = spec.hostname.clone().filter(|h| !h.is_empty())?;
+    let here = pod.metadata.namespace == service.metadata.namespace;
+    (here && spec.subdomain.is_some() && spec.subdomain == service.metadata.name).then_some(hostname)
+}
+
+pub fn reference_to(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+pub fn node_name(pod: &Pod) -> Option<String> {
+    pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty())
+}
+
+/// The pod's port behind a Service's; None if the pod has no port of that name. As `FindPort`.
+pub fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
+    match &port.target_port {
+        None | Some(IntOrString::Int(0)) => Some(port.port),
+        Some(IntOrString::Int(number)) => Some(*number),
+        Some(IntOrString::String(name)) => {
+            let protocol = |p: Option<&str>| p.unwrap_or("TCP").to_owned();
+            let spec = pod.spec.as_ref()?;
+            let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+            let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+            let mut named = ports.filter(|p| p.name.as_deref() == Some(name));
+            named
+                .find(|p| protocol(p.protocol.as_deref()) == protocol(port.protocol.as_deref()))
+                .map(|p| p.container_port)
+        }
+    }
+}
+
+/// Whether a change of a pod may change the endpoints of Services that select it. As `endpointChanged`.
+pub fn matters(old: &Pod, new: &Pod) -> bool {
+    use apimachinery::pod::is_ready;
+    let shape = |p: &Pod| (p.spec.as_ref().map(|s| (s.node_name.clone(), s.hostname.clone(), s.subdomain.clone())),);
+    old.metadata.labels != new.metadata.labels
+        || old.metadata.deletion_timestamp.is_some() != new.metadata.deletion_timestamp.is_some()
+        || is_ready(old) != is_ready(new)
+        || is_terminal(old) != is_terminal(new)
+        || addresses(old) != addresses(new)
+        || shape(old) != shape(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ports_are_found_by_number_and_by_name() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "initContainers": [{"name": "s", "restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 9}]}],
+            "containers": [{"name": "c", "ports": [
+                {"name": "web", "containerPort": 8080}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]}]}}))
+        .unwrap();
+        for (port, expected) in [
+            (json!({"port": 80}), Some(80)),
+            (json!({"port": 80, "targetPort": 81}), Some(81)),
+            (json!({"port": 80, "targetPort": "web"}), Some(8080)),
+            (json!({"port": 80, "targetPort": "side"}), Some(9)),
+            (json!({"port": 80, "targetPort": "dns"}), None),
+            (json!({"port": 80, "targetPort": "dns", "protocol": "UDP"}), Some(53)),
+            (json!({"port": 80, "targetPort": "none"}), None),
+        ] {
+            let port: ServicePort = serde_json::from_value(port).unwrap();
+            assert_eq!(target_port(&pod, &port), expected, "{port:?}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Evicts pods from nodes with `NoExecute` taints that they do not tolerate, at once or when their time is up.
+use crate::runtime::{Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, run};
+use apimachinery::{meta::NamespacedName, pod::is_terminal};
+use component_base::{
+    events::{Recorder, Type, reference},
+    informer::Informer,
+};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, Taint, Toleration},
+    jiff::Timestamp,
+};
+use kube::{
+    Client, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use parking_lot::Mutex;
+use serde_json::json;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tracing::info;
+
+const NAME: &str = "taint_eviction";
+const WORKERS: usize = 8;
+
+struct Controller {
+    client: Client,
+    recorder: Recorder,
+    nodes: Informer<Node>,
+    pods: Informer<Pod>,
+    /// When pods are to go, for those that tolerate their node's taints for a time. Bounded by the pods there are.
+    waiting: Mutex<HashMap<NamespacedName, Timestamp>>,
+}
+
+/// Runs until shutdown.
+pub async fn start(context: Arc<Context>) {
+    let Some(client) = context.client_for("node-controller").await else { return };
+    let (nodes, pods) = (context.informers.get::<Node>(), context.informers.get::<Pod>());
+    let on_node: Arc<Index<Pod>> = context.pods_by_node();
+    let controller = Arc::new(Controller {
+        recorder: context.recorder(&client, "taint-eviction-controller"),
+        client,
+        nodes: nodes.clone(),
+        pods: pods.clone(),
+        waiting: Mutex::default(),
+    });
+    let queue = Arc::new(WorkQueue::new(NAME));
+    let (to, seen) = (queue.clone(), controller.clone());
+    pods.on_change(move |change| {
+        let placed = |p: &Arc<Pod>| p.spec.as_ref().map(|s| (s.node_name.clone(), s.tolerations.clone()));
+        if let Some(pod) = change.latest() {
+            let key = NamespacedName::of(pod.as_ref());
+            if change.new.is_none() {
+                seen.waiting.lock().remove(&key);
+            } else if change.old.map(placed) != change.new.map(placed) {
+                to.add(key);
+            }
+        }
+    });
+    let to = queue.clone();
+    nodes.on_change(move |change| {
+        let evicting = |n: &Arc<Node>| no_execute(n);
+        let (old, new) = (change.old.map(evicting).unwrap_or_default(), change.new.map(evicting).unwrap_or_default());
+        if let Some(node) = change.latest()
+            && old != new
+        {
+            on_node.get(&node.name_any()).iter().for_each(|p| to.add(NamespacedName::of(p.as_ref())));
+        }
+    });
+    nodes.synced().await;
+    pods.synced().await;
+    run(NAME, queue, controller, WORKERS, context.shutdown.clone()).await;
+}
+
+fn no_execute(node: &Node) -> Vec<Taint> {
+    let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    taints.filter(|t| t.effect == "NoExecute").cloned().collect()
+}
+
+/// What is to become of a pod on a node with these taints.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Stays,
+    GoesAt(Timestamp),
+    Goes,
+}
+
+/// As `processPodOnNode`, with the time counted from when the taint was added, so that a restart does not prolong it.
+fn judge(tolerations: &[Toleration], taints: &[Taint], now: Timestamp) -> Verdict {
+    let mut verdict = Verdict::Stays;
+    let mut earliest: Option<Timestamp> = None;
+    for taint in taints {
+        let used: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
+        if used.is_empty() {
+            return Verdict::Goes;
+        }
+        // The shortest of the times that apply; without a time it lasts for ever.
+        let Some(seconds) = used.iter().filter_map(|t| t.toleration_seconds).min() else { continue };
+        let since = taint.time_added.as_ref().map_or(now, |t| t.0).min(now);
+        let until = since + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        earliest = Some(earliest.map_or(until, |e| e.min(until)));
+    }
+    if let Some(until) = earliest {
+        verdict = if until <= now { Verdict::Goes } else { Verdict::GoesAt(until) };
+    }
+    verdict
+}
+
+/// As `ToleratesTaint`.
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let given = |text: &Option<String>| text.as_deref().filter(|t| !t.is_empty()).map(str::to_owned);
+    if given(&toleration.effect).is_some_and(|e| e != taint.effect) {
+        return false;
+    }
+    if given(&toleration.key).is_some_and(|k| k != taint.key) {
+        return false;
+    }
+    match toleration.operator.as_deref().unwrap_or("Equal") {
+        "Exists" => true,
+        "" | "Equal" => toleration.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or(""),
+        _ => false,
+    }
+}
+
+impl Controller {
+    async fn evict(&self, key: &NamespacedName, pod: &Pod) -> Result<(), kube::Error> {
+        let about = reference(pod);
+        self.recorder.event(
+            &about,
+            Type::Normal,
+            "TaintManagerEviction",
+            "",
+            format!("Marking for deletion Pod {key}"),
+        );
+        info!(pod = %key, node = pod.spec.as_ref().and_then(|s| s.node_name.clone()), "evicting: taint not tolerated");
+        let api = api_in::<Pod>(&self.client, &key.namespace);
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": apimachinery::time::now()});
+        let patch =
+            Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}));
+        gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &patch).await)?;
+        let only_this = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
+        match gone_is_fine(api.delete(&key.name, &parameters).await) {
+            Err(error) if is_code(&error, 409) => Ok(()),
+            outcome => outcome.map(|_| ()),
+        }
+    }
+}
+
+impl Reconcile for Controller {
+    type Key = NamespacedName;
+
+    async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
+        let Some(pod) = self.pods.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
+        if pod.metadata.deletion_timestamp.is_some() || is_terminal(&pod) {
+            return Ok(Next::Settled);
+        }
+        let Some(spec) = &pod.spec else { return Ok(Next::Settled) };
+        let node = spec.node_name.as_deref().and_then(|n| self.nodes.get("", n));
+        let taints = node.map(|n| no_execute(&n)).unwrap_or_default();
+        let now = Timestamp::now();
+        match judge(spec.tolerations.as_deref().unwrap_or_default(), &taints, now) {
+            Verdict::Stays => {
+                if self.waiting.lock().remove(key).is_some() {
+                    let message = format!("Cancelling deletion of Pod {key}");
+                    self.recorder.event(&reference(pod.as_ref()), Type::Normal, "TaintManagerEviction", "", message);
+                }
+                Ok(Next::Settled)
+            }
+            Verdict::GoesAt(at) => {
+                self.waiting.lock().insert(key.clone(), at);
+                let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+                Ok(Next::After(wait.max(Duration::from_millis(100))))
+            }
+            Verdict::Goes => {
+                self.evict(key, &pod).await?;
+                self.waiting.lock().remove(key);
+                Ok(Next::Settled)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn pods_go_as_their_tolerations_say() {
+        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+        let taint = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
+            "timeAdded": "2026-01-01T00:00:00Z"});
+        let other = json!({"key": "maintenance", "value": "now", "effect": "NoExecute"});
+        let in_seconds = |s: u64| Verdict::GoesAt(now + Duration::from_secs(s));
+        let forever = json!({"operator": "Exists"});
+        let timed = |s: i64| {
+            json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
+            "tolerationSeconds": s})
+        };
+        let parse = |v: &[Value]| -> (Vec<Toleration>, ()) {
+            (v.iter().map(|t| serde_json::from_value(t.clone()).unwrap()).collect(), ())
+        };
+        for (tolerations, taints, expected) in [
+            (vec![], vec![], Verdict::Stays),
+            (vec![], vec![&taint], Verdict::Goes),
+            (vec![forever.clone()], vec![&taint, &other], Verdict::Stays),
+            (vec![timed(300)], vec![&taint], in_seconds(240)),
+            (vec![timed(30)], vec![&taint], Verdict::Goes),
+            (vec![timed(0)], vec![&taint], Verdict::Goes),
+            (vec![timed(300), timed(120)], vec![&taint], in_seconds(60)),
+            (vec![timed(300)], vec![&taint, &other], Verdict::Goes),
+            (vec![json!({"key": "maintenance", "value": "now"})], vec![&other], Verdict::Stays),
+            (vec![json!({"key": "maintenance", "value": "later"})], vec![&other], Verdict::Goes),
+        ] {
+            let taints: Vec<Taint> = taints.into_iter().map(|t| serde_json::from_value(t.clone()).unwrap()).collect();
+            assert_eq!(judge(&parse(&tolerations).0, &taints, now), expected, "{tolerations:?} {taints:?}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The command line: kube-controller-manager's flags.
+use apimachinery::time::parse_duration;
+use clap::{ArgAction::Set, Parser};
+use component_base::cli::{CommonFlags, Ignored};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+/// Controllers of Kubernetes under their names for `--controllers`, without those that are not here yet.
+pub const SWITCHED_OFF_BY_DEFAULT: [&str; 2] = ["bootstrap-signer-controller", "token-cleaner-controller"];
+
+/// Runs the controllers that make the cluster's state what its objects ask for.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "controller-manager", version)]
+pub struct Flags {
+    #[command(flatten)]
+    pub common: CommonFlags,
+    /// Kubeconfig file with the way to the API server and this process's identity.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's address; overrides the kubeconfig's.
+    #[arg(long)]
+    pub master: Option<String>,
+    /// Kubeconfig with which callers of the secure port are authenticated; without it only certificates count.
+    #[arg(long)]
+    pub authentication_kubeconfig: Option<PathBuf>,
+    /// Kubeconfig with which callers of the secure port are authorized.
+    #[arg(long)]
+    pub authorization_kubeconfig: Option<PathBuf>,
+    /// Paths of the secure port that everybody may read.
+    #[arg(long, value_delimiter = ',', default_value = "/healthz,/readyz,/livez")]
+    pub authorization_always_allow_paths: Vec<String>,
+    /// Certificates of those whose client certificates are accepted on the secure port.
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Address of the secure port.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// The secure port; 0 serves nothing.
+    #[arg(long, default_value_t = 10257)]
+    pub secure_port: u16,
+    /// Serving certificate; without one a self-signed one is made.
+    #[arg(long)]
+    pub tls_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub tls_private_key_file: Option<PathBuf>,
+
+    /// Work only while holding the lease, so that several instances can stand by.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = Set)]
+    pub leader_elect: bool,
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub leader_elect_lease_duration: Duration,
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub leader_elect_renew_deadline: Duration,
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    pub leader_elect_retry_period: Duration,
+    #[arg(long, default_value = "kube-controller-manager")]
+    pub leader_elect_resource_name: String,
+    #[arg(long, default_value = "kube-system")]
+    pub leader_elect_resource_namespace: String,
+
+    /// Controllers to run: `*` all that are on by default, `foo` that one, `-foo` not that one.
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    pub controllers: Vec<String>,
+    /// Each controller writes with a ServiceAccount of its own.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = Set)]
+    pub use_service_account_credentials: bool,
+    /// Requests a second of each controller; 0 is no limit. The server's fairness is the usual one, so this is high.
+    #[arg(long, default_value_t = 500.0)]
+    pub kube_api_qps: f64,
+    /// Requests of each controller at once.
+    #[arg(long, default_value_t = 1000)]
+    pub kube_api_burst: u32,
+
+    /// Certificate that every namespace's kube-root-ca.crt and every ServiceAccount token Secret shows.
+    #[arg(long)]
+    pub root_ca_file: Option<PathBuf>,
+    /// Key that signs ServiceAccount tokens. Read to be checked: tokens are made by the API server.
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// Certificate authority that signs certificate requests.
+    #[arg(long)]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// The longest that a signed certificate holds.
+    #[arg(long, default_value = "8760h", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
+
+    /// Give each node a part of the cluster's pod addresses.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = Set)]
+    pub allocate_node_cidrs: bool,
+    /// The cluster's pod addresses; two for dual-stack.
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_cidr: Vec<String>,
+    /// The Services' addresses, which no node may get.
+    #[arg(long, value_delimiter = ',')]
+    pub service_cluster_ip_range: Vec<String>,
+    /// Prefix length of a node's part, in a single-stack cluster; 24 for IPv4, 64 for IPv6.
+    #[arg(long)]
+    pub node_cidr_mask_size: Option<u8>,
+    #[arg(long)]
+    pub node_cidr_mask_size_ipv4: Option<u8>,
+    #[arg(long)]
+    pub node_cidr_mask_size_ipv6: Option<u8>,
+
+    /// Between two looks at the nodes' health.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub node_monitor_period: Duration,
+    /// A node that is silent so long is not healthy.
+    #[arg(long, default_value = "50s", value_parser = duration)]
+    pub node_monitor_grace_period: Duration,
+    /// A node that has just started may be silent so long.
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub node_startup_grace_period: Duration,
+    /// Nodes a second whose pods are evicted when they fail, while the zone is healthy.
+    #[arg(long, default_value_t = 0.1)]
+    pub node_eviction_rate: f64,
+    /// The same in a large zone most of which failed.
+    #[arg(long, default_value_t = 0.01)]
+    pub secondary_node_eviction_rate: f64,
+    /// A zone with more nodes than this is large.
+    #[arg(long, default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
+    /// Part of a zone's nodes that must fail for the zone to be unhealthy.
+    #[arg(long, default_value_t = 0.55)]
+    pub unhealthy_zone_threshold: f64,
+    /// Finished pods beyond this number are deleted, the oldest first; 0 keeps all.
+    #[arg(long, default_value_t = 12500)]
+    pub terminated_pod_gc_threshold: usize,
+
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_deployment_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_replicaset_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_rc_syncs: usize,
+    #[arg(long, default_value_t = 10)]
+    pub concurrent_namespace_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_endpoint_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_service_endpoint_syncs: usize,
+    #[arg(long, default_value_t = 20)]
+    pub concurrent_gc_syncs: usize,
+    /// Endpoints in one EndpointSlice.
+    #[arg(long, default_value_t = 100)]
+    pub max_endpoints_per_slice: usize,
+    /// Delete what lost its owners.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = Set)]
+    pub enable_garbage_collector: bool,
+}
+
+/// What controllers read of the flags.
+pub type Settings = Flags;
+
+impl Flags {
+    /// Whether a controller, known by any of `names`, is to run. As `IsControllerEnabled`.
+    pub fn runs(&self, names: &[&str]) -> bool {
+        let mut all = false;
+        for wanted in &self.controllers {
+            match wanted.strip_prefix('-') {
+                Some(off) if names.contains(&off) => return false,
+                None if names.contains(&wanted.as_str()) => return true,
+                None if wanted == "*" => all = true,
+                _ => {}
+            }
+        }
+        all && !names.iter().any(|n| SWITCHED_OFF_BY_DEFAULT.contains(n))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// Flags of Kubernetes without a meaning here.
+pub const IGNORED: &[Ignored] = &[
+    Ignored::Bool("allow-untagged-cloud"),
+    Ignored::Value("attach-detach-reconcile-sync-period"),
+    Ignored::Value("authentication-token-webhook-cache-ttl"),
+    Ignored::Bool("authentication-skip-lookup"),
+    Ignored::Bool("authentication-tolerate-lookup-failure"),
+    Ignored::Value("authorization-webhook-cache-authorized-ttl"),
+    Ignored::Value("authorization-webhook-cache-unauthorized-ttl"),
+    Ignored::Value("cert-dir"),
+    Ignored::Value("cidr-allocator-type"),
+    Ignored::Value("cloud-config"),
+    Ignored::Value("cloud-provider"),
+    Ignored::Value("cluster-name"),
+    Ignored::Value("cluster-signing-kube-apiserver-client-cert-file"),
+    Ignored::Value("cluster-signing-kube-apiserver-client-key-file"),
+    Ignored::Value("cluster-signing-kubelet-client-cert-file"),
+    Ignored::Value("cluster-signing-kubelet-client-key-file"),
+    Ignored::Value("cluster-signing-kubelet-serving-cert-file"),
+    Ignored::Value("cluster-signing-kubelet-serving-key-file"),
+    Ignored::Value("cluster-signing-legacy-unknown-cert-file"),
+    Ignored::Value("cluster-signing-legacy-unknown-key-file"),
+    Ignored::Value("concurrent-cron-job-syncs"),
+    Ignored::Value("concurrent-daemonset-syncs"),
+    Ignored::Value("concurrent-ephemeralvolume-syncs"),
+    Ignored::Value("concurrent-horizontal-pod-autoscaler-syncs"),
+    Ignored::Value("concurrent-job-syncs"),
+    Ignored::Value("concurrent-resource-quota-syncs"),
+    Ignored::Value("concurrent-serviceaccount-token-syncs"),
+    Ignored::Value("concurrent-service-syncs"),
+    Ignored::Value("concurrent-statefulset-syncs"),
+    Ignored::Value("concurrent-ttl-after-finished-syncs"),
+    Ignored::Value("concurrent-validating-admission-policy-status-syncs"),
+    Ignored::Bool("configure-cloud-routes"),
+    Ignored::Bool("contention-profiling"),
+    Ignored::Value("controller-start-interval"),
+    Ignored::Bool("disable-attach-detach-reconcile-sync"),
+    Ignored::Bool("disable-force-detach-on-timeout"),
+    Ignored::Bool("disable-http2-serving"),
+    Ignored::Value("disabled-metrics"),
+    Ignored::Value("allow-metric-labels"),
+    Ignored::Value("allow-metric-labels-manifest"),
+    Ignored::Value("emulated-version"),
+    Ignored::Bool("enable-dynamic-provisioning"),
+    Ignored::Bool("enable-hostpath-provisioner"),
+    Ignored::Bool("enable-leader-migration"),
+    Ignored::Value("endpoint-updates-batch-period"),
+    Ignored::Value("endpointslice-updates-batch-period"),
+    Ignored::Value("external-cloud-volume-plugin"),
+    Ignored::Value("feature-gates"),
+    Ignored::Value("flex-volume-plugin-dir"),
+    Ignored::Value("horizontal-pod-autoscaler-cpu-initialization-period"),
+    Ignored::Value("horizontal-pod-autoscaler-downscale-stabilization"),
+    Ignored::Value("horizontal-pod-autoscaler-initial-readiness-delay"),
+    Ignored::Value("horizontal-pod-autoscaler-sync-period"),
+    Ignored::Value("horizontal-pod-autoscaler-tolerance"),
+    Ignored::Value("http2-max-streams-per-connection"),
+    Ignored::Value("kube-api-content-type"),
+    Ignored::Value("leader-elect-resource-lock"),
+    Ignored::Value("leader-migration-config"),
+    Ignored::Value("legacy-service-account-token-clean-up-period"),
+    Ignored::Value("log-flush-frequency"),
+    Ignored::Value("log-json-info-buffer-size"),
+    Ignored::Bool("log-json-split-stream"),
+    Ignored::Value("log-text-info-buffer-size"),
+    Ignored::Bool("log-text-split-stream"),
+    Ignored::Value("logging-format"),
+    Ignored::Value("max-endpoints-per-subset"),
+    Ignored::Value("min-resync-period"),
+    Ignored::Value("mirroring-concurrent-service-endpoint-syncs"),
+    Ignored::Value("mirroring-endpointslice-updates-batch-period"),
+    Ignored::Value("mirroring-max-endpoints-per-subset"),
+    Ignored::Value("namespace-sync-period"),
+    Ignored::Bool("permit-address-sharing"),
+    Ignored::Bool("permit-port-sharing"),
+    Ignored::Bool("profiling"),
+    Ignored::Value("pv-recycler-increment-timeout-nfs"),
+    Ignored::Value("pv-recycler-minimum-timeout-hostpath"),
+    Ignored::Value("pv-recycler-minimum-timeout-nfs"),
+    Ignored::Value("pv-recycler-pod-template-filepath-hostpath"),
+    Ignored::Value("pv-recycler-pod-template-filepath-nfs"),
+    Ignored::Value("pv-recycler-timeout-increment-hostpath"),
+    Ignored::Value("pvclaimbinder-sync-period"),
+    Ignored::Value("requestheader-allowed-names"),
+    Ignored::Value("requestheader-client-ca-file"),
+    Ignored::Value("requestheader-extra-headers-prefix"),
+    Ignored::Value("requestheader-group-headers"),
+    Ignored::Value("requestheader-uid-headers"),
+    Ignored::Value("requestheader-username-headers"),
+    Ignored::Value("resource-quota-sync-period"),
+    Ignored::Value("route-reconciliation-period"),
+    Ignored::Bool("show-hidden-metrics-for-version"),
+    Ignored::Value("tls-cipher-suites"),
+    Ignored::Value("tls-min-version"),
+    Ignored::Value("tls-sni-cert-key"),
+    Ignored::Value("vmodule"),
+    Ignored::Value("volume-host-allow-local-loopback"),
+    Ignored::Value("volume-host-cidr-denylist"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use component_base::cli::{parse_from, without_ignored};
+    use std::ffi::OsString;
+
+    fn read(arguments: &str) -> Result<Flags, clap::Error> {
+        let arguments = std::iter::once("x").chain(arguments.split_whitespace()).map(OsString::from);
+        parse_from(without_ignored(arguments, IGNORED).0)
+    }
+
+    #[test]
+    fn the_command_line_of_kubeadm_is_understood() {
+        let flags = read(
+            "--allocate-node-cidrs=true --authentication-kubeconfig=/etc/kubernetes/controller-manager.conf \
+             --authorization-kubeconfig=/etc/kubernetes/controller-manager.conf --bind-address=127.0.0.1 \
+             --client-ca-file=/etc/kubernetes/pki/ca.crt --cluster-cidr=10.244.0.0/16 --cluster-name=kubernetes \
+             --cluster-signing-cert-file=/etc/kubernetes/pki/ca.crt --cluster-signing-key-file=/etc/kubernetes/pki/ca.key \
+             --controllers=*,bootstrapsigner,tokencleaner --kubeconfig=/etc/kubernetes/controller-manager.conf \
+             --leader-elect=true --requestheader-client-ca-file=/etc/kubernetes/pki/front-proxy-ca.crt \
+             --root-ca-file=/etc/kubernetes/pki/ca.crt \
+             --service-account-private-key-file=/etc/kubernetes/pki/sa.key \
+             --service-cluster-ip-range=10.96.0.0/12 --use-service-account-credentials=true",
+        )
+        .unwrap();
+        assert!(flags.allocate_node_cidrs && flags.leader_elect && flags.use_service_account_credentials);
+        assert_eq!(flags.cluster_cidr, ["10.244.0.0/16"]);
+        assert!(flags.runs(&["bootstrap-signer-controller", "bootstrapsigner"]));
+        assert!(read("--no-such-flag=1").is_err());
+    }
+
+    #[test]
+    fn controllers_are_switched_on_and_off_by_name() {
+        for (flag, name, expected) in [
+            ("*", "deployment-controller", true),
+            ("*", "token-cleaner-controller", false),
+            ("*,-deployment-controller", "deployment-controller", false),
+            ("deployment-controller", "replicaset-controller", false),
+            ("*,token-cleaner-controller", "token-cleaner-controller", true),
+        ] {
+            let flags = read(&format!("--controllers={flag}")).unwrap();
+            assert_eq!(flags.runs(&[name]), expected, "{flag} {name}");
+        }
+    }
+}

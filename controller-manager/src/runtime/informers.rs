@@ -1,0 +1,209 @@
+//! The shared informers: one watch of a kind in the process, started by the first controller that asks for it.
+//!
+//! An object is slimmed before it is kept: [`Watched::slim`] says what no controller reads. What is written back whole
+//! (Deployments, ReplicaSets, Services' slices) must not be slimmed.
+use component_base::informer::Informer;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::{Deployment, ReplicaSet},
+        certificates::v1::CertificateSigningRequest,
+        coordination::v1::Lease,
+        core::v1::{
+            ConfigMap, Container, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service,
+            ServiceAccount,
+        },
+        discovery::v1::EndpointSlice,
+        rbac::v1::ClusterRole,
+    },
+};
+use kube::{Api, Client, Resource, runtime::watcher};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt::Debug,
+};
+
+/// A kind that informers watch.
+pub trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {
+    /// Takes away what no controller reads.
+    fn slim(&mut self) {}
+
+    /// Which objects are watched: all, unless a controller needs only a few.
+    fn selection() -> watcher::Config {
+        watcher::Config::default()
+    }
+}
+
+/// Gives informers. Clones of an informer share its watch.
+pub struct Informers {
+    client: Client,
+    started: Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
+}
+
+impl Informers {
+    pub fn new(client: Client) -> Self {
+        Self { client, started: Mutex::default() }
+    }
+
+    /// The informer of a kind; the first call starts it.
+    pub fn get<K: Watched>(&self) -> Informer<K> {
+        let mut started = self.started.lock();
+        if let Some(informer) = started.get(&TypeId::of::<K>()).and_then(|any| any.downcast_ref::<Informer<K>>()) {
+            return informer.clone();
+        }
+        // What is a little old is good enough: the watch catches up, and it costs the server no read of etcd.
+        let config = K::selection().any_semantic();
+        let informer = Informer::start_with_transform(Api::<K>::all(self.client.clone()), config, K::slim);
+        started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
+        informer
+    }
+}
+
+/// An API for a namespace, or for the cluster where `namespace` is empty.
+pub fn api_in<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+    client: &Client,
+    namespace: &str,
+) -> Api<K> {
+    Api::namespaced(client.clone(), namespace)
+}
+
+// === what is kept of each kind ===
+
+impl Watched for Pod {
+    /// Keeps identity, owners, placement, ports, tolerations and the parts of the status that say how the pod fares.
+    fn slim(&mut self) {
+        const ANNOTATIONS_READ: [&str; 1] = ["controller.kubernetes.io/pod-deletion-cost"];
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.retain(|key, _| ANNOTATIONS_READ.contains(&key.as_str()));
+            if annotations.is_empty() {
+                self.metadata.annotations = None;
+            }
+        }
+        if let Some(spec) = &mut self.spec {
+            let mut kept = k8s_openapi::api::core::v1::PodSpec {
+                node_name: spec.node_name.take(),
+                hostname: spec.hostname.take(),
+                subdomain: spec.subdomain.take(),
+                tolerations: spec.tolerations.take(),
+                termination_grace_period_seconds: spec.termination_grace_period_seconds,
+                ..Default::default()
+            };
+            kept.containers = spec.containers.iter_mut().map(ports_of).collect();
+            let sidecars = spec.init_containers.iter_mut().flatten().filter(|c| c.restart_policy.is_some());
+            let sidecars: Vec<_> = sidecars.map(ports_of).collect();
+            kept.init_containers = (!sidecars.is_empty()).then_some(sidecars);
+            *spec = kept;
+        }
+        if let Some(status) = &mut self.status {
+            for condition in status.conditions.iter_mut().flatten() {
+                condition.message = None;
+                condition.last_probe_time = None;
+            }
+            let restarts = |statuses: &mut Option<Vec<k8s_openapi::api::core::v1::ContainerStatus>>| {
+                statuses.iter_mut().flatten().for_each(|s| {
+                    *s = k8s_openapi::api::core::v1::ContainerStatus {
+                        name: std::mem::take(&mut s.name),
+                        restart_count: s.restart_count,
+                        ..Default::default()
+                    };
+                });
+            };
+            restarts(&mut status.container_statuses);
+            status.init_container_statuses = None;
+            status.ephemeral_container_statuses = None;
+            status.message = None;
+            status.resources = None;
+            status.allocated_resources = None;
+        }
+    }
+}
+
+fn ports_of(container: &mut Container) -> Container {
+    Container {
+        name: std::mem::take(&mut container.name),
+        ports: container.ports.take(),
+        restart_policy: container.restart_policy.take(),
+        ..Container::default()
+    }
+}
+
+impl Watched for Node {
+    fn slim(&mut self) {
+        self.metadata.annotations = None;
+        if let Some(status) = &mut self.status {
+            status.images = None;
+            status.node_info = None;
+            status.capacity = None;
+            status.allocatable = None;
+            status.volumes_in_use = None;
+            status.volumes_attached = None;
+        }
+    }
+}
+
+impl Watched for ConfigMap {
+    fn selection() -> watcher::Config {
+        watcher::Config::default().fields("metadata.name=kube-root-ca.crt")
+    }
+}
+
+impl Watched for Secret {
+    fn selection() -> watcher::Config {
+        watcher::Config::default().fields("type=bootstrap.kubernetes.io/token")
+    }
+}
+
+impl Watched for ServiceAccount {
+    fn slim(&mut self) {
+        self.metadata.annotations = None;
+        self.secrets = None;
+        self.image_pull_secrets = None;
+    }
+}
+
+impl Watched for Deployment {}
+impl Watched for ReplicaSet {}
+impl Watched for ReplicationController {}
+impl Watched for Service {}
+impl Watched for Endpoints {}
+impl Watched for EndpointSlice {}
+impl Watched for Namespace {}
+impl Watched for Lease {
+    fn selection() -> watcher::Config {
+        watcher::Config::default()
+    }
+}
+impl Watched for CertificateSigningRequest {}
+impl Watched for ClusterRole {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_slim_pod_keeps_what_decisions_read() {
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "annotations": {
+                "controller.kubernetes.io/pod-deletion-cost": "5", "kubectl.kubernetes.io/last-applied": "x"}},
+            "spec": {"nodeName": "n1", "subdomain": "s",
+                "initContainers": [{"name": "once"}, {"name": "side", "restartPolicy": "Always", "image": "i"}],
+                "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}]}]},
+            "status": {"podIP": "10.0.0.1", "phase": "Running",
+                "containerStatuses": [{"name": "c", "restartCount": 3, "image": "i", "imageID": "", "ready": true}]}
+        }))
+        .unwrap();
+        pod.slim();
+        let slim = serde_json::to_value(&pod).unwrap();
+        let spec = &slim["spec"];
+        assert_eq!(slim["metadata"]["annotations"].as_object().unwrap().len(), 1);
+        assert_eq!((spec["nodeName"].as_str(), spec["subdomain"].as_str()), (Some("n1"), Some("s")));
+        assert_eq!(spec["containers"][0]["ports"][0]["containerPort"], 80);
+        assert_eq!(spec["initContainers"].as_array().unwrap().len(), 1);
+        assert_eq!(slim["status"]["containerStatuses"][0]["restartCount"], 3);
+        assert!(!slim.to_string().contains("\"image\":\"i\""), "{slim}");
+    }
+}

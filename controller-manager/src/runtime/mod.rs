@@ -1,0 +1,76 @@
+//! What every controller runs on: shared informers, work queues, workers, expectations, credentials, events.
+//!
+//! A controller's `start` takes a [`Context`], asks it for informers and a client, makes a queue that the informers'
+//! handlers fill, and gives a future that runs its workers until shutdown.
+mod credentials;
+mod discovery;
+mod expectations;
+mod index;
+mod informers;
+mod metrics;
+mod queue;
+mod worker;
+
+use crate::options::Settings;
+use component_base::events::Recorder;
+pub use credentials::{Credentials, Limits};
+pub use discovery::{ServerResource, discover};
+pub use expectations::Expectations;
+pub use index::{Index, by_controller, by_node, orphans_of};
+pub use informers::{Informers, Watched, api_in};
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};
+use kube::Client;
+pub use queue::WorkQueue;
+use std::sync::{Arc, OnceLock};
+use tokio_util::sync::CancellationToken;
+pub use worker::{Next, Reconcile, SyncError, gone_is_fine, is_code, run};
+
+/// What controllers share.
+pub struct Context {
+    pub settings: Settings,
+    pub informers: Informers,
+    /// The process's own client: for discovery and the metadata watches.
+    pub client: Client,
+    pub shutdown: CancellationToken,
+    credentials: Credentials,
+    pods_by_controller: OnceLock<Arc<Index<Pod>>>,
+    pods_by_node: OnceLock<Arc<Index<Pod>>>,
+    sets_by_controller: OnceLock<Arc<Index<ReplicaSet>>>,
+}
+
+impl Context {
+    pub fn new(settings: Settings, client: Client, credentials: Credentials, shutdown: CancellationToken) -> Self {
+        Self {
+            settings,
+            informers: Informers::new(client.clone()),
+            client,
+            shutdown,
+            credentials,
+            pods_by_controller: OnceLock::new(),
+            pods_by_node: OnceLock::new(),
+            sets_by_controller: OnceLock::new(),
+        }
+    }
+
+    /// A client that writes in a controller's name. None when the process is to end.
+    pub async fn client_for(&self, account: &str) -> Option<Client> {
+        self.credentials.client(account).await
+    }
+
+    /// Events that come from `component`.
+    pub fn recorder(&self, client: &Client, component: &str) -> Recorder {
+        Recorder::new(client.clone(), component, "")
+    }
+
+    pub fn pods_by_controller(&self) -> Arc<Index<Pod>> {
+        self.pods_by_controller.get_or_init(|| Index::new(&self.informers.get::<Pod>(), by_controller)).clone()
+    }
+
+    pub fn pods_by_node(&self) -> Arc<Index<Pod>> {
+        self.pods_by_node.get_or_init(|| Index::new(&self.informers.get::<Pod>(), by_node)).clone()
+    }
+
+    pub fn sets_by_controller(&self) -> Arc<Index<ReplicaSet>> {
+        self.sets_by_controller.get_or_init(|| Index::new(&self.informers.get::<ReplicaSet>(), by_controller)).clone()
+    }
+}
