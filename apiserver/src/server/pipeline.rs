@@ -19,7 +19,7 @@ use component_base::serving::Peer;
 use futures::FutureExt as _;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
 use std::panic::AssertUnwindSafe;
@@ -29,6 +29,8 @@ use tokio::sync::Semaphore;
 
 /// Bodies beyond this are refused. As kube-apiserver.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// So much of a body that is too big is read before it is refused.
+const BODY_BYTES_DRAINED: usize = 32 * 1024 * 1024;
 /// How long a request waits for room among those in flight.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// Its holders are never refused for want of room.
@@ -347,15 +349,22 @@ fn dry_run(info: &RequestInfo) -> Result<bool, StatusError> {
     Ok(dry)
 }
 
-/// The body, up to the limit.
+/// The body, up to the limit. Of a bigger one the rest is let pass, so that the client comes to read the answer.
 async fn read(request: Request<Incoming>) -> Result<Bytes, StatusError> {
-    let said = request.headers().get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    if said.is_some_and(|length| length > BODY_BYTES_MAX) {
-        return Err(StatusError::too_large(BODY_BYTES_MAX));
+    let mut body = request.into_body();
+    let (mut kept, mut seen) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| StatusError::bad_request(format!("the body could not be read: {error}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
+        if seen > BODY_BYTES_DRAINED {
+            break;
+        }
+        if seen > BODY_BYTES_MAX {
+            kept = Vec::new();
+        } else {
+            kept.extend_from_slice(data);
+        }
     }
-    match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(StatusError::too_large(BODY_BYTES_MAX)),
-        Err(error) => Err(StatusError::bad_request(format!("the body could not be read: {error}"))),
-    }
+    if seen > BODY_BYTES_MAX { Err(StatusError::too_large(BODY_BYTES_MAX)) } else { Ok(kept.into()) }
 }
