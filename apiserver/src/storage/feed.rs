@@ -130,6 +130,10 @@ async fn watch(store: &Store) -> End {
                     Ok(newest) => newest,
                     Err(error) => return broken(&error),
                 };
+                if newest < store.progress() {
+                    // It has been restored from a backup: what we know of lies in a future that never was.
+                    return End::Compacted;
+                }
                 if newest > store.progress() && !moves(store, &mut stream).await {
                     return End::Broken("it hangs".to_owned());
                 }
