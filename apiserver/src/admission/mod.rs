@@ -1,11 +1,27 @@
-//! What a request must pass after authorization and before the store: mutating, then validating. (Being filled.)
+//! What a request must pass after authorization and before the store: the plugins that are on, in Kubernetes' order, first to
+//! change the object, then to have a last word on it. A plugin is one file; a webhook or a policy is one more.
 
+mod certificates;
+mod ingress_class;
+mod limit_ranger;
+mod namespace_lifecycle;
+mod node_restriction;
+mod node_taint;
+mod priority;
+mod rbac_escalation;
+mod runtime_class;
+mod service_account;
+mod storage;
+mod toleration_seconds;
+
+use crate::authorization::lister::Lister;
 use crate::authorization::{Attributes, Authorizer};
 use crate::options::Options;
 use crate::registry::Resource;
 use crate::storage::Store;
 use apimachinery::status::StatusError;
-use serde_json::Value;
+use futures::future::BoxFuture;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// What is being done.
@@ -33,21 +49,328 @@ pub struct AdmissionRequest<'a> {
     pub warnings: Vec<String>,
 }
 
+/// One link of the chain.
+pub trait Plugin: Send + Sync + 'static {
+    /// Whether the plugin has anything to do with a request. Asked of every write, so it must cost nothing.
+    fn handles(&self, request: &AdmissionRequest<'_>) -> bool;
+
+    /// Changes the object, or refuses the request.
+    fn mutate<'a>(&'a self, _request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Refuses the request, or lets it pass.
+    fn validate<'a>(&'a self, _request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
 /// The admission plugins that are on, in Kubernetes' order.
-pub struct AdmissionChain {}
+pub struct AdmissionChain {
+    plugins: Vec<Box<dyn Plugin>>,
+}
+
+/// Whether a plugin is on without being named, and how to make it; None for one that is not built.
+struct Known {
+    name: &'static str,
+    default: bool,
+    make: Option<fn(&Parts) -> Box<dyn Plugin>>,
+}
+
+/// What plugins are made from.
+struct Parts {
+    lister: Arc<dyn Lister>,
+    authorizer: Arc<Authorizer>,
+}
+
+const fn on(name: &'static str, make: fn(&Parts) -> Box<dyn Plugin>) -> Known {
+    Known { name, default: true, make: Some(make) }
+}
+
+const fn off(name: &'static str, make: fn(&Parts) -> Box<dyn Plugin>) -> Known {
+    Known { name, default: false, make: Some(make) }
+}
+
+const fn absent(name: &'static str, default: bool) -> Known {
+    Known { name, default, make: None }
+}
+
+/// In the order of `AllOrderedPlugins`.
+const PLUGINS: &[Known] = &[
+    absent("AlwaysAdmit", false),
+    absent("NamespaceAutoProvision", false),
+    on("NamespaceLifecycle", |parts| Box::new(namespace_lifecycle::NamespaceLifecycle::new(parts.lister.clone()))),
+    absent("NamespaceExists", false),
+    absent("LimitPodHardAntiAffinityTopology", false),
+    on("LimitRanger", |parts| Box::new(limit_ranger::LimitRanger::new(parts.lister.clone()))),
+    on("ServiceAccount", |parts| Box::new(service_account::ServiceAccount::new(parts.lister.clone()))),
+    off("NodeRestriction", |parts| Box::new(node_restriction::NodeRestriction::new(parts.lister.clone()))),
+    on("TaintNodesByCondition", |_| Box::new(node_taint::TaintNodesByCondition)),
+    absent("AlwaysPullImages", false),
+    absent("ImagePolicyWebhook", false),
+    absent("PodSecurity", true),
+    absent("PodNodeSelector", false),
+    on("Priority", |parts| Box::new(priority::Priority::new(parts.lister.clone()))),
+    on("DefaultTolerationSeconds", |_| Box::new(toleration_seconds::DefaultTolerationSeconds)),
+    absent("PodTolerationRestriction", false),
+    absent("EventRateLimit", false),
+    absent("ExtendedResourceToleration", false),
+    on("DefaultStorageClass", |parts| Box::new(storage::DefaultStorageClass::new(parts.lister.clone()))),
+    on("StorageObjectInUseProtection", |_| Box::new(storage::StorageObjectInUseProtection)),
+    absent("OwnerReferencesPermissionEnforcement", false),
+    on("PersistentVolumeClaimResize", |parts| {
+        Box::new(storage::PersistentVolumeClaimResize::new(parts.lister.clone()))
+    }),
+    on("RuntimeClass", |parts| Box::new(runtime_class::RuntimeClass::new(parts.lister.clone()))),
+    on("CertificateApproval", |parts| Box::new(certificates::CertificateApproval::new(parts.authorizer.clone()))),
+    on("CertificateSigning", |parts| Box::new(certificates::CertificateSigning::new(parts.authorizer.clone()))),
+    absent("ClusterTrustBundleAttest", true),
+    on("CertificateSubjectRestriction", |_| Box::new(certificates::CertificateSubjectRestriction)),
+    on("DefaultIngressClass", |parts| Box::new(ingress_class::DefaultIngressClass::new(parts.lister.clone()))),
+    absent("PodTopologyLabels", true),
+    absent("NodeDeclaredFeatureValidator", true),
+    absent("DenyServiceExternalIPs", false),
+    absent("MutatingAdmissionPolicy", true),
+    absent("MutatingAdmissionWebhook", true),
+    absent("ValidatingAdmissionPolicy", true),
+    absent("ValidatingAdmissionWebhook", true),
+    absent("ResourceQuota", true),
+    absent("AlwaysDeny", false),
+];
 
 // === impl AdmissionChain ===
 
 impl AdmissionChain {
-    pub fn new(_options: &Options, _store: Arc<Store>, _authorizer: Arc<Authorizer>) -> anyhow::Result<Self> {
-        Ok(Self {})
+    pub fn new(options: &Options, store: Arc<Store>, authorizer: Arc<Authorizer>) -> anyhow::Result<Self> {
+        let named = |list: &[String]| -> Vec<String> { list.iter().filter(|name| !name.is_empty()).cloned().collect() };
+        let (enabled, disabled) = (named(&options.enable_admission_plugins), named(&options.disable_admission_plugins));
+        Self::with(&enabled, &disabled, Parts { lister: store, authorizer })
     }
 
-    pub async fn mutate(&self, _request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
+    fn with(enabled: &[String], disabled: &[String], parts: Parts) -> anyhow::Result<Self> {
+        for name in enabled.iter().chain(disabled) {
+            anyhow::ensure!(
+                PLUGINS.iter().any(|plugin| plugin.name == name),
+                "admission plugin {name:?} is unknown; see --enable-admission-plugins and --disable-admission-plugins"
+            );
+            anyhow::ensure!(
+                !(enabled.contains(name) && disabled.contains(name)),
+                "admission plugin {name:?} is enabled and disabled at once"
+            );
+        }
+        // Granting more than one holds is forbidden whatever plugins are on; in Kubernetes the roles' storage sees to it.
+        let mut plugins: Vec<Box<dyn Plugin>> =
+            vec![Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()))];
+        for plugin in PLUGINS {
+            let wanted = enabled.iter().any(|name| name == plugin.name);
+            if (!plugin.default && !wanted) || disabled.iter().any(|name| name == plugin.name) {
+                continue;
+            }
+            match plugin.make {
+                Some(make) => plugins.push(make(&parts)),
+                None if wanted => {
+                    tracing::warn!(plugin = plugin.name, "admission plugin is not available; it is passed over")
+                }
+                None => {}
+            }
+        }
+        Ok(Self { plugins })
+    }
+
+    pub async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
+        for plugin in &self.plugins {
+            if plugin.handles(request) {
+                plugin.mutate(request).await?;
+            }
+        }
         Ok(())
     }
 
-    pub async fn validate(&self, _request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
+    pub async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
+        for plugin in &self.plugins {
+            if plugin.handles(request) {
+                plugin.validate(request).await?;
+            }
+        }
         Ok(())
+    }
+}
+
+// === impl AdmissionRequest ===
+
+impl AdmissionRequest<'_> {
+    /// `is("", "pods", "")`: group, resource, subresource.
+    pub fn is(&self, group: &str, resource: &str, subresource: &str) -> bool {
+        let a = self.attributes;
+        a.resource == resource && a.subresource == subresource && a.group == group
+    }
+
+    pub fn creates(&self) -> bool {
+        self.operation == Operation::Create
+    }
+
+    pub fn updates(&self) -> bool {
+        self.operation == Operation::Update
+    }
+
+    pub fn writes(&self) -> bool {
+        self.creates() || self.updates()
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.attributes.namespace
+    }
+
+    /// The new object, to be read; null for none.
+    pub fn new(&self) -> &Value {
+        self.object.as_deref().unwrap_or(&Value::Null)
+    }
+
+    pub fn old(&self) -> &Value {
+        self.old_object.unwrap_or(&Value::Null)
+    }
+
+    /// The object's name, its generateName, or the request's name.
+    pub fn name(&self) -> &str {
+        let object = if self.object.is_some() { self.new() } else { self.old() };
+        [text(object, "/metadata/name"), text(object, "/metadata/generateName"), &self.attributes.name]
+            .into_iter()
+            .find(|name| !name.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// The 403 of a plugin. As `admission.NewForbidden`.
+    pub fn forbidden(&self, why: impl AsRef<str>) -> StatusError {
+        StatusError::forbidden(&self.attributes.group, &self.attributes.resource, self.name(), why.as_ref())
+    }
+}
+
+/// The text at a JSON pointer; empty if there is none.
+fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The list at a JSON pointer; empty if there is none.
+fn list<'v>(value: &'v Value, pointer: &str) -> &'v [Value] {
+    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// A member that is an object, made if it is absent.
+fn object_in<'v>(value: &'v mut Value, key: &str) -> &'v mut Map<String, Value> {
+    let member = entry(value, key);
+    if !member.is_object() {
+        *member = Value::Object(Map::new());
+    }
+    match member {
+        Value::Object(map) => map,
+        _ => unreachable!("made an object above"),
+    }
+}
+
+/// A member that is a list, made if it is absent.
+fn list_in<'v>(value: &'v mut Value, key: &str) -> &'v mut Vec<Value> {
+    let member = entry(value, key);
+    if !member.is_array() {
+        *member = Value::Array(Vec::new());
+    }
+    match member {
+        Value::Array(list) => list,
+        _ => unreachable!("made a list above"),
+    }
+}
+
+fn entry<'v>(value: &'v mut Value, key: &str) -> &'v mut Value {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    &mut value[key]
+}
+
+/// A static pod's image in the API.
+fn is_mirror_pod(pod: &Value) -> bool {
+    pod.pointer("/metadata/annotations").is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some())
+}
+
+#[cfg(test)]
+mod testing {
+    //! A request for the tests of plugins.
+    use super::*;
+    use crate::authentication::UserInfo;
+
+    /// `group/resource/subresource` in a namespace, asked by a user.
+    pub fn attributes(what: &str, namespace: &str, user: &str, groups: &[&str]) -> Attributes {
+        let mut parts = what.split('/');
+        let mut part = || parts.next().unwrap_or_default().to_owned();
+        Attributes {
+            user: Arc::new(UserInfo {
+                name: user.into(),
+                groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+                ..UserInfo::default()
+            }),
+            group: part(),
+            resource: part(),
+            subresource: part(),
+            namespace: namespace.into(),
+            is_resource: true,
+            ..Attributes::default()
+        }
+    }
+
+    pub fn request<'a>(
+        attributes: &'a Attributes,
+        operation: Operation,
+        object: Option<&'a mut Value>,
+        old_object: Option<&'a Value>,
+    ) -> AdmissionRequest<'a> {
+        AdmissionRequest {
+            attributes,
+            resource: None,
+            operation,
+            object,
+            old_object,
+            options: None,
+            dry_run: false,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Runs a plugin's two steps on a creation.
+    pub async fn create(
+        plugin: &dyn Plugin,
+        what: &str,
+        namespace: &str,
+        object: &mut Value,
+    ) -> Result<(), StatusError> {
+        let attributes = attributes(what, namespace, "ann", &[]);
+        let mut request = request(&attributes, Operation::Create, Some(object), None);
+        if plugin.handles(&request) {
+            plugin.mutate(&mut request).await?;
+            plugin.validate(&mut request).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authorization::lister::fake::Objects;
+
+    #[test]
+    fn plugins_are_named_known_and_not_both_on_and_off() {
+        let chain = |enabled: &[&str], disabled: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+            let objects = Objects::of([]);
+            let authorizer = Arc::new(Authorizer::with(&["RBAC".to_owned()], objects.clone()).unwrap());
+            AdmissionChain::with(&owned(enabled), &owned(disabled), Parts { lister: objects, authorizer })
+                .map(|chain| chain.plugins.len())
+                .map_err(|error| error.to_string())
+        };
+        let default = chain(&[], &[]).unwrap();
+        assert_eq!(chain(&["NodeRestriction"], &[]), Ok(default + 1));
+        assert_eq!(chain(&["Priority"], &[]), Ok(default));
+        assert_eq!(chain(&[], &["Priority"]), Ok(default - 1));
+        assert!(chain(&["Nonsense"], &[]).unwrap_err().contains("\"Nonsense\" is unknown"));
+        assert!(chain(&["Priority"], &["Priority"]).is_err());
     }
 }

@@ -1,15 +1,41 @@
-//! Who is asking: client certificates, bearer tokens, the front proxy's headers. (Being filled.)
+//! Who is asking: the front proxy's headers, client certificates, bearer tokens, or nobody. Each way is asked in this order;
+//! the first that knows the user decides. Credentials that are there and wrong are answered with 401, never with anonymity.
+
+pub mod bootstrap_token;
+pub mod impersonation;
+pub mod keys;
+pub mod openid;
+pub mod request_header;
+pub mod reviews;
+pub mod service_account;
+pub mod token_request;
+pub mod x509;
 
 use crate::authorization::Authorizer;
+use crate::authorization::lister::Lister;
 use crate::endpoints::Endpoint;
 use crate::options::Options;
 use crate::server::body::Body;
 use crate::storage::Store;
 use apimachinery::meta::Gvr;
 use apimachinery::status::StatusError;
+use base64::Engine as _;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use request_header::RequestHeaders;
 use rustls_pki_types::CertificateDer;
+use service_account::TokenVerifier;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use x509::Authorities;
+
+pub const ANONYMOUS: &str = "system:anonymous";
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// In a user's extra: which certificate or token it was.
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+/// A bearer token hidden in a WebSocket's list of protocols, for browsers, which cannot set headers.
+const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// A user as the rest of the server knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +47,15 @@ pub struct UserInfo {
 }
 
 /// Finds out who sent a request.
-pub struct Authenticator {}
+pub struct Authenticator {
+    lister: Arc<dyn Lister>,
+    request_headers: Option<RequestHeaders>,
+    client_ca: Option<Authorities>,
+    tokens: TokenVerifier,
+    bootstrap_tokens: bool,
+    anonymous: bool,
+    audiences: Vec<String>,
+}
 
 // === impl UserInfo ===
 
@@ -29,44 +63,195 @@ impl UserInfo {
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
+
+    fn anonymous() -> Self {
+        Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
+    }
+
+    /// As the group adder of the authenticated.
+    fn authenticated(mut self) -> Self {
+        if !self.in_group(AUTHENTICATED) && !self.in_group(UNAUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
+    }
 }
 
 // === impl Authenticator ===
 
 impl Authenticator {
-    pub fn new(_options: &Options, _store: Arc<Store>) -> anyhow::Result<Self> {
-        Ok(Self {})
+    pub fn new(options: &Options, store: Arc<Store>) -> anyhow::Result<Self> {
+        Self::with(options, store)
+    }
+
+    /// Over any source of objects.
+    pub fn with(options: &Options, lister: Arc<dyn Lister>) -> anyhow::Result<Self> {
+        let issuers = options.service_account_issuer.clone();
+        Ok(Self {
+            request_headers: RequestHeaders::from_options(options)?,
+            client_ca: options.client_ca_file.as_deref().map(Authorities::load).transpose()?,
+            tokens: TokenVerifier::new(lister.clone(), issuers, openid::verifying_keys(options)?),
+            bootstrap_tokens: options.enable_bootstrap_token_auth,
+            anonymous: options.anonymous_auth,
+            audiences: openid::api_audiences(options),
+            lister,
+        })
     }
 
     /// The user; `Err` (401) for credentials that are there and wrong, or when nobody may be anonymous.
     pub async fn authenticate(
         &self,
-        _parts: &http::request::Parts,
-        _peer_certificates: &[CertificateDer<'static>],
+        parts: &http::request::Parts,
+        peer_certificates: &[CertificateDer<'static>],
     ) -> Result<UserInfo, StatusError> {
-        Ok(UserInfo {
-            name: "system:admin".into(),
-            groups: vec!["system:masters".into(), "system:authenticated".into()],
-            ..UserInfo::default()
-        })
+        self.identify(&parts.headers, peer_certificates)
+    }
+
+    fn identify(
+        &self,
+        headers: &HeaderMap,
+        peer_certificates: &[CertificateDer<'static>],
+    ) -> Result<UserInfo, StatusError> {
+        let mut refusals: Vec<String> = Vec::new();
+        if !peer_certificates.is_empty() {
+            if let Some(request_headers) = &self.request_headers {
+                match request_headers.user(headers, peer_certificates) {
+                    Ok(Some(user)) => return Ok(user.authenticated()),
+                    Ok(None) => {}
+                    Err(why) => refusals.push(why),
+                }
+            }
+            if let Some(client_ca) = &self.client_ca {
+                match client_ca.verify(peer_certificates) {
+                    Ok(identity) => return Ok(identity.user().authenticated()),
+                    Err(why) => refusals.push(why),
+                }
+            }
+        }
+        if let Some(token) = bearer_token(headers) {
+            match self.authenticate_token(&token, &self.audiences) {
+                Ok((user, _)) => return Ok(user),
+                Err(why) => refusals.push(why),
+            }
+        }
+        if refusals.is_empty() && self.anonymous {
+            return Ok(UserInfo::anonymous());
+        }
+        tracing::debug!(reasons = ?refusals, "unable to authenticate the request");
+        Err(StatusError::unauthorized())
+    }
+
+    /// Who holds a bearer token, and for which of the audiences it is; why it is refused else.
+    pub fn authenticate_token(&self, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+        let now = jiff::Timestamp::now().as_second();
+        if let Some(outcome) = self.tokens.verify(token, audiences, now) {
+            return outcome.map(|(user, audiences)| (user.authenticated(), audiences));
+        }
+        if self.bootstrap_tokens
+            && let Some(user) = bootstrap_token::verify(self.lister.as_ref(), token, now)
+        {
+            // Such tokens are for the API, whoever asks for what.
+            let matching: Vec<String> = audiences.iter().filter(|a| self.audiences.contains(a)).cloned().collect();
+            if matching.is_empty() && !audiences.is_empty() {
+                return Err("the token is not for these audiences".to_owned());
+            }
+            return Ok((user.authenticated(), matching));
+        }
+        Err("invalid bearer token".to_owned())
+    }
+
+    /// Those that a token for the API itself is for.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
+    }
+
+    /// The text of `--client-ca-file` and `--requestheader-client-ca-file`, for who delegates to us.
+    pub fn ca_texts(&self) -> (Option<Arc<str>>, Option<Arc<str>>) {
+        let request_headers = self.request_headers.as_ref().map(RequestHeaders::ca_text);
+        (self.client_ca.as_ref().map(Authorities::pem), request_headers)
     }
 }
 
-/// TokenReviews, TokenRequests (`serviceaccounts/token`), SelfSubjectReviews: (resource, subresource, endpoint).
-pub fn endpoints(_options: &Options) -> anyhow::Result<Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>> {
-    Ok(Vec::new())
-}
-
-/// `/openid/v1/jwks` and `/.well-known/openid-configuration`: None for other paths. Authorized before.
-pub fn document(_options: &Options, _path: &str) -> Option<http::Response<Body>> {
-    None
+/// The token of `Authorization: Bearer …`, or of a WebSocket's protocols.
+fn bearer_token(headers: &HeaderMap) -> Option<String> {
+    if let Some(value) = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()) {
+        let mut words = value.split_whitespace();
+        let scheme = words.next().unwrap_or_default();
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return words.next().map(ToOwned::to_owned);
+        }
+    }
+    let protocols = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let hidden = protocols.flat_map(|value| value.split(',')).find_map(|p| p.trim().strip_prefix(WEBSOCKET_BEARER))?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(hidden).ok()?;
+    String::from_utf8(bytes).ok()
 }
 
 /// The user that a request is to be carried out as: the one its `Impersonate-*` headers name, if its sender may do that.
 pub async fn impersonate(
-    _authorizer: &Authorizer,
+    authorizer: &Authorizer,
     user: Arc<UserInfo>,
-    _headers: &http::HeaderMap,
+    headers: &HeaderMap,
 ) -> Result<Arc<UserInfo>, StatusError> {
-    Ok(user)
+    Ok(impersonation::impersonate(authorizer, &user, headers).await?.map_or(user, Arc::new))
+}
+
+/// TokenReviews, TokenRequests (`serviceaccounts/token`), SelfSubjectReviews: (resource, subresource, endpoint).
+pub fn endpoints(options: &Options) -> anyhow::Result<Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>> {
+    let mut endpoints = reviews::endpoints();
+    endpoints.push((
+        Gvr::new("", "v1", "serviceaccounts"),
+        "token",
+        Arc::new(token_request::TokenRequests::from_options(options)?),
+    ));
+    Ok(endpoints)
+}
+
+/// `/openid/v1/jwks` and `/.well-known/openid-configuration`: None for other paths. Authorized before.
+pub fn document(options: &Options, path: &str) -> Option<http::Response<Body>> {
+    openid::document(options, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authorization::lister::fake::Objects;
+    use clap::Parser as _;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pairs = pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        pairs.collect::<Vec<(http::HeaderName, http::HeaderValue)>>().into_iter().collect()
+    }
+
+    #[test]
+    fn no_credentials_are_anonymous_and_wrong_ones_are_refused() {
+        let options = Options::parse_from(["apiserver", "--etcd-servers=http://127.0.0.1:1"]);
+        let authenticator = Authenticator::with(&options, Objects::of([])).unwrap();
+        let user = authenticator.identify(&HeaderMap::new(), &[]).unwrap();
+        assert_eq!((user.name.as_str(), user.groups.as_slice()), (ANONYMOUS, &[UNAUTHENTICATED.to_owned()][..]));
+        // Another scheme is not ours to judge.
+        assert!(authenticator.identify(&headers(&[("authorization", "Basic eDp5")]), &[]).is_ok());
+        let error = authenticator.identify(&headers(&[("authorization", "Bearer x")]), &[]).unwrap_err();
+        assert_eq!((error.code(), error.message()), (401, "Unauthorized"));
+        let strict = Options { anonymous_auth: false, ..options };
+        let authenticator = Authenticator::with(&strict, Objects::of([])).unwrap();
+        assert!(authenticator.identify(&HeaderMap::new(), &[]).is_err());
+    }
+
+    #[test]
+    fn a_token_is_found_in_the_header_or_among_the_protocols() {
+        for (pairs, expected) in [
+            (&[("authorization", "Bearer abc")][..], Some("abc")),
+            (&[("authorization", "bearer  abc ")], Some("abc")),
+            (&[("authorization", "Bearer")], None),
+            (
+                &[("sec-websocket-protocol", "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj")],
+                Some("abc"),
+            ),
+            (&[("sec-websocket-protocol", "v4.channel.k8s.io")], None),
+            (&[], None),
+        ] {
+            assert_eq!(bearer_token(&headers(pairs)).as_deref(), expected, "{pairs:?}");
+        }
+    }
 }

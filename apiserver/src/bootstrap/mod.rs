@@ -1,12 +1,200 @@
-//! What the server itself puts into the store: default RBAC, namespaces, priority classes, the `kubernetes` Service,
-//! the `extension-apiserver-authentication` ConfigMap. (Being filled.)
+//! What the server itself puts into the store once it is up, and keeps there: the namespaces of the system, the default RBAC
+//! objects, the system's priority classes, the `kubernetes` Service with its endpoints, and what aggregated servers need to
+//! authenticate clients. Everything is reconciled, so that any part may be there already; whatever fails is tried again.
+//!
+//! Writes go through the same endpoints as anyone's, as a user of `system:masters`.
+
+mod loopback;
+mod objects;
+pub mod rbac;
 
 use crate::server::Context;
+use apimachinery::status::StatusError;
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use loopback::Loopback;
+use rbac::BindingChange;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// Between attempts while something fails.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between looks at what must stay as it is.
+const KEEP: Duration = Duration::from_secs(10);
+/// RBAC objects written at a time.
+const CONCURRENCY: usize = 8;
+
 /// Runs from the time at which the store is ready until `shutdown`. `/readyz` waits for `ready()` having been called.
-pub async fn run(_context: Arc<Context>, ready: impl FnOnce() + Send, shutdown: CancellationToken) {
+pub async fn run(context: Arc<Context>, ready: impl FnOnce() + Send, shutdown: CancellationToken) {
+    let api = Loopback::new(context);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = keep(&api, ready) => {}
+    }
+}
+
+async fn keep(api: &Loopback, ready: impl FnOnce() + Send) {
+    while let Err(error) = first(api).await {
+        tracing::warn!(%error, "cannot write the objects of the system yet");
+        tokio::time::sleep(RETRY).await;
+    }
     ready();
-    shutdown.cancelled().await;
+    loop {
+        tokio::time::sleep(KEEP).await;
+        if let Err(error) = lasting(api).await {
+            tracing::warn!(%error, "cannot keep the objects of the system");
+        }
+    }
+}
+
+/// All of it, in the order in which one part needs another.
+async fn first(api: &Loopback) -> Result<(), StatusError> {
+    for namespace in objects::namespaces() {
+        api.ensure(&namespace).await?;
+    }
+    rbac_defaults(api).await?;
+    for class in objects::priority_classes() {
+        api.ensure(&class).await?;
+    }
+    lasting(api).await
+}
+
+/// What is put right whenever it was changed: the namespaces, our address, the authorities of clients.
+async fn lasting(api: &Loopback) -> Result<(), StatusError> {
+    for namespace in objects::namespaces() {
+        api.ensure(&namespace).await?;
+    }
+    let options = &api.context().options;
+    let service = objects::kubernetes_service(options).map_err(StatusError::internal)?;
+    api.ensure(&service).await?;
+    for part in objects::kubernetes_endpoints(options) {
+        api.keep(&part, objects::same_endpoints).await?;
+    }
+    let (client_ca, request_header_ca) = api.context().authenticator.ca_texts();
+    let authentication = objects::authentication_config(options, client_ca.as_deref(), request_header_ca.as_deref());
+    api.keep(&authentication, |current, wanted| current["data"] == wanted["data"]).await
+}
+
+/// As `rbac/bootstrap-roles`.
+async fn rbac_defaults(api: &Loopback) -> Result<(), StatusError> {
+    let role = |role: ClusterRole| async move {
+        let update = |current: ClusterRole, default: &ClusterRole| {
+            let aggregated = current.aggregation_rule.is_none() && default.aggregation_rule.is_some();
+            let change = rbac::missing_from_role(
+                &current.metadata,
+                current.rules.as_deref(),
+                &default.metadata,
+                default.rules.as_deref(),
+            );
+            match (change, aggregated) {
+                (None, _) => None,
+                (Some((metadata, rules)), true) => {
+                    Some(ClusterRole { metadata, rules, aggregation_rule: default.aggregation_rule.clone() })
+                }
+                (Some((metadata, rules)), false) => Some(ClusterRole { metadata, rules, ..current }),
+            }
+        };
+        reconcile(api, "ClusterRole", role, update).await
+    };
+    each(rbac::cluster_roles(), role).await?;
+    let role = |role: Role| async move {
+        let update = |current: Role, default: &Role| {
+            let (ours, theirs) = (current.rules.as_deref(), default.rules.as_deref());
+            rbac::missing_from_role(&current.metadata, ours, &default.metadata, theirs)
+                .map(|(metadata, rules)| Role { metadata, rules })
+        };
+        reconcile(api, "Role", role, update).await
+    };
+    each(rbac::roles(), role).await?;
+    let binding = |default: ClusterRoleBinding| async move {
+        let change = |current: &ClusterRoleBinding| {
+            rbac::missing_from_binding(
+                (&current.metadata, &current.role_ref, current.subjects.as_deref()),
+                (&default.metadata, &default.role_ref, default.subjects.as_deref()),
+            )
+        };
+        reconcile_binding(api, "ClusterRoleBinding", &default, change, |current, metadata, subjects| {
+            ClusterRoleBinding { metadata, subjects, ..current }
+        })
+        .await
+    };
+    each(rbac::cluster_role_bindings(), binding).await?;
+    let binding = |default: RoleBinding| async move {
+        let change = |current: &RoleBinding| {
+            rbac::missing_from_binding(
+                (&current.metadata, &current.role_ref, current.subjects.as_deref()),
+                (&default.metadata, &default.role_ref, default.subjects.as_deref()),
+            )
+        };
+        reconcile_binding(api, "RoleBinding", &default, change, |current, metadata, subjects| RoleBinding {
+            metadata,
+            subjects,
+            ..current
+        })
+        .await
+    };
+    each(rbac::role_bindings(), binding).await
+}
+
+async fn each<T, F, Fut>(items: Vec<T>, action: F) -> Result<(), StatusError>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = Result<(), StatusError>>,
+{
+    futures::stream::iter(items.into_iter().map(action)).buffer_unordered(CONCURRENCY).try_collect::<()>().await
+}
+
+fn rbac_value(object: &impl Serialize, kind: &str) -> Result<Value, StatusError> {
+    let mut value = serde_json::to_value(object).map_err(StatusError::internal)?;
+    if let Some(map) = value.as_object_mut() {
+        map.insert("apiVersion".into(), "rbac.authorization.k8s.io/v1".into());
+        map.insert("kind".into(), kind.into());
+    }
+    Ok(value)
+}
+
+/// Creates the default, or changes what is there as `update` says.
+async fn reconcile<K: Serialize + DeserializeOwned>(
+    api: &Loopback,
+    kind: &str,
+    default: K,
+    update: impl Fn(K, &K) -> Option<K>,
+) -> Result<(), StatusError> {
+    let wanted = rbac_value(&default, kind)?;
+    let Some(current) = api.get(&wanted).await? else { return api.ensure(&wanted).await };
+    let current: K = serde_json::from_value(current).map_err(StatusError::internal)?;
+    match update(current, &default) {
+        Some(changed) => api.update(rbac_value(&changed, kind)?).await,
+        None => Ok(()),
+    }
+}
+
+async fn reconcile_binding<K: Serialize + DeserializeOwned>(
+    api: &Loopback,
+    kind: &str,
+    default: &K,
+    change: impl Fn(&K) -> BindingChange,
+    apply: impl Fn(
+        K,
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+        Option<Vec<k8s_openapi::api::rbac::v1::Subject>>,
+    ) -> K,
+) -> Result<(), StatusError> {
+    let wanted = rbac_value(default, kind)?;
+    let Some(current) = api.get(&wanted).await? else { return api.ensure(&wanted).await };
+    let current: K = serde_json::from_value(current).map_err(StatusError::internal)?;
+    match change(&current) {
+        BindingChange::None => Ok(()),
+        BindingChange::Update(metadata, subjects) => {
+            api.update(rbac_value(&apply(current, metadata, subjects), kind)?).await
+        }
+        BindingChange::Recreate => {
+            api.delete(&wanted).await?;
+            api.ensure(&wanted).await
+        }
+    }
 }

@@ -20,7 +20,6 @@ use anyhow::Context as _;
 use component_base::serving::{self, Listening};
 use component_base::tls::ReloadingKeyPair;
 use http_body_util::BodyExt as _;
-use rustls::server::WebPkiClientVerifier;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -166,23 +165,14 @@ async fn check_etcd(context: Arc<Context>, etcd: Etcd) {
     }
 }
 
-/// TLS with our certificate, asking clients for one of the client CA or of the front proxy's.
+/// TLS with our certificate. Clients are asked for one of theirs where an authority is named that could believe it.
 fn tls_config(options: &Options) -> anyhow::Result<rustls::ServerConfig> {
     let (certificate, key) = serving_pair(options)?;
     let pair = ReloadingKeyPair::load(certificate, key)?;
-    let authorities = [&options.client_ca_file, &options.requestheader_client_ca_file];
-    let mut roots = rustls::RootCertStore::empty();
-    for path in authorities.into_iter().flatten() {
-        for authority in component_base::tls::read_certificates(path)? {
-            roots.add(authority).with_context(|| format!("a certificate in {} cannot be used", path.display()))?;
-        }
-    }
     let builder = rustls::ServerConfig::builder();
-    let builder = if roots.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
-        builder.with_client_cert_verifier(verifier)
+    let builder = match (&options.client_ca_file, &options.requestheader_client_ca_file) {
+        (None, None) => builder.with_no_client_auth(),
+        _ => builder.with_client_cert_verifier(Arc::new(authentication::x509::RequestClientCertificate::default())),
     };
     let mut config = builder.with_cert_resolver(Arc::new(pair));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -6,7 +6,7 @@ use super::request_info::RequestInfo;
 use super::{Context, metrics, respond};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::authentication::{self, UserInfo};
-use crate::authorization::{Attributes, Decision};
+use crate::authorization::{Attributes, Decision, forbidden};
 use crate::endpoints::{
     Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, openapi, patch, table, update,
     virtual_resource, watch,
@@ -105,27 +105,6 @@ async fn authorize(
         Decision::Allow => Ok((user, attributes)),
         Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
     }
-}
-
-/// As `responsewriters.Forbidden` words it.
-pub fn forbidden(attributes: &Attributes, reason: &str) -> StatusError {
-    let Attributes { user, verb, group, resource, subresource, namespace, path, .. } = attributes;
-    let mut why = if attributes.is_resource {
-        let what = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
-        let place = if namespace.is_empty() {
-            "at the cluster scope".to_owned()
-        } else {
-            format!("in the namespace {namespace:?}")
-        };
-        format!("User {:?} cannot {verb} resource {what:?} in API group {group:?} {place}", user.name)
-    } else {
-        format!("User {:?} cannot {verb} path {path:?}", user.name)
-    };
-    if !reason.is_empty() {
-        why.push_str(": ");
-        why.push_str(reason);
-    }
-    StatusError::forbidden(group, resource, &attributes.name, &why)
 }
 
 /// A place among the requests in flight, as long as what is given back lives.

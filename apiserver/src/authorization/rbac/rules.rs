@@ -23,7 +23,7 @@ pub fn allows(rule: &PolicyRule, attributes: &Attributes) -> bool {
     if !has(&rule.verbs, &attributes.verb) {
         return false;
     }
-    if !attributes.is_resource_request() {
+    if !attributes.is_resource {
         return rule.non_resource_urls.iter().flatten().any(|url| url_matches(url, &attributes.path));
     }
     has_optional(rule.api_groups.as_ref(), &attributes.group)
@@ -100,7 +100,8 @@ fn breakdown(rule: &PolicyRule) -> Vec<PolicyRule> {
 
 /// Whether `owner` grants everything in `part`, which is a rule broken down to single items.
 fn covers(owner: &PolicyRule, part: &PolicyRule) -> bool {
-    let all = |part: Option<&Vec<String>>, granted: &dyn Fn(&str) -> bool| part.into_iter().flatten().all(|p| granted(p));
+    let all =
+        |part: Option<&Vec<String>>, granted: &dyn Fn(&str) -> bool| part.into_iter().flatten().all(|p| granted(p));
     part.verbs.iter().all(|verb| has(&owner.verbs, verb))
         && all(part.api_groups.as_ref(), &|group| has_optional(owner.api_groups.as_ref(), group))
         && all(part.resources.as_ref(), &|resource| {
@@ -210,11 +211,13 @@ mod tests {
             verb: verb.into(),
             group: group.into(),
             resource: resource.into(),
+            is_resource: true,
             subresource: subresource.into(),
             name: name.into(),
             ..Attributes::default()
         };
-        let path = |verb: &str, path: &str| Attributes { verb: verb.into(), path: path.into(), ..Attributes::default() };
+        let path =
+            |verb: &str, path: &str| Attributes { verb: verb.into(), path: path.into(), ..Attributes::default() };
         let cases = [
             (rule("get", "core", "pods", ""), resource("get", "", "pods", "", "x"), true),
             (rule("get", "core", "pods", ""), resource("list", "", "pods", "", ""), false),
@@ -242,7 +245,8 @@ mod tests {
 
     #[test]
     fn uncovered_lists_each_missing_verb_on_each_missing_thing() {
-        let owner = [rule("get list", "core", "pods */scale", ""), rule("get", "core", "secrets", "a"), urls("get", "/x/*")];
+        let owner =
+            [rule("get list", "core", "pods */scale", ""), rule("get", "core", "secrets", "a"), urls("get", "/x/*")];
         let missing = |servant: PolicyRule| describe(&compact(uncovered(&owner, &[servant])));
         assert_eq!(missing(rule("get list", "core", "pods deployments/scale", "")), "");
         assert_eq!(

@@ -1,0 +1,191 @@
+//! Who may approve and sign certificates of a signer, and what a client certificate may not claim.
+use std::sync::Arc;
+
+use apimachinery::status::StatusError;
+use base64::Engine as _;
+use futures::future::BoxFuture;
+use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::Value;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
+
+use super::{AdmissionRequest, Plugin, list, text};
+use crate::authorization::{Attributes, Authorizer, Decision};
+
+const GROUP: &str = "certificates.k8s.io";
+const REQUESTS: &str = "certificatesigningrequests";
+
+/// CertificateApproval: approving needs the verb `approve` on the signer.
+pub struct CertificateApproval(Arc<Authorizer>);
+/// CertificateSigning: signing needs the verb `sign` on the signer.
+pub struct CertificateSigning(Arc<Authorizer>);
+/// CertificateSubjectRestriction: nobody becomes a cluster's master by certificate.
+pub struct CertificateSubjectRestriction;
+
+// === impl CertificateApproval ===
+
+impl CertificateApproval {
+    pub fn new(authorizer: Arc<Authorizer>) -> Self {
+        Self(authorizer)
+    }
+}
+
+impl Plugin for CertificateApproval {
+    fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
+        request.updates() && request.is(GROUP, REQUESTS, "approval")
+    }
+
+    fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        Box::pin(async {
+            let signer = text(request.old(), "/spec/signerName");
+            if may(&self.0, request.attributes, "approve", signer).await {
+                return Ok(());
+            }
+            Err(request.forbidden(format!("user not permitted to approve requests with signerName {signer:?}")))
+        })
+    }
+}
+
+// === impl CertificateSigning ===
+
+impl CertificateSigning {
+    pub fn new(authorizer: Arc<Authorizer>) -> Self {
+        Self(authorizer)
+    }
+}
+
+impl Plugin for CertificateSigning {
+    fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
+        request.updates() && request.is(GROUP, REQUESTS, "status")
+    }
+
+    fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        Box::pin(async {
+            let failed = |csr: &Value| list(csr, "/status/conditions").iter().any(|c| text(c, "/type") == "Failed");
+            let (new, old) = (request.new(), request.old());
+            let unchanged = new.pointer("/status/certificate") == old.pointer("/status/certificate");
+            if unchanged && failed(new) == failed(old) {
+                return Ok(());
+            }
+            let signer = text(old, "/spec/signerName");
+            if may(&self.0, request.attributes, "sign", signer).await {
+                return Ok(());
+            }
+            Err(request.forbidden(format!("user not permitted to sign requests with signerName {signer:?}")))
+        })
+    }
+}
+
+/// Allowed on the signer itself or on all of its domain. As `IsAuthorizedForSignerName`.
+async fn may(authorizer: &Authorizer, asker: &Attributes, verb: &str, signer: &str) -> bool {
+    let domain = signer.split_once('/').map_or(signer, |(domain, _)| domain);
+    for name in [signer.to_owned(), format!("{domain}/*")] {
+        let question = Attributes {
+            user: asker.user.clone(),
+            verb: verb.to_owned(),
+            group: GROUP.to_owned(),
+            version: "*".to_owned(),
+            resource: "signers".to_owned(),
+            name,
+            is_resource: true,
+            ..Attributes::default()
+        };
+        if authorizer.authorize(&question).await == Decision::Allow {
+            return true;
+        }
+    }
+    false
+}
+
+impl Plugin for CertificateSubjectRestriction {
+    fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
+        request.creates() && request.is(GROUP, REQUESTS, "")
+    }
+
+    fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        let check = || {
+            let signer = text(request.new(), "/spec/signerName");
+            if signer != "kubernetes.io/kube-apiserver-client" {
+                return Ok(());
+            }
+            let organizations = organizations(text(request.new(), "/spec/request"))
+                .ok_or_else(|| request.forbidden("failed to parse the CSR"))?;
+            if organizations.iter().any(|organization| organization == "system:masters") {
+                return Err(
+                    request.forbidden(format!("use of {signer} signer with system:masters group is not allowed"))
+                );
+            }
+            Ok(())
+        };
+        Box::pin(std::future::ready(check()))
+    }
+}
+
+/// The organizations in the subject of a request, which is PEM in base64.
+fn organizations(encoded: &str) -> Option<Vec<String>> {
+    let pem = base64::engine::general_purpose::STANDARD.decode(encoded).ok()?;
+    let der = CertificateSigningRequestDer::from_pem_slice(&pem).ok()?;
+    let (_, request) = X509CertificationRequest::from_der(&der).ok()?;
+    let subject = &request.certification_request_info.subject;
+    Some(subject.iter_organization().filter_map(|o| o.as_str().ok()).map(ToOwned::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Operation;
+    use crate::admission::testing::{attributes, create, request};
+    use crate::authorization::lister::fake::Objects;
+    use crate::authorization::lister::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES};
+    use serde_json::json;
+
+    fn authorizer() -> Arc<Authorizer> {
+        let role = json!({"metadata": {"name": "r"}, "rules": [{"apiGroups": [GROUP], "resources": ["signers"],
+            "verbs": ["approve", "sign"], "resourceNames": ["example.com/*", "other.com/one"]}]});
+        let binding = json!({"metadata": {"name": "b"}, "roleRef": {"apiGroup": "", "kind": "ClusterRole", "name": "r"},
+            "subjects": [{"kind": "User", "name": "ann"}]});
+        let objects = Objects::of([(CLUSTER_ROLES, role), (CLUSTER_ROLE_BINDINGS, binding)]);
+        Arc::new(Authorizer::with(&["RBAC".to_owned()], objects).unwrap())
+    }
+
+    #[tokio::test]
+    async fn approving_and_signing_need_the_right_on_the_signer() {
+        for (signer, allowed) in [("example.com/x", true), ("other.com/one", true), ("other.com/two", false)] {
+            let old = json!({"metadata": {"name": "c"}, "spec": {"signerName": signer}});
+            let mut new = old.clone();
+            new["status"] = json!({"certificate": "eA=="});
+            let approval = attributes("certificates.k8s.io/certificatesigningrequests/approval", "", "ann", &[]);
+            let mut approve = request(&approval, Operation::Update, Some(&mut new), Some(&old));
+            assert_eq!(CertificateApproval(authorizer()).validate(&mut approve).await.is_ok(), allowed, "{signer}");
+            let status = attributes("certificates.k8s.io/certificatesigningrequests/status", "", "ann", &[]);
+            let mut sign = request(&status, Operation::Update, Some(&mut new), Some(&old));
+            assert_eq!(CertificateSigning(authorizer()).validate(&mut sign).await.is_ok(), allowed, "{signer}");
+            let mut same = old.clone();
+            let mut touch = request(&status, Operation::Update, Some(&mut same), Some(&old));
+            assert!(CertificateSigning(authorizer()).validate(&mut touch).await.is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_certificate_makes_no_masters() {
+        let csr = |organization: &str, signer: &str| {
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+            let pem = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+            let encoded = base64::engine::general_purpose::STANDARD.encode(pem);
+            json!({"metadata": {"name": "c"}, "spec": {"request": encoded, "signerName": signer}})
+        };
+        let client = "kubernetes.io/kube-apiserver-client";
+        for (mut csr, allowed) in [
+            (csr("system:masters", client), false),
+            (csr("devs", client), true),
+            (csr("system:masters", "example.com/x"), true),
+        ] {
+            let outcome =
+                create(&CertificateSubjectRestriction, "certificates.k8s.io/certificatesigningrequests", "", &mut csr)
+                    .await;
+            assert_eq!(outcome.is_ok(), allowed);
+        }
+    }
+}
