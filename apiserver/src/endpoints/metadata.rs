@@ -184,7 +184,8 @@ mod tests {
             (json!({"metadata": {"labels": {"a": "b"}}, "spec": {"x": 1}, "status": {"y": 2}}), None),
             (json!({"spec": {"x": 2}}), Some(4)),
             (json!({}), Some(4)),
-            (json!({"spec": {"x": 1}, "data": {}}), Some(4)),
+            (json!({"spec": {"x": 1}, "data": {"a": "b"}}), Some(4)),
+            (json!({"spec": {"x": 1}, "data": {}}), None),
         ] {
             let mut new = new;
             bump_generation(&mut new, &json!({"metadata": {"generation": 3}, "spec": {"x": 1}}));
