@@ -94,6 +94,11 @@ impl Allocator {
         })
     }
 
+    /// The first address of the primary range: that of the `kubernetes` Service.
+    pub fn first_address(&self) -> IpAddr {
+        self.ranges[0].at(1)
+    }
+
     /// Reserves what a new or changed Service needs and writes it into the object.
     pub async fn reserve(
         &self,
