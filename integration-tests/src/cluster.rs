@@ -22,6 +22,7 @@ pub struct Cluster {
     // In the order of ending: hosts first.
     pub hosts: Vec<Host>,
     client: Option<Client>,
+    programs: PathBuf,
     _lab: Lab,
 }
 
@@ -35,7 +36,8 @@ impl Cluster {
             Setup::BareHost => 1,
         };
         let hosts: Vec<Host> = (1..=count).map(|number| Host::start(&lab, number)).collect();
-        let mut cluster = Self { hosts, client: None, _lab: lab };
+        let programs = gather_programs(&lab);
+        let mut cluster = Self { hosts, client: None, programs, _lab: lab };
         if let Setup::Hosts(_) = setup {
             cluster.init().await;
         }
@@ -43,7 +45,7 @@ impl Cluster {
     }
 
     async fn init(&mut self) {
-        let printed = cluster_or_logs(&self.hosts[0], bootstrap(&self.hosts[0], "init"));
+        let printed = cluster_or_logs(&self.hosts[0], self.bootstrap(0, "init"));
         let join = printed
             .lines()
             .map(str::trim)
@@ -54,8 +56,8 @@ impl Cluster {
         let name = self.hosts[0].name().to_owned();
         self.ctl(&format!("patch node {name} --type=json -p '[{{\"op\":\"remove\",\"path\":\"/spec/taints\"}}]'"))
             .success();
-        for host in &self.hosts[1..] {
-            cluster_or_logs(host, bootstrap(host, &join));
+        for number in 1..self.hosts.len() {
+            cluster_or_logs(&self.hosts[number], self.bootstrap(number, &join));
         }
         let (nodes, expected) = (Api::<Node>::all(self.client()), self.hosts.len());
         eventually("all nodes are Ready", Duration::from_secs(60), || async {
@@ -102,31 +104,32 @@ impl Cluster {
         .await
     }
 
+    /// Runs `bootstrap ARGUMENTS` on a host, with this build's programs.
+    #[track_caller]
+    pub fn bootstrap(&self, host: usize, arguments: &str) -> Output {
+        let host = &self.hosts[host];
+        let script = source().join("bootstrap");
+        let mut line = format!("{} {arguments}", script.display());
+        let command = arguments.split(' ').next().unwrap_or_default();
+        if matches!(command, "init" | "quickstart" | "join") {
+            line.push_str(&format!(
+                " --background --binaries {} --node-name {} --node-ip {} --cgroup-driver cgroupfs --cgroup-root {}",
+                self.programs.display(),
+                host.name(),
+                host.address(),
+                host.cgroup()
+            ));
+        }
+        if matches!(command, "init" | "quickstart") {
+            line.push_str(&format!(" --apiserver-advertise-address {}", host.address()));
+        }
+        host.exec(&line)
+    }
+
     /// Ends a component's process on a host as `kill -9` does; whatever watches over it starts it anew.
     pub fn kill(&self, host: usize, component: &str) {
         self.hosts[host].exec(&format!("kill -9 $(cat /run/pilothouse/{component}.pid)")).success();
     }
-}
-
-/// Runs `bootstrap ARGUMENTS` on a host, with this build's programs.
-#[track_caller]
-pub fn bootstrap(host: &Host, arguments: &str) -> Output {
-    let script = source().join("bootstrap");
-    let mut line = format!("{} {arguments}", script.display());
-    let command = arguments.split(' ').next().unwrap_or_default();
-    if matches!(command, "init" | "quickstart" | "join") {
-        line.push_str(&format!(
-            " --background --binaries {} --node-name {} --node-ip {} --cgroup-driver cgroupfs --cgroup-root {}",
-            binaries().display(),
-            host.name(),
-            host.address(),
-            host.cgroup()
-        ));
-    }
-    if matches!(command, "init" | "quickstart") {
-        line.push_str(&format!(" --apiserver-advertise-address {}", host.address()));
-    }
-    host.exec(&line)
 }
 
 /// The output of a script that must have succeeded; if it did not, with the logs of the host.
@@ -144,11 +147,36 @@ fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-/// Where the programs of this build are: `$PILOTHOUSE_BINARIES`, or beside the tests.
-pub(crate) fn binaries() -> PathBuf {
-    if let Some(directory) = std::env::var_os("PILOTHOUSE_BINARIES") {
-        return directory.into();
+/// The programs of this build, those beside the tests or in `$PILOTHOUSE_BINARIES`, gathered in a directory of the lab:
+/// `pause` and `httpd` are the ones that stand alone in images, built into `static/` beside the profile's directory.
+fn gather_programs(lab: &Lab) -> PathBuf {
+    let built = std::env::var_os("PILOTHOUSE_BINARIES").map_or_else(beside_this_program, PathBuf::from);
+    let programs = lab.directory().join("programs");
+    std::fs::create_dir_all(&programs).expect("a directory for the programs");
+    for name in PROGRAMS {
+        let standing_alone = built.with_file_name("static").join(name);
+        let program = if standing_alone.exists() { standing_alone } else { built.join(name) };
+        assert!(program.exists(), "{} is not built: `./test` builds it", program.display());
+        std::os::unix::fs::symlink(&program, programs.join(name)).expect("a link to a program");
     }
+    programs
+}
+
+const PROGRAMS: [&str; 10] = [
+    "apiserver",
+    "controller-manager",
+    "scheduler",
+    "kubelet",
+    "kube-proxy",
+    "pod-network",
+    "dns",
+    "ctl",
+    "pause",
+    "httpd",
+];
+
+/// `target/PROFILE` of `target/PROFILE/deps/TEST`.
+fn beside_this_program() -> PathBuf {
     let test = std::env::current_exe().expect("the path of this program");
     test.ancestors().nth(2).expect("target/PROFILE").to_owned()
 }

@@ -164,20 +164,18 @@ impl Host {
 
     /// A command that runs on the host.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("timeout");
-        command.args([
-            COMMAND_SECONDS,
-            "nsenter",
-            "-t",
-            &self.init().to_string(),
-            "-m",
-            "-u",
-            "-n",
-            "-p",
-            "--wd=/",
-            "--",
-            program,
-        ]);
+        self.enter(&["timeout", COMMAND_SECONDS], program)
+    }
+
+    /// As [`Host::command`], for a program that runs for as long as the host does.
+    pub fn command_without_limit(&self, program: &str) -> Command {
+        self.enter(&["setpriv", "--pdeathsig", "KILL"], program)
+    }
+
+    fn enter(&self, wrapper: &[&str], program: &str) -> Command {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).args(["nsenter", "-t", &self.init().to_string()]);
+        command.args(["-m", "-u", "-n", "-p", "--wd=/", "--", program]);
         command.env("KUBECONFIG", "/etc/kubernetes/admin.conf").env("HOME", "/root");
         command
     }

@@ -12,7 +12,7 @@ mod lab;
 pub mod requests;
 mod shell;
 
-pub use cluster::{Cluster, Setup, bootstrap};
+pub use cluster::{Cluster, Setup};
 pub use host::Host;
 pub use lab::Lab;
 pub use shell::{Output, eventually, run};

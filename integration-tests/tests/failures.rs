@@ -1,5 +1,5 @@
 //! What happens when things die: each component, and a whole host.
-use integration_tests::{Cluster, Setup, bootstrap, can_run_hosts, eventually, requests};
+use integration_tests::{Cluster, Setup, can_run_hosts, eventually, requests};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
     Api,
@@ -104,7 +104,7 @@ async fn a_host_dies_and_comes_back(cluster: &mut Cluster) {
 
     cluster.hosts[1].power_on();
     // Its address is on a new device; the programs are started as after a boot.
-    let again = bootstrap(&cluster.hosts[1], "start");
+    let again = cluster.bootstrap(1, "start");
     assert_eq!(again.code, 0, "{}\n{}", again.stdout, again.stderr);
     eventually("the node is Ready again", 2 * MINUTE, || async { ready_is(&nodes, "True").await }).await;
     eventually("what it ran before is gone", MINUTE, || async {
