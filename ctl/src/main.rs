@@ -34,6 +34,7 @@ pub(crate) enum Command {
 }
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     flags::init_logging(cli.flags.verbosity);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -55,6 +56,19 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// `ctl … | head`: when nobody reads on, there is nothing more to do, and nothing to complain of.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let words = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if words.starts_with("failed printing to stdout") && words.contains("Broken pipe") {
+            // As a process that SIGPIPE ended.
+            std::process::exit(141);
+        }
+        usual(panic);
+    }));
 }
 
 #[cfg(test)]

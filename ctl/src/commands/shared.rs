@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, RequestError, Resource, with_query};
+use crate::cluster::{Cluster, Resource, with_query};
 use crate::objects::{Target, items, name, namespace};
 use crate::output::Format;
 
@@ -120,10 +120,7 @@ pub(crate) async fn create(cluster: &Cluster, write: &WriteFlags, mut object: Va
         own => own.to_owned(),
     };
     let path = write.query(&resource.collection(Some(&in_namespace)), "kubectl-create");
-    let created = cluster
-        .post(&path, &object)
-        .await
-        .map_err(|error| RequestError::during(error, &format!("failed to create {}", resource.singular)))?;
+    let created = cluster.post(&path, &object).await?;
     write.report(created, Some(&resource), done)
 }
 
