@@ -38,6 +38,9 @@ pub async fn run(context: Arc<Context>, ready: impl FnOnce() + Send, shutdown: C
 }
 
 async fn keep(api: &Loopback, ready: impl FnOnce() + Send) {
+    if api.context().options.public_address().is_loopback() {
+        tracing::warn!("--advertise-address is a loopback address: the kubernetes Service has no endpoints");
+    }
     while let Err(error) = first(api).await {
         tracing::warn!(%error, "cannot write the objects of the system yet");
         tokio::time::sleep(RETRY).await;
@@ -71,8 +74,11 @@ async fn lasting(api: &Loopback) -> Result<(), StatusError> {
     let options = &api.context().options;
     let service = objects::kubernetes_service(options).map_err(StatusError::internal)?;
     api.ensure(&service).await?;
-    for part in objects::kubernetes_endpoints(options) {
-        api.keep(&part, objects::same_endpoints).await?;
+    // Nobody but this machine could follow a loopback address, and no Endpoints may hold one.
+    if !options.public_address().is_loopback() {
+        for part in objects::kubernetes_endpoints(options) {
+            api.keep(&part, objects::same_endpoints).await?;
+        }
     }
     let (client_ca, request_header_ca) = api.context().authenticator.ca_texts();
     let authentication = objects::authentication_config(options, client_ca.as_deref(), request_header_ca.as_deref());
