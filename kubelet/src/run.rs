@@ -293,14 +293,23 @@ fn follow_api(pods: &Informer<Pod>, workers: &Arc<PodWorkers>) {
 }
 
 fn hand_over(workers: &Arc<PodWorkers>, (old, new): (Option<Arc<Pod>>, Option<Arc<Pod>>)) {
+    let old_is_none = old.is_none();
     // A pod of the same name and another UID: the old one is gone.
     if let Some(old) = old.filter(|old| !static_pods::is_mirror(old))
         && new.as_ref().is_none_or(|new| uid_of(new) != uid_of(&old))
     {
         workers.remove(uid_of(&old));
     }
-    if let Some(new) = new.filter(|new| !static_pods::is_mirror(new)) {
-        workers.update(new);
+    match new {
+        // A fresh mirror is told what is known of its static pod.
+        Some(mirror) if static_pods::is_mirror(&mirror) => {
+            if old_is_none {
+                let namespace = mirror.metadata.namespace.as_deref().unwrap_or("default");
+                workers.means().statuses.nudge(namespace, mirror.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+        Some(pod) => workers.update(pod),
+        None => {}
     }
 }
 

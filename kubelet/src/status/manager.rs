@@ -109,6 +109,18 @@ impl StatusManager {
         self.wake.notify_one();
     }
 
+    /// The API has a new object of that name (a mirror): it may lack what is known here.
+    pub fn nudge(&self, namespace: &str, name: &str) {
+        let same = |pod: &Pod| {
+            pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref().unwrap_or("default") == namespace
+        };
+        for entry in self.entries.lock().values_mut().filter(|e| same(&e.pod)) {
+            entry.written = None;
+            entry.dirty = true;
+        }
+        self.wake.notify_one();
+    }
+
     /// The pod is gone from the API (or from disk).
     pub fn forget(&self, uid: &str) {
         self.entries.lock().remove(uid);

@@ -20,7 +20,8 @@ pub(super) fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value
         let patched = match (key.as_str(), value, old.get(key)) {
             ("conditions", Value::Array(items), Some(Value::Array(before))) => {
                 // Merged by type: only those that changed are sent, so that others' conditions are not touched.
-                Value::Array(items.iter().filter(|item| !before.contains(item)).cloned().collect())
+                let changed = items.iter().filter(|item| !before.contains(item));
+                Value::Array(changed.map(|item| without_leftovers(item, before)).collect())
             }
             (key, Value::Array(items), Some(Value::Array(_))) if MERGED_LISTS.contains(&key) => {
                 let mut all = vec![json!({"$patch": "replace"})];
@@ -42,6 +43,18 @@ pub(super) fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value
     Some(json!({"metadata": {"uid": uid}, "status": status}))
 }
 
+/// A condition as it is to be, with what its former self had and it has not set to null: merging keeps what is not named.
+fn without_leftovers(item: &Value, before: &[Value]) -> Value {
+    let mut item = item.clone();
+    let former = before.iter().find(|b| b.get("type") == item.get("type")).and_then(Value::as_object);
+    if let (Some(former), Some(fields)) = (former, item.as_object_mut()) {
+        for key in former.keys() {
+            fields.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    item
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,14 +67,14 @@ mod tests {
     fn only_what_differs_is_sent() {
         let old =
             status(json!({"phase": "Pending", "message": "m", "podIPs": [{"ip": "1.1.1.1"}], "hostIP": "9.9.9.9",
-            "conditions": [{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]}));
+            "conditions": [{"type": "Ready", "status": "False", "reason": "R"}, {"type": "PodScheduled", "status": "True"}]}));
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2.2.2.2"}], "hostIP": "9.9.9.9",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}));
         assert_eq!(
             patch("u", &old, &new).unwrap(),
             json!({"metadata": {"uid": "u"}, "status": {
                 "phase": "Running", "message": null, "podIPs": [{"$patch": "replace"}, {"ip": "2.2.2.2"}],
-                "conditions": [{"type": "Ready", "status": "True"}]
+                "conditions": [{"type": "Ready", "status": "True", "reason": null}]
             }})
         );
         assert_eq!(patch("u", &new, &new), None);
