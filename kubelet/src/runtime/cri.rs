@@ -66,6 +66,7 @@ impl CriError {
 pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    channel: Channel,
 }
 
 impl Cri {
@@ -77,6 +78,7 @@ impl Cri {
             _ => runtime.clone(),
         };
         Ok(Self {
+            channel: runtime.clone(),
             runtime: RuntimeServiceClient::new(runtime)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
@@ -84,6 +86,11 @@ impl Cri {
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         })
+    }
+
+    /// The connection itself, for what a runtime offers besides CRI.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     pub async fn version(&self) -> Result<pb::VersionResponse, CriError> {

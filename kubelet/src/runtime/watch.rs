@@ -1,12 +1,17 @@
-//! Notices what happens in the runtime: a relist each second, and events between relists where the runtime sends them.
-//! As Kubernetes' PLEG, generic and evented in one.
+//! Notices what happens in the runtime: a relist each second, and events between relists where the runtime sends them: CRI's
+//! (containerd from 1.7, CRI-O), else containerd's own, which only cause an early relist. As Kubernetes' PLEG, generic and
+//! evented in one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use containerd_client::events::TaskExit;
+use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::services::v1::events_client::EventsClient;
 use parking_lot::RwLock;
-use tokio::sync::mpsc;
+use prost::Message as _;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -17,6 +22,10 @@ use super::labels;
 const RELIST: Duration = Duration::from_secs(1);
 /// The runtime counts as unhealthy when no relist has worked for this long.
 const UNHEALTHY_AFTER: Duration = Duration::from_secs(180);
+/// How long after containerd's word of an exit its CRI part shows it; looked at twice.
+const EXIT_SHOWS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(60)];
+/// The exits of containers that Kubernetes made.
+const EXITS: &str = r#"topic=="/tasks/exit",namespace=="k8s.io""#;
 /// Pause before events are asked for again.
 const EVENTS_RETRY: Duration = Duration::from_secs(5);
 
@@ -28,6 +37,8 @@ pub type PodStates = BTreeMap<String, i32>;
 pub struct RuntimeWatch {
     pods: RwLock<HashMap<String, PodStates>>,
     last: RwLock<Option<Instant>>,
+    /// A relist is due now.
+    hurry: Notify,
 }
 
 impl RuntimeWatch {
@@ -35,7 +46,12 @@ impl RuntimeWatch {
     pub fn start(runtime: Arc<Runtime>, changed: mpsc::Sender<String>, shutdown: CancellationToken) -> Arc<Self> {
         let watch = Arc::new(Self::default());
         tokio::spawn(watch.clone().relist_forever(runtime.clone(), changed.clone(), shutdown.clone()));
-        tokio::spawn(events_forever(runtime, changed, shutdown));
+        let seen = watch.clone();
+        tokio::spawn(async move {
+            // A runtime without CRI's events may be a containerd, which has events of its own.
+            events_forever(&runtime, &changed, &shutdown).await;
+            seen.exits_forever(&runtime, &shutdown).await;
+        });
         watch
     }
 
@@ -87,6 +103,41 @@ impl RuntimeWatch {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(RELIST) => {}
+                () = self.hurry.notified() => {}
+            }
+        }
+    }
+
+    /// Reads containerd's own events; another runtime does not know them, and is left to the relist.
+    async fn exits_forever(&self, runtime: &Runtime, shutdown: &CancellationToken) {
+        loop {
+            let request = SubscribeRequest { filters: vec![EXITS.to_owned()] };
+            match EventsClient::new(runtime.cri.channel()).subscribe(request).await {
+                Ok(answer) => {
+                    debug!("reading containerd's events");
+                    let mut stream = answer.into_inner();
+                    loop {
+                        let next = tokio::select! {
+                            () = shutdown.cancelled() => return,
+                            next = stream.message() => next,
+                        };
+                        let Ok(Some(envelope)) = next else { break };
+                        let exit = envelope.event.and_then(|any| TaskExit::decode(any.value.as_slice()).ok());
+                        // Commands run in containers (probes) end too: those have an ID of their own.
+                        if exit.is_some_and(|e| e.id.is_empty() || e.id == e.container_id) {
+                            for pause in EXIT_SHOWS {
+                                tokio::time::sleep(pause).await;
+                                self.hurry.notify_one();
+                            }
+                        }
+                    }
+                }
+                Err(status) if status.code() == tonic::Code::Unimplemented => return,
+                Err(error) => debug!(%error, "no events from containerd"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(EVENTS_RETRY) => {}
             }
         }
     }
@@ -114,8 +165,8 @@ fn difference(before: &HashMap<String, PodStates>, now: &HashMap<String, PodStat
     changed.chain(gone).cloned().collect()
 }
 
-/// Reads the runtime's event stream; a runtime without one (containerd before 1.7) is left to the relist.
-async fn events_forever(runtime: Arc<Runtime>, changed: mpsc::Sender<String>, shutdown: CancellationToken) {
+/// Reads the runtime's event stream; returns when it has none (containerd before 1.7).
+async fn events_forever(runtime: &Runtime, changed: &mpsc::Sender<String>, shutdown: &CancellationToken) {
     loop {
         match runtime.cri.container_events().await {
             Ok(mut stream) => {

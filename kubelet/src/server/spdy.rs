@@ -118,6 +118,8 @@ fn header_block(headers: &[(&str, &str)], begun: bool) -> Vec<u8> {
     block.put_u16_le(length);
     block.put_u16_le(!length);
     block.put_slice(&plain);
+    // An empty block flushes: a reader hands out what it has only then.
+    block.put_slice(&[0, 0, 0, 0xff, 0xff]);
     block
 }
 

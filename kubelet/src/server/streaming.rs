@@ -21,7 +21,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tracing::debug;
 
 use super::spdy::{Frame, Reader, Writer};
@@ -341,10 +342,15 @@ async fn translate(
     }
     drop(reading);
     if !client_gone {
-        let _ = to_client.send(Message::Close(None)).await;
+        // Clients take anything but a normal closure for a failure.
+        let _ = to_client.send(Message::Close(Some(normal_closure()))).await;
         let _ = to_client.close().await;
     }
     Ok(())
+}
+
+fn normal_closure() -> CloseFrame {
+    CloseFrame { code: CloseCode::Normal, reason: "".into() }
 }
 
 async fn from_message<W>(writer: &mut Writer<W>, ids: &HashMap<u8, u32>, data: &[u8]) -> Result<(), BoxError>
@@ -376,7 +382,7 @@ async fn unwrap_tunnel(client: WebSocketStream<TokioIo<Upgraded>>, backend: Upgr
         while read.read_buf(&mut block).await? > 0 {
             to_client.send(Message::Binary(block.split().freeze())).await?;
         }
-        let _ = to_client.send(Message::Close(None)).await;
+        let _ = to_client.send(Message::Close(Some(normal_closure()))).await;
         Ok::<(), BoxError>(())
     };
     let inward = async {

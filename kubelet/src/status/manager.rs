@@ -112,7 +112,8 @@ impl StatusManager {
     /// The API has a new object of that name (a mirror): it may lack what is known here.
     pub fn nudge(&self, namespace: &str, name: &str) {
         let same = |pod: &Pod| {
-            pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref().unwrap_or("default") == namespace
+            pod.metadata.name.as_deref() == Some(name)
+                && pod.metadata.namespace.as_deref().unwrap_or("default") == namespace
         };
         for entry in self.entries.lock().values_mut().filter(|e| same(&e.pod)) {
             entry.written = None;

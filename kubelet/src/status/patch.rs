@@ -65,9 +65,10 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_sent() {
-        let old =
-            status(json!({"phase": "Pending", "message": "m", "podIPs": [{"ip": "1.1.1.1"}], "hostIP": "9.9.9.9",
-            "conditions": [{"type": "Ready", "status": "False", "reason": "R"}, {"type": "PodScheduled", "status": "True"}]}));
+        let old = status(
+            json!({"phase": "Pending", "message": "m", "podIPs": [{"ip": "1.1.1.1"}], "hostIP": "9.9.9.9",
+            "conditions": [{"type": "Ready", "status": "False", "reason": "R"}, {"type": "PodScheduled", "status": "True"}]}),
+        );
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2.2.2.2"}], "hostIP": "9.9.9.9",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}));
         assert_eq!(
