@@ -11,13 +11,15 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
 
+mod affinity;
 mod label_groups;
 mod nodes;
 mod pod_facts;
 mod topology;
 mod workloads;
 
-pub use label_groups::{LabelGroups, PodsPerNode};
+pub use affinity::{AffinityTerm, PodAffinity};
+pub use label_groups::{Count, LabelGroups, PodsPerNode};
 pub use nodes::{Amounts, NodeId, Nodes};
 pub use pod_facts::{
     DEFAULT_CPU_MILLI, DEFAULT_MEMORY_BYTES, DEFAULT_SCHEDULER_NAME, HostPort, Labels, PendingPod, PodFacts, Requests,
@@ -51,8 +53,14 @@ pub struct Snapshot {
     pub nodes: Nodes,
     pub groups: LabelGroups,
     pub workloads: Workloads,
+    pub namespaces: Namespaces,
     placed: HashMap<Arc<str>, PlacedPod>,
+    /// The placed pods that want or shun the company of others.
+    with_affinity: HashMap<Arc<str>, NodeId>,
 }
+
+/// The labels of namespaces, for terms that select these.
+pub type Namespaces = HashMap<String, std::collections::BTreeMap<String, String>>;
 
 impl Snapshot {
     /// Takes over a Node object.
@@ -122,6 +130,14 @@ impl Snapshot {
         self.placed.get(uid).map(|pod| &pod.facts)
     }
 
+    /// The placed pods that want or shun the company of others, and where they are.
+    pub fn with_affinity(&self) -> impl Iterator<Item = (&PodFacts, &PodAffinity, NodeId)> {
+        self.with_affinity.iter().filter_map(|(uid, node)| {
+            let facts = &self.placed.get(uid)?.facts;
+            Some((facts, facts.affinity.as_deref()?, *node))
+        })
+    }
+
     /// How many pods are placed.
     pub fn placed_count(&self) -> usize {
         self.placed.len()
@@ -133,6 +149,9 @@ impl Snapshot {
         for constraint in constraints.unwrap_or_default() {
             self.ensure_topology(&constraint.topology_key);
         }
+        for term in pod.facts.affinity.iter().flat_map(|affinity| affinity.terms()) {
+            self.ensure_topology(&term.topology_key);
+        }
     }
 
     /// Makes the column of a topology key.
@@ -143,8 +162,12 @@ impl Snapshot {
     fn place(&mut self, mut facts: PodFacts, node_name: &str, standing: Standing) {
         let node = self.nodes.slot(node_name);
         self.nodes.account(node, &facts, 1);
-        if !facts.terminating {
-            facts.labels = self.groups.add(&facts.key.namespace, &facts.labels, node);
+        facts.labels = self.groups.add(&facts, node);
+        if let Some(affinity) = facts.affinity.clone() {
+            for term in affinity.terms() {
+                self.ensure_topology(&term.topology_key);
+            }
+            self.with_affinity.insert(facts.uid.clone(), node);
         }
         self.placed.insert(facts.uid.clone(), PlacedPod { facts, node, standing });
     }
@@ -152,9 +175,8 @@ impl Snapshot {
     fn unplace(&mut self, uid: &str) -> bool {
         let Some(pod) = self.placed.remove(uid) else { return false };
         self.nodes.account(pod.node, &pod.facts, -1);
-        if !pod.facts.terminating {
-            self.groups.remove(&pod.facts.key.namespace, &pod.facts.labels, pod.node);
-        }
+        self.groups.remove(&pod.facts, pod.node);
+        self.with_affinity.remove(uid);
         self.nodes.release_if_unused(pod.node);
         true
     }

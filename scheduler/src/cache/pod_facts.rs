@@ -11,6 +11,8 @@ use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
+use super::affinity::PodAffinity;
+
 /// Labels, shared by all pods of the same template.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
@@ -63,6 +65,8 @@ pub struct PodFacts {
     pub host_ports: Box<[HostPort]>,
     pub priority: i32,
     pub terminating: bool,
+    /// Which pods it wants near or far; few pods say.
+    pub affinity: Option<Arc<PodAffinity>>,
 }
 
 impl PodFacts {
@@ -81,6 +85,7 @@ impl PodFacts {
             host_ports: spec.map(host_ports_of).unwrap_or_default(),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
             terminating: meta.deletion_timestamp.is_some(),
+            affinity: PodAffinity::of(pod).map(Arc::new),
         }
     }
 }

@@ -324,8 +324,11 @@ impl Driver {
         });
         let pods: Api<Pod> = Api::namespaced(self.shared.handle.client.clone(), &pod.facts.key.namespace);
         let params = PatchParams::default();
-        if let Err(error) = pods.patch_status(&pod.facts.key.name, &params, &Patch::Strategic(patch)).await {
-            warn!(pod = %pod.facts.key, %error, "cannot write the condition PodScheduled");
+        match pods.patch_status(&pod.facts.key.name, &params, &Patch::Strategic(patch)).await {
+            Ok(_) => {}
+            // Deleted meanwhile: nobody is left to tell.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => warn!(pod = %pod.facts.key, %error, "cannot write the condition PodScheduled"),
         }
     }
 

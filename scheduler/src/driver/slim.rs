@@ -1,7 +1,9 @@
 //! What the watches keep of each object: no more than decisions read.
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Container, Node, NodeStatus, Pod, PodStatus, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Container, Namespace, Node, NodeStatus, Pod, PodStatus, ReplicationController, Service,
+};
 
 fn container(container: &Container) -> Container {
     Container {
@@ -57,6 +59,13 @@ pub(super) fn node(node: &mut Node) {
             ..NodeStatus::default()
         };
     }
+}
+
+/// Keeps the labels.
+pub(super) fn namespace(namespace: &mut Namespace) {
+    namespace.metadata.annotations = None;
+    namespace.spec = None;
+    namespace.status = None;
 }
 
 /// Keeps the selector.

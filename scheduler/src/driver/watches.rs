@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use component_base::informer::{Change, Informer};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::Api;
 use kube::runtime::watcher;
@@ -20,6 +20,7 @@ const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 pub struct Watches {
     pods: Informer<Pod>,
     nodes: Informer<Node>,
+    namespaces: Informer<Namespace>,
     services: Informer<Service>,
     replication_controllers: Informer<ReplicationController>,
     replica_sets: Informer<ReplicaSet>,
@@ -34,6 +35,7 @@ impl Watches {
         let watches = Watches {
             pods: Informer::start_with_transform(Api::all(client.clone()), all().fields(LIVE_PODS), slim::pod),
             nodes: Informer::start_with_transform(Api::all(client.clone()), all(), slim::node),
+            namespaces: Informer::start_with_transform(Api::all(client.clone()), all(), slim::namespace),
             services: Informer::start_with_transform(Api::all(client.clone()), all(), slim::service),
             replication_controllers: Informer::start_with_transform(
                 Api::all(client.clone()),
@@ -50,6 +52,7 @@ impl Watches {
     /// Waits until all that exists has been seen.
     pub async fn synced(&self) {
         self.nodes.synced().await;
+        self.namespaces.synced().await;
         self.services.synced().await;
         self.replication_controllers.synced().await;
         self.replica_sets.synced().await;
@@ -62,6 +65,18 @@ impl Watches {
         self.nodes.on_change(move |change| to.node_changed(change));
         let to = driver.clone();
         self.pods.on_change(move |change| to.pod_changed(change));
+        let to = driver.clone();
+        self.namespaces.on_change(move |change: Change<'_, Namespace>| {
+            let Some(name) = change.latest().and_then(|namespace| namespace.metadata.name.clone()) else { return };
+            let labels = change.new.map(|namespace| namespace.metadata.labels.clone().unwrap_or_default());
+            to.update(|snapshot, _, _| {
+                match labels {
+                    Some(labels) => drop(snapshot.namespaces.insert(name, labels)),
+                    None => drop(snapshot.namespaces.remove(&name)),
+                }
+                EventSet::NONE
+            });
+        });
         let to = driver.clone();
         self.services.on_change(move |change: Change<'_, Service>| {
             let Some(latest) = change.latest() else { return };

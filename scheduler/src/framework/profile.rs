@@ -255,7 +255,8 @@ mod tests {
                 "NodeAffinity",
                 "NodePorts",
                 "NodeResourcesFit",
-                "PodTopologySpread"
+                "PodTopologySpread",
+                "InterPodAffinity"
             ]
         );
         assert_eq!(score_weight(&profile, "TaintToleration"), Some(3));

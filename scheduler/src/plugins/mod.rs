@@ -8,6 +8,7 @@ use crate::framework::Plugin;
 
 pub mod default_binder;
 pub mod image_locality;
+pub mod inter_pod_affinity;
 pub mod node_affinity;
 pub mod node_name;
 pub mod node_ports;
@@ -30,6 +31,7 @@ pub const DEFAULTS: &[(&str, i64)] = &[
     ("NodePorts", 0),
     ("NodeResourcesFit", 1),
     ("PodTopologySpread", 2),
+    ("InterPodAffinity", 2),
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
     ("DefaultBinder", 0),
@@ -41,7 +43,6 @@ pub const KNOWN_ELSEWHERE: &[&str] = &[
     "DynamicResources",
     "EBSLimits",
     "GCEPDLimits",
-    "InterPodAffinity",
     "NodeVolumeLimits",
     "VolumeBinding",
     "VolumeRestrictions",
@@ -63,6 +64,7 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
         "NodePorts" => plain(node_ports::NodePorts),
         "NodeResourcesFit" => node_resources_fit::NodeResourcesFit::new(arguments).and_then(plain),
         "PodTopologySpread" => pod_topology_spread::PodTopologySpread::new(arguments).and_then(plain),
+        "InterPodAffinity" => inter_pod_affinity::InterPodAffinity::new(arguments).and_then(plain),
         "NodeResourcesBalancedAllocation" => {
             node_resources_balanced_allocation::NodeResourcesBalancedAllocation::new(arguments).and_then(plain)
         }

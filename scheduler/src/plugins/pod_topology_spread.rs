@@ -190,7 +190,7 @@ impl<'a> Inclusion<'a> {
             for (node, count) in per_node {
                 let domain = column.domain(*node);
                 if domain != NO_DOMAIN && included(*node) {
-                    counts[domain as usize] += i64::from(*count);
+                    counts[domain as usize] += i64::from(count.live());
                 }
             }
         }
