@@ -95,7 +95,10 @@ impl Housekeeping {
     async fn orphans(&self) {
         let Some(running) = self.watch.pod_uids() else { return };
         for uid in running.iter().filter(|uid| !self.workers.knows(uid)) {
-            self.workers.take_down_orphan(uid);
+            // The list may be a second old, and the pod gone since.
+            if self.runtime.observe(uid).await.is_ok_and(|o| !o.is_gone()) {
+                self.workers.take_down_orphan(uid);
+            }
         }
         let in_runtime: HashSet<&String> = running.iter().collect();
         let is_orphan = |uid: &str| !in_runtime.contains(&uid.to_owned()) && !self.workers.knows(uid);

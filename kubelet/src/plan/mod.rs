@@ -267,10 +267,9 @@ fn reason_to_kill(
 fn propose(actions: &mut Actions, input: &Input<'_>, kind: ContainerKind, container: &Container) {
     let last = input.observed.latest(&container.name);
     let restart_count = last.map_or(0, |s| s.annotated.restart_count + 1);
-    // Its back-off counts from the end of its last attempt; one that is about to be killed has not ended yet.
+    // Its back-off counts from the end of its last attempt that ended; one that is about to be killed is not that.
     let ended = input.observed.containers.iter().find(|c| c.name == container.name && c.state == State::Exited);
-    let running = last.is_some_and(|s| s.state == State::Running);
-    if let (Some(ended), false) = (ended, running)
+    if let Some(ended) = ended
         && let Some((delay, until)) =
             input.backoff.held_until(&container.name, container_hash(container), ended.finished_at)
         && input.now < until

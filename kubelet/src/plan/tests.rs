@@ -249,6 +249,21 @@ fn a_crashing_container_is_held_back() {
 }
 
 #[test]
+fn a_container_that_is_killed_again_and_again_is_held_back() {
+    let pod = pod(json!({"containers": [{"name": "a"}]}));
+    let mut previous = seen("a", State::Exited, 137);
+    previous.id = "a-before".into();
+    let running = observed(vec![sandbox(0, true)], vec![seen("a", State::Running, 0), previous]);
+    let mut backoff = RestartBackoff::new(Duration::from_secs(300));
+    let hash = container_hash(&pod.spec.as_ref().unwrap().containers[0]);
+    backoff.restarted("a", hash, 0, SECOND);
+    let sick = |_: &ObservedContainer| Health { liveness_failed: true, started: true, ..Default::default() };
+    let at = |now| plan(&Input { pod: &pod, observed: &running, health: &sick, backoff: &backoff, now });
+    assert_eq!(show(&at(3 * SECOND)), "keep -a");
+    assert_eq!(show(&at(30 * SECOND)), "keep -a +a#1");
+}
+
+#[test]
 fn exit_code_rules_restart_what_the_pod_would_not() {
     let spec = json!({"restartPolicy": "Never", "containers": [{"name": "a", "restartPolicy": "Never",
         "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}]});

@@ -40,6 +40,8 @@ pub(super) struct Worker {
     backoff: RestartBackoff,
     retry: Backoff,
     waiting: BTreeMap<String, Waiting>,
+    /// Containers (by name and hash) that could not be started, and when that is tried again.
+    start_again: BTreeMap<(String, u64), Instant>,
     /// Over for a reason of the node's.
     ended: Option<Ended>,
     /// Nothing of it will run any more (its containers came to their ends, or it is ended).
@@ -81,6 +83,7 @@ impl Worker {
             backoff: RestartBackoff::new(means.max_restart_delay),
             retry: Backoff::new(RETRY_BASE, RETRY_CAP),
             waiting: BTreeMap::new(),
+            start_again: BTreeMap::new(),
             ended: None,
             over: false,
             terminated: false,
@@ -301,10 +304,17 @@ impl Worker {
         // Kills may have changed what there is.
         let seen =
             if actions.kill.is_empty() { observed.clone() } else { self.observe().await.map_err(|_| RETRY_BASE)? };
-        let mut failed = false;
+        let mut pause: Option<Duration> = None;
         let sources = self.sources.clone().unwrap_or_default();
         for wanted in &actions.start {
             let name = &wanted.container.name;
+            let key = (name.clone(), container_hash(&wanted.container));
+            // What failed a moment ago is not tried again with every change of something else.
+            let left = self.start_again.get(&key).map(|at| at.saturating_duration_since(Instant::now()));
+            if let Some(left) = left.filter(|left| !left.is_zero()) {
+                pause = Some(pause.map_or(left, |p| p.min(left)));
+                continue;
+            }
             if let Some(ended) = seen.containers.iter().find(|c| &c.name == name && c.state == State::Exited) {
                 self.backoff.restarted(name, container_hash(&wanted.container), ended.finished_at, now_nanos());
             }
@@ -312,15 +322,19 @@ impl Worker {
             match start::container(&self.means, &prepared, wanted).await {
                 Ok(_) => {
                     self.waiting.remove(name);
+                    self.start_again.retain(|(n, _), _| n != name);
                 }
                 Err(waiting) => {
                     debug!(pod = %full_name(pod), container = %name, reason = %waiting.reason, message = %waiting.message, "container waits");
                     self.waiting.insert(name.clone(), waiting);
-                    failed = true;
+                    let wait = self.retry.next_wait();
+                    self.start_again.retain(|(n, _), _| n != name);
+                    self.start_again.insert(key, Instant::now() + wait);
+                    pause = Some(pause.map_or(wait, |p| p.min(wait)));
                 }
             }
         }
-        if failed { Err(self.retry.next_wait()) } else { Ok(()) }
+        pause.map_or(Ok(()), Err)
     }
 
     async fn new_sandbox(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, attempt: u32) -> Result<(), Duration> {
