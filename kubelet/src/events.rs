@@ -1,7 +1,7 @@
 //! Events about pods and their containers.
 
 use component_base::events::{Recorder, Type, reference};
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::runtime::pods::{ContainerKind, find_container};
 use crate::static_pods;
@@ -54,9 +54,4 @@ fn field_path(pod: &Pod, name: &str) -> String {
         ContainerKind::Ephemeral => "ephemeralContainers",
     };
     format!("spec.{list}{{{name}}}")
-}
-
-/// Whether a pod has anything to run.
-pub fn has_containers(spec: &PodSpec) -> bool {
-    !spec.containers.is_empty()
 }

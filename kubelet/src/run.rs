@@ -112,6 +112,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         Arc::new(Means {
             runtime: runtime.clone(),
             volumes: volumes.clone(),
+            client: client.clone(),
             env: Arc::new(env),
             puller: Arc::new(puller),
             statuses,
@@ -302,12 +303,11 @@ fn hand_over(workers: &Arc<PodWorkers>, (old, new): (Option<Arc<Pod>>, Option<Ar
     }
     match new {
         // A fresh mirror is told what is known of its static pod.
-        Some(mirror) if static_pods::is_mirror(&mirror) => {
-            if old_is_none {
-                let namespace = mirror.metadata.namespace.as_deref().unwrap_or("default");
-                workers.means().statuses.nudge(namespace, mirror.metadata.name.as_deref().unwrap_or_default());
-            }
+        Some(mirror) if static_pods::is_mirror(&mirror) && old_is_none => {
+            let namespace = mirror.metadata.namespace.as_deref().unwrap_or("default");
+            workers.means().statuses.nudge(namespace, mirror.metadata.name.as_deref().unwrap_or_default());
         }
+        Some(mirror) if static_pods::is_mirror(&mirror) => {}
         Some(pod) => workers.update(pod),
         None => {}
     }

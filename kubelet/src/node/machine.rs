@@ -26,7 +26,7 @@ impl Machine {
     pub fn read(root_dir: &Path) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1));
         let disk = statvfs(root_dir).map_or(0, |s| {
-            let bytes = u64::from(s.blocks()).saturating_mul(u64::from(s.fragment_size()));
+            let bytes = s.blocks().saturating_mul(s.fragment_size());
             i64::try_from(bytes).unwrap_or(i64::MAX)
         });
         Self {

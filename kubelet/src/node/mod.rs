@@ -129,10 +129,11 @@ impl NodeKeeper {
                         Err(error) => warn!(node = %self.facts.name, %error, "node status not written"),
                     }
                 }
-            } else if self.node.is_synced() && self.config.register_node {
-                if let Err(error) = self.register().await {
-                    warn!(node = %self.facts.name, %error, "node not registered");
-                }
+            } else if self.node.is_synced()
+                && self.config.register_node
+                && let Err(error) = self.register().await
+            {
+                warn!(node = %self.facts.name, %error, "node not registered");
             }
             let period = if ready && old.is_some() { self.config.node_status_update_frequency } else { UNREADY_PERIOD };
             tokio::select! {

@@ -27,7 +27,7 @@ pub(super) async fn run(
         });
     }
     if let Some(action) = &hook.http_get {
-        return check::http(&with_port(action, container), container, pod_ip, HTTP_TIMEOUT)
+        return check::http(&with_port(action), container, pod_ip, HTTP_TIMEOUT)
             .await
             .map_err(|e| format!("HTTP lifecycle hook for Container {:?} failed - {e}", container.name));
     }
@@ -38,7 +38,7 @@ pub(super) async fn run(
 }
 
 /// Hooks without a port go to the scheme's own.
-fn with_port(action: &HTTPGetAction, container: &Container) -> HTTPGetAction {
+fn with_port(action: &HTTPGetAction) -> HTTPGetAction {
     use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
     let mut action = action.clone();
     let absent = match &action.port {
@@ -49,6 +49,5 @@ fn with_port(action: &HTTPGetAction, container: &Container) -> HTTPGetAction {
         let tls = action.scheme.as_deref() == Some("HTTPS");
         action.port = IntOrString::Int(if tls { 443 } else { 80 });
     }
-    let _ = container;
     action
 }

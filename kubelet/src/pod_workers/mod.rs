@@ -33,6 +33,8 @@ use crate::volumes::Volumes;
 pub struct Means {
     pub runtime: Arc<Runtime>,
     pub volumes: Arc<Volumes>,
+    /// None: standalone.
+    pub client: Option<kube::Client>,
     pub env: Arc<env::Sources>,
     pub puller: Arc<Puller>,
     pub statuses: Arc<StatusManager>,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use component_base::events::Type;
 use k8s_openapi::api::core::v1::{Container, HostIP, Pod, PodIP};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use proto::cri as pb;
 use tracing::{debug, info, warn};
 
@@ -24,15 +25,26 @@ use crate::volumes::MountSource;
 const HOSTS_PATH: &str = "/etc/hosts";
 
 /// Makes the pod's sandbox and gives its configuration, which containers are created with.
-pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<String, CriError> {
+pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<String, String> {
+    let handler = runtime_handler(means, pod).await?;
     let config = sandbox_config(means, pod, attempt);
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
         warn!(directory = %config.log_directory, %error, "log directory not made");
     }
-    let handler = ""; // RuntimeClass handlers come with the RuntimeClass manager.
-    let id = means.runtime.cri.run_pod_sandbox(config, handler).await?;
+    let id = means.runtime.cri.run_pod_sandbox(config, &handler).await.map_err(|e| e.message())?;
     info!(pod = %full_name(pod), sandbox = %id, attempt, "sandbox runs");
     Ok(id)
+}
+
+/// The runtime's own name of the pod's RuntimeClass.
+async fn runtime_handler(means: &Means, pod: &Pod) -> Result<String, String> {
+    let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).filter(|c| !c.is_empty());
+    let Some(class) = class else { return Ok(String::new()) };
+    let Some(client) = means.client.clone() else {
+        return Err(format!("RuntimeClass {class:?}: there is no API to ask for it (standalone)"));
+    };
+    let found = kube::Api::<RuntimeClass>::all(client).get_opt(class).await.map_err(|e| e.to_string())?;
+    found.map(|c| c.handler).ok_or_else(|| format!("failed to get sandbox runtime: RuntimeClass {class:?} not found"))
 }
 
 fn sandbox_config(means: &Means, pod: &Pod, attempt: u32) -> pb::PodSandboxConfig {

@@ -355,7 +355,7 @@ impl Worker {
         mounted?;
         if let Err(error) = made {
             warn!(pod = %full_name(pod), %error, "sandbox not made");
-            let message = format!("Failed to create pod sandbox: {}", error.message());
+            let message = format!("Failed to create pod sandbox: {}", error);
             self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
             return Err(self.retry.next_wait());
         }

@@ -109,9 +109,8 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: &str, t
                 },
                 200..=299 => return Ok(()),
                 _ => {
-                    return Err(
-                        shorten(&format!("HTTP probe failed with statuscode: {status}")).to_owned() + &hint(&body)
-                    );
+                    tracing::debug!(status, body = %String::from_utf8_lossy(&body), "HTTP check failed");
+                    return Err(format!("HTTP probe failed with statuscode: {status}"));
                 }
             }
         }
@@ -123,12 +122,6 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: &str, t
             Err(format!("Get {first:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"))
         }
     }
-}
-
-/// Kubernetes names the status only; the body stays in the debug log.
-fn hint(body: &[u8]) -> String {
-    tracing::debug!(body = %String::from_utf8_lossy(body), "HTTP check failed");
-    String::new()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -59,7 +59,7 @@ fn amount(map: Option<&BTreeMap<String, ApiQuantity>>, name: &str) -> Option<Qua
 fn request_and_limit(container: &Container, name: &str) -> (Option<Quantity>, Option<Quantity>) {
     let resources = container.resources.as_ref();
     let limit = amount(resources.and_then(|r| r.limits.as_ref()), name);
-    let request = amount(resources.and_then(|r| r.requests.as_ref()), name).or_else(|| limit.clone());
+    let request = amount(resources.and_then(|r| r.requests.as_ref()), name).or(limit);
     (request, limit)
 }
 

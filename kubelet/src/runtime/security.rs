@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::{
 };
 use proto::cri as pb;
 
-use super::pods::is_sidecar;
 use crate::images::ImageRef;
 
 /// Paths hidden from, and read-only in, unprivileged containers (`procMount: Default`). As `securitycontext`.
@@ -241,11 +240,6 @@ pub fn has_privileged(pod: &Pod) -> bool {
 pub fn stop_signal(container: &Container) -> i32 {
     let wanted = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
     wanted.and_then(pb::Signal::from_str_name).unwrap_or(pb::Signal::RuntimeDefault) as i32
-}
-
-/// Whether a container restarts on its own within the pod's life (a sidecar).
-pub fn restarts_always(container: &Container) -> bool {
-    is_sidecar(container)
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ impl Server {
     }
 
     async fn observe(&self, pod: &Pod) -> Result<ObservedPod, StatusError> {
-        self.parts.runtime.observe(uid_of(pod)).await.map_err(|e| StatusError::internal(&e.to_string()))
+        self.parts.runtime.observe(uid_of(pod)).await.map_err(|e| StatusError::internal(e.to_string()))
     }
 
     /// The ID of a running container.
@@ -274,21 +274,21 @@ impl Server {
         let options = logs::Options::parse(query).map_err(|e| StatusError::bad_request(&e))?;
         let found = self.find(namespace, pod)?;
         if find_container(&found, container).is_none() {
-            return Err(StatusError::bad_request(&format!("container {container} is not valid for pod {pod}")));
+            return Err(StatusError::bad_request(format!("container {container} is not valid for pod {pod}")));
         }
         let observed = self.observe(&found).await?;
         let mut attempts = observed.containers.iter().filter(|c| c.name == container);
         let (latest, previous) = (attempts.next(), attempts.next());
         let chosen = if options.previous {
             previous.ok_or_else(|| {
-                StatusError::bad_request(&format!(
+                StatusError::bad_request(format!(
                     "previous terminated container {container:?} in pod {pod:?} not found"
                 ))
             })?
         } else {
             latest.filter(|c| c.state != State::Created).or(previous).ok_or_else(|| {
                 let reason = self.waiting_reason(&found, container);
-                StatusError::bad_request(&format!(
+                StatusError::bad_request(format!(
                     "container {container:?} in pod {pod:?} is waiting to start: {reason}"
                 ))
             })?

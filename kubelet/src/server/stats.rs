@@ -31,7 +31,6 @@ struct Usage {
     pod: String,
     uid: String,
     container: String,
-    id: String,
     time: i64,
     cpu_total: u64,
     cpu_rate: u64,
@@ -47,8 +46,7 @@ fn value(v: Option<&pb::UInt64Value>) -> u64 {
 
 impl Samples {
     async fn usages(&self, parts: &Parts) -> Result<Vec<Usage>, StatusError> {
-        let stats =
-            parts.runtime.cri.list_container_stats().await.map_err(|e| StatusError::internal(&e.to_string()))?;
+        let stats = parts.runtime.cri.list_container_stats().await.map_err(|e| StatusError::internal(e.to_string()))?;
         Ok(stats
             .into_iter()
             .filter_map(|s| {
@@ -66,7 +64,6 @@ impl Samples {
                     pod: label(labels::POD_NAME),
                     uid: label(labels::POD_UID),
                     container: label(labels::CONTAINER_NAME),
-                    id: attributes.id,
                     time: cpu.timestamp,
                     cpu_total: total,
                     cpu_rate: rate,
@@ -216,7 +213,6 @@ impl Samples {
             "1 if there was an error while getting container metrics, 0 otherwise",
             vec![(String::new(), failed.to_string())],
         );
-        let _ = usages.iter().map(|u| &u.id).count();
         Ok(serving::text(StatusCode::OK, out))
     }
 }

@@ -46,7 +46,7 @@ const CLOSE: u8 = 255;
 const QUEUE: usize = 32;
 
 fn unavailable(error: &CriError) -> StatusError {
-    StatusError::internal(&error.to_string())
+    StatusError::internal(error.to_string())
 }
 
 /// Which streams a client wants.
@@ -111,7 +111,7 @@ async fn command_streams(request: Request, url: &str, wanted: Wanted) -> Result<
     }
     let offered = offered(request.headers());
     let Some(protocol) = [V5, V4].into_iter().find(|p| offered.iter().any(|o| o == p)) else {
-        return Err(StatusError::bad_request(&format!(
+        return Err(StatusError::bad_request(format!(
             "none of the WebSocket protocols {offered:?} is spoken here; use {V5} or {V4}"
         )));
     };
@@ -170,7 +170,7 @@ async fn upgrade_at(
     headers: HeaderMap,
 ) -> Result<http::Response<hyper::body::Incoming>, StatusError> {
     let failed = |error: &dyn std::fmt::Display| {
-        StatusError::internal(&format!("streaming server of the runtime at {url}: {error}"))
+        StatusError::internal(format!("streaming server of the runtime at {url}: {error}"))
     };
     let target = url::Url::parse(url).map_err(|e| failed(&e))?;
     let host = target.host_str().ok_or_else(|| failed(&"no host"))?;
@@ -230,9 +230,9 @@ async fn connect_spdy(url: &str, protocol: &'static str) -> Result<Upgraded, Sta
     headers.insert(STREAM_PROTOCOL, HeaderValue::from_static(protocol));
     let answer = upgrade_at(url, Method::POST, headers).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(StatusError::internal(&format!("the runtime's streaming server answered {}", answer.status())));
+        return Err(StatusError::internal(format!("the runtime's streaming server answered {}", answer.status())));
     }
-    hyper::upgrade::on(answer).await.map_err(|e| StatusError::internal(&e.to_string()))
+    hyper::upgrade::on(answer).await.map_err(|e| StatusError::internal(e.to_string()))
 }
 
 // === to the client ===

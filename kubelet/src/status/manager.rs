@@ -142,8 +142,7 @@ impl StatusManager {
                 () = self.wake.notified() => {}
                 _ = reconcile.tick() => self.mark_drifted(),
             }
-            loop {
-                let Some(uid) = self.next_dirty() else { break };
+            while let Some(uid) = self.next_dirty() {
                 let Ok(permit) = permits.clone().acquire_owned().await else { return };
                 let manager = self.clone();
                 tokio::spawn(async move {
