@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 const NAMESPACE: &str = "sweep";
 const NAME: &str = "sweep-object";
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A process that ends with the test.
 struct Process(Child);
@@ -72,18 +72,22 @@ impl Server {
             "--bind-address=127.0.0.1".to_owned(),
             format!("--secure-port={port}"),
             format!("--cert-dir={}", path("certs").display()),
-            "--authorization-mode=AlwaysAllow".to_owned(),
+            format!("--client-ca-file={}", path("ca.crt").display()),
+            "--authorization-mode=RBAC".to_owned(),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
+        let admin = admin(&path("ca.crt"));
         let apiserver = spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &path("apiserver.log"));
         _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut config = kube::Config::new(format!("https://127.0.0.1:{port}").parse().unwrap());
         config.accept_invalid_certs = true;
+        config.auth_info.client_certificate_data = Some(base64(&admin.0));
+        config.auth_info.client_key_data = Some(base64(&admin.1).into());
         let client = kube::Client::try_from(config).unwrap();
         let deadline = Instant::now() + START_TIMEOUT;
-        while client.request_text(Request::get("/readyz").body(Vec::new()).unwrap()).await.is_err() {
+        while let Err(error) = client.request_text(Request::get("/readyz").body(Vec::new()).unwrap()).await {
             let log = || std::fs::read_to_string(path("apiserver.log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "the apiserver is not ready: {}", log());
+            assert!(Instant::now() < deadline, "the apiserver is not ready: {error:?} {}", log());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Server { client, _apiserver: apiserver, _etcd: etcd, _directory: directory }
@@ -108,6 +112,26 @@ impl Server {
         let request = Request::get(path).header("accept", accept).body(Vec::new()).unwrap();
         self.client.request::<Value>(request).await.unwrap()
     }
+}
+
+fn base64(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+/// The certificate and key of a member of `system:masters`, signed by a CA that is written to a file.
+fn admin(authority: &Path) -> (String, String) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).unwrap();
+    std::fs::write(authority, ca.pem()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+    params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
+    params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.pem(), ca_key).unwrap();
+    (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
 }
 
 fn collection_path(kind: &KindFacts) -> String {
@@ -196,7 +220,7 @@ async fn live(server: &Server, kind: &KindFacts, object: &Value) {
 fn signing_request() -> Value {
     let key = rcgen::KeyPair::generate().unwrap();
     let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
-    let request = base64::engine::general_purpose::STANDARD.encode(request);
+    let request = base64(&request);
     json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
         "spec": {"request": request, "signerName": "a.b/c", "usages": ["client auth"]}})
 }

@@ -177,6 +177,7 @@ impl Strategy for Builtin {
         self.check(object, None, |new, _, errors| {
             metadata::validate(&new.at("metadata"), self.facts.namespaced, self.rules.name, errors);
             (self.rules.validate)(new, errors);
+            (self.rules.validate_create)(new, errors);
         })
     }
 
@@ -256,7 +257,7 @@ impl Strategy for Builtin {
     fn default_garbage_policy(&self) -> GarbagePolicy {
         match (self.facts.group, self.facts.kind) {
             // Kubernetes' oldest kinds leave their dependents behind where nobody says otherwise.
-            ("", "ReplicationController") => GarbagePolicy::OrphanDependents,
+            ("", "ReplicationController") | ("batch", "Job") => GarbagePolicy::OrphanDependents,
             _ => GarbagePolicy::DeleteDependents,
         }
     }

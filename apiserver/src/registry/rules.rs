@@ -29,6 +29,8 @@ pub struct Rules {
     pub prepare_status: fn(&mut Value, &Value),
     /// Everything but metadata, which is checked alike for all kinds.
     pub validate: Check,
+    /// What holds for new objects only.
+    pub validate_create: Check,
     /// What may not change. `validate` holds as well.
     pub validate_update: CheckUpdate,
     pub validate_status: CheckUpdate,
@@ -57,6 +59,7 @@ impl Rules {
         prepare_update: |_, _| {},
         prepare_status: |_, _| {},
         validate: |_, _| {},
+        validate_create: |_, _| {},
         validate_update: |_, _, _| {},
         validate_status: |_, _, _| {},
         create_on_update: false,

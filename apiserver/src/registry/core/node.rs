@@ -18,6 +18,13 @@ pub const RULES: Rules = Rules {
         {
             set(child(object, "status"), "allocatable", capacity);
         }
+        // One and the same thing, told twice.
+        let (one, many) = (text(object, "/spec/podCIDR").to_owned(), list(object, "/spec/podCIDRs").to_vec());
+        match (one.is_empty(), many.first()) {
+            (false, None) => set(child(object, "spec"), "podCIDRs", vec![one]),
+            (true, Some(first)) => set(child(object, "spec"), "podCIDR", first.clone()),
+            _ => {}
+        }
     },
     validate,
     validate_update,

@@ -15,6 +15,12 @@ pub const RULES: Rules = Rules {
     prepare_update,
     prepare_status,
     validate: |root, errors| pod_validation::spec(&root.at("spec"), errors),
+    validate_create: |root, errors| {
+        let spec = root.at("spec");
+        if !spec.at("ephemeralContainers").is_empty() {
+            errors.forbidden(&spec.at("ephemeralContainers"), "cannot be set on create");
+        }
+    },
     validate_update,
     validate_status,
     selectable_names: &SELECTABLE,

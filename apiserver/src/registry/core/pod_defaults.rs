@@ -29,6 +29,11 @@ pub fn pod(pod: &mut Value) {
     if let Some(resources) = spec.get_mut("resources") {
         requests_from_limits(resources);
     }
+    // Who knows of one address only: the list follows.
+    let ip = pod.pointer("/status/podIP").and_then(Value::as_str).unwrap_or("").to_owned();
+    if !ip.is_empty() && pod.pointer("/status/podIPs/0/ip").and_then(Value::as_str) != Some(&ip) {
+        set(child(pod, "status"), "podIPs", json!([{"ip": ip}]));
+    }
 }
 
 /// Of a pod template: `{metadata, spec}`.

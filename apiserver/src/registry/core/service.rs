@@ -23,6 +23,7 @@ pub const RULES: Rules = Rules {
     default: defaults,
     prepare_create: |object| drop_type_dependent(object, None),
     prepare_update: |new, old| {
+        normalize_cluster_ips(new, old);
         keep_allocated(new, old);
         drop_type_dependent(new, Some(old));
     },
@@ -60,7 +61,10 @@ pub fn is_headless(object: &Value) -> bool {
 
 /// As `SetDefaults_Service`.
 fn defaults(object: &mut Value) {
-    child(child(object, "status"), "loadBalancer");
+    let balancer = child(child(object, "status"), "loadBalancer");
+    for ingress in items_mut(balancer, "ingress").filter(|ingress| ingress.get("ip").is_some()) {
+        default(ingress, "ipMode", "VIP");
+    }
     let spec = child(object, "spec");
     default(spec, "sessionAffinity", "None");
     if spec["sessionAffinity"] == "None" {
@@ -93,6 +97,11 @@ fn defaults(object: &mut Value) {
     if kind == "LoadBalancer" && spec.get("allocateLoadBalancerNodePorts").is_none() {
         set(spec, "allocateLoadBalancerNodePorts", true);
     }
+    for blank in ["externalName", "loadBalancerIP", "clusterIP"] {
+        if spec.get(blank).is_some_and(|value| value == "") {
+            remove(spec, blank);
+        }
+    }
     // One and the same thing, told twice.
     let (one, many) = (spec.get("clusterIP").cloned(), list(spec, "/clusterIPs").to_vec());
     match (one.as_ref().and_then(Value::as_str).unwrap_or(""), many.is_empty()) {
@@ -102,6 +111,22 @@ fn defaults(object: &mut Value) {
     }
     if one.is_none_or(|ip| ip == "") && !many.is_empty() && spec["type"] != "ExternalName" {
         set(spec, "clusterIP", many[0].clone());
+    }
+}
+
+/// Clients that know `clusterIP` alone change it alone: `clusterIPs` follows. As `NormalizeClusterIPs`.
+fn normalize_cluster_ips(new: &mut Value, old: &Value) {
+    let spec = child(new, "spec");
+    let (one, before) = (text(spec, "/clusterIP").to_owned(), text(old, "/spec/clusterIP"));
+    if one != before && spec.get("clusterIPs") == old.pointer("/spec/clusterIPs") {
+        if one.is_empty() {
+            remove(spec, "clusterIPs");
+        } else {
+            let mut ips = list(spec, "/clusterIPs").to_vec();
+            ips.drain(..ips.len().min(1));
+            ips.insert(0, Value::from(one));
+            set(spec, "clusterIPs", ips);
+        }
     }
 }
 
