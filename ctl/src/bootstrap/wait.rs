@@ -55,7 +55,7 @@ impl Target {
     fn describe(&self) -> String {
         match self {
             Target::Component(component) => component.name().to_owned(),
-            Target::Defaults => "the API server's default objects".to_owned(),
+            Target::Defaults => "the API server's set of default objects".to_owned(),
             Target::Node => "this node".to_owned(),
             Target::KubeletCertificate => "the kubelet's certificate".to_owned(),
             Target::DnsService => "cluster DNS".to_owned(),
