@@ -62,13 +62,14 @@ pub(crate) struct GlobalFlags {
 /// Sends logs to standard error: warnings at level 0, everything from level 8 on.
 pub(crate) fn init_logging(verbosity: u8) {
     let level = match verbosity {
-        0..=1 => tracing::Level::WARN,
-        2..=4 => tracing::Level::INFO,
-        5..=7 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
+        // The client says at each request that set-up and `--insecure-skip-tls-verify` check no certificate.
+        0..=1 => "warn,kube_client=error",
+        2..=4 => "info",
+        5..=7 => "debug",
+        _ => "trace",
     };
     tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)
         .with_target(verbosity >= 5)
         .without_time()
