@@ -83,17 +83,14 @@ impl Cluster {
         }
     }
 
-    /// Creates `object`, or merges it into the one that is there.
+    /// Merges `object` into the one that is there, or creates it. Looking first, since a Service whose address is taken,
+    /// be it by itself, is refused for that reason.
     pub(crate) async fn apply(&self, object: &Value) -> Result<()> {
         let collection = collection(object)?;
-        let request = json_request(Method::POST, &collection, "application/json", object)?;
-        match self.client.request::<Value>(request).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_reason(&error, "AlreadyExists") => {
-                let path = format!("{collection}/{}", object["metadata"]["name"].as_str().unwrap_or_default());
-                self.merge(&path, object).await.map(drop)
-            }
-            Err(error) => Err(plain(error, &Method::POST, &self.server, &collection)),
+        let path = format!("{collection}/{}", object["metadata"]["name"].as_str().unwrap_or_default());
+        match self.get(&path).await? {
+            Some(_) => self.merge(&path, object).await.map(drop),
+            None => self.post(&collection, object).await.map(drop),
         }
     }
 }

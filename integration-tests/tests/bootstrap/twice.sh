@@ -9,7 +9,7 @@ bootstrap=$1 binaries=$2 cgroup=$3
 picture() {
     find /etc /usr/local /root /run /var/lib /var/log -xdev \
         \( -path /run/netns -o -path /run/lock -o -path /var/log/journal \) -prune -o -print 2>/dev/null |
-        grep -v -e '^/root/\.cargo' -e '^/run/xtables.lock' | sort
+        grep -v -e '^/root/\.cargo' -e '^/run/xtables.lock' -e '^/run/mount' | sort
     ip -o link | cut -d: -f2 | cut -d@ -f1 | sort
     ip route show | sort
     nft list ruleset
@@ -26,7 +26,7 @@ for round in 1 2; do
     "$bootstrap" status
     echo "=== round $round: the page through the node port"
     ctl=/usr/local/bin/ctl
-    export KUBECONFIG=/etc/kubernetes/admin.conf
+    export HOME=/run/lock KUBECONFIG=/etc/kubernetes/admin.conf
     port=$($ctl get service httpd-app -o 'jsonpath={.spec.ports[0].nodePort}')
     $ctl bootstrap fetch "http://10.200.28.11:$port/"
     ready=$($ctl get deployment httpd-app -o 'jsonpath={.status.readyReplicas}')
