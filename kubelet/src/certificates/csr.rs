@@ -9,6 +9,8 @@ use kube::api::{ObjectMeta, PostParams};
 use rcgen::KeyPair;
 use sha2::{Digest, Sha256};
 
+use crate::objects::explain;
+
 /// What is asked of whom.
 #[derive(Debug, Clone)]
 pub(super) struct Wish {
@@ -53,7 +55,9 @@ pub(super) async fn ask(client: &kube::Client, key: &KeyPair, wish: &Wish) -> Re
         Err(kube::Error::Api(status)) if status.code == 409 => {
             tracing::info!(csr = name, "waiting for an earlier request")
         }
-        Err(error) => return Err(CsrError::Other(format!("creating certificate signing request: {error}"))),
+        Err(error) => {
+            return Err(CsrError::Other(format!("creating certificate signing request: {}", explain(&error))));
+        }
     }
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let mut pause = POLL_FIRST;
@@ -67,7 +71,9 @@ pub(super) async fn ask(client: &kube::Client, key: &KeyPair, wish: &Wish) -> Re
                 None => {}
             },
             Ok(None) => return Err(CsrError::Refused { name, reason: "it was deleted".into() }),
-            Err(error) => tracing::warn!(csr = name, %error, "certificate signing request cannot be read"),
+            Err(error) => {
+                tracing::warn!(csr = name, error = explain(&error), "certificate signing request cannot be read");
+            }
         }
     }
     Err(CsrError::Unanswered { name })

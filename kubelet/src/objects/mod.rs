@@ -114,6 +114,25 @@ impl From<Option<kube::Client>> for Objects {
     }
 }
 
+/// What a person reads of an error of the client: of a refusal, the server's message.
+pub(crate) fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// As [`explain`], of an error of a watch.
+fn explain_watch(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => explain(error),
+        watcher::Error::WatchError(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 fn standalone(kind: &'static str, namespace: &str, name: &str) -> ObjectError {
     ObjectError::Standalone { kind, namespace: namespace.to_owned(), name: name.to_owned() }
 }

@@ -205,7 +205,7 @@ where
                 sender.send_if_modified(|state| match state {
                     State::Known(_) => false,
                     State::Pending | State::Refused(_) => {
-                        *state = State::Refused(error.to_string());
+                        *state = State::Refused(super::explain_watch(&error));
                         true
                     }
                 });

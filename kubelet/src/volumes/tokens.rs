@@ -11,6 +11,8 @@ use kube::Api;
 use kube::api::PostParams;
 use parking_lot::Mutex;
 
+use crate::objects::explain;
+
 /// A token is renewed when it is this old, even if it lives longer.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Spread of renewals, so that a node's pods do not all ask at once.
@@ -146,7 +148,7 @@ async fn request(
     let answer = tokio::time::timeout(REQUEST_TIMEOUT, asked)
         .await
         .map_err(|_| "the API server did not answer in time".to_owned())?;
-    let status = answer.map_err(|error| error.to_string())?.status.ok_or("the API server's answer has no token")?;
+    let status = answer.map_err(|error| explain(&error))?.status.ok_or("the API server's answer has no token")?;
     match (status.token, status.expiration_timestamp) {
         (Some(token), Some(expires)) => Ok((token, expires.0)),
         _ => Err("the API server's answer has no token".to_owned()),
