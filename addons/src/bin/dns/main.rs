@@ -72,13 +72,14 @@ struct Flags {
     /// The seconds for which an answer about the cluster may be remembered.
     #[arg(long, default_value_t = 30)]
     ttl: u32,
-    /// Address of /health.
-    #[arg(long, default_value = "0.0.0.0:8080")]
-    health_bind_address: SocketAddr,
-    /// Address of /ready.
-    #[arg(long, default_value = "0.0.0.0:8181")]
-    ready_bind_address: SocketAddr,
-    /// Address of /metrics.
+    /// Address of a /health of its own, as CoreDNS has at port 8080. By default it is answered at the metrics' address only:
+    /// on a host that port is somebody else's.
+    #[arg(long)]
+    health_bind_address: Option<SocketAddr>,
+    /// Address of a /ready of its own, as CoreDNS has at port 8181. By default it is answered at the metrics' address only.
+    #[arg(long)]
+    ready_bind_address: Option<SocketAddr>,
+    /// Address of /metrics, /health and /ready.
     #[arg(long, default_value = "0.0.0.0:9153")]
     metrics_bind_address: SocketAddr,
     #[command(flatten)]
@@ -130,23 +131,10 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
     for sockets in sockets {
         tasks.spawn(sockets.serve(answerer.clone(), shutdown.clone()));
     }
-    serve_http(&mut tasks, flags.health_bind_address, &shutdown, |path| match path {
-        "/health" => serving::text(StatusCode::OK, "OK"),
-        _ => serving::text(StatusCode::NOT_FOUND, "404 page not found\n"),
-    })
-    .await;
-    let ready = watches.clone();
-    serve_http(&mut tasks, flags.ready_bind_address, &shutdown, move |path| match path {
-        "/ready" if ready.are_synced() => serving::text(StatusCode::OK, "OK"),
-        "/ready" => serving::text(StatusCode::SERVICE_UNAVAILABLE, "kubernetes"),
-        _ => serving::text(StatusCode::NOT_FOUND, "404 page not found\n"),
-    })
-    .await;
-    serve_http(&mut tasks, flags.metrics_bind_address, &shutdown, |path| match path {
-        "/metrics" => serving::respond(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode()),
-        _ => serving::text(StatusCode::NOT_FOUND, "404 page not found\n"),
-    })
-    .await;
+    let http = [Some(flags.metrics_bind_address), flags.health_bind_address, flags.ready_bind_address];
+    for address in http.into_iter().flatten() {
+        serve_http(&mut tasks, address, &shutdown, watches.clone()).await;
+    }
     let domain = &flags.cluster_domain;
     tracing::info!(domain, addresses = ?own, "answering");
     tokio::spawn(async move {
@@ -163,12 +151,7 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
 }
 
 /// An HTTP endpoint beside the real work: that its port is taken is told, and does not keep names from being answered.
-async fn serve_http(
-    tasks: &mut JoinSet<()>,
-    address: SocketAddr,
-    shutdown: &CancellationToken,
-    answer: impl Fn(&str) -> serving::Response + Clone + Send + Sync + 'static,
-) {
+async fn serve_http(tasks: &mut JoinSet<()>, address: SocketAddr, shutdown: &CancellationToken, watches: Watches) {
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -178,7 +161,13 @@ async fn serve_http(
     };
     let listening = serving::Listening { tls: None, max_connections: MAX_HTTP_CONNECTIONS };
     tasks.spawn(serving::serve(listener, listening, shutdown.clone(), move |request: serving::Request| {
-        let response = answer(request.uri().path());
+        let response = match request.uri().path() {
+            "/health" => serving::text(StatusCode::OK, "OK"),
+            "/ready" if watches.are_synced() => serving::text(StatusCode::OK, "OK"),
+            "/ready" => serving::text(StatusCode::SERVICE_UNAVAILABLE, "kubernetes"),
+            "/metrics" => serving::respond(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode()),
+            _ => serving::text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        };
         async move { response }
     }));
 }
