@@ -22,13 +22,13 @@ impl NamespaceLifecycle {
         Self { lister }
     }
 
-    async fn namespace(&self, name: &str) -> Option<Arc<StoredObject>> {
+    async fn namespace(&self, name: &str) -> Result<Option<Arc<StoredObject>>, StatusError> {
         if let Some(namespace) = self.lister.get(NAMESPACES, "", name) {
-            return Some(namespace);
+            return Ok(Some(namespace));
         }
         // It may have been created a moment ago.
-        self.lister.refresh().await;
-        self.lister.get(NAMESPACES, "", name)
+        self.lister.refresh().await?;
+        Ok(self.lister.get(NAMESPACES, "", name))
     }
 
     async fn check(&self, request: &AdmissionRequest<'_>) -> Result<(), StatusError> {
@@ -44,7 +44,7 @@ impl NamespaceLifecycle {
             return Ok(());
         }
         let name = request.namespace();
-        let Some(namespace) = self.namespace(name).await else {
+        let Some(namespace) = self.namespace(name).await? else {
             return Err(StatusError::not_found("", "namespaces", name));
         };
         if request.creates() && is_terminating(&namespace) {

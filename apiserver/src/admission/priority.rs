@@ -22,12 +22,12 @@ impl Priority {
         Self { lister }
     }
 
-    async fn class(&self, name: &str) -> Option<Value> {
+    async fn class(&self, name: &str) -> Result<Option<Value>, StatusError> {
         if let Some(class) = self.lister.get(PRIORITY_CLASSES, "", name) {
-            return Some(class.value());
+            return Ok(Some(class.value()));
         }
-        self.lister.refresh().await;
-        self.lister.get(PRIORITY_CLASSES, "", name).map(|class| class.value())
+        self.lister.refresh().await?;
+        Ok(self.lister.get(PRIORITY_CLASSES, "", name).map(|class| class.value()))
     }
 
     /// The class that is the default; the lowest where there are several.
@@ -41,7 +41,7 @@ impl Priority {
         let name = text(request.new(), "/spec/priorityClassName").to_owned();
         let class = match name.as_str() {
             "" => self.default_class(),
-            name => match self.class(name).await {
+            name => match self.class(name).await? {
                 Some(class) => Some(class),
                 None => return Err(request.forbidden(format!("no PriorityClass with name {name} was found"))),
             },

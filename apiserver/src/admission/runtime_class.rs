@@ -20,12 +20,12 @@ impl RuntimeClass {
         Self { lister }
     }
 
-    async fn class(&self, name: &str) -> Option<Value> {
+    async fn class(&self, name: &str) -> Result<Option<Value>, StatusError> {
         if let Some(class) = self.lister.get(RUNTIME_CLASSES, "", name) {
-            return Some(class.value());
+            return Ok(Some(class.value()));
         }
-        self.lister.refresh().await;
-        self.lister.get(RUNTIME_CLASSES, "", name).map(|class| class.value())
+        self.lister.refresh().await?;
+        Ok(self.lister.get(RUNTIME_CLASSES, "", name).map(|class| class.value()))
     }
 
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
@@ -37,7 +37,7 @@ impl RuntimeClass {
             }
             return Ok(());
         }
-        let Some(class) = self.class(&name).await else {
+        let Some(class) = self.class(&name).await? else {
             return Err(request.forbidden(format!("pod rejected: RuntimeClass {name:?} not found")));
         };
         let outcome = request.object.as_deref_mut().map_or(Ok(()), |pod| apply(&class, pod));

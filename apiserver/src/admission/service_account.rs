@@ -32,21 +32,21 @@ impl ServiceAccount {
         Self { lister }
     }
 
-    async fn account(&self, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
+    async fn account(&self, namespace: &str, name: &str) -> Result<Option<Arc<StoredObject>>, StatusError> {
         if let Some(account) = self.lister.get(SERVICE_ACCOUNTS, namespace, name) {
-            return Some(account);
+            return Ok(Some(account));
         }
         // The default account follows its namespace by a moment.
         for attempt in 0..if name == DEFAULT { DEFAULT_ATTEMPTS } else { 1 } {
             if attempt > 0 {
                 tokio::time::sleep(RETRY).await;
             }
-            self.lister.refresh().await;
+            self.lister.refresh().await?;
             if let Some(account) = self.lister.get(SERVICE_ACCOUNTS, namespace, name) {
-                return Some(account);
+                return Ok(Some(account));
             }
         }
-        None
+        Ok(None)
     }
 
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
@@ -65,7 +65,7 @@ impl ServiceAccount {
         spec["serviceAccountName"] = json!(name);
         spec["serviceAccount"] = json!(name);
         let namespace = request.attributes.namespace.clone();
-        let Some(account) = self.account(&namespace, &name).await else {
+        let Some(account) = self.account(&namespace, &name).await? else {
             return Err(request.forbidden(format!(
                 "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
             )));

@@ -2,6 +2,7 @@
 //! rules above it are tested over a handful of objects in memory.
 use std::sync::Arc;
 
+use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
@@ -41,7 +42,7 @@ pub trait Lister: Send + Sync + 'static {
     fn revision(&self, resource: ResourceId) -> i64;
 
     /// Waits until what was written before this call can be read.
-    fn refresh(&self) -> BoxFuture<'_, ()>;
+    fn refresh(&self) -> BoxFuture<'_, Result<(), StatusError>>;
 }
 
 impl Lister for Store {
@@ -57,12 +58,8 @@ impl Lister for Store {
         self.cache_of(resource.0, resource.2).map_or(0, Cache::revision)
     }
 
-    fn refresh(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            if let Err(error) = self.wait_for(None).await {
-                tracing::debug!(%error, "the watch cache is behind");
-            }
-        })
+    fn refresh(&self) -> BoxFuture<'_, Result<(), StatusError>> {
+        Box::pin(async { self.wait_for(None).await.map(|_| ()) })
     }
 }
 
@@ -137,8 +134,8 @@ pub mod fake {
             self.0.lock().0
         }
 
-        fn refresh(&self) -> BoxFuture<'_, ()> {
-            Box::pin(std::future::ready(()))
+        fn refresh(&self) -> BoxFuture<'_, Result<(), StatusError>> {
+            Box::pin(std::future::ready(Ok(())))
         }
     }
 }
