@@ -51,6 +51,8 @@ pub(super) struct Worker {
     admitted: bool,
     sources: Option<BTreeMap<String, MountSource>>,
     mounted_at: Option<Instant>,
+    /// When volumes that were not ready are tried again.
+    mount_again: Option<Instant>,
 }
 
 /// How a sync came out.
@@ -90,6 +92,7 @@ impl Worker {
             admitted: false,
             sources: None,
             mounted_at: None,
+            mount_again: None,
             pool,
             means,
             uid,
@@ -380,18 +383,25 @@ impl Worker {
 
     /// Prepares or refreshes the pod's volumes.
     async fn mount(&mut self, pod: &Arc<Pod>, observed: &ObservedPod) -> Result<(), Duration> {
+        let left = self.mount_again.map(|at| at.saturating_duration_since(Instant::now()));
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
+            return Err(left);
+        }
         let known = start::with_addresses(&self.means, pod, observed);
         let dir = self.means.runtime.node.pod_dir(&self.uid);
         match self.means.volumes.mount_pod(&known, &dir).await {
             Ok(sources) => {
                 self.sources = Some(sources);
                 self.mounted_at = Some(Instant::now());
+                self.mount_again = None;
                 Ok(())
             }
             Err(error) => {
                 warn!(pod = %full_name(pod), %error, "volumes not ready");
                 self.means.events.pod(pod, None, Type::Warning, "FailedMount", error.to_string());
-                Err(self.retry.next_wait())
+                let wait = self.retry.next_wait();
+                self.mount_again = Some(Instant::now() + wait);
+                Err(wait)
             }
         }
     }

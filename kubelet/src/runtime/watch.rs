@@ -2,7 +2,7 @@
 //! (containerd from 1.7, CRI-O), else containerd's own, which only cause an early relist. As Kubernetes' PLEG, generic and
 //! evented in one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,9 @@ use super::labels;
 const RELIST: Duration = Duration::from_secs(1);
 /// The runtime counts as unhealthy when no relist has worked for this long.
 const UNHEALTHY_AFTER: Duration = Duration::from_secs(180);
-/// How long after containerd's word of an exit its CRI part shows it; looked at twice.
-const EXIT_SHOWS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(60)];
+/// When, after containerd's word of an exit, its CRI part is looked at: it takes a while to show it.
+const EXIT_SHOWS: [Duration; 4] =
+    [Duration::from_millis(10), Duration::from_millis(40), Duration::from_millis(100), Duration::from_millis(300)];
 /// The exits of containers that Kubernetes made.
 const EXITS: &str = r#"topic=="/tasks/exit",namespace=="k8s.io""#;
 /// Pause before events are asked for again.
@@ -116,19 +117,24 @@ impl RuntimeWatch {
                 Ok(answer) => {
                     debug!("reading containerd's events");
                     let mut stream = answer.into_inner();
+                    let mut looks: VecDeque<tokio::time::Instant> = VecDeque::new();
                     loop {
+                        let look = looks.front().copied();
                         let next = tokio::select! {
                             () = shutdown.cancelled() => return,
+                            () = tokio::time::sleep_until(look.unwrap_or_else(tokio::time::Instant::now)), if look.is_some() => {
+                                looks.pop_front();
+                                self.hurry.notify_one();
+                                continue;
+                            }
                             next = stream.message() => next,
                         };
                         let Ok(Some(envelope)) = next else { break };
                         let exit = envelope.event.and_then(|any| TaskExit::decode(any.value.as_slice()).ok());
                         // Commands run in containers (probes) end too: those have an ID of their own.
                         if exit.is_some_and(|e| e.id.is_empty() || e.id == e.container_id) {
-                            for pause in EXIT_SHOWS {
-                                tokio::time::sleep(pause).await;
-                                self.hurry.notify_one();
-                            }
+                            let now = tokio::time::Instant::now();
+                            looks = EXIT_SHOWS.iter().map(|after| now + *after).collect();
                         }
                     }
                 }
