@@ -80,6 +80,14 @@ impl RequestError {
         }
     }
 
+    /// The server's own words, of a failure with this status.
+    pub(crate) fn message_of(error: &anyhow::Error, status: u16) -> Option<&str> {
+        match error.downcast_ref()? {
+            RequestError::Server { code, message, .. } if *code == status => Some(message),
+            _ => None,
+        }
+    }
+
     /// Says what was being done: `error when creating "file.yaml"`.
     pub(crate) fn during(error: anyhow::Error, what: &str) -> anyhow::Error {
         match error.downcast::<RequestError>() {

@@ -236,7 +236,18 @@ pub(crate) async fn run(args: CreateArgs, flags: &GlobalFlags) -> Result<ExitCod
             object
         }
     };
-    create(&cluster, write, object, "created").await?;
+    let word = match crate::objects::kind(&object) {
+        "Deployment" => "deployment",
+        "ConfigMap" => "configmap",
+        "ServiceAccount" => "serviceaccount",
+        "Secret" => "secret",
+        _ => "",
+    };
+    // These commands of kubectl's put the server's words into their own.
+    create(&cluster, write, object, "created").await.map_err(|error| match RequestError::message_of(&error, 409) {
+        Some(message) if !word.is_empty() => anyhow::anyhow!("failed to create {word}: {message}"),
+        _ => error,
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -136,7 +136,13 @@ async fn choose(cluster: &Cluster, args: &LogsArgs) -> Result<Vec<Value>> {
         ),
     };
     let (resource, object_name) = one_object(cluster, std::slice::from_ref(target), Some("pods")).await?;
-    let object = cluster.get(&resource.object(&cluster.namespace, &object_name)).await?;
+    let Some(object) = cluster.get_opt(&resource.object(&cluster.namespace, &object_name)).await? else {
+        let resource = resource.qualified_name();
+        bail!(
+            "error from server (NotFound): {resource} {object_name:?} not found in namespace {:?}",
+            cluster.namespace
+        );
+    };
     if resource.name == "pods" && resource.group.is_empty() {
         return Ok(vec![object]);
     }

@@ -133,7 +133,7 @@ pub(crate) async fn explain(args: ExplainArgs, flags: &GlobalFlags) -> Result<Ex
         field = Some((part, next));
         schema = next;
     }
-    print!("{}", explanation(&document, &resource, schema, field, args.recursive));
+    println!("{}", explanation(&document, &resource, schema, field, args.recursive));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -210,20 +210,23 @@ fn explanation(
     }
     out.push_str(&format!("KIND:       {}\nVERSION:    {}\n\n", resource.kind, resource.version));
     if let Some((name, schema)) = field {
-        out.push_str(&format!("FIELD: {name} <{}>\n\n", type_name(document, schema)));
+        out.push_str(&format!("FIELD: {name} <{}>\n\n\n", type_name(document, schema)));
     }
     out.push_str("DESCRIPTION:\n");
     let resolved = resolve(document, schema);
     let described = [text(schema, "/description"), text(resolved, "/description")];
     let mut shown: Vec<&str> = described.into_iter().filter(|words| !words.is_empty()).collect();
     shown.dedup();
-    if shown.is_empty() {
+    let is_described = !shown.is_empty();
+    if !is_described {
         shown.push("<empty>");
     }
     for words in shown {
         out.push_str(&wrap(words, 4));
     }
-    out.push('\n');
+    if is_described {
+        out.push('\n');
+    }
     if let Some(properties) = resolved["properties"].as_object() {
         out.push_str("FIELDS:\n");
         fields(document, resolved, properties, 2, recursive, &mut out);

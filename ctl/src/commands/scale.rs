@@ -49,7 +49,14 @@ pub(crate) async fn run(args: ScaleArgs, flags: &GlobalFlags) -> Result<ExitCode
         let resource = manifest.locate(&cluster).await?;
         wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
     }
-    for found in fetch(&cluster, wanted, &args.selectors, args.all, false).await? {
+    let found =
+        fetch(&cluster, wanted, &args.selectors, args.all, false).await.map_err(
+            |error| match RequestError::message_of(&error, 404) {
+                Some(message) => anyhow::anyhow!("no objects passed to scale {message}"),
+                None => error,
+            },
+        )?;
+    for found in found {
         if !found.resource.subresources.iter().any(|subresource| subresource == "scale") {
             bail!("cannot scale {}: the server could not find the requested resource", found.resource.qualified_name());
         }

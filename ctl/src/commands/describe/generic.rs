@@ -5,18 +5,17 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::{Description, annotation_lines, map_lines};
-use crate::objects::{api_version, kind, name, namespace, text};
+use crate::objects::{api_version, items, kind, name, namespace, text};
 use crate::output::jsonpath::plain;
 
 fn head(object: &Value, out: &mut Description) {
-    let column = 14;
     out.pairs(
         0,
         &[
             ("Name", name(object).to_owned()),
             ("Namespace", namespace(object).to_owned()),
-            ("Labels", map_lines(object.pointer("/metadata/labels"), column)),
-            ("Annotations", annotation_lines(object, column)),
+            ("Labels", map_lines(object.pointer("/metadata/labels"), 0)),
+            ("Annotations", annotation_lines(object)),
         ],
     );
 }
@@ -59,23 +58,16 @@ fn title(field: &str) -> String {
 fn fields(value: &Value, indent: usize, out: &mut Description) {
     let Some(map) = value.as_object() else { return };
     let pad = " ".repeat(indent);
-    let width = map
-        .iter()
-        .filter(|(_, value)| !value.is_object() && !value.is_array())
-        .map(|(field, _)| title(field).len())
-        .max()
-        .unwrap_or(0)
-        + 3;
     for (field, value) in map {
-        let title = format!("{}:", title(field));
+        let title = title(field);
         match value {
-            Value::Object(inner) if inner.is_empty() => out.line(format!("{pad}{title}")),
+            Value::Object(inner) if inner.is_empty() => out.line(format!("{pad}{title}:")),
             Value::Object(_) => {
-                out.line(format!("{pad}{title}"));
+                out.line(format!("{pad}{title}:"));
                 fields(value, indent + 2, out);
             }
             Value::Array(items) => {
-                out.line(format!("{pad}{title}"));
+                out.line(format!("{pad}{title}:"));
                 for item in items {
                     if item.is_object() {
                         fields(item, indent + 2, out);
@@ -84,9 +76,25 @@ fn fields(value: &Value, indent: usize, out: &mut Description) {
                     }
                 }
             }
-            other => out.line(format!("{pad}{title:<width$}{}", plain(other))),
+            other => out.line(format!("{pad}{title}:\t{}", plain(other))),
         }
     }
+}
+
+pub(super) fn service_account(object: &Value, out: &mut Description) {
+    head(object, out);
+    let names = |path: &str| {
+        let names: Vec<&str> = items(object, path).iter().map(|item| text(item, "/name")).collect();
+        if names.is_empty() { "<none>".to_owned() } else { names.join("\n\t") }
+    };
+    out.pairs(
+        0,
+        &[
+            ("Image pull secrets", names("/imagePullSecrets")),
+            ("Mountable secrets", names("/secrets")),
+            ("Tokens", "<none>".to_owned()),
+        ],
+    );
 }
 
 pub(super) fn config_map(object: &Value, out: &mut Description) {
@@ -94,9 +102,8 @@ pub(super) fn config_map(object: &Value, out: &mut Description) {
     out.line("\nData\n====");
     for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
         out.line(format!("{key}:\n----\n{}\n", plain(value)));
-        out.line("");
     }
-    out.line("BinaryData\n====");
+    out.line("\nBinaryData\n====");
     for (key, value) in object.get("binaryData").and_then(Value::as_object).into_iter().flatten() {
         out.line(format!("{key}: {} bytes", decoded_length(value)));
     }
@@ -106,11 +113,9 @@ pub(super) fn config_map(object: &Value, out: &mut Description) {
 /// Lengths only: a secret is not for showing.
 pub(super) fn secret(object: &Value, out: &mut Description) {
     head(object, out);
-    out.line(format!("\nType:  {}\n\nData\n====", text(object, "/type")));
-    let data = object.get("data").and_then(Value::as_object);
-    let width = data.into_iter().flatten().map(|(key, _)| key.len()).max().unwrap_or(0) + 3;
-    for (key, value) in data.into_iter().flatten() {
-        out.line(format!("{:<width$}{} bytes", format!("{key}:"), decoded_length(value)));
+    out.line(format!("\nType:\t{}\n\nData\n====", text(object, "/type")));
+    for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
+        out.line(format!("{key}:\t{} bytes", decoded_length(value)));
     }
 }
 
@@ -131,14 +136,14 @@ mod tests {
             &json!({"apiVersion": "x/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"}, "spec": {"maxSize": 3, "list": ["a"]}}),
             &mut out,
         );
-        assert!(out.text.contains("Name:         w"), "{}", out.text);
-        assert!(out.text.contains("Spec:\n  List:\n    a\n  Max Size:  3\n"), "{}", out.text);
+        assert!(out.text.contains("Name:\tw"), "{}", out.text);
+        assert!(out.text.contains("Spec:\n  List:\n    a\n  Max Size:\t3\n"), "{}", out.text);
     }
 
     #[test]
     fn secrets_show_only_lengths() {
         let mut out = Description::default();
         secret(&json!({"metadata": {"name": "s"}, "type": "Opaque", "data": {"key": "c2VjcmV0"}}), &mut out);
-        assert!(out.text.contains("key:  6 bytes") && !out.text.contains("secret"), "{}", out.text);
+        assert!(out.text.contains("key:\t6 bytes") && !out.text.contains("secret"), "{}", out.text);
     }
 }

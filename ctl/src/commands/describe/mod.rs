@@ -16,8 +16,8 @@ use serde_json::Value;
 use super::shared::{Found, SelectorFlags, fetch};
 use crate::cluster::{Cluster, Resource, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, kind, name, namespace, selector_text, targets, text};
-use crate::output::{age, human_duration};
+use crate::objects::{FileFlags, Target, items, kind, name, namespace, targets, text};
+use crate::output::age;
 
 pub(crate) use pod::template as pod_template;
 
@@ -126,16 +126,18 @@ async fn describe(cluster: &Cluster, found: &Found, show_events: bool) -> Result
             workload::replicas(object, items(&pods, "/items"), &mut out);
         }
         ("", "Secret") => generic::secret(object, &mut out),
+        ("", "ServiceAccount") => generic::service_account(object, &mut out),
         ("", "ConfigMap") => generic::config_map(object, &mut out),
         _ => generic::describe(object, &mut out),
     }
     if show_events {
         events(cluster, &found.resource, object, &mut out).await?;
     }
+    out.flush();
     Ok(out.text)
 }
 
-/// A description that grows line by line.
+/// A description that grows line by line. Cells end in tabs; neighbouring lines share their columns, as in Go's tabwriter.
 #[derive(Default)]
 struct Description {
     text: String,
@@ -144,53 +146,94 @@ struct Description {
 impl Description {
     /// A line as it is.
     fn line(&mut self, line: impl AsRef<str>) {
-        self.text.push_str(line.as_ref().trim_end());
+        self.text.push_str(line.as_ref());
         self.text.push('\n');
     }
 
-    /// Keys and values in two columns, below each other at `indent`.
+    /// Keys and values in two columns, at `indent`.
     fn pairs(&mut self, indent: usize, pairs: &[(&str, String)]) {
-        let width = pairs.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0) + 2;
         for (key, value) in pairs {
-            let key = format!("{key}:");
-            self.line(format!("{}{key:<width$}{value}", " ".repeat(indent)));
+            self.line(format!("{}{key}:\t{value}", " ".repeat(indent)));
         }
     }
 
     /// A table at `indent`, with a rule below its headings.
-    fn table(&mut self, indent: usize, head: &[&str], rows: Vec<Vec<String>>) {
-        let rule = head.iter().map(|heading| "-".repeat(heading.len())).collect();
-        let mut all = vec![head.iter().map(|heading| (*heading).to_owned()).collect::<Vec<_>>(), rule];
-        all.extend(rows);
-        let widths: Vec<usize> = (0..head.len())
-            .map(|column| {
-                all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-            })
-            .collect();
-        for row in all {
-            let mut line = " ".repeat(indent);
-            for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(cell);
-                line.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
-            }
-            self.line(line);
+    fn table(&mut self, indent: usize, head: &[&str], rule: &[&str], rows: Vec<Vec<String>>) {
+        let pad = " ".repeat(indent);
+        self.line(format!("{pad}{}", head.join("\t")));
+        self.line(format!("{pad}{}", rule.join("\t")));
+        for row in rows {
+            self.line(format!("{pad}{}", row.join("\t")));
         }
+    }
+
+    /// Sets the columns of what was written so far; what follows does not align with it.
+    fn flush(&mut self) {
+        self.text = align(&self.text);
     }
 }
 
-/// `a=b` of labels or annotations, a line each, for [`Description::pairs`].
-fn map_lines(map: Option<&Value>, column: usize) -> String {
-    let Some(map) = map.and_then(Value::as_object).filter(|map| !map.is_empty()) else { return "<none>".to_owned() };
-    let lines: Vec<String> = map
-        .iter()
-        .filter(|(key, _)| *key != crate::objects::LAST_APPLIED)
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default().replace('\n', "\\n")))
-        .collect();
-    if lines.is_empty() { "<none>".to_owned() } else { lines.join(&format!("\n{}", " ".repeat(column))) }
+/// Sets tabbed text in columns: a cell is as wide as the widest of the lines around that have it too, and two blanks more.
+fn align(text: &str) -> String {
+    const PADDING: usize = 2;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split('\t').collect()).collect();
+    let mut widths: Vec<Vec<usize>> = lines.iter().map(|cells| vec![0; cells.len()]).collect();
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    for column in 0..columns {
+        // The last cell of a line is in no column.
+        let has = |line: &Vec<&str>| line.len() > column + 1;
+        let mut start = 0;
+        while start < lines.len() {
+            if !has(&lines[start]) {
+                start += 1;
+                continue;
+            }
+            let end = (start..lines.len()).find(|at| !has(&lines[*at])).unwrap_or(lines.len());
+            let width = lines[start..end].iter().map(|line| line[column].chars().count() + PADDING).max().unwrap_or(0);
+            for cells in &mut widths[start..end] {
+                cells[column] = width;
+            }
+            start = end;
+        }
+    }
+    let mut out = String::new();
+    for (cells, widths) in lines.iter().zip(&widths) {
+        for (cell, width) in cells.iter().zip(widths) {
+            out.push_str(cell);
+            out.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count())));
+        }
+        out.push('\n');
+    }
+    out
 }
 
-fn annotation_lines(object: &Value, column: usize) -> String {
-    map_lines(object.pointer("/metadata/annotations"), column).replace('=', ": ")
+/// `a=b` of labels, a line each, below each other in the second column.
+fn map_lines(map: Option<&Value>, indent: usize) -> String {
+    let Some(map) = map.and_then(Value::as_object).filter(|map| !map.is_empty()) else { return "<none>".to_owned() };
+    let lines: Vec<String> =
+        map.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    lines.join(&format!("\n{}\t", " ".repeat(indent)))
+}
+
+/// `a: b` of annotations; long ones are cut, those of several lines stand below their key.
+fn annotation_lines(object: &Value) -> String {
+    const LENGTH_MAX: usize = 140;
+    let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
+    let mut lines = Vec::new();
+    for (key, value) in annotations.into_iter().flatten().filter(|(key, _)| *key != crate::objects::LAST_APPLIED) {
+        let value = value.as_str().unwrap_or_default();
+        let value = value.strip_suffix('\n').unwrap_or(value);
+        if value.len() + key.len() + 2 <= LENGTH_MAX && !value.contains('\n') {
+            lines.push(format!("{key}: {value}"));
+            continue;
+        }
+        lines.push(format!("{key}:"));
+        for part in value.split('\n') {
+            let shown: String = part.chars().take(LENGTH_MAX - 2).collect();
+            lines.push(if shown.len() < part.len() { format!("  {shown}...") } else { format!("  {shown}") });
+        }
+    }
+    if lines.is_empty() { "<none>".to_owned() } else { lines.join("\n\t") }
 }
 
 fn or_none(text: impl Into<String>) -> String {
@@ -225,7 +268,7 @@ async fn events(cluster: &Cluster, resource: &Resource, object: &Value, out: &mu
     let list = cluster.get(&path).await?;
     let mut events: Vec<&Value> = items(&list, "/items").iter().collect();
     if events.is_empty() {
-        out.line("Events:  <none>");
+        out.line("Events:\t<none>");
         return Ok(());
     }
     fn last(event: &Value) -> &str {
@@ -255,8 +298,9 @@ async fn events(cluster: &Cluster, resource: &Resource, object: &Value, out: &mu
             ]
         })
         .collect();
+    out.flush();
     out.line("Events:");
-    out.table(2, &["Type", "Reason", "Age", "From", "Message"], rows);
+    out.table(2, &["Type", "Reason", "Age", "From", "Message"], &["----", "------", "----", "----", "-------"], rows);
     Ok(())
 }
 
@@ -291,17 +335,26 @@ fn conditions(object: &Value, out: &mut Description) {
     out.line("Conditions:");
     let rows = conditions
         .iter()
-        .map(|condition| ["/type", "/status", "/reason"].map(|path| text(condition, path).to_owned()).to_vec())
+        .map(|condition| {
+            vec![
+                format!("{} ", text(condition, "/type")),
+                text(condition, "/status").to_owned(),
+                text(condition, "/reason").to_owned(),
+            ]
+        })
         .collect();
-    out.table(2, &["Type", "Status", "Reason"], rows);
+    out.table(2, &["Type", "Status", "Reason"], &["----", "------", "------"], rows);
 }
 
-/// `a=b`, or `<none>`, on one line.
-fn labels_line(labels: Option<&Value>) -> String {
-    or_none(selector_text(labels))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An age in seconds as people say it.
-fn seconds(value: i64) -> String {
-    human_duration(std::time::Duration::from_secs(u64::try_from(value).unwrap_or(0)))
+    #[test]
+    fn neighbouring_lines_share_their_columns() {
+        assert_eq!(
+            align("Name:\tp\nLabels:\ta=b\n\tc=d\nPlain\n  Type\tStatus\n  Long \tTrue\nIP:\t\n"),
+            "Name:    p\nLabels:  a=b\n         c=d\nPlain\n  Type   Status\n  Long   True\nIP:      \n"
+        );
+    }
 }

@@ -10,7 +10,6 @@ use crate::output::age;
 use crate::output::jsonpath::plain;
 
 pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out: &mut Description) {
-    let column = 20;
     let labels = node.pointer("/metadata/labels").and_then(Value::as_object);
     let roles: Vec<&str> =
         labels.into_iter().flatten().filter_map(|(key, _)| key.strip_prefix("node-role.kubernetes.io/")).collect();
@@ -27,10 +26,10 @@ pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out:
         &[
             ("Name", name(node).to_owned()),
             ("Roles", or_none(roles.iter().map(|role| (*role).to_owned()).collect(), ",")),
-            ("Labels", map_lines(node.pointer("/metadata/labels"), column)),
-            ("Annotations", annotation_lines(node, column)),
+            ("Labels", map_lines(node.pointer("/metadata/labels"), 0)),
+            ("Annotations", annotation_lines(node)),
             ("CreationTimestamp", date(text(node, "/metadata/creationTimestamp"))),
-            ("Taints", or_none(taints, &format!("\n{}", " ".repeat(column)))),
+            ("Taints", or_none(taints, "\n\t")),
             ("Unschedulable", (node["spec"]["unschedulable"] == true).to_string()),
         ],
     );
@@ -46,7 +45,7 @@ pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out:
                 ],
             );
         }
-        None => out.line("Lease:              Failed to get lease"),
+        None => out.line(format!("Lease:\tFailed to get lease: leases.coordination.k8s.io {:?} not found", name(node))),
     }
     let conditions = items(node, "/status/conditions");
     if !conditions.is_empty() {
@@ -54,7 +53,7 @@ pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out:
         let rows = conditions
             .iter()
             .map(|condition| {
-                vec![
+                [
                     text(condition, "/type").to_owned(),
                     text(condition, "/status").to_owned(),
                     date(text(condition, "/lastHeartbeatTime")),
@@ -62,19 +61,26 @@ pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out:
                     text(condition, "/reason").to_owned(),
                     text(condition, "/message").to_owned(),
                 ]
+                .map(|cell| cell + " ")
+                .to_vec()
             })
             .collect();
-        out.table(2, &["Type", "Status", "LastHeartbeatTime", "LastTransitionTime", "Reason", "Message"], rows);
+        out.table(
+            2,
+            &["Type", "Status", "LastHeartbeatTime", "LastTransitionTime", "Reason", "Message"],
+            &["----", "------", "-----------------", "------------------", "------", "-------"],
+            rows,
+        );
     }
     out.line("Addresses:");
     for address in items(node, "/status/addresses") {
-        out.line(format!("  {:<13}{}", format!("{}:", text(address, "/type")), text(address, "/address")));
+        out.line(format!("  {}:\t{}", text(address, "/type"), text(address, "/address")));
     }
     for (title, path) in [("Capacity", "/status/capacity"), ("Allocatable", "/status/allocatable")] {
         if let Some(amounts) = node.pointer(path).and_then(Value::as_object) {
             out.line(format!("{title}:"));
             for (resource, amount) in amounts {
-                out.line(format!("  {:<20}{}", format!("{resource}:"), plain(amount)));
+                out.line(format!("  {resource}:\t{}", plain(amount)));
             }
         }
     }
@@ -90,11 +96,13 @@ pub(super) fn describe(node: &Value, pods: &[Value], lease: Option<&Value>, out:
         ("Container Runtime Version", "containerRuntimeVersion"),
         ("Kubelet Version", "kubeletVersion"),
     ] {
-        out.line(format!("  {:<28}{}", format!("{title}:"), text(node, &format!("/status/nodeInfo/{field}"))));
+        out.line(format!("  {title}:\t{}", text(node, &format!("/status/nodeInfo/{field}"))));
     }
-    for (title, path) in [("PodCIDR", "/spec/podCIDR"), ("ProviderID", "/spec/providerID")] {
+    for (title, path) in
+        [("PodCIDR", "/spec/podCIDR"), ("PodCIDRs", "/spec/podCIDRs/0"), ("ProviderID", "/spec/providerID")]
+    {
         if !text(node, path).is_empty() {
-            out.line(format!("{:<30}{}", format!("{title}:"), text(node, path)));
+            out.line(format!("{title}:\t{}", text(node, path)));
         }
     }
     resources(node, pods, out);
@@ -123,7 +131,7 @@ fn resources(node: &Value, pods: &[Value], out: &mut Description) {
         let amount = |map: &apimachinery::pod::Resources, resource: &str| {
             map.get(resource).cloned().unwrap_or_else(|| Quantity::from_value(0))
         };
-        let mut row = vec![namespace(pod).to_owned(), name(pod).to_owned()];
+        let mut row = vec![namespace(pod).to_owned(), name(pod).to_owned(), String::new()];
         for (place, resource) in resources.iter().enumerate() {
             requested[place] = requested[place].clone() + amount(&requests, resource);
             limited[place] = limited[place].clone() + amount(&limits, resource);
@@ -135,8 +143,13 @@ fn resources(node: &Value, pods: &[Value], out: &mut Description) {
         row.push(age(text(pod, "/metadata/creationTimestamp")));
         rows.push(row);
     }
-    out.line(format!("Non-terminated Pods:          ({} in total)", pods.len()));
-    out.table(2, &["Namespace", "Name", "CPU Requests", "CPU Limits", "Memory Requests", "Memory Limits", "Age"], rows);
+    out.line(format!("Non-terminated Pods:\t({} in total)", pods.len()));
+    out.table(
+        2,
+        &["Namespace", "Name", "", "CPU Requests", "CPU Limits", "Memory Requests", "Memory Limits", "Age"],
+        &["---------", "----", "", "------------", "----------", "---------------", "-------------", "---"],
+        rows,
+    );
     out.line("Allocated resources:");
     out.line("  (Total limits may be over 100 percent, i.e., overcommitted.)");
     let rows = resources
@@ -146,5 +159,5 @@ fn resources(node: &Value, pods: &[Value], out: &mut Description) {
             vec![(*resource).to_owned(), share(&requested[place], resource), share(&limited[place], resource)]
         })
         .collect();
-    out.table(2, &["Resource", "Requests", "Limits"], rows);
+    out.table(2, &["Resource", "Requests", "Limits"], &["--------", "--------", "------"], rows);
 }

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Description, annotation_lines, controlled_by, date, labels_line, map_lines, or_none};
+use super::{Description, annotation_lines, controlled_by, date, map_lines, or_none};
 use crate::objects::{items, name, namespace, number, text};
+use crate::output::age;
 use crate::output::jsonpath::plain;
 
 pub(super) fn describe(pod: &Value, out: &mut Description) {
@@ -29,12 +30,11 @@ pub(super) fn describe(pod: &Value, out: &mut Description) {
     if !started.is_empty() {
         pairs.push(("Start Time", date(started)));
     }
-    let column = pairs.iter().map(|(key, _)| key.len()).max().unwrap_or(0).max("Annotations".len()) + 3;
-    pairs.push(("Labels", map_lines(pod.pointer("/metadata/labels"), column)));
-    pairs.push(("Annotations", annotation_lines(pod, column)));
+    pairs.push(("Labels", map_lines(pod.pointer("/metadata/labels"), 0)));
+    pairs.push(("Annotations", annotation_lines(pod)));
     let status = match text(pod, "/metadata/deletionTimestamp") {
         "" => text(pod, "/status/phase").to_owned(),
-        deleted => format!("Terminating (since {})", date(deleted)),
+        deleted => format!("Terminating (lasts {})", age(deleted)),
     };
     pairs.push(("Status", status));
     if pod.pointer("/metadata/deletionGracePeriodSeconds").is_some() {
@@ -49,15 +49,15 @@ pub(super) fn describe(pod: &Value, out: &mut Description) {
     out.pairs(0, &pairs);
     let addresses = items(pod, "/status/podIPs");
     if addresses.is_empty() {
-        out.line("IPs:              <none>");
+        out.line("IPs:\t<none>");
     } else {
-        out.line("IPs:");
+        out.line("IPs:\t");
         for address in addresses {
-            out.line(format!("  IP:  {}", text(address, "/ip")));
+            out.line(format!("  IP:\t{}", text(address, "/ip")));
         }
     }
     if let Some(owner) = controlled_by(pod) {
-        out.line(format!("Controlled By:  {owner}"));
+        out.line(format!("Controlled By:\t{owner}"));
     }
     containers(
         "Init Containers",
@@ -77,32 +77,32 @@ pub(super) fn describe(pod: &Value, out: &mut Description) {
     let conditions = items(pod, "/status/conditions");
     if !conditions.is_empty() {
         out.line("Conditions:");
-        let width = conditions.iter().map(|c| text(c, "/type").len()).max().unwrap_or(4) + 2;
-        out.line(format!("  {:<width$}Status", "Type"));
+        out.line("  Type\tStatus");
         for condition in conditions {
-            out.line(format!("  {:<width$}{}", text(condition, "/type"), text(condition, "/status")));
+            out.line(format!("  {} \t{} ", text(condition, "/type"), text(condition, "/status")));
         }
     }
     volumes(items(pod, "/spec/volumes"), 0, out);
     if !text(pod, "/status/qosClass").is_empty() {
-        out.line(format!("{:<29}{}", "QoS Class:", text(pod, "/status/qosClass")));
+        out.line(format!("QoS Class:\t{}", text(pod, "/status/qosClass")));
     }
-    scheduling(pod.pointer("/spec").unwrap_or(&Value::Null), out);
+    scheduling(pod.pointer("/spec").unwrap_or(&Value::Null), 0, out);
 }
 
-/// The pod template of a workload, or of a revision of one.
+/// The pod template of a workload, or of a revision of one, tabs and all.
 pub(crate) fn template(template: &Value) -> String {
     let mut out = Description::default();
-    out.pairs(2, &[("Labels", map_lines(template.pointer("/metadata/labels"), 11))]);
+    out.pairs(2, &[("Labels", map_lines(template.pointer("/metadata/labels"), 0))]);
     if template.pointer("/metadata/annotations").is_some() {
-        out.pairs(2, &[("Annotations", annotation_lines(template, 16))]);
+        out.pairs(2, &[("Annotations", annotation_lines(template))]);
     }
     if !text(template, "/spec/serviceAccountName").is_empty() {
-        out.line(format!("  Service Account:  {}", text(template, "/spec/serviceAccountName")));
+        out.line(format!("  Service Account:\t{}", text(template, "/spec/serviceAccountName")));
     }
     containers("Init Containers", items(template, "/spec/initContainers"), &[], 2, &mut out);
     containers("Containers", items(template, "/spec/containers"), &[], 2, &mut out);
     volumes(items(template, "/spec/volumes"), 2, &mut out);
+    scheduling(template.pointer("/spec").unwrap_or(&Value::Null), 2, &mut out);
     out.text
 }
 
@@ -110,11 +110,11 @@ fn containers(title: &str, specs: &[Value], statuses: &[Value], indent: usize, o
     if specs.is_empty() {
         return;
     }
-    let pad = " ".repeat(indent);
-    out.line(format!("{pad}{title}:"));
+    out.line(format!("{}{title}:", " ".repeat(indent)));
     for spec in specs {
         let container = text(spec, "/name");
-        out.line(format!("{pad}  {container}:"));
+        // In a template names stand one deeper; what is below them does not.
+        out.line(format!("  {}{container}:", if indent > 0 { " " } else { "" }));
         let status = statuses.iter().find(|status| text(status, "/name") == container);
         let mut pairs: Vec<(&str, String)> = Vec::new();
         if let Some(status) = status {
@@ -127,32 +127,32 @@ fn containers(title: &str, specs: &[Value], statuses: &[Value], indent: usize, o
         let (ports, host_ports) = (ports(spec, "containerPort"), ports(spec, "hostPort"));
         pairs.push((if ports.contains(',') { "Ports" } else { "Port" }, or_none(ports)));
         pairs.push((if host_ports.contains(',') { "Host Ports" } else { "Host Port" }, or_none(host_ports)));
-        out.pairs(indent + 4, &pairs);
+        out.pairs(4, &pairs);
         for (title, path) in [("Command", "/command"), ("Args", "/args")] {
             let words = items(spec, path);
             if !words.is_empty() {
-                out.line(format!("{pad}    {title}:"));
+                out.line(format!("    {title}:"));
                 for word in words {
-                    out.line(format!("{pad}      {}", plain(word).replace('\n', "\\n")));
+                    out.line(format!("      {}", plain(word).replace('\n', "\n      ")));
                 }
             }
         }
         if let Some(status) = status {
-            state("State", &status["state"], indent, out);
-            if status["lastState"].as_object().is_some_and(|state| !state.is_empty()) {
-                state("Last State", &status["lastState"], indent, out);
+            state("State", &status["state"], out);
+            if status["lastState"].get("terminated").is_some() {
+                state("Last State", &status["lastState"], out);
             }
             let ready = if status["ready"] == true { "True" } else { "False" };
             out.pairs(
-                indent + 4,
+                4,
                 &[("Ready", ready.to_owned()), ("Restart Count", number(status, "/restartCount").to_string())],
             );
         }
         for (title, path) in [("Limits", "/resources/limits"), ("Requests", "/resources/requests")] {
             if let Some(amounts) = spec.pointer(path).and_then(Value::as_object).filter(|amounts| !amounts.is_empty()) {
-                out.line(format!("{pad}    {title}:"));
+                out.line(format!("    {title}:"));
                 for (resource, amount) in amounts {
-                    out.line(format!("{pad}      {:<9}{}", format!("{resource}:"), plain(amount)));
+                    out.line(format!("      {resource}:\t{}", plain(amount)));
                 }
             }
         }
@@ -160,26 +160,22 @@ fn containers(title: &str, specs: &[Value], statuses: &[Value], indent: usize, o
             [("Liveness", "livenessProbe"), ("Readiness", "readinessProbe"), ("Startup", "startupProbe")]
         {
             if let Some(probe) = spec.get(field) {
-                out.line(format!("{pad}    {:<12}{}", format!("{title}:"), probe_text(probe)));
+                out.line(format!("    {title}:\t{}", probe_text(probe)));
             }
         }
-        environment(spec, &pad, out);
+        environment(spec, out);
         let mounts = items(spec, "/volumeMounts");
         if mounts.is_empty() {
-            out.line(format!("{pad}    Mounts:       <none>"));
+            out.line("    Mounts:\t<none>");
         } else {
-            out.line(format!("{pad}    Mounts:"));
+            out.line("    Mounts:");
             for mount in mounts {
                 let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
                 let sub = match text(mount, "/subPath") {
                     "" => String::new(),
                     path => format!(",path={path:?}"),
                 };
-                out.line(format!(
-                    "{pad}      {} from {} ({mode}{sub})",
-                    text(mount, "/mountPath"),
-                    text(mount, "/name")
-                ));
+                out.line(format!("      {} from {} ({mode}{sub})", text(mount, "/mountPath"), text(mount, "/name")));
             }
         }
     }
@@ -198,32 +194,29 @@ fn ports(spec: &Value, field: &str) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-fn state(title: &str, state: &Value, indent: usize, out: &mut Description) {
-    let title = format!("{title}:");
-    let pad = " ".repeat(indent + 4);
-    let detail = |out: &mut Description, key: &str, value: String| {
-        out.line(format!("{pad}  {:<14}{value}", format!("{key}:")));
-    };
+fn state(title: &str, state: &Value, out: &mut Description) {
+    let detail = |out: &mut Description, key: &str, value: String| out.line(format!("      {key}:\t{value}"));
     if let Some(running) = state.get("running") {
-        out.line(format!("{pad}{title:<16}Running"));
+        out.line(format!("    {title}:\tRunning"));
         detail(out, "Started", date(text(running, "/startedAt")));
-    } else if let Some(waiting) = state.get("waiting") {
-        out.line(format!("{pad}{title:<16}Waiting"));
-        if !text(waiting, "/reason").is_empty() {
-            detail(out, "Reason", text(waiting, "/reason").to_owned());
-        }
     } else if let Some(ended) = state.get("terminated") {
-        out.line(format!("{pad}{title:<16}Terminated"));
+        out.line(format!("    {title}:\tTerminated"));
         for (key, path) in [("Reason", "/reason"), ("Message", "/message")] {
             if !text(ended, path).is_empty() {
                 detail(out, key, text(ended, path).to_owned());
             }
         }
         detail(out, "Exit Code", number(ended, "/exitCode").to_string());
+        if number(ended, "/signal") > 0 {
+            detail(out, "Signal", number(ended, "/signal").to_string());
+        }
         detail(out, "Started", date(text(ended, "/startedAt")));
         detail(out, "Finished", date(text(ended, "/finishedAt")));
     } else {
-        out.line(format!("{pad}{title:<16}Waiting"));
+        out.line(format!("    {title}:\tWaiting"));
+        if !text(state, "/waiting/reason").is_empty() {
+            detail(out, "Reason", text(state, "/waiting/reason").to_owned());
+        }
     }
 }
 
@@ -252,92 +245,132 @@ fn probe_text(probe: &Value) -> String {
     format!("{what} {times}")
 }
 
-fn environment(spec: &Value, pad: &str, out: &mut Description) {
+fn environment(spec: &Value, out: &mut Description) {
     let sources = items(spec, "/envFrom");
     if !sources.is_empty() {
-        out.line(format!("{pad}    Environment Variables from:"));
+        out.line("    Environment Variables from:");
         for source in sources {
             for (field, title) in [("configMapRef", "ConfigMap"), ("secretRef", "Secret")] {
                 if let Some(reference) = source.get(field) {
+                    let prefix = match text(source, "/prefix") {
+                        "" => String::new(),
+                        prefix => format!(" with prefix '{prefix}'"),
+                    };
                     let optional = reference["optional"] == true;
-                    out.line(format!("{pad}      {}  {title}  Optional: {optional}", text(reference, "/name")));
+                    out.line(format!("      {}\t{title}{prefix}\tOptional: {optional}", text(reference, "/name")));
                 }
             }
         }
     }
     let variables = items(spec, "/env");
     if variables.is_empty() {
-        out.line(format!("{pad}    Environment:  <none>"));
+        out.line("    Environment:\t<none>");
         return;
     }
-    out.line(format!("{pad}    Environment:"));
-    let width = variables.iter().map(|variable| text(variable, "/name").len()).max().unwrap_or(0) + 3;
+    out.line("    Environment:");
     for variable in variables {
         let from = &variable["valueFrom"];
+        let optional = |key: &Value| key["optional"] == true;
         let value = if let Some(field) = from.get("fieldRef") {
             let version = field["apiVersion"].as_str().unwrap_or("v1");
             format!(" ({version}:{})", text(field, "/fieldPath"))
         } else if let Some(resource) = from.get("resourceFieldRef") {
             format!(" ({})", text(resource, "/resource"))
         } else if let Some(key) = from.get("secretKeyRef") {
-            format!("<set to the key '{}' in secret '{}'>", text(key, "/key"), text(key, "/name"))
+            let (name, secret) = (text(key, "/key"), text(key, "/name"));
+            format!("<set to the key '{name}' in secret '{secret}'>\tOptional: {}", optional(key))
         } else if let Some(key) = from.get("configMapKeyRef") {
-            format!("<set to the key '{}' of config map '{}'>", text(key, "/key"), text(key, "/name"))
+            let (name, map) = (text(key, "/key"), text(key, "/name"));
+            format!("<set to the key '{name}' of config map '{map}'>\tOptional: {}", optional(key))
         } else {
-            text(variable, "/value").to_owned()
+            text(variable, "/value").replace('\n', "\n      \t")
         };
-        out.line(format!("{pad}      {:<width$}{value}", format!("{}:", text(variable, "/name"))));
+        out.line(format!("      {}:\t{value}", text(variable, "/name")));
     }
 }
+
+/// What kubectl says a source of a volume is, and which of its fields it shows, with what stands for nothing.
+const VOLUME_SOURCES: &[(&str, &str, &[(&str, &str, &str)])] = &[
+    ("hostPath", "HostPath (bare host directory volume)", &[("Path", "/path", ""), ("HostPathType", "/type", "")]),
+    (
+        "emptyDir",
+        "EmptyDir (a temporary directory that shares a pod's lifetime)",
+        &[("Medium", "/medium", ""), ("SizeLimit", "/sizeLimit", "<unset>")],
+    ),
+    (
+        "secret",
+        "Secret (a volume populated by a Secret)",
+        &[("SecretName", "/secretName", ""), ("Optional", "/optional", "false")],
+    ),
+    (
+        "configMap",
+        "ConfigMap (a volume populated by a ConfigMap)",
+        &[("Name", "/name", ""), ("Optional", "/optional", "false")],
+    ),
+    (
+        "persistentVolumeClaim",
+        "PersistentVolumeClaim (a reference to a PersistentVolumeClaim in the same namespace)",
+        &[("ClaimName", "/claimName", ""), ("ReadOnly", "/readOnly", "false")],
+    ),
+    (
+        "csi",
+        "CSI (a Container Storage Interface (CSI) volume source)",
+        &[("Driver", "/driver", ""), ("FSType", "/fsType", ""), ("ReadOnly", "/readOnly", "false")],
+    ),
+    (
+        "nfs",
+        "NFS (an NFS mount that lasts the lifetime of a pod)",
+        &[("Server", "/server", ""), ("Path", "/path", ""), ("ReadOnly", "/readOnly", "false")],
+    ),
+    ("downwardAPI", "DownwardAPI (a volume populated by information about the pod)", &[]),
+    ("projected", "Projected (a volume that contains injected data from multiple sources)", &[]),
+];
 
 fn volumes(volumes: &[Value], indent: usize, out: &mut Description) {
     let pad = " ".repeat(indent);
     if volumes.is_empty() {
-        out.line(format!("{pad}Volumes:{}<none>", if indent == 0 { "                     " } else { "         " }));
+        out.line(format!("{pad}Volumes:\t<none>"));
         return;
     }
     out.line(format!("{pad}Volumes:"));
     for volume in volumes {
-        out.line(format!("{pad}  {}:", text(volume, "/name")));
-        let source = volume.as_object().into_iter().flatten().find(|(field, _)| *field != "name");
-        let Some((kind, source)) = source else { continue };
-        let mut pairs = vec![("Type", format!("{}{}", kind[..1].to_uppercase(), &kind[1..]))];
-        for (title, path) in [
-            ("Name", "/name"),
-            ("SecretName", "/secretName"),
-            ("ClaimName", "/claimName"),
-            ("Path", "/path"),
-            ("HostPathType", "/type"),
-            ("Medium", "/medium"),
-            ("SizeLimit", "/sizeLimit"),
-            ("Driver", "/driver"),
-        ] {
-            if let Some(value) = source.pointer(path) {
-                pairs.push((title, plain(value)));
+        out.line(format!("  {}{}:", if indent > 0 { " " } else { "" }, text(volume, "/name")));
+        let Some((kind, source)) = volume.as_object().into_iter().flatten().find(|(field, _)| *field != "name") else {
+            out.line("    <unknown>");
+            continue;
+        };
+        let known = VOLUME_SOURCES.iter().find(|(known, ..)| known == kind);
+        out.line(format!("    Type:\t{}", known.map_or(kind.as_str(), |(_, words, _)| words)));
+        for (title, path, unset) in known.map_or(&[][..], |(_, _, fields)| fields) {
+            let value = source.pointer(path).map_or_else(|| (*unset).to_owned(), plain);
+            out.line(format!("    {title}:\t{value}"));
+        }
+        if kind == "downwardAPI" {
+            out.line("    Items:");
+            for item in items(source, "/items") {
+                out.line(format!("      {} -> {}", text(item, "/fieldRef/fieldPath"), text(item, "/path")));
             }
         }
-        if kind == "projected" {
-            for part in items(source, "/sources") {
-                if let Some(token) = part.get("serviceAccountToken") {
-                    pairs.push(("TokenExpirationSeconds", number(token, "/expirationSeconds").to_string()));
-                }
-                if let Some(map) = part.get("configMap") {
-                    pairs.push(("ConfigMapName", text(map, "/name").to_owned()));
-                }
-                if let Some(secret) = part.get("secret") {
-                    pairs.push(("SecretName", text(secret, "/name").to_owned()));
-                }
-                if part.get("downwardAPI").is_some() {
-                    pairs.push(("DownwardAPI", "true".to_owned()));
-                }
+        for part in items(source, "/sources") {
+            let optional = |source: &Value| source.get("optional").map_or_else(|| "<nil>".to_owned(), plain);
+            if let Some(secret) = part.get("secret") {
+                out.line(format!("    SecretName:\t{}", text(secret, "/name")));
+                out.line(format!("    SecretOptionalName:\t{}", optional(secret)));
+            } else if part.get("downwardAPI").is_some() {
+                out.line("    DownwardAPI:\ttrue");
+            } else if let Some(map) = part.get("configMap") {
+                out.line(format!("    ConfigMapName:\t{}", text(map, "/name")));
+                out.line(format!("    ConfigMapOptional:\t{}", optional(map)));
+            } else if let Some(token) = part.get("serviceAccountToken") {
+                out.line(format!("    TokenExpirationSeconds:\t{}", number(token, "/expirationSeconds")));
             }
         }
-        out.pairs(indent + 4, &pairs);
     }
 }
 
-fn scheduling(spec: &Value, out: &mut Description) {
-    out.line(format!("{:<29}{}", "Node-Selectors:", labels_line(spec.get("nodeSelector"))));
+fn scheduling(spec: &Value, indent: usize, out: &mut Description) {
+    let pad = " ".repeat(indent);
+    out.line(format!("{pad}Node-Selectors:\t{}", map_lines(spec.get("nodeSelector"), indent)));
     let tolerations: Vec<String> = items(spec, "/tolerations")
         .iter()
         .map(|toleration| {
@@ -352,12 +385,10 @@ fn scheduling(spec: &Value, out: &mut Description) {
                 words.push_str(if words.is_empty() { "op=Exists" } else { " op=Exists" });
             }
             if let Some(seconds) = toleration["tolerationSeconds"].as_i64() {
-                words.push_str(&format!(" for {}", super::seconds(seconds)));
+                words.push_str(&format!(" for {seconds}s"));
             }
             words
         })
         .collect();
-    let text =
-        if tolerations.is_empty() { "<none>".to_owned() } else { tolerations.join(&format!("\n{}", " ".repeat(29))) };
-    out.line(format!("{:<29}{text}", "Tolerations:"));
+    out.line(format!("{pad}Tolerations:\t{}", or_none(tolerations.join(&format!("\n{pad}\t")))));
 }

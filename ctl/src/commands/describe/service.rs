@@ -7,13 +7,12 @@ use crate::objects::{items, name, namespace, number, text};
 use crate::output::jsonpath::plain;
 
 pub(super) fn describe(service: &Value, slices: &[Value], out: &mut Description) {
-    let column = 26;
     let list = |path: &str| items(service, path).iter().map(plain).collect::<Vec<_>>().join(",");
     let mut pairs = vec![
         ("Name", name(service).to_owned()),
         ("Namespace", namespace(service).to_owned()),
-        ("Labels", map_lines(service.pointer("/metadata/labels"), column)),
-        ("Annotations", annotation_lines(service, column)),
+        ("Labels", map_lines(service.pointer("/metadata/labels"), 0)),
+        ("Annotations", annotation_lines(service)),
         ("Selector", selector_line(service)),
         ("Type", text(service, "/spec/type").to_owned()),
     ];
@@ -33,9 +32,9 @@ pub(super) fn describe(service: &Value, slices: &[Value], out: &mut Description)
         .map(|port| {
             let port_name = or_unset(text(port, "/name"));
             let protocol = port["protocol"].as_str().unwrap_or("TCP");
-            let node_port = port["nodePort"].as_i64().map(|node_port| format!("{port_name}  {node_port}/{protocol}"));
+            let node_port = port["nodePort"].as_i64().map(|node_port| format!("{port_name}\t{node_port}/{protocol}"));
             (
-                format!("{port_name}  {}/{protocol}", number(port, "/port")),
+                format!("{port_name}\t{}/{protocol}", number(port, "/port")),
                 format!("{}/{protocol}", plain(&port["targetPort"])),
                 endpoints(slices, text(port, "/name")),
                 node_port,

@@ -9,15 +9,14 @@ use crate::output::jsonpath::plain;
 const REVISION: &str = "/metadata/annotations/deployment.kubernetes.io~1revision";
 
 pub(super) fn deployment(deployment: &Value, replica_sets: &[Value], out: &mut Description) {
-    let column = 24;
     let strategy = text(deployment, "/spec/strategy/type");
     let count = |field: &str| number(deployment, &format!("/status/{field}"));
     let mut pairs = vec![
         ("Name", name(deployment).to_owned()),
         ("Namespace", namespace(deployment).to_owned()),
         ("CreationTimestamp", date(text(deployment, "/metadata/creationTimestamp"))),
-        ("Labels", map_lines(deployment.pointer("/metadata/labels"), column)),
-        ("Annotations", annotation_lines(deployment, column)),
+        ("Labels", map_lines(deployment.pointer("/metadata/labels"), 0)),
+        ("Annotations", annotation_lines(deployment)),
         ("Selector", selector_line(deployment)),
         (
             "Replicas",
@@ -68,14 +67,13 @@ pub(super) fn replicas(object: &Value, pods: &[Value], out: &mut Description) {
     let uid = text(object, "/metadata/uid");
     let owned = |pod: &&Value| items(pod, "/metadata/ownerReferences").iter().any(|owner| owner["uid"] == uid);
     let pods: Vec<Value> = pods.iter().filter(owned).cloned().collect();
-    let column = 20;
     let count = |field: &str| number(object, &format!("/status/{field}"));
     let mut pairs = vec![
         ("Name", name(object).to_owned()),
         ("Namespace", namespace(object).to_owned()),
         ("Selector", selector_line(object)),
-        ("Labels", map_lines(object.pointer("/metadata/labels"), column)),
-        ("Annotations", annotation_lines(object, column)),
+        ("Labels", map_lines(object.pointer("/metadata/labels"), 0)),
+        ("Annotations", annotation_lines(object)),
     ];
     if let Some(owner) = controlled_by(object) {
         pairs.push(("Controlled By", owner));
