@@ -1,7 +1,7 @@
 //! Making and deleting the pods of an owner, with Kubernetes' events. As `RealPodControl`.
 use crate::{
     controllers::claim,
-    runtime::{api_in, gone_is_fine, is_code},
+    runtime::{api_in, cause, gone_is_fine, is_code},
 };
 use apimachinery::names;
 use component_base::events::{Recorder, Type};
@@ -84,14 +84,6 @@ impl PodControl {
         let api = api_in::<Pod>(&self.client, meta.namespace.as_deref().unwrap_or_default());
         let name = meta.name.as_deref().unwrap_or_default();
         api.patch_metadata(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
-    }
-}
-
-/// The server's own message.
-pub fn cause(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
     }
 }
 

@@ -19,7 +19,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(300);
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The API server said no or could not be reached.
-    #[error("{0}")]
+    #[error("{}", cause(.0))]
     Api(#[from] kube::Error),
     /// The cache lags behind what was written; it will catch up.
     #[error("waiting for {0}")]
@@ -61,6 +61,14 @@ impl Next {
     /// The earlier of a time that may be absent and nothing.
     pub fn after(wait: Option<Duration>) -> Self {
         wait.map_or(Self::Settled, Self::After)
+    }
+}
+
+/// The server's own message, or why there is none.
+pub fn cause(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

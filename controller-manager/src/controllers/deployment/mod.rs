@@ -3,12 +3,9 @@ mod plan;
 mod sets;
 mod status;
 
-use super::{
-    claim::{adoption, claim, controller_reference, release},
-    pod_control::cause,
-};
+use super::claim::{adoption, claim, controller_reference, release};
 use crate::runtime::{
-    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, orphans_of, run,
+    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, orphans_of, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{

@@ -3,10 +3,9 @@ mod plan;
 
 use super::{
     endpointslice::{selected, wake_by_services_and_pods},
-    pod_control::cause,
     service_backends as backends,
 };
-use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, run};
+use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, run};
 use apimachinery::meta::NamespacedName;
 use component_base::{
     events::{Recorder, Type, reference},

@@ -1,9 +1,9 @@
 //! EndpointSlices: the pods behind each Service that has a selector.
 mod plan;
 
-use super::{pod_control::cause, service_backends as backends};
+use super::service_backends as backends;
 use crate::runtime::{
-    Context, Expectations, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, gone_is_fine, is_code, run,
+    Context, Expectations, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, cause, gone_is_fine, is_code, run,
 };
 use apimachinery::meta::NamespacedName;
 use component_base::{

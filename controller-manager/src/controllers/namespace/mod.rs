@@ -2,14 +2,17 @@
 mod plan;
 
 use crate::runtime::{
-    Context, Next, Reconcile, ServerResource, SyncError, WorkQueue, discover, gone_is_fine, is_code, run,
+    Context, Next, Reconcile, ServerResource, SyncError, WorkQueue, cause, discover, gone_is_fine, is_code, run,
 };
 use component_base::informer::Informer;
-use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod},
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, PostParams},
-    core::DynamicObject,
+    core::{ApiResource, DynamicObject},
 };
 use plan::Findings;
 use std::sync::Arc;
@@ -40,24 +43,29 @@ pub async fn start(context: Arc<Context>) {
     run(NAME, queue, controller, context.settings.concurrent_namespace_syncs, context.shutdown.clone()).await;
 }
 
+/// Pods are known without asking for the server's kinds: a pass that waits for them is cheap.
+fn pods() -> ServerResource {
+    let api = ApiResource::erase::<Pod>(&());
+    let verbs = ["delete", "deletecollection", "list"].map(str::to_owned).to_vec();
+    ServerResource { api, namespaced: true, verbs }
+}
+
 impl Controller {
     /// Deletes all that can be deleted and says what is left. Pods go first: what they use must outlive them.
     async fn delete_content(&self, namespace: &str) -> Result<Findings, SyncError> {
-        let discovered = discover(&self.client).await?;
         let mut findings = Findings::default();
+        self.delete_all_of(namespace, &pods(), &mut findings).await?;
+        if !findings.remaining.is_empty() {
+            return Ok(findings);
+        }
+        let discovered = discover(&self.client).await?;
         for (group_version, error) in discovered.failures {
             let text = format!("unable to retrieve the complete list of server APIs: {group_version}: {error}");
             findings.discovery_failures.push(text);
         }
-        let mut resources: Vec<_> =
-            discovered.resources.into_iter().filter(|r| r.namespaced && r.can("delete")).collect();
-        resources.sort_by_key(|r| r.group_resource() != "pods");
-        for resource in resources {
+        for resource in discovered.resources.into_iter().filter(|r| r.namespaced && r.can("delete")) {
             if let Err(error) = self.delete_all_of(namespace, &resource, &mut findings).await {
-                findings.content_failures.push(format!("{}: {error}", resource.group_resource()));
-            }
-            if resource.group_resource() == "pods" && findings.remaining.contains_key("pods.") {
-                break;
+                findings.content_failures.push(format!("{}: {}", resource.group_resource(), cause(&error)));
             }
         }
         Ok(findings)

@@ -9,6 +9,9 @@ use std::{collections::BTreeMap, time::Duration};
 /// How long an object that has finalizers is expected to need.
 const FINALIZER_ESTIMATE: Duration = Duration::from_secs(15);
 
+/// Between two passes.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
 /// What a pass over the namespace's content found.
 #[derive(Debug, Default, PartialEq)]
 pub struct Findings {
@@ -42,9 +45,9 @@ impl Findings {
         self.remaining.is_empty() && self.discovery_failures.is_empty() && self.content_failures.is_empty()
     }
 
-    /// When to look again: at half of the time that it may take.
+    /// When to look again. A pass that waits for pods costs two requests, so they are not given all their grace.
     pub fn look_again(&self) -> Duration {
-        (self.estimate / 2).clamp(Duration::from_secs(1), Duration::from_secs(15))
+        (self.estimate / 2).clamp(Duration::from_secs(1), LONGEST_WAIT)
     }
 }
 
@@ -165,7 +168,7 @@ mod tests {
         findings.remains("configmaps.", &meta);
         findings.remains("pods.", &ObjectMeta { deletion_grace_period_seconds: Some(30), ..Default::default() });
         assert!(!findings.is_clean());
-        assert_eq!(findings.look_again(), Duration::from_secs(15));
+        assert_eq!(findings.look_again(), LONGEST_WAIT);
         let got = status(&namespace(), &findings, now);
         assert_eq!(got.phase.as_deref(), Some("Terminating"));
         let (value, reason, message) = said(&got, "NamespaceContentRemaining");

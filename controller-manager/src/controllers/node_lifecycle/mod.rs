@@ -159,10 +159,12 @@ impl Controller {
     ) -> Result<(), SyncError> {
         let name = node.name_any();
         let api: Api<Node> = Api::all(self.client.clone());
+        let mut version = node.metadata.resource_version.clone();
         if let Some(conditions) = &assessment.conditions {
             info!(node = name, "node fell silent: its conditions are unknown");
             let patch = Patch::Strategic(json!({"status": {"conditions": conditions}}));
-            api.patch_status(&name, &PatchParams::default(), &patch).await?;
+            let patched = api.patch_status(&name, &PatchParams::default(), &patch).await?;
+            version = patched.metadata.resource_version;
         }
         if assessment.fell {
             self.event(node, Type::Normal, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
@@ -184,15 +186,14 @@ impl Controller {
             health::wanted_taints(node, assessment.readiness, evict, now)
         };
         if let Some(taints) = taints {
-            self.write_taints(node, &name, &taints).await?;
+            self.write_taints(version.as_deref(), &name, &taints).await?;
         }
         Ok(())
     }
 
     /// The version makes it fail if someone else tainted the node meanwhile: the list is replaced as a whole.
-    async fn write_taints(&self, node: &Node, name: &str, taints: &[Taint]) -> Result<(), SyncError> {
+    async fn write_taints(&self, version: Option<&str>, name: &str, taints: &[Taint]) -> Result<(), SyncError> {
         info!(node = name, taints = ?taints.iter().map(|t| format!("{}:{}", t.key, t.effect)).collect::<Vec<_>>(), "tainting");
-        let version = &node.metadata.resource_version;
         let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
         let api: Api<Node> = Api::all(self.client.clone());
         gone_is_fine(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await)?;

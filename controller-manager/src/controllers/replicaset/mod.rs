@@ -5,10 +5,10 @@ pub mod plan;
 
 use super::{
     claim::{claim, controller_reference},
-    pod_control::{PodControl, cause},
+    pod_control::PodControl,
 };
 use crate::runtime::{
-    Context, Expectations, Index, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, orphans_of, run,
+    Context, Expectations, Index, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, cause, orphans_of, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
