@@ -1,7 +1,7 @@
 //! Making and deleting the pods of an owner, with Kubernetes' events. As `RealPodControl`.
 use crate::{
     controllers::claim,
-    runtime::{api_in, cause, gone_is_fine, is_code},
+    runtime::{api_in, cause, gone_is_fine, is_code, is_terminating},
 };
 use apimachinery::names;
 use component_base::events::{Recorder, Type};
@@ -85,12 +85,6 @@ impl PodControl {
         let name = meta.name.as_deref().unwrap_or_default();
         api.patch_metadata(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
     }
-}
-
-fn is_terminating(error: &kube::Error) -> bool {
-    let kube::Error::Api(status) = error else { return false };
-    let causes = status.details.iter().flat_map(|d| &d.causes);
-    causes.map(|c| c.reason.as_str()).any(|reason| reason == "NamespaceTerminating")
 }
 
 /// As `GetPodFromTemplate`: named after its owner.

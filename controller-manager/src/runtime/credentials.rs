@@ -4,6 +4,7 @@
 //! default role `system:controller:<controller>`; otherwise as the process itself. All share one connection: what tells
 //! them apart is the bearer token that [`Delegate`] puts on a request. Tokens are renewed before they expire, and at once
 //! when the server does not accept one any more (its ServiceAccount was deleted and made anew, say).
+use super::worker::{cause, is_code};
 use component_base::backoff::Backoff;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
@@ -114,18 +115,19 @@ async fn request(own: &Client, account: &str) -> Result<(HeaderValue, Duration),
         ..Default::default()
     };
     let answer = match api.create_token_request(account, &PostParams::default(), &asked).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => {
+        Err(error) if is_code(&error, 404) => {
             let mut wanted = ServiceAccount::default();
             wanted.metadata.name = Some(account.to_owned());
             match api.create(&PostParams::default(), &wanted).await {
                 Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if is_code(&error, 409) => {}
+                Err(error) => return Err(cause(&error).into()),
             }
-            api.create_token_request(account, &PostParams::default(), &asked).await?
+            api.create_token_request(account, &PostParams::default(), &asked).await
         }
-        answer => answer?,
+        answer => answer,
     };
+    let answer = answer.map_err(|e| cause(&e))?;
     let granted = answer.status.unwrap_or_default();
     let token = granted.token.ok_or("the server's answer holds no token")?;
     let expires = granted.expiration_timestamp.ok_or("the server's answer does not say how long the token holds")?;

@@ -23,7 +23,7 @@ use kube::Client;
 pub use queue::WorkQueue;
 use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
-pub use worker::{Next, Reconcile, SyncError, cause, gone_is_fine, is_code, run};
+pub use worker::{Next, Reconcile, SyncError, cause, gone_is_fine, is_code, is_terminating, run};
 
 /// What controllers share.
 pub struct Context {

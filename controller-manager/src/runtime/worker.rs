@@ -50,6 +50,7 @@ impl SyncError {
     /// Someone else wrote first, or the object went away: ordinary, and cured by a retry.
     fn is_ordinary(&self) -> bool {
         match self {
+            Self::Api(error) if is_terminating(error) => true,
             Self::Api(kube::Error::Api(status)) => matches!(status.code, 404 | 409),
             Self::Waiting(_) => true,
             _ => false,
@@ -70,6 +71,13 @@ pub fn cause(error: &kube::Error) -> String {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     }
+}
+
+/// Whether the server refused to make something because its namespace is being deleted.
+pub fn is_terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|d| &d.causes);
+    causes.map(|c| c.reason.as_str()).any(|reason| reason == "NamespaceTerminating")
 }
 
 /// Whether an error is the server's `code`.

@@ -5,7 +5,9 @@ use super::{
     endpointslice::{selected, wake_by_services_and_pods},
     service_backends as backends,
 };
-use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, run};
+use crate::runtime::{
+    Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, is_terminating, run,
+};
 use apimachinery::meta::NamespacedName;
 use component_base::{
     events::{Recorder, Type, reference},
@@ -83,7 +85,7 @@ impl Reconcile for Controller {
             None => api.create(&PostParams::default(), &wanted).await,
         };
         if let Err(error) = outcome {
-            if !is_code(&error, 409) && !is_code(&error, 404) {
+            if !is_code(&error, 409) && !is_code(&error, 404) && !is_terminating(&error) {
                 let message = format!("Failed to update endpoint {}/{}: {}", key.namespace, key.name, cause(&error));
                 let about = reference(service.as_ref());
                 self.recorder.event(&about, Type::Warning, "FailedToUpdateEndpoint", "", message);

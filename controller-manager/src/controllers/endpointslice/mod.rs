@@ -3,7 +3,8 @@ mod plan;
 
 use super::service_backends as backends;
 use crate::runtime::{
-    Context, Expectations, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, cause, gone_is_fine, is_code, run,
+    Context, Expectations, Next, Reconcile, SyncError, Watched, WorkQueue, api_in, cause, gone_is_fine, is_code,
+    is_terminating, run,
 };
 use apimachinery::meta::NamespacedName;
 use component_base::{
@@ -178,7 +179,7 @@ impl Reconcile for Controller {
         existing.retain(|s| service_of(s).as_ref() == Some(key));
         let changes = plan::plan(&service, &pods, &zones, &existing, self.max_per_slice);
         if let Err(error) = self.write(key, changes).await {
-            if !is_code(&error, 409) && !is_code(&error, 404) {
+            if !is_code(&error, 409) && !is_code(&error, 404) && !is_terminating(&error) {
                 let message = format!(
                     "Error updating Endpoint Slices for Service {}/{}: {}",
                     key.namespace,
