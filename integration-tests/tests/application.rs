@@ -31,10 +31,10 @@ async fn an_application_runs_on_two_hosts() {
 
     for pod in &pods {
         let other = cluster.hosts.iter().find(|h| h.name() != node_of(pod)).expect("another host");
-        answers(other, SocketAddr::new(ip_of(pod), 80), "version 1.0").await;
+        answers(other, SocketAddr::new(ip_of(pod), 80), "httpd-app 1.0").await;
     }
     for host in &cluster.hosts {
-        answers(host, SocketAddr::new(cluster_ip, 80), "version 1.0").await;
+        answers(host, SocketAddr::new(cluster_ip, 80), "httpd-app 1.0").await;
         let at_node = SocketAddr::new(host.address().into(), node_port);
         eventually("the node port answers", MINUTE, || async { requests::get(at_node).map(drop) }).await;
     }
@@ -51,7 +51,7 @@ async fn by_name(cluster: &Cluster) {
     for name in ["httpd-app", "httpd-app.default", "httpd-app.default.svc.cluster.local"] {
         eventually(&format!("{name} answers in a pod"), MINUTE, || async {
             let page = cluster.ctl(&format!("exec client -- wget -q -T 5 -O - http://{name}/"));
-            if page.code == 0 && page.stdout.contains("version 1.0") { Ok(()) } else { Err(format!("{page:?}")) }
+            if page.code == 0 && page.stdout.contains("httpd-app 1.0") { Ok(()) } else { Err(format!("{page:?}")) }
         })
         .await;
     }
@@ -67,7 +67,7 @@ async fn rolls_and_scales(cluster: &Cluster, cluster_ip: IpAddr, node_port: u16)
     cluster.ctl("set image deployment/httpd-app *=httpd-app:2.0").success();
     cluster.ctl("rollout status deployment/httpd-app --timeout=120s").success();
     cluster.ready_pods(SELECTOR, 2, MINUTE).await;
-    answers(&cluster.hosts[1], SocketAddr::new(cluster_ip, 80), "version 2.0").await;
+    answers(&cluster.hosts[1], SocketAddr::new(cluster_ip, 80), "httpd-app 2.0").await;
     cluster.ctl("scale deployment httpd-app --replicas=5").success();
     cluster.ready_pods(SELECTOR, 5, MINUTE).await;
     cluster.ctl("scale deployment httpd-app --replicas=2").success();
