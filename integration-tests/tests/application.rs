@@ -38,24 +38,36 @@ async fn an_application_runs_on_two_hosts() {
         let at_node = SocketAddr::new(host.address().into(), node_port);
         eventually("the node port answers", MINUTE, || async { requests::get(at_node).map(drop) }).await;
     }
-    by_name(&cluster).await;
+    by_name(&cluster, cluster_ip).await;
 
     rolls_and_scales(&cluster, cluster_ip, node_port).await;
     mends_itself(&cluster).await;
 }
 
-/// From a pod, as applications do.
-async fn by_name(cluster: &Cluster) {
+/// By its DNS name, asked in a pod, and asked through the cluster's DNS by a program with the system's resolver. (Debian's static
+/// busybox resolves names with `nslookup` alone.)
+async fn by_name(cluster: &Cluster, cluster_ip: IpAddr) {
     cluster.ctl("run client --image=busybox:stable --restart=Never --command -- sleep 3600").success();
     cluster.ready_pods("run=client", 1, MINUTE).await;
-    for name in ["httpd-app", "httpd-app.default", "httpd-app.default.svc.cluster.local"] {
-        eventually(&format!("{name} answers in a pod"), MINUTE, || async {
-            let page = cluster.ctl(&format!("exec client -- wget -q -T 5 -O - http://{name}/"));
-            if page.code == 0 && page.stdout.contains("httpd-app 1.0") { Ok(()) } else { Err(format!("{page:?}")) }
-        })
-        .await;
-    }
+    let name = "httpd-app.default.svc.cluster.local";
+    eventually("the name is resolved in a pod", MINUTE, || async {
+        let found = cluster.ctl(&format!("exec client -- nslookup {name}"));
+        if found.code == 0 && found.stdout.contains(&cluster_ip.to_string()) {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    })
+    .await;
     cluster.ctl("delete pod client --grace-period=1").success();
+
+    let resolver =
+        "nameserver 10.96.0.10\nsearch default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n";
+    cluster.hosts[1].exec(&format!("printf '{resolver}' >/etc/resolv.conf")).success();
+    for name in ["httpd-app", "httpd-app.default", name] {
+        let page = cluster.hosts[1].exec(&format!("curl -s -m 10 http://{name}/")).success();
+        assert!(page.contains("httpd-app 1.0"), "{name}: {page}");
+    }
 }
 
 async fn rolls_and_scales(cluster: &Cluster, cluster_ip: IpAddr, node_port: u16) {
