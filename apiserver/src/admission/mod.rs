@@ -7,6 +7,7 @@ mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
+mod pod_security;
 mod priority;
 mod rbac_escalation;
 mod runtime_class;
@@ -108,7 +109,7 @@ const PLUGINS: &[Known] = &[
     on("TaintNodesByCondition", |_| Box::new(node_taint::TaintNodesByCondition)),
     absent("AlwaysPullImages", false),
     absent("ImagePolicyWebhook", false),
-    absent("PodSecurity", true),
+    on("PodSecurity", |parts| Box::new(pod_security::PodSecurity::new(parts.lister.clone()))),
     absent("PodNodeSelector", false),
     on("Priority", |parts| Box::new(priority::Priority::new(parts.lister.clone()))),
     on("DefaultTolerationSeconds", |_| Box::new(toleration_seconds::DefaultTolerationSeconds)),
