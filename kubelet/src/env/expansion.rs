@@ -77,4 +77,23 @@ mod tests {
     fn unknown_names_are_told() {
         assert_eq!(expand_noting_unknown("$(X)/$(Y)", |_| None).1, ["X", "Y"]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn text_without_references_stays(text in "[^$]*") {
+            proptest::prop_assert_eq!(expand(&text, |_| Some("x")), text);
+        }
+
+        #[test]
+        fn what_is_escaped_comes_out_as_it_was(text in ".*") {
+            proptest::prop_assert_eq!(expand(&text.replace('$', "$$"), |_| Some("x")), text);
+        }
+
+        #[test]
+        fn with_nothing_known_only_escapes_change(text in "[$()A-Z]*") {
+            let (expanded, _) = expand_noting_unknown(&text, |_| None);
+            proptest::prop_assert!(expanded.len() <= text.len());
+            proptest::prop_assert_eq!(expanded.replace('$', ""), text.replace('$', ""));
+        }
+    }
 }

@@ -249,4 +249,20 @@ mod tests {
         assert_eq!(policy("a:1"), PullPolicy::IfNotPresent);
         assert_eq!(policy(&format!("a@sha256:{HEX}")), PullPolicy::IfNotPresent);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_name_or_refused(text in ".{0,80}") {
+            if let Ok(reference) = ImageReference::parse(&text) {
+                proptest::prop_assert_eq!(ImageReference::parse(&reference.to_string()), Ok(reference));
+            }
+        }
+
+        #[test]
+        fn a_complete_name_is_its_own(text in "([a-z0-9]{1,5}[.:/_@-]{0,2}){1,6}") {
+            if let Ok(reference) = ImageReference::parse(&text) {
+                proptest::prop_assert_eq!(ImageReference::parse(&reference.to_string()), Ok(reference));
+            }
+        }
+    }
 }

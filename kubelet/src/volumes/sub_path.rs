@@ -189,4 +189,24 @@ mod tests {
         assert!(!subpaths.exists() && volume.join("new/deep/x").exists() && volume.join("data/file").exists());
         remove_all(&subpaths).expect("twice is fine");
     }
+
+    proptest::proptest! {
+        /// Whatever links a pod makes in its volume, and whatever path is asked for: nothing outside is opened.
+        #[test]
+        fn no_path_leads_out(links in proptest::collection::vec(("[ab/.]{1,6}", "[ab/.]{1,12}"), 0..4), path in "[ab/.]{1,8}") {
+            let dir = tempfile::tempdir().expect("a directory");
+            let volume = dir.path().join("volume");
+            fs::create_dir_all(volume.join("a/b")).expect("a directory");
+            for (name, target) in links {
+                let name = name.replace(['/', '.'], "");
+                if !name.is_empty() {
+                    let _taken = symlink(target, volume.join(name));
+                }
+            }
+            if let Ok(opened) = checked(&path).and_then(|relative| open_beneath(&volume, &relative)) {
+                let found = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).expect("a path");
+                proptest::prop_assert!(found.starts_with(volume.canonicalize().expect("a path")), "{:?}", found);
+            }
+        }
+    }
 }

@@ -332,4 +332,30 @@ mod tests {
         let (early, _) = answer(&answerer(1, false), &request("web.ns.svc.cluster.local.", None), Transport::Udp);
         assert_eq!(early.metadata.response_code, ResponseCode::ServFail);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_packet_breaks_the_server(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let all = answerer(1, true);
+            if let Step::Done(response) = all.begin(&bytes, Transport::Udp) {
+                proptest::prop_assert!(response.len() <= usize::from(UDP_PAYLOAD));
+            }
+        }
+
+        #[test]
+        fn any_name_of_the_zone_is_answered(labels in "(_?[a-z0-9]{1,8}[.]){0,6}", kind in proptest::prelude::any::<u16>()) {
+            let all = answerer(3, true);
+            let mut question = request(&format!("{labels}cluster.local."), Some(1232));
+            question.queries[0].set_query_type(RecordType::from(kind));
+            let bytes = question.to_vec().expect("bytes");
+            match all.begin(&bytes, Transport::Udp) {
+                Step::Done(response) => {
+                    let response = Message::from_vec(&response).expect("a response");
+                    proptest::prop_assert_eq!(response.metadata.id, 7);
+                }
+                Step::Forward(_) => {}
+                Step::Ignore => proptest::prop_assert!(false, "ignored"),
+            }
+        }
+    }
 }
