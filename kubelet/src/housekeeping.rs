@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component_base::informer::Informer;
+use component_base::metrics;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,16 @@ pub(crate) struct Housekeeping {
 impl Housekeeping {
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let started = Instant::now();
+        let running_pods = metrics::register(
+            "kubelet_running_pods",
+            "Number of pods that have a running pod sandbox",
+            Gauge::<i64>::default(),
+        );
+        let desired_pods = metrics::register(
+            "kubelet_desired_pods",
+            "The number of pods the kubelet is being instructed to run",
+            Gauge::<i64>::default(),
+        );
         let mut rotate_at = Instant::now() + self.config.container_log_monitor_interval;
         loop {
             tokio::select! {
@@ -47,6 +59,9 @@ impl Housekeeping {
                 () = tokio::time::sleep(PERIOD) => {}
             }
             self.weigh_burstable();
+            let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+            running_pods.set(count(self.watch.pod_uids().map_or(0, |uids| uids.len())));
+            desired_pods.set(count(self.workers.pods().len()));
             self.mirrors().await;
             // Before the API has told which pods are ours, nothing may be called an orphan.
             if started.elapsed() >= ORPHAN_PATIENCE && self.api.as_ref().is_none_or(|(pods, _)| pods.is_synced()) {

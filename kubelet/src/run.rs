@@ -50,6 +50,8 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     std::fs::create_dir_all(flags.root_dir.join("pods"))
         .with_context(|| format!("root directory {}; set another with --root-dir", flags.root_dir.display()))?;
     info!(node = %name, ?addresses, runtime = %config.container_runtime_endpoint, "configured");
+    let swap = std::fs::read_to_string("/proc/swaps").unwrap_or_default().lines().count() > 1;
+    anyhow::ensure!(!(config.fail_swap_on && swap), "swap is on: turn it off (swapoff -a), or set failSwapOn: false");
     serve_health(&config, shutdown.clone()).await?;
 
     let cri = Cri::new(&config.container_runtime_endpoint, Some(&config.image_service_endpoint))?;

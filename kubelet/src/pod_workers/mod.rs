@@ -7,6 +7,7 @@
 pub mod admission;
 mod hooks;
 mod kill;
+mod resize;
 mod start;
 mod worker;
 
@@ -125,6 +126,17 @@ impl PodWorkers {
     /// The pods that are wanted or still ending.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.workers.lock().values().map(|h| h.desired.borrow().pod.clone()).collect()
+    }
+
+    /// Whether another pod of this name is still being taken down.
+    pub(crate) fn has_ending_namesake(&self, pod: &Pod) -> bool {
+        self.workers.lock().values().any(|handle| {
+            let other = handle.desired.borrow();
+            other.removed
+                && uid_of(&other.pod) != uid_of(pod)
+                && other.pod.metadata.name == pod.metadata.name
+                && other.pod.metadata.namespace == pod.metadata.namespace
+        })
     }
 
     /// Takes down what the runtime still has of a pod that no source knows (it was removed while the kubelet was away).

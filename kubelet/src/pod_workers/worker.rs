@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
+use super::resize::Resizes;
 use super::{Desired, Means, PodWorkers, admission, kill, start};
 use crate::plan::{self, Actions, KillReason, RestartBackoff, SandboxAction};
 use crate::probes::PodProbes;
@@ -21,12 +22,16 @@ use crate::runtime::logs;
 use crate::runtime::observed::{ObservedPod, State};
 use crate::runtime::pods::{find_container, full_name, grace_seconds};
 use crate::runtime::resources;
+use crate::static_pods;
 use crate::status::containers::Waiting;
 use crate::status::{self, Ended};
 use crate::volumes::MountSource;
 
+const PREDECESSOR_POLL: Duration = Duration::from_millis(100);
 /// Steps taken in one go before the worker looks up again.
 const MAX_STEPS: usize = 32;
+/// How often a resize that had no room, or failed, is tried again.
+const RESIZE_RETRY: Duration = Duration::from_secs(10);
 const RETRY_BASE: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(16);
 
@@ -39,6 +44,7 @@ pub(super) struct Worker {
     probes: PodProbes,
     backoff: RestartBackoff,
     retry: Backoff,
+    resizes: Resizes,
     waiting: BTreeMap<String, Waiting>,
     /// Containers (by name and hash) that could not be started, and when that is tried again.
     start_again: BTreeMap<(String, u64), Instant>,
@@ -84,6 +90,7 @@ impl Worker {
             probes: PodProbes::new(means.probes.clone(), wake.clone()),
             backoff: RestartBackoff::new(means.max_restart_delay),
             retry: Backoff::new(RETRY_BASE, RETRY_CAP),
+            resizes: Resizes::default(),
             waiting: BTreeMap::new(),
             start_again: BTreeMap::new(),
             ended: None,
@@ -103,6 +110,7 @@ impl Worker {
 
     /// Runs until the pod is gone from its source and from this node.
     pub(super) async fn run(mut self) {
+        self.wait_for_predecessor().await;
         loop {
             let desired = self.desired.borrow_and_update().clone();
             if self.ended.is_none() {
@@ -145,6 +153,17 @@ impl Worker {
         }
     }
 
+    /// A changed manifest is another pod of the same name: it waits until the former one has ended.
+    async fn wait_for_predecessor(&self) {
+        let pod = self.desired.borrow().pod.clone();
+        if !static_pods::is_static(&pod) {
+            return;
+        }
+        while self.pool.has_ending_namesake(&pod) && !self.desired.borrow().removed {
+            tokio::time::sleep(PREDECESSOR_POLL).await;
+        }
+    }
+
     async fn observe(&self) -> Result<ObservedPod, CriError> {
         self.means.runtime.observe(&self.uid).await
     }
@@ -161,6 +180,8 @@ impl Worker {
             runtime_name: &self.means.runtime_name,
             // Told only when nothing runs any more: a final phase is a promise.
             ended: self.ended.as_ref().filter(|_| self.terminated),
+            resources: &|container| self.resizes.of(container).cloned(),
+            resize: self.resizes.state.as_ref(),
             terminated: self.terminated,
             now: Timestamp::now(),
         });
@@ -180,6 +201,7 @@ impl Worker {
             };
             let old = self.means.statuses.get(pod);
             self.probes.reconcile(pod, &observed, &old);
+            self.resizes.adopt(pod, &observed, &old);
             self.waiting.retain(|name, _| observed.latest(name).is_none_or(|c| c.state != State::Running));
             if !self.admitted {
                 if let Err(rejected) = self.admit(pod, &observed) {
@@ -212,6 +234,12 @@ impl Worker {
                 return Synced::Over;
             }
             if actions.is_idle() {
+                let pool = self.pool.clone();
+                let means = self.means.clone();
+                if self.resizes.apply(&pool, &means, pod, &observed).await {
+                    continue;
+                }
+                self.report(pod, &observed);
                 return self.idle(pod, &observed, &actions, deadline).await;
             }
             if let Err(wait) = self.carry_out(pod, &observed, actions).await {
@@ -250,6 +278,9 @@ impl Worker {
         }
         if self.waiting.is_empty() {
             self.retry.reset();
+        }
+        if self.resizes.state.is_some() {
+            wait = wait.min(RESIZE_RETRY);
         }
         if let Some(until) = actions.wake_at() {
             let left = u64::try_from(until.saturating_sub(now_nanos())).unwrap_or(0);
@@ -323,7 +354,8 @@ impl Worker {
             }
             let prepared = start::Prepared { pod, observed: &seen, sandbox_id: &sandbox, sources: &sources };
             match start::container(&self.means, &prepared, wanted).await {
-                Ok(_) => {
+                Ok(id) => {
+                    self.resizes.started(&id, &wanted.container);
                     self.waiting.remove(name);
                     self.start_again.retain(|(n, _), _| n != name);
                 }

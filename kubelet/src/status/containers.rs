@@ -35,6 +35,7 @@ pub(super) struct Source<'a> {
     pub old: &'a [ContainerStatus],
     pub waiting: &'a BTreeMap<String, Waiting>,
     pub probes: &'a dyn Fn(&ObservedContainer) -> ProbeView,
+    pub resources: &'a dyn Fn(&ObservedContainer) -> Option<ResourceRequirements>,
     pub runtime_name: &'a str,
     /// The pod is being deleted: what cannot be found any more has ended.
     pub deleted: bool,
@@ -84,7 +85,7 @@ pub(super) fn status(source: &Source<'_>, kind: ContainerKind, container: &Conta
     if kind == ContainerKind::Ephemeral {
         status.started = None;
     } else {
-        add_resources(&mut status, container, latest);
+        add_resources(&mut status, container, latest, (source.resources)(latest));
     }
     status
 }
@@ -201,9 +202,14 @@ fn terminated(source: &Source<'_>, attempt: &ObservedContainer) -> ContainerStat
     }
 }
 
-fn add_resources(status: &mut ContainerStatus, container: &Container, latest: &ObservedContainer) {
+fn add_resources(
+    status: &mut ContainerStatus,
+    container: &Container,
+    latest: &ObservedContainer,
+    applied: Option<ResourceRequirements>,
+) {
     status.volume_mounts = volume_mounts(container);
-    let resources = container.resources.clone().unwrap_or_default();
+    let resources = applied.or_else(|| container.resources.clone()).unwrap_or_default();
     status.allocated_resources = resources.requests.clone().filter(|r| !r.is_empty());
     status.resources = Some(ResourceRequirements { claims: None, ..resources });
     status.user = latest.user.as_ref().map(|user| ContainerUser {

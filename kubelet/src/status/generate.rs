@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::containers::{self, ProbeView, Source, Waiting};
@@ -19,6 +21,15 @@ pub struct Ended {
     pub message: String,
 }
 
+/// A resize that is not through, as a condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resize {
+    /// PodResizePending or PodResizeInProgress.
+    pub kind: &'static str,
+    pub reason: Option<&'static str>,
+    pub message: String,
+}
+
 /// Everything a status is made from.
 pub struct Input<'a> {
     pub pod: &'a Pod,
@@ -30,11 +41,16 @@ pub struct Input<'a> {
     pub host_ips: &'a [String],
     pub runtime_name: &'a str,
     pub ended: Option<&'a Ended>,
+    /// What a running container has, if that is known to differ from its spec.
+    pub resources: &'a dyn Fn(&ObservedContainer) -> Option<ResourceRequirements>,
+    pub resize: Option<&'a Resize>,
     /// All containers have been stopped for good: the phase must be a final one.
     pub terminated: bool,
     pub now: Timestamp,
 }
 
+/// Conditions of ours that are there only while there is something to say.
+pub(super) const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 const CONTAINERS_READY: &str = "ContainersReady";
 const READY: &str = "Ready";
 const INITIALIZED: &str = "Initialized";
@@ -51,6 +67,7 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
             old: old.as_deref().unwrap_or_default(),
             waiting: input.waiting,
             probes: input.probes,
+            resources: input.resources,
             runtime_name: input.runtime_name,
             deleted: input.pod.metadata.deletion_timestamp.is_some() || input.terminated,
         };
@@ -72,15 +89,17 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
             input.terminated,
         ),
     };
+    // What others write is taken from the API's object, not from what was last reported.
+    let none = PodStatus::default();
+    let theirs = input.pod.status.as_ref().unwrap_or(&none);
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
         reason: input.ended.map(|e| e.reason.clone()).or_else(|| old.reason.clone().filter(|_| phase == "Failed")),
         message: input.ended.map(|e| e.message.clone()).or_else(|| old.message.clone().filter(|_| phase == "Failed")),
         start_time: old.start_time.clone().or_else(|| Some(Time(to_second(input.now)))),
         qos_class: old.qos_class.clone().or_else(|| Some(apimachinery::pod::qos_class(spec).to_owned())),
-        nominated_node_name: old.nominated_node_name.clone(),
-        resize: old.resize.clone(),
-        resource_claim_statuses: old.resource_claim_statuses.clone(),
+        nominated_node_name: theirs.nominated_node_name.clone(),
+        resource_claim_statuses: theirs.resource_claim_statuses.clone(),
         observed_generation: input.pod.metadata.generation,
         init_container_statuses: init_statuses,
         container_statuses: app_statuses,
@@ -206,18 +225,25 @@ impl Condition {
 
 fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodCondition> {
     let old = input.old.conditions.as_deref().unwrap_or_default();
+    let theirs = input.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let phase = status.phase.as_deref().unwrap_or_default();
     let networked = input.observed.latest_sandbox().is_some_and(|s| s.ready && (s.host_network || !s.ips.is_empty()));
     let containers_ready = containers_ready(spec, status, phase);
     let own = [
         Condition::new("PodReadyToStartContainers", networked),
         initialized(spec, status, phase),
-        pod_ready(spec, old, &containers_ready),
+        pod_ready(spec, theirs, &containers_ready),
         containers_ready,
         Condition::new("PodScheduled", true),
     ];
+    let resize = input.resize.map(|r| Condition {
+        kind: r.kind,
+        truth: true,
+        reason: r.reason,
+        message: Some(r.message.clone()).filter(|m| !m.is_empty()),
+    });
     let mut out: Vec<PodCondition> = Vec::with_capacity(own.len());
-    for condition in own {
+    for condition in own.into_iter().chain(resize) {
         let before = old.iter().find(|c| c.type_ == condition.kind);
         let truth = if condition.truth { "True" } else { "False" };
         let since = before.filter(|b| b.status == truth).and_then(|b| b.last_transition_time.clone());
@@ -232,7 +258,9 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodC
         });
     }
     // Conditions of others (readiness gates, DisruptionTarget) stay as they are.
-    out.extend(old.iter().filter(|c| !out.iter().any(|o| o.type_ == c.type_)).cloned().collect::<Vec<_>>());
+    let ours = |kind: &str| RESIZE_CONDITIONS.contains(&kind) || out.iter().any(|o| o.type_ == kind);
+    let others: Vec<PodCondition> = theirs.iter().filter(|c| !ours(&c.type_)).cloned().collect();
+    out.extend(others);
     out
 }
 
@@ -355,6 +383,8 @@ mod tests {
             probes: &|_| ProbeView { started: true, ready: case.ready },
             host_ips: &["192.168.0.1".to_owned()],
             runtime_name: "containerd",
+            resources: &|_| None,
+            resize: None,
             ended: case.ended,
             terminated: case.terminated,
             now: Timestamp::from_second(100).unwrap(),
@@ -442,6 +472,35 @@ mod tests {
         let second = make(spec, &world(vec![seen("a", State::Running, 0)]), case);
         let at = |s: &PodStatus, kind| condition(s, kind).last_transition_time.clone().unwrap().0.as_second();
         assert_eq!((at(&second, "Initialized"), at(&second, "Ready")), (5, 100));
+    }
+
+    #[test]
+    fn conditions_of_others_are_kept_and_gates_wait_for_them() {
+        let gated = |status: serde_json::Value| {
+            let mut pod = pod(json!({"readinessGates": [{"conditionType": "x/y"}], "containers": [{"name": "a"}]}));
+            pod.status = serde_json::from_value(json!({"conditions": status})).unwrap();
+            generate(&Input {
+                pod: &pod,
+                old: &PodStatus::default(),
+                observed: &world(vec![seen("a", State::Running, 0)]),
+                waiting: &BTreeMap::new(),
+                probes: &|_| ProbeView { started: true, ready: true },
+                host_ips: &[],
+                runtime_name: "containerd",
+                resources: &|_| None,
+                resize: None,
+                ended: None,
+                terminated: false,
+                now: Timestamp::from_second(100).unwrap(),
+            })
+        };
+        let without = gated(json!([]));
+        assert_eq!(condition(&without, "Ready").reason.as_deref(), Some("ReadinessGatesNotReady"));
+        assert_eq!(condition(&without, "ContainersReady").status, "True");
+        let with = gated(json!([{"type": "x/y", "status": "True"}, {"type": "PodResizePending", "status": "True"}]));
+        assert_eq!(condition(&with, "Ready").status, "True");
+        assert_eq!(condition(&with, "x/y").status, "True");
+        assert!(with.conditions.unwrap().iter().all(|c| c.type_ != "PodResizePending"));
     }
 
     #[test]

@@ -5,5 +5,5 @@ pub mod generate;
 pub mod manager;
 mod patch;
 
-pub use generate::{Ended, Input, generate};
+pub use generate::{Ended, Input, Resize, generate};
 pub use manager::StatusManager;

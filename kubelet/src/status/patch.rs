@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::{Map, Value, json};
 
+use super::generate::RESIZE_CONDITIONS;
+
 /// Fields whose lists the API merges by key: a list from which something went must be replaced as a whole.
 const MERGED_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
 
@@ -21,7 +23,12 @@ pub(super) fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value
             ("conditions", Value::Array(items), Some(Value::Array(before))) => {
                 // Merged by type: only those that changed are sent, so that others' conditions are not touched.
                 let changed = items.iter().filter(|item| !before.contains(item));
-                Value::Array(changed.map(|item| without_leftovers(item, before)).collect())
+                let mut all: Vec<Value> = changed.map(|item| without_leftovers(item, before)).collect();
+                let has = |list: &[Value], kind: &str| list.iter().any(|c| c.get("type") == Some(&json!(kind)));
+                for kind in RESIZE_CONDITIONS.iter().filter(|k| has(before, k) && !has(items, k)) {
+                    all.push(json!({"$patch": "delete", "type": kind}));
+                }
+                Value::Array(all)
             }
             (key, Value::Array(items), Some(Value::Array(_))) if MERGED_LISTS.contains(&key) => {
                 let mut all = vec![json!({"$patch": "replace"})];
