@@ -31,6 +31,8 @@ struct Usage {
     pod: String,
     uid: String,
     container: String,
+    /// Nanoseconds since 1970; 0: not known.
+    started_at: i64,
     time: i64,
     cpu_total: u64,
     cpu_rate: u64,
@@ -46,6 +48,8 @@ fn value(v: Option<&pb::UInt64Value>) -> u64 {
 
 impl Samples {
     async fn usages(&self, parts: &Parts) -> Result<Vec<Usage>, StatusError> {
+        let listed = parts.runtime.cri.list_containers_with(BTreeMap::new()).await.unwrap_or_default();
+        let started: HashMap<String, i64> = listed.into_iter().map(|c| (c.id, c.created_at)).collect();
         let stats = parts.runtime.cri.list_container_stats().await.map_err(|e| StatusError::internal(e.to_string()))?;
         Ok(stats
             .into_iter()
@@ -64,6 +68,7 @@ impl Samples {
                     pod: label(labels::POD_NAME),
                     uid: label(labels::POD_UID),
                     container: label(labels::CONTAINER_NAME),
+                    started_at: started.get(&attributes.id).copied().unwrap_or(0),
                     time: cpu.timestamp,
                     cpu_total: total,
                     cpu_rate: rate,
@@ -119,7 +124,7 @@ impl Samples {
                     .map(|u| {
                         json!({
                             "name": u.container,
-                            "startTime": stamp(u.time),
+                            "startTime": stamp(u.started_at),
                             "cpu": cpu(u.time, u.cpu_rate, u.cpu_total),
                             "memory": {"time": stamp(u.time), "usageBytes": u.memory, "workingSetBytes": u.working_set, "rssBytes": u.rss},
                             "rootfs": {"time": stamp(u.time), "usedBytes": u.rootfs_used},
@@ -128,7 +133,7 @@ impl Samples {
                     .collect();
                 json!({
                     "podRef": {"name": first.pod, "namespace": first.namespace, "uid": first.uid},
-                    "startTime": stamp(first.time),
+                    "startTime": stamp(first.started_at),
                     "containers": containers,
                     "cpu": cpu(first.time, sum(|u| u.cpu_rate), sum(|u| u.cpu_total)),
                     "memory": {"time": stamp(first.time), "usageBytes": sum(|u| u.memory), "workingSetBytes": sum(|u| u.working_set), "rssBytes": sum(|u| u.rss)},
@@ -175,6 +180,12 @@ impl Samples {
             "gauge",
             "Current working set of the container in bytes",
             each(&|u| u.working_set.to_string()),
+        );
+        family(
+            "container_start_time_seconds",
+            "gauge",
+            "Start time of the container since unix epoch in seconds",
+            each(&|u| seconds(u64::try_from(u.started_at).unwrap_or(0))),
         );
         let mut pods: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
         for u in &usages {
