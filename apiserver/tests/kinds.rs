@@ -1,138 +1,15 @@
 //! Every stored kind goes through its life against a real etcd: made, read, listed, shown, patched, its status patched,
 //! refused when stale, deleted, and deleted by collection.
 
+mod common;
+
 use apimachinery::facts::{self, KindFacts};
-use base64::Engine as _;
-use http::Request;
+use common::{Server, base64, has_etcd};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 const NAMESPACE: &str = "sweep";
 const NAME: &str = "sweep-object";
-const START_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// A process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-struct Server {
-    client: kube::Client,
-    _apiserver: Process,
-    _etcd: Process,
-    _directory: tempfile::TempDir,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn has_etcd() -> bool {
-    let found = Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !found {
-        assert!(std::env::var_os("CI").is_none(), "etcd is not installed");
-        println!("skipped: etcd is not installed");
-    }
-    found
-}
-
-fn spawn(program: &Path, args: &[String], log: &Path) -> Process {
-    let log = std::fs::File::create(log).unwrap();
-    let mut command = Command::new(program);
-    command.args(args).stdout(log.try_clone().unwrap()).stderr(log);
-    Process(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
-}
-
-impl Server {
-    async fn start() -> Server {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
-        let (etcd_url, peer_url) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
-        let args = [
-            format!("--data-dir={}", path("etcd").display()),
-            format!("--listen-client-urls={etcd_url}"),
-            format!("--advertise-client-urls={etcd_url}"),
-            format!("--listen-peer-urls={peer_url}"),
-            format!("--initial-advertise-peer-urls={peer_url}"),
-            format!("--initial-cluster=default={peer_url}"),
-        ];
-        let etcd = spawn(Path::new("etcd"), &args, &path("etcd.log"));
-        let args = [
-            format!("--etcd-servers={etcd_url}"),
-            "--bind-address=127.0.0.1".to_owned(),
-            format!("--secure-port={port}"),
-            format!("--cert-dir={}", path("certs").display()),
-            format!("--client-ca-file={}", path("ca.crt").display()),
-            "--authorization-mode=RBAC".to_owned(),
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-        ];
-        let admin = admin(&path("ca.crt"));
-        let apiserver = spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &path("apiserver.log"));
-        _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let mut config = kube::Config::new(format!("https://127.0.0.1:{port}").parse().unwrap());
-        config.accept_invalid_certs = true;
-        config.auth_info.client_certificate_data = Some(base64(&admin.0));
-        config.auth_info.client_key_data = Some(base64(&admin.1).into());
-        let client = kube::Client::try_from(config).unwrap();
-        let deadline = Instant::now() + START_TIMEOUT;
-        while let Err(error) = client.request_text(Request::get("/readyz").body(Vec::new()).unwrap()).await {
-            let log = || std::fs::read_to_string(path("apiserver.log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "the apiserver is not ready: {error:?} {}", log());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Server { client, _apiserver: apiserver, _etcd: etcd, _directory: directory }
-    }
-
-    /// The body, or the code of the failure and its message.
-    async fn call(&self, method: &str, path: &str, body: &Value, kind: &str) -> Result<Value, (u16, String)> {
-        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let request = Request::builder().method(method).uri(path).header("content-type", kind).body(body).unwrap();
-        self.client.request::<Value>(request).await.map_err(|error| match error {
-            kube::Error::Api(status) => (status.code, status.message.clone()),
-            other => (0, other.to_string()),
-        })
-    }
-
-    async fn get(&self, path: &str) -> Result<Value, (u16, String)> {
-        self.call("GET", path, &Value::Null, "application/json").await
-    }
-
-    async fn table(&self, path: &str) -> Value {
-        let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
-        let request = Request::get(path).header("accept", accept).body(Vec::new()).unwrap();
-        self.client.request::<Value>(request).await.unwrap()
-    }
-}
-
-fn base64(text: &str) -> String {
-    base64::engine::general_purpose::STANDARD.encode(text)
-}
-
-/// The certificate and key of a member of `system:masters`, signed by a CA that is written to a file.
-fn admin(authority: &Path) -> (String, String) {
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&ca_key).unwrap();
-    std::fs::write(authority, ca.pem()).unwrap();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
-    params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
-    params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
-    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.pem(), ca_key).unwrap();
-    (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
-}
 
 fn collection_path(kind: &KindFacts) -> String {
     let root = if kind.group.is_empty() { "/api/v1".into() } else { format!("/apis/{}/{}", kind.group, kind.version) };

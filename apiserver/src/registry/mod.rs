@@ -108,11 +108,6 @@ impl Resource {
         self.strategy.to_stored(&mut object);
         Cow::Owned(object)
     }
-
-    /// `pods`, `deployments.apps`.
-    pub fn group_resource(&self) -> String {
-        self.gvr.group_resource()
-    }
 }
 
 // === impl Registry ===

@@ -1,25 +1,16 @@
-//! The body of a response: bytes known in full, or a stream fed through a bounded channel.
+//! The body of a response: bytes known in full, or a stream that makes them as they are read.
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::sync::mpsc;
 
 /// What handlers answer with.
 pub enum Body {
     Empty,
     Full(Bytes),
-    /// Several parts, sent one after another; the length is known.
-    Parts {
-        parts: VecDeque<Bytes>,
-        length: u64,
-    },
-    /// Ends when the sender is dropped.
-    Channel(mpsc::Receiver<Bytes>),
-    /// Anything else: a proxied response.
+    /// Anything else: lists, watches, proxied responses.
     Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send + Sync>>),
 }
 
@@ -28,17 +19,6 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 // === impl Body ===
 
 impl Body {
-    pub fn parts(parts: Vec<Bytes>) -> Self {
-        let length = parts.iter().map(|p| p.len() as u64).sum();
-        Self::Parts { parts: parts.into(), length }
-    }
-
-    /// A body that is sent as the sender is fed; holds at most `capacity` frames back.
-    pub fn channel(capacity: usize) -> (mpsc::Sender<Bytes>, Self) {
-        let (sender, receiver) = mpsc::channel(capacity);
-        (sender, Self::Channel(receiver))
-    }
-
     pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = BoxError> + Send + Sync + 'static) -> Self {
         Self::Boxed(Box::pin(body))
     }
@@ -86,14 +66,6 @@ impl http_body::Body for Body {
                 Self::Full(bytes) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 _ => Poll::Ready(None),
             },
-            Self::Parts { parts, length } => match parts.pop_front() {
-                Some(part) => {
-                    *length -= part.len() as u64;
-                    Poll::Ready(Some(Ok(Frame::data(part))))
-                }
-                None => Poll::Ready(None),
-            },
-            Self::Channel(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -102,8 +74,6 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
-            Self::Parts { parts, .. } => parts.is_empty(),
-            Self::Channel(_) => false,
             Self::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -112,8 +82,6 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Parts { length, .. } => SizeHint::with_exact(*length),
-            Self::Channel(_) => SizeHint::default(),
             Self::Boxed(body) => body.size_hint(),
         }
     }

@@ -105,13 +105,11 @@ impl RequestInfo {
             }
             parts.remove(0);
         }
-        if parts[0] == "namespaces" {
-            if parts.len() > 1 {
-                info.namespace = parts[1].to_owned();
-                // A path below a namespace names a resource in it, unless it is a subresource of the namespace itself.
-                if parts.len() > 2 && !NAMESPACE_SUBRESOURCES.contains(&parts[2]) {
-                    parts.drain(..2);
-                }
+        if parts[0] == "namespaces" && parts.len() > 1 {
+            info.namespace = parts[1].to_owned();
+            // A path below a namespace names a resource in it, unless it is a subresource of the namespace itself.
+            if parts.len() > 2 && !NAMESPACE_SUBRESOURCES.contains(&parts[2]) {
+                parts.drain(..2);
             }
         }
         info.resource = parts[0].to_owned();

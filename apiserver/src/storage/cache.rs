@@ -187,11 +187,6 @@ impl Cache {
         let queue = feed.subscribers.add(scope);
         (feed.current.clone(), Subscription { backlog: VecDeque::new(), queue })
     }
-
-    /// How many watch.
-    pub fn watchers(&self) -> usize {
-        self.feed.lock().subscribers.count()
-    }
 }
 
 /// The objects of a namespace (all, if empty) in order of their keys.
@@ -285,12 +280,6 @@ impl Subscribers {
                 deliver_keyed(&mut self.by_node, node, event);
             }
         }
-    }
-
-    fn count(&self) -> usize {
-        let open = |list: &Vec<mpsc::Sender<Arc<Event>>>| list.iter().filter(|s| !s.is_closed()).count();
-        let keyed = [&self.by_namespace, &self.by_key, &self.by_node];
-        open(&self.all) + keyed.iter().flat_map(|map| map.values()).map(open).sum::<usize>()
     }
 }
 

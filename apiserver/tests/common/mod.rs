@@ -1,0 +1,166 @@
+//! An apiserver over an etcd of its own, for tests; both end with the test.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use base64::Engine as _;
+use http::Request;
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+pub struct Server {
+    pub client: kube::Client,
+    pub url: String,
+    apiserver: Option<Process>,
+    args: Vec<String>,
+    etcd: Option<Process>,
+    etcd_args: Vec<String>,
+    pub etcd_url: String,
+    directory: tempfile::TempDir,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub fn has_etcd() -> bool {
+    let found = Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !found {
+        assert!(std::env::var_os("CI").is_none(), "etcd is not installed");
+        println!("skipped: etcd is not installed");
+    }
+    found
+}
+
+fn spawn(program: &Path, args: &[String], log: &Path) -> Process {
+    let log = std::fs::File::create(log).unwrap();
+    let mut command = Command::new(program);
+    command.args(args).stdout(log.try_clone().unwrap()).stderr(log);
+    Process(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
+}
+
+impl Server {
+    pub async fn start() -> Server {
+        Self::start_with(&[]).await
+    }
+
+    /// With more flags for the apiserver.
+    pub async fn start_with(flags: &[&str]) -> Server {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
+        let (etcd_url, peer_url) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
+        let etcd_args = vec![
+            format!("--data-dir={}", path("etcd").display()),
+            format!("--listen-client-urls={etcd_url}"),
+            format!("--advertise-client-urls={etcd_url}"),
+            format!("--listen-peer-urls={peer_url}"),
+            format!("--initial-advertise-peer-urls={peer_url}"),
+            format!("--initial-cluster=default={peer_url}"),
+        ];
+        let etcd = spawn(Path::new("etcd"), &etcd_args, &path("etcd.log"));
+        let mut args = vec![
+            format!("--etcd-servers={etcd_url}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--cert-dir={}", path("certs").display()),
+            format!("--client-ca-file={}", path("ca.crt").display()),
+            "--authorization-mode=RBAC".to_owned(),
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+        ];
+        let admin = admin(&path("ca.crt"));
+        args.extend(flags.iter().map(ToString::to_string));
+        let apiserver = spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &path("apiserver.log"));
+        _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let url = format!("https://127.0.0.1:{port}");
+        let mut config = kube::Config::new(url.parse().unwrap());
+        config.accept_invalid_certs = true;
+        config.auth_info.client_certificate_data = Some(base64(&admin.0));
+        config.auth_info.client_key_data = Some(base64(&admin.1).into());
+        let client = kube::Client::try_from(config).unwrap();
+        let server =
+            Server { client, url, apiserver: Some(apiserver), args, etcd: Some(etcd), etcd_args, etcd_url, directory };
+        server.ready().await;
+        server
+    }
+
+    async fn ready(&self) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while let Err(error) = self.client.request_text(Request::get("/readyz").body(Vec::new()).unwrap()).await {
+            let log = || std::fs::read_to_string(self.directory.path().join("apiserver.log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the apiserver is not ready: {error:?} {}", log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Ends the apiserver with SIGKILL and starts it again.
+    pub async fn restart(&mut self) {
+        self.apiserver = None;
+        let log = self.directory.path().join("apiserver.log");
+        self.apiserver = Some(spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &self.args, &log));
+        self.ready().await;
+    }
+
+    /// Ends etcd with SIGKILL.
+    pub fn kill_etcd(&mut self) {
+        self.etcd = None;
+    }
+
+    /// Starts it again over what it had written.
+    pub fn start_etcd(&mut self) {
+        self.etcd = Some(spawn(Path::new("etcd"), &self.etcd_args, &self.directory.path().join("etcd-again.log")));
+    }
+
+    /// The body, or the code of the failure and its message.
+    pub async fn call(&self, method: &str, path: &str, body: &Value, kind: &str) -> Result<Value, (u16, String)> {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let request = Request::builder().method(method).uri(path).header("content-type", kind).body(body).unwrap();
+        self.client.request::<Value>(request).await.map_err(|error| match error {
+            kube::Error::Api(status) => (status.code, status.message.clone()),
+            other => (0, other.to_string()),
+        })
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Value, (u16, String)> {
+        self.call("GET", path, &Value::Null, "application/json").await
+    }
+
+    pub async fn table(&self, path: &str) -> Value {
+        let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        let request = Request::get(path).header("accept", accept).body(Vec::new()).unwrap();
+        self.client.request::<Value>(request).await.unwrap()
+    }
+}
+
+pub fn base64(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+/// The certificate and key of a member of `system:masters`, signed by a CA that is written to a file.
+fn admin(authority: &Path) -> (String, String) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).unwrap();
+    std::fs::write(authority, ca.pem()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+    params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
+    params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.pem(), ca_key).unwrap();
+    (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+}

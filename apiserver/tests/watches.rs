@@ -1,0 +1,201 @@
+//! Lists and watches against a real etcd: what a client sees is what was written, in order, once, whatever happens to etcd.
+
+mod common;
+
+use common::{Server, has_etcd};
+use futures::AsyncBufReadExt as _;
+use futures::TryStreamExt as _;
+use http::Request;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const PATH: &str = "/api/v1/namespaces/w/configmaps";
+const JSON: &str = "application/json";
+const MERGE: &str = "application/merge-patch+json";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Lines = futures::io::Lines<std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>>>;
+
+/// A watch, event by event.
+struct Watch(Lines);
+
+impl Watch {
+    async fn open(server: &Server, query: &str) -> Self {
+        let request = Request::get(format!("{PATH}?watch=true&{query}")).body(Vec::new()).unwrap();
+        let stream: std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>> =
+            Box::pin(server.client.request_stream(request).await.unwrap());
+        Self(stream.lines())
+    }
+
+    /// Type and object; None when the watch has ended.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        let line = tokio::time::timeout(PATIENCE, self.0.try_next()).await.expect("an event in time").ok()??;
+        let mut event: Value = serde_json::from_str(&line).unwrap();
+        Some((event["type"].as_str().unwrap().to_owned(), event["object"].take()))
+    }
+
+    /// `ADDED a`, with the name of the object.
+    async fn told(&mut self) -> String {
+        match self.next().await {
+            Some((kind, object)) => format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or("")),
+            None => "the end".to_owned(),
+        }
+    }
+}
+
+async fn start(flags: &[&str]) -> Server {
+    let server = Server::start_with(flags).await;
+    server.call("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "w"}}), JSON).await.unwrap();
+    server
+}
+
+async fn create(server: &Server, name: &str, label: &str) -> Value {
+    let object = json!({"metadata": {"name": name, "labels": {"l": label}}});
+    server.call("POST", PATH, &object, JSON).await.unwrap()
+}
+
+async fn relabel(server: &Server, name: &str, label: &str) -> Value {
+    let patch = json!({"metadata": {"labels": {"l": label}}});
+    server.call("PATCH", &format!("{PATH}/{name}"), &patch, MERGE).await.unwrap()
+}
+
+async fn delete(server: &Server, name: &str) {
+    server.call("DELETE", &format!("{PATH}/{name}"), &Value::Null, JSON).await.unwrap();
+}
+
+fn version(object: &Value) -> String {
+    object["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streaming_list_ends_with_its_bookmark_and_goes_on_as_a_watch() {
+    if !has_etcd() {
+        return;
+    }
+    let server = start(&[]).await;
+    create(&server, "a", "x").await;
+    create(&server, "b", "y").await;
+    let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&labelSelector=l%3Dx";
+    let mut watch = Watch::open(&server, query).await;
+    assert_eq!(watch.told().await, "ADDED a");
+    let (kind, bookmark) = watch.next().await.unwrap();
+    assert_eq!(
+        (kind.as_str(), &bookmark["metadata"]["annotations"]["k8s.io/initial-events-end"]),
+        ("BOOKMARK", &json!("true"))
+    );
+    relabel(&server, "b", "x").await;
+    relabel(&server, "a", "z").await;
+    server.call("PATCH", &format!("{PATH}/b"), &json!({"data": {"k": "v"}}), MERGE).await.unwrap();
+    delete(&server, "b").await;
+    for expected in ["ADDED b", "DELETED a", "MODIFIED b", "DELETED b"] {
+        assert_eq!(watch.told().await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_begins_behind_its_version_and_a_paged_list_stays_at_its_own() {
+    if !has_etcd() {
+        return;
+    }
+    let server = start(&[]).await;
+    let first = create(&server, "a", "x").await;
+    for name in ["b", "c", "d"] {
+        create(&server, name, "x").await;
+    }
+    let mut watch = Watch::open(&server, &format!("resourceVersion={}", version(&first))).await;
+    for expected in ["ADDED b", "ADDED c", "ADDED d"] {
+        assert_eq!(watch.told().await, expected);
+    }
+    let page = server.get(&format!("{PATH}?limit=2&labelSelector=l")).await.unwrap();
+    assert_eq!(names(&page), ["a", "b"]);
+    delete(&server, "c").await;
+    create(&server, "e", "x").await;
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    let rest = server.get(&format!("{PATH}?continue={token}&labelSelector=l")).await.unwrap();
+    assert_eq!((names(&rest), version(&rest)), (vec!["c", "d"], version(&page)));
+    let now = server.get(&format!("{PATH}?labelSelector=l")).await.unwrap();
+    assert_eq!(names(&now), ["a", "b", "d", "e"]);
+    let exact = format!("{PATH}?resourceVersion={}&resourceVersionMatch=Exact&labelSelector=l", version(&page));
+    assert_eq!(names(&server.get(&exact).await.unwrap()), ["a", "b", "c", "d"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_live_through_the_death_of_etcd_and_miss_nothing() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = start(&[]).await;
+    let first = create(&server, "a", "x").await;
+    let mut watch = Watch::open(&server, &format!("resourceVersion={}", version(&first))).await;
+    server.kill_etcd();
+    assert_eq!(names(&server.get(&format!("{PATH}?resourceVersion=0&labelSelector=l")).await.unwrap()), ["a"]);
+    server.start_etcd();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let object = json!({"metadata": {"name": "b"}});
+        match server.call("POST", PATH, &object, JSON).await {
+            Ok(_) | Err((409, _)) => break,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    create(&server, "c", "x").await;
+    for expected in ["ADDED b", "ADDED c"] {
+        assert_eq!(watch.told().await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_version_is_gone_and_says_so() {
+    if !has_etcd() {
+        return;
+    }
+    let mut server = start(&[]).await;
+    create(&server, "a", "x").await;
+    server.restart().await;
+    assert_eq!(names(&server.get(&format!("{PATH}?labelSelector=l")).await.unwrap()), ["a"]);
+    // The server knows nothing of the time before it started.
+    let mut watch = Watch::open(&server, "resourceVersion=1").await;
+    let (kind, status) = watch.next().await.unwrap();
+    assert_eq!((kind.as_str(), &status["code"], &status["reason"]), ("ERROR", &json!(410), &json!("Expired")));
+    assert!(watch.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_writes_are_seen_once_and_in_order() {
+    if !has_etcd() {
+        return;
+    }
+    let server = start(&[]).await;
+    let list = server.get(PATH).await.unwrap();
+    let mut watch = Watch::open(&server, &format!("resourceVersion={}", version(&list))).await;
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let client = server.client.clone();
+            tokio::spawn(async move {
+                let api: kube::Api<k8s_openapi::api::core::v1::ConfigMap> = kube::Api::namespaced(client, "w");
+                for index in 0..125 {
+                    let name = format!("{writer}-{index}");
+                    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+                    let object = serde_json::from_value(object).unwrap();
+                    api.create(&kube::api::PostParams::default(), &object).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let (mut seen, mut last) = (std::collections::BTreeSet::new(), 0);
+    while seen.len() < 1000 {
+        let (kind, object) = watch.next().await.unwrap();
+        let revision: i64 = version(&object).parse().unwrap();
+        assert!(kind == "ADDED" && revision > last, "{kind} {revision} after {last}");
+        assert!(seen.insert(object["metadata"]["name"].as_str().unwrap().to_owned()));
+        last = revision;
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
