@@ -103,8 +103,11 @@ impl Resizes {
             return false;
         }
         let limits = resources::pod(pod, means.runtime.node.cpu_quota);
-        // The pod's own limits grow before its containers' and shrink after them; setting them twice does both.
-        let mut result = means.runtime.cgroups.ensure_pod(pod, &limits).map_err(|e| e.to_string());
+        // The pod's own limits grow before its containers' and shrink after them.
+        let mut result = Ok(());
+        if changes.iter().any(|c| self.grows(c)) {
+            result = means.runtime.cgroups.ensure_pod(pod, &limits).map_err(|e| e.to_string());
+        }
         for change in &changes {
             if result.is_err() {
                 break;
@@ -125,6 +128,16 @@ impl Resizes {
                 false
             }
         }
+    }
+
+    /// Whether a change raises (or lifts) a limit.
+    fn grows(&self, change: &Change) -> bool {
+        let limit = |resources: Option<&ResourceRequirements>, name: &str| {
+            let limits = resources.and_then(|r| r.limits.as_ref());
+            limits.and_then(|l| l.get(name)).map_or(i64::MAX, |q| Quantity::from(q).milli_value())
+        };
+        let (has, wants) = (self.applied.get(&change.id), change.container.resources.as_ref());
+        RESIZABLE.into_iter().any(|name| limit(wants, name) > limit(has, name))
     }
 
     async fn change(
