@@ -63,7 +63,7 @@ impl Plugin for CertificateSigning {
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         Box::pin(async {
             let failed = |csr: &Value| list(csr, "/status/conditions").iter().any(|c| text(c, "/type") == "Failed");
-            let (new, old) = (request.new(), request.old());
+            let (new, old) = (request.new_object(), request.old());
             let unchanged = new.pointer("/status/certificate") == old.pointer("/status/certificate");
             if unchanged && failed(new) == failed(old) {
                 return Ok(());
@@ -105,11 +105,11 @@ impl Plugin for CertificateSubjectRestriction {
 
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         let check = || {
-            let signer = text(request.new(), "/spec/signerName");
+            let signer = text(request.new_object(), "/spec/signerName");
             if signer != "kubernetes.io/kube-apiserver-client" {
                 return Ok(());
             }
-            let organizations = organizations(text(request.new(), "/spec/request"))
+            let organizations = organizations(text(request.new_object(), "/spec/request"))
                 .ok_or_else(|| request.forbidden("failed to parse the CSR"))?;
             if organizations.iter().any(|organization| organization == "system:masters") {
                 return Err(

@@ -54,7 +54,7 @@ impl Plugin for LimitRanger {
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         let check = || {
             for range in self.ranges(request.namespace()) {
-                let refusals = refusals(&range, request.new(), request.is("", "pods", ""));
+                let refusals = refusals(&range, request.new_object(), request.is("", "pods", ""));
                 match refusals.as_slice() {
                     [] => {}
                     [one] => return Err(request.forbidden(one)),
@@ -163,8 +163,8 @@ fn of_pod(pod: &Value, kind: &str) -> Amounts {
     let add = |sum: &mut Amounts, more: &Amounts| {
         for (resource, amount) in more {
             let total = match sum.get(resource) {
-                Some(have) => have.clone() + amount.clone(),
-                None => amount.clone(),
+                Some(have) => *have + *amount,
+                None => *amount,
             };
             sum.insert(resource.clone(), total);
         }

@@ -35,6 +35,7 @@ pub enum Operation {
 }
 
 /// One request as admission sees it.
+#[expect(dead_code, reason = "webhooks are told all of it")]
 pub struct AdmissionRequest<'a> {
     pub attributes: &'a Attributes,
     /// None for virtual resources.
@@ -223,7 +224,7 @@ impl AdmissionRequest<'_> {
     }
 
     /// The new object, to be read; null for none.
-    pub fn new(&self) -> &Value {
+    pub fn new_object(&self) -> &Value {
         self.object.as_deref().unwrap_or(&Value::Null)
     }
 
@@ -233,7 +234,7 @@ impl AdmissionRequest<'_> {
 
     /// The object's name, its generateName, or the request's name.
     pub fn name(&self) -> &str {
-        let object = if self.object.is_some() { self.new() } else { self.old() };
+        let object = if self.object.is_some() { self.new_object() } else { self.old() };
         [text(object, "/metadata/name"), text(object, "/metadata/generateName"), &self.attributes.name]
             .into_iter()
             .find(|name| !name.is_empty())

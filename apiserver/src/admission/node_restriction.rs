@@ -52,7 +52,7 @@ impl NodeRestriction {
         let attributes = request.attributes;
         match (attributes.group.as_str(), attributes.resource.as_str(), attributes.subresource.as_str()) {
             ("", "pods", "") => match request.operation {
-                Operation::Create => self.create_pod(request.new(), node),
+                Operation::Create => self.create_pod(request.new_object(), node),
                 Operation::Delete => self.own_pod(request, node, || {
                     format!("node {node:?} can only delete pods with spec.nodeName set to itself")
                 }),
@@ -159,7 +159,7 @@ impl NodeRestriction {
             return Ok(());
         }
         let node = node::node_of(&request.attributes.user).unwrap_or_default();
-        let body = request.new();
+        let body = request.new_object();
         let bound = &body["spec"]["boundObjectRef"];
         if bound.is_null()
             || text(bound, "/apiVersion") != "v1"
@@ -220,7 +220,7 @@ fn update_pod_status(request: &AdmissionRequest<'_>, node: &str) -> Result<(), S
     if request.operation != Operation::Update {
         return Err(format!("unexpected operation {}", name_of(request.operation)));
     }
-    let (new, old) = (request.new(), request.old());
+    let (new, old) = (request.new_object(), request.old());
     if text(old, "/spec/nodeName") != node {
         return Err(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
     }
@@ -243,7 +243,7 @@ fn write_node(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> 
     if name != node {
         return Err(format!("node {node:?} is not allowed to modify node {name:?}"));
     }
-    let (new, old) = (request.new(), request.old());
+    let (new, old) = (request.new_object(), request.old());
     let joined = |labels: BTreeSet<String>| labels.into_iter().collect::<Vec<_>>().join(", ");
     match request.operation {
         Operation::Create => {
@@ -335,7 +335,7 @@ fn claim_status(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String
         }
         claim
     };
-    if strip(request.new()) != strip(request.old()) {
+    if strip(request.new_object()) != strip(request.old()) {
         return Err(format!(
             "node {node:?} is not allowed to update fields other than status.quantity and status.conditions"
         ));
@@ -363,7 +363,7 @@ fn csi_node(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {
 }
 
 fn resource_slice(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {
-    let of = if request.creates() { request.new() } else { request.old() };
+    let of = if request.creates() { request.new_object() } else { request.old() };
     if of.is_null() || text(of, "/spec/nodeName") == node {
         return Ok(());
     }

@@ -38,7 +38,7 @@ impl Priority {
     }
 
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
-        let name = text(request.new(), "/spec/priorityClassName").to_owned();
+        let name = text(request.new_object(), "/spec/priorityClassName").to_owned();
         let class = match name.as_str() {
             "" => self.default_class(),
             name => match self.class(name).await? {
@@ -49,7 +49,7 @@ impl Priority {
         let value = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);
         let policy = class.as_ref().map(|class| text(class, "/preemptionPolicy")).filter(|policy| !policy.is_empty());
         let policy = policy.unwrap_or(PREEMPT_LOWER).to_owned();
-        let spec = &request.new()["spec"];
+        let spec = &request.new_object()["spec"];
         if let Some(given) = spec["priority"].as_i64().filter(|given| *given != value) {
             return Err(request.forbidden(format!(
                 "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
@@ -101,7 +101,7 @@ impl Plugin for Priority {
 
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         let check = || {
-            if !request.is(GROUP, "priorityclasses", "") || request.new()["globalDefault"] != true {
+            if !request.is(GROUP, "priorityclasses", "") || request.new_object()["globalDefault"] != true {
                 return Ok(());
             }
             match self.default_class() {

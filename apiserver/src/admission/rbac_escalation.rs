@@ -17,7 +17,8 @@ impl Plugin for RbacEscalation {
 
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         Box::pin(async {
-            escalation::check(&self.0, self.0.rbac(), request.attributes, request.new(), request.old_object).await
+            escalation::check(&self.0, self.0.rbac(), request.attributes, request.new_object(), request.old_object)
+                .await
         })
     }
 }

@@ -29,9 +29,9 @@ impl RuntimeClass {
     }
 
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
-        let name = text(request.new(), "/spec/runtimeClassName").to_owned();
+        let name = text(request.new_object(), "/spec/runtimeClassName").to_owned();
         if name.is_empty() {
-            if has_members(&request.new()["spec"]["overhead"]) {
+            if has_members(&request.new_object()["spec"]["overhead"]) {
                 return Err(request
                     .forbidden("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"));
             }

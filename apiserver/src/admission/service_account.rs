@@ -93,7 +93,7 @@ impl Plugin for ServiceAccount {
     }
 
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
-        let pod = request.new();
+        let pod = request.new_object();
         let outcome = if is_mirror_pod(pod) {
             mirror_pod_refusal(pod).map_or(Ok(()), |why| Err(request.forbidden(why)))
         } else {

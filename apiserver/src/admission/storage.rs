@@ -107,7 +107,7 @@ impl PersistentVolumeClaimResize {
     }
 
     fn check(&self, request: &AdmissionRequest<'_>) -> Result<(), StatusError> {
-        let (new, old) = (request.new(), request.old());
+        let (new, old) = (request.new_object(), request.old());
         let size = |claim: &Value| {
             let text = claim.pointer("/spec/resources/requests/storage").and_then(Value::as_str)?;
             Quantity::parse(text).ok()

@@ -163,22 +163,29 @@ impl TokenVerifier {
         audiences: &[String],
         now: i64,
     ) -> Option<Result<(UserInfo, Vec<String>), String>> {
-        let unproven: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
-        let legacy = unproven.iss == LEGACY_ISSUER;
-        if !legacy && !self.issuers.contains(&unproven.iss) {
-            return None;
-        }
-        Some(self.prove(token).and_then(|claims| {
-            if legacy { self.check_legacy(token, &claims, audiences) } else { self.check(&claims, audiences, now) }
-        }))
+        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let known = self.proven.lock().get(&digest).cloned();
+        let claims = match known {
+            Some(claims) => claims,
+            None => {
+                let unproven: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
+                if unproven.iss != LEGACY_ISSUER && !self.issuers.contains(&unproven.iss) {
+                    return None;
+                }
+                match self.prove(token, digest) {
+                    Ok(claims) => claims,
+                    Err(why) => return Some(Err(why)),
+                }
+            }
+        };
+        Some(match claims.iss.as_str() {
+            LEGACY_ISSUER => self.check_legacy(token, &claims, audiences),
+            _ => self.check(&claims, audiences, now),
+        })
     }
 
     /// The claims if one of our keys signed them.
-    fn prove(&self, token: &str) -> Result<Arc<Claims>, String> {
-        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(claims) = self.proven.lock().get(&digest) {
-            return Ok(claims.clone());
-        }
+    fn prove(&self, token: &str, digest: [u8; 32]) -> Result<Arc<Claims>, String> {
         let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
         let kid = header.kid.as_deref().unwrap_or_default();
         // A key that the token names comes first; tokens of old keys name none that we know.

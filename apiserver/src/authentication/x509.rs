@@ -35,8 +35,8 @@ struct State {
     modified: Option<SystemTime>,
     verifier: Arc<dyn ClientCertVerifier>,
     pem: Arc<str>,
-    /// By the SHA-256 of a certificate: the seconds since the epoch until which the chain is known to hold.
-    remembered: HashMap<[u8; 32], i64>,
+    /// By the SHA-256 of a certificate: whose it is, and the seconds since the epoch until which that is known to hold.
+    remembered: HashMap<[u8; 32], (i64, Identity)>,
 }
 
 /// What a certificate says of its bearer.
@@ -69,25 +69,29 @@ impl Authorities {
         let digest: [u8; 32] = Sha256::digest(leaf).into();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let info = component_base::x509::read_der(leaf).map_err(|error| error.to_string())?;
-        let verifier = self.refreshed(|state| {
-            (!state.remembered.get(&digest).is_some_and(|until| now_seconds <= *until)).then(|| state.verifier.clone())
+        let verifier = self.refreshed(|state| match state.remembered.get(&digest) {
+            Some((until, identity)) if now_seconds <= *until => Err(identity.clone()),
+            _ => Ok(state.verifier.clone()),
         });
-        if let Some(verifier) = verifier {
-            verifier
-                .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now))
-                .map_err(|error| format!("verifying certificate of {:?}: {error}", info.common_name))?;
-            let mut state = self.state.lock();
-            // Not if the authorities changed meanwhile.
-            if Arc::ptr_eq(&state.verifier, &verifier) {
-                if state.remembered.len() >= REMEMBERED_MAX {
-                    state.remembered.clear();
-                }
-                state.remembered.insert(digest, info.not_after);
-            }
-        }
+        let verifier = match verifier {
+            Ok(verifier) => verifier,
+            Err(known) => return Ok(known),
+        };
+        let info = component_base::x509::read_der(leaf).map_err(|error| error.to_string())?;
+        verifier
+            .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now))
+            .map_err(|error| format!("verifying certificate of {:?}: {error}", info.common_name))?;
         let fingerprint = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Identity { common_name: info.common_name, organizations: info.organizations, fingerprint })
+        let identity = Identity { common_name: info.common_name, organizations: info.organizations, fingerprint };
+        let mut state = self.state.lock();
+        // Not if the authorities changed meanwhile.
+        if Arc::ptr_eq(&state.verifier, &verifier) {
+            if state.remembered.len() >= REMEMBERED_MAX {
+                state.remembered.clear();
+            }
+            state.remembered.insert(digest, (info.not_after, identity.clone()));
+        }
+        Ok(identity)
     }
 
     fn refreshed<T>(&self, read_state: impl FnOnce(&State) -> T) -> T {

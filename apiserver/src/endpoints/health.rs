@@ -10,12 +10,12 @@ use std::fmt::Write as _;
 
 /// The answer at a health path; None if it is none.
 pub fn document(context: &Context, path: &str, query: &Query) -> Option<Response<Body>> {
-    let mut segments = path.trim_matches('/').split('/');
-    let endpoint = segments.next()?;
+    let path = path.trim_matches('/');
+    // A check's name may hold slashes itself.
+    let (endpoint, single) = path.split_once('/').map_or((path, None), |(endpoint, name)| (endpoint, Some(name)));
     if !matches!(endpoint, "healthz" | "livez" | "readyz") {
         return None;
     }
-    let single = segments.next();
     let excluded: Vec<&str> = query.all("exclude").collect();
     let checks: Vec<(&str, Result<(), &'static str>)> = checks(context, endpoint)
         .into_iter()

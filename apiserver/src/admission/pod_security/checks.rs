@@ -11,10 +11,9 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// How strict a namespace is.
+/// How strict a namespace is, unless it is `privileged`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    Privileged,
     Baseline,
     Restricted,
 }
@@ -96,7 +95,6 @@ pub fn violations(level: Level, metadata: &Value, spec: &Value) -> Vec<Violation
     let restricted = level == Level::Restricted;
     let baseline = BASELINE.iter().filter(|(_, replaced)| !(restricted && *replaced)).map(|(check, _)| check);
     match level {
-        Level::Privileged => Vec::new(),
         Level::Baseline => baseline.filter_map(|check| check(&pod)).collect(),
         Level::Restricted => baseline.chain(RESTRICTED.iter()).filter_map(|check| check(&pod)).collect(),
     }
@@ -497,6 +495,5 @@ mod tests {
                 r#"seccompProfile (pod or container "a" must set securityContext.seccompProfile.type to "RuntimeDefault" or "Localhost")"#
             )
         );
-        assert_eq!(violations(Level::Privileged, &json!({}), &spec), []);
     }
 }

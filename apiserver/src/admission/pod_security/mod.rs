@@ -46,7 +46,7 @@ impl PodSecurity {
 
     fn check(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
         let is_pod = request.attributes.group.is_empty() && request.attributes.resource == "pods";
-        if is_pod && request.updates() && !is_significant(request.new(), request.old()) {
+        if is_pod && request.updates() && !is_significant(request.new_object(), request.old()) {
             return Ok(());
         }
         let found = |policy: &Policy, request: &AdmissionRequest<'_>| {
@@ -101,7 +101,7 @@ fn template_pointer(group: &str, resource: &str) -> Option<&'static str> {
 
 fn template<'r>(request: &'r AdmissionRequest<'_>) -> Option<(&'r Value, &'r Value)> {
     let pointer = template_pointer(&request.attributes.group, &request.attributes.resource)?;
-    let template = request.new().pointer(pointer)?;
+    let template = request.new_object().pointer(pointer)?;
     Some((&template["metadata"], &template["spec"]))
 }
 
