@@ -9,7 +9,7 @@ bootstrap=$1 binaries=$2 cgroup=$3
 picture() {
     find /etc /usr/local /root /run /var/lib /var/log -xdev \
         \( -path /run/netns -o -path /run/lock -o -path /var/log/journal \) -prune -o -print 2>/dev/null |
-        grep -v -e '^/root/\.cargo' -e '^/run/xtables.lock' -e '^/run/mount' | sort
+        grep -v -e '^/root/\.cargo' -e '^/run/xtables.lock' -e '^/run/mount' -e '^/root/\.kube/cache' | sort
     ip -o link | cut -d: -f2 | cut -d@ -f1 | sort
     ip route show | sort
     nft list ruleset
