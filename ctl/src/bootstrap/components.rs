@@ -261,9 +261,6 @@ fn dns(layout: &Layout, cluster: &ClusterFlags, node: &NodeFlags) -> Result<Vec<
         flag("cluster-domain", &cluster.service_dns_domain),
         flag("bind-address", address),
         flag("port", super::objects::DNS_PORT),
-        // Its customary ports for these are 8080 and 8181, which on a host are other programs'.
-        flag("health-bind-address", "127.0.0.1:10054"),
-        flag("ready-bind-address", "127.0.0.1:10055"),
         flag("metrics-bind-address", format!("0.0.0.0:{}", super::objects::DNS_METRICS_PORT)),
         flag("resolv-conf", node.resolv_conf()),
     ])
