@@ -216,7 +216,7 @@ pub(crate) async fn pods_of(cluster: &Cluster, in_namespace: &str, object: &Valu
     let mut pods: Vec<Value> = items(&list, "/items").to_vec();
     let ready =
         |pod: &Value| items(pod, "/status/conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-    let placed = |pod: &Value| crate::objects::text(pod, "/spec/nodeName") != "";
+    let placed = |pod: &Value| !crate::objects::text(pod, "/spec/nodeName").is_empty();
     let created = |pod: &Value| crate::objects::text(pod, "/metadata/creationTimestamp").to_owned();
     pods.sort_by_key(|pod| {
         (!placed(pod), crate::objects::text(pod, "/status/phase") != "Running", !ready(pod), created(pod))
