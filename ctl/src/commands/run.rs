@@ -211,10 +211,19 @@ async fn attached(cluster: &Cluster, args: &RunArgs) -> Result<ExitCode> {
         if args.tty && !args.quiet {
             eprintln!("If you don't see a command prompt, try pressing enter.");
         }
-        streams::attach(cluster, &args.name, &args.name, interactive).await?;
+        if let Err(error) = streams::attach(cluster, &args.name, &args.name, interactive).await {
+            // The container may have ended before anybody could attach to it: what it wrote is kept.
+            let path = format!("/api/v1/namespaces/{}/pods/{}", cluster.namespace, args.name);
+            let pod = cluster.get(&path).await?;
+            let ended = |status: &Value| status.pointer("/state/terminated").is_some();
+            let phase = text(&pod, "/status/phase");
+            if phase == "Running" && !items(&pod, "/status/containerStatuses").iter().any(ended) {
+                return Err(error);
+            }
+            print_log(cluster, args).await?;
+        }
     } else {
-        let path = format!("/api/v1/namespaces/{}/pods/{}/log", cluster.namespace, args.name);
-        print!("{}", cluster.get_text(&path).await?);
+        print_log(cluster, args).await?;
     }
     if args.restart == "Always" {
         return Ok(ExitCode::SUCCESS);
@@ -228,6 +237,12 @@ async fn attached(cluster: &Cluster, args: &RunArgs) -> Result<ExitCode> {
         _ => None,
     };
     Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(0)))
+}
+
+async fn print_log(cluster: &Cluster, args: &RunArgs) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{}/pods/{}/log", cluster.namespace, args.name);
+    print!("{}", cluster.get_text(&path).await?);
+    Ok(())
 }
 
 /// Waits until the pod is in one of the phases.

@@ -77,6 +77,10 @@ impl Streams {
 /// What the server said about a connection that it did not upgrade.
 fn explain(error: kube::Error) -> anyhow::Error {
     match error {
+        // The kubelet answers in plain words where the apiserver has a Status.
+        kube::Error::Api(status) if status.reason == "Failed to parse error data" => {
+            anyhow::anyhow!("unable to upgrade connection: {}", status.message.trim())
+        }
         kube::Error::Api(status) => match serde_json::to_value(&status) {
             Ok(status) => crate::cluster::RequestError::from_status(&status).into(),
             Err(error) => error.into(),
