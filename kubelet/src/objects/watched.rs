@@ -22,6 +22,8 @@ const MAX_WATCHES: usize = 64;
 const MAX_REMEMBERED: usize = 1024;
 /// A watch that nobody asked for this long ends. Running pods ask about each minute.
 const IDLE: Duration = Duration::from_secs(600);
+/// How long an immutable object, which has no watch, is believed to be still the one of its name.
+const IMMUTABLE_TRUST: Duration = Duration::from_secs(60);
 /// How long a caller waits for the first answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a caller waits after the API has refused: the node authorizer may lag behind a pod that was just bound.
@@ -41,6 +43,7 @@ struct Entry<K> {
     state: watch::Receiver<State<K>>,
     stale: LastKnown<K>,
     task: Option<AbortHandle>,
+    begun: Instant,
     last_used: Instant,
 }
 
@@ -93,7 +96,8 @@ where
         if let Some(entry) = entries.get_mut(key) {
             entry.last_used = now;
             let settled = matches!(&*entry.state.borrow(), State::Known(Some(object)) if (self.is_immutable)(object));
-            if settled || entry.is_watching() {
+            let trusted = settled && now.saturating_duration_since(entry.begun) < IMMUTABLE_TRUST;
+            if trusted || entry.is_watching() {
                 return (entry.state.clone(), entry.stale.clone());
             }
         }
@@ -102,7 +106,7 @@ where
         let (sender, state) = watch::channel(State::Pending);
         let api = Api::<K>::namespaced(self.client.clone(), &key.namespace);
         let task = tokio::spawn(follow(api, key.name.clone(), self.is_immutable, sender)).abort_handle();
-        let entry = Entry { state: state.clone(), stale: stale.clone(), task: Some(task), last_used: now };
+        let entry = Entry { state: state.clone(), stale: stale.clone(), task: Some(task), begun: now, last_used: now };
         entries.insert(key.clone(), entry);
         (state, stale)
     }
@@ -225,7 +229,7 @@ mod tests {
 
     fn entry(age: Duration, now: Instant) -> Entry<()> {
         let (_, state) = watch::channel(State::Known(None));
-        Entry { state, stale: None, task: None, last_used: now - age }
+        Entry { state, stale: None, task: None, begun: now - age, last_used: now - age }
     }
 
     #[test]

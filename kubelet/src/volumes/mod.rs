@@ -271,16 +271,30 @@ fn remove_volumes(pod_dir: &Path) -> io::Result<()> {
 
 /// The mount's subPath, with the variables of a subPathExpr filled in.
 fn sub_path_of(mount: &VolumeMount, envs: &[(String, String)]) -> Result<String, VolumeError> {
-    let Some(expression) = mount.sub_path_expr.as_deref().filter(|expression| !expression.is_empty()) else {
-        return Ok(mount.sub_path.clone().unwrap_or_default());
-    };
+    let expression = mount.sub_path_expr.as_deref().unwrap_or_default();
+    if expression.is_empty() {
+        return checked_sub_path(mount.sub_path.clone().unwrap_or_default());
+    }
     let lookup = |name: &str| envs.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let (expanded, unknown) = expansion::expand_noting_unknown(expression, lookup);
-    match unknown.first() {
-        Some(_) => Err(VolumeError::Mount(format!("missing value for \"{}\"", unknown.join(", ")))),
-        None if expanded.is_empty() => Err(VolumeError::Mount(format!("subPathExpr \"{expression}\" is empty"))),
-        None => Ok(expanded),
+    if !unknown.is_empty() {
+        return Err(VolumeError::Mount(format!("missing value for \"{}\"", unknown.join(", "))));
     }
+    if expanded.is_empty() {
+        return Err(VolumeError::Mount(format!("subPathExpr \"{expression}\" is empty")));
+    }
+    checked_sub_path(expanded)
+}
+
+/// What could never lie within a volume. (Links that lead out of it are found when it is opened.)
+fn checked_sub_path(path: String) -> Result<String, VolumeError> {
+    if path.starts_with('/') {
+        return Err(VolumeError::Mount(format!("error SubPath `{path}` must not be an absolute path")));
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(VolumeError::Mount(format!("unable to provision SubPath `{path}`: must not contain '..'")));
+    }
+    Ok(path)
 }
 
 fn absolute(path: &str) -> String {
@@ -379,6 +393,34 @@ mod tests {
         assert!(host.join("precious").exists() && host.join("made").is_dir());
         let left = mounts::mount_points().expect("the table");
         assert!(!left.iter().any(|path| path.starts_with(root.path())), "{left:?}");
+    }
+
+    #[test]
+    fn sub_paths_are_expanded_and_checked() {
+        let mount = |sub_path: &str, expression: &str| VolumeMount {
+            sub_path: Some(sub_path.into()),
+            sub_path_expr: Some(expression.into()),
+            ..Default::default()
+        };
+        let envs = [
+            ("NAME".to_owned(), "p".to_owned()),
+            ("ROOT".to_owned(), "/tmp".to_owned()),
+            ("NO".to_owned(), "".to_owned()),
+        ];
+        let cases = [
+            (mount("", ""), Ok("")),
+            (mount("a/b", ""), Ok("a/b")),
+            (mount("$(NAME)", ""), Ok("$(NAME)")),
+            (mount("", "logs/$(NAME)"), Ok("logs/p")),
+            (mount("", "$(NONE)"), Err("missing value for \"NONE\"")),
+            (mount("", "$(NO)"), Err("subPathExpr \"$(NO)\" is empty")),
+            (mount("", "$(ROOT)"), Err("error SubPath `/tmp` must not be an absolute path")),
+            (mount("a/../b", ""), Err("unable to provision SubPath `a/../b`: must not contain '..'")),
+        ];
+        for (mount, want) in cases {
+            let got = sub_path_of(&mount, &envs).map_err(|error| error.to_string());
+            assert_eq!(got.as_deref().map_err(String::as_str), want);
+        }
     }
 
     #[tokio::test]
