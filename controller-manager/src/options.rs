@@ -129,6 +129,8 @@ pub struct Flags {
 
     #[arg(long, default_value_t = 5)]
     pub concurrent_deployment_syncs: usize,
+    #[arg(long, default_value_t = 2)]
+    pub concurrent_daemonset_syncs: usize,
     #[arg(long, default_value_t = 5)]
     pub concurrent_replicaset_syncs: usize,
     #[arg(long, default_value_t = 5)]
@@ -195,7 +197,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("cluster-signing-legacy-unknown-cert-file"),
     Ignored::Value("cluster-signing-legacy-unknown-key-file"),
     Ignored::Value("concurrent-cron-job-syncs"),
-    Ignored::Value("concurrent-daemonset-syncs"),
     Ignored::Value("concurrent-ephemeralvolume-syncs"),
     Ignored::Value("concurrent-horizontal-pod-autoscaler-syncs"),
     Ignored::Value("concurrent-job-syncs"),

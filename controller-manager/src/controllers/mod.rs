@@ -3,6 +3,7 @@ mod bootstrap_tokens;
 mod certificates;
 mod claim;
 mod cluster_role_aggregation;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -42,6 +43,7 @@ pub const ALL: &[Entry] = entries! {
     "serviceaccount-controller", "serviceaccount" => serviceaccount::start;
     "root-ca-certificate-publisher-controller", "root-ca-cert-publisher" => root_ca::start;
     "clusterrole-aggregation-controller", "clusterrole-aggregation" => cluster_role_aggregation::start;
+    "daemonset-controller", "daemonset" => daemonset::start;
     "deployment-controller", "deployment" => deployment::start;
     "replicaset-controller", "replicaset" => start_replica_sets;
     "replicationcontroller-controller", "replicationcontroller" => start_replication_controllers;

@@ -32,16 +32,18 @@ impl Expected {
 }
 
 impl Expectations {
-    /// To be said before the first of them is asked for.
-    pub fn expect_creations(&self, owner: &NamespacedName, count: usize) {
-        let expected = Expected { creations: count, deletions: HashSet::new(), since: Instant::now() };
+    /// To be said before the first of them is asked for. `deletions` are whatever the handlers will name: UIDs.
+    pub fn expect(&self, owner: &NamespacedName, creations: usize, deletions: impl IntoIterator<Item = String>) {
+        let expected = Expected { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
         self.by_owner.lock().insert(owner.clone(), expected);
     }
 
-    /// `ids` are whatever the handlers of deletions will name: UIDs.
+    pub fn expect_creations(&self, owner: &NamespacedName, count: usize) {
+        self.expect(owner, count, []);
+    }
+
     pub fn expect_deletions(&self, owner: &NamespacedName, ids: impl IntoIterator<Item = String>) {
-        let expected = Expected { creations: 0, deletions: ids.into_iter().collect(), since: Instant::now() };
-        self.by_owner.lock().insert(owner.clone(), expected);
+        self.expect(owner, 0, ids);
     }
 
     /// A creation was seen, or will not come since it failed.

@@ -6,7 +6,7 @@ use component_base::informer::Informer;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        apps::v1::{Deployment, ReplicaSet},
+        apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet},
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
@@ -83,7 +83,12 @@ impl Watched for Pod {
             }
         }
         if let Some(spec) = &mut self.spec {
+            // A daemon that is not placed yet is known by the node that it may be placed on.
+            let unplaced = spec.node_name.as_deref().unwrap_or("").is_empty();
+            let mut owners = self.metadata.owner_references.iter().flatten();
+            let daemon = unplaced && owners.any(|o| o.kind == "DaemonSet");
             let mut kept = k8s_openapi::api::core::v1::PodSpec {
+                affinity: spec.affinity.take().filter(|_| daemon),
                 node_name: spec.node_name.take(),
                 hostname: spec.hostname.take(),
                 subdomain: spec.subdomain.take(),
@@ -165,17 +170,15 @@ impl Watched for ServiceAccount {
 }
 
 impl Watched for Deployment {}
+impl Watched for DaemonSet {}
+impl Watched for ControllerRevision {}
 impl Watched for ReplicaSet {}
 impl Watched for ReplicationController {}
 impl Watched for Service {}
 impl Watched for Endpoints {}
 impl Watched for EndpointSlice {}
 impl Watched for Namespace {}
-impl Watched for Lease {
-    fn selection() -> watcher::Config {
-        watcher::Config::default()
-    }
-}
+impl Watched for Lease {}
 impl Watched for CertificateSigningRequest {}
 impl Watched for ClusterRole {}
 

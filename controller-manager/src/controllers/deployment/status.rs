@@ -201,8 +201,8 @@ pub fn rollout(
     }
     // What keeps a set from making pods is told of its Deployment.
     let failure_of = |set: &ReplicaSet| {
-        let conditions = set.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        conditions.filter(|c| c.type_ == REPLICA_FAILURE).cloned().next()
+        let mut conditions = set.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions.find(|c| c.type_ == REPLICA_FAILURE).cloned()
     };
     match new.and_then(failure_of).or_else(|| sets.iter().find_map(|s| failure_of(s))) {
         Some(failure) => {

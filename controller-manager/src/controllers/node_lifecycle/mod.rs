@@ -19,18 +19,20 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use parking_lot::Mutex;
 use serde_json::json;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 const LEASES: &str = "kube-node-lease";
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nodes or pods that are written at the same time.
 const PARALLEL: usize = 30;
 
@@ -102,8 +104,25 @@ pub async fn start(context: Arc<Context>) {
 }
 
 impl Controller {
+    /// Whether the API server answers. While it does not, nodes cannot tell that they live.
+    async fn server_answers(&self) -> bool {
+        matches!(tokio::time::timeout(PROBE_TIMEOUT, self.context.client.apiserver_version()).await, Ok(Ok(_)))
+    }
+
+    /// The lease as the server has it now: our own watch may have been cut off.
+    async fn live_lease(&self, node: &str) -> Option<Lease> {
+        let only = ListParams::default().fields(&format!("metadata.name={node}"));
+        let api = api_in::<Lease>(&self.context.client, LEASES);
+        tokio::time::timeout(PROBE_TIMEOUT, api.list(&only)).await.ok()?.ok()?.items.pop()
+    }
+
     /// One look at all nodes. As `monitorNodeHealth`.
     async fn look(&self, records: &mut HashMap<String, Record>) {
+        if !self.server_answers().await {
+            // Their time starts anew when it is back.
+            records.values_mut().for_each(|r| r.seen = Instant::now());
+            return;
+        }
         let nodes = self.nodes.list();
         records.retain(|name, _| self.nodes.get("", name).is_some());
         let (clock, now) = (Instant::now(), Timestamp::now());
@@ -111,7 +130,13 @@ impl Controller {
         for node in nodes {
             let name = node.name_any();
             let lease = self.leases.get(LEASES, &name);
-            let assessment = health::assess(&node, lease.as_deref(), records.get(&name), &self.grace, clock, now);
+            let former = records.get(&name);
+            let mut assessment = health::assess(&node, lease.as_deref(), former, &self.grace, clock, now);
+            if assessment.conditions.is_some()
+                && let Some(live) = self.live_lease(&name).await
+            {
+                assessment = health::assess(&node, Some(&live), former, &self.grace, clock, now);
+            }
             records.insert(name, assessment.record.clone());
             assessed.push((node, assessment));
         }
