@@ -1,6 +1,7 @@
 //! What the server counts of itself, under kube-apiserver's names.
 
 use super::request_info::RequestInfo;
+use crate::storage::Store;
 use component_base::metrics::register;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +27,7 @@ struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DurationLabels {
     component: &'static str,
+    dry_run: &'static str,
     group: String,
     resource: String,
     scope: &'static str,
@@ -41,12 +43,24 @@ struct KindLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LongLabels {
+    component: &'static str,
     group: String,
     resource: String,
+    scope: &'static str,
+    subresource: String,
     verb: &'static str,
+    version: String,
 }
 
-const BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 5.0, 10.0, 60.0];
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResourceLabels {
+    resource: String,
+}
+
+const BUCKETS: [f64; 23] = [
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
+];
 
 type Histograms = Family<DurationLabels, Histogram, fn() -> Histogram>;
 
@@ -72,6 +86,22 @@ static LONG_RUNNING: LazyLock<Family<LongLabels, Gauge>> = LazyLock::new(|| {
     register("apiserver_longrunning_requests", "Gauge of all active long-running apiserver requests", Family::default())
 });
 
+static OBJECTS: LazyLock<Family<ResourceLabels, Gauge>> = LazyLock::new(|| {
+    register(
+        "apiserver_storage_objects",
+        "Number of stored objects at the time of last check split by kind",
+        Family::default(),
+    )
+});
+
+/// All metrics, as text.
+pub fn text(store: &Store) -> String {
+    for (resource, count) in store.counts() {
+        OBJECTS.get_or_create(&ResourceLabels { resource }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    component_base::metrics::encode()
+}
+
 /// Counts a request that has been answered.
 pub fn answered(info: &RequestInfo, dry_run: bool, code: u16, duration: Duration) {
     let verb = verb(info);
@@ -93,6 +123,7 @@ pub fn answered(info: &RequestInfo, dry_run: bool, code: u16, duration: Duration
     }
     let labels = DurationLabels {
         component: "apiserver",
+        dry_run: labels.dry_run,
         group: labels.group,
         resource: labels.resource,
         scope,
@@ -112,7 +143,15 @@ pub fn in_flight(mutating: bool) -> Counted {
 }
 
 pub fn long_running(info: &RequestInfo) -> Counted {
-    let labels = LongLabels { group: info.group.clone(), resource: info.resource.clone(), verb: verb(info) };
+    let labels = LongLabels {
+        component: "apiserver",
+        group: info.group.clone(),
+        resource: info.resource.clone(),
+        scope: scope(info),
+        subresource: info.subresource.clone(),
+        verb: verb(info),
+        version: info.version.clone(),
+    };
     count(LONG_RUNNING.get_or_create(&labels).clone())
 }
 

@@ -147,7 +147,7 @@ fn document(
     match path.trim_end_matches('/') {
         "/version" => return Ok(health::version()),
         "/metrics" => {
-            let text = component_base::metrics::encode();
+            let text = metrics::text(&context.store);
             return Ok(respond::plain(200, component_base::metrics::CONTENT_TYPE, text.into()));
         }
         "" => {

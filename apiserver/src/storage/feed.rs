@@ -92,6 +92,8 @@ async fn list(store: &Store) -> Result<i64, EtcdError> {
             room.cache.reset(objects, revision);
         }
     }
+    // What was on its way is in the list, or will come as an event and be parsed.
+    store.pending.lock().clear();
     store.progress.send_replace(revision);
     Ok(revision)
 }

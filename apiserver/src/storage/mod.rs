@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 /// How long a read waits for the caches to reach a revision.
 const FRESH_WAIT: Duration = Duration::from_secs(3);
 /// The newest revision comes through the watch by itself within this, unless something outside the prefix was written.
-const FRESH_GRACE: Duration = Duration::from_millis(30);
+const FRESH_GRACE: Duration = Duration::from_millis(100);
 /// Attempts of [`Store::guaranteed_update`].
 const UPDATE_ATTEMPTS: usize = 20;
 /// Objects that were written and have not come back through the feed.
@@ -337,6 +337,15 @@ impl Store {
         }
     }
 
+    /// How many objects of each resource there are.
+    pub fn counts(&self) -> impl Iterator<Item = (String, usize)> {
+        self.prefix_of.iter().filter_map(|((group, resource), prefix)| {
+            let room = self.rooms.get(prefix)?;
+            let count = room.cache.snapshot().objects.len();
+            Some((apimachinery::meta::group_resource(group, resource), count))
+        })
+    }
+
     fn forget_pending(&self, key: &str, pending: &Arc<Pending>) {
         let mut all = self.pending.lock();
         if all.get(key).is_some_and(|p| Arc::ptr_eq(p, pending)) {
@@ -355,12 +364,9 @@ impl Store {
         if let Some(pending) = pending {
             return pending.build(stored.mod_revision, created);
         }
-        let value: Value = serde_json::from_slice(&stored.value).unwrap_or_else(|error| {
-            tracing::error!(key = full_key, %error, "what is stored is no JSON");
-            Value::Null
-        });
+        let (value, bytes) = object::read(full_key, stored.value);
         let identity = Identity::of(&value, (room.fields_of)(&value));
-        Arc::new(StoredObject::new(identity, &stored.value, stored.mod_revision, created))
+        Arc::new(StoredObject::new(identity, &bytes, stored.mod_revision, created))
     }
 
     /// All objects below a prefix as of a revision (0: now), and that revision.

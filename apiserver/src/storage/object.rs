@@ -3,8 +3,11 @@
 //! The bytes are laid out as a watch event frame, `{"type":"ADDED","object":{…}}\n`, of which the object is a slice: GET, LIST
 //! and WATCH send the same memory.
 
+use apimachinery::decode::{FieldValidation, decode_value};
 use apimachinery::fields::FieldSelector;
 use apimachinery::labels::Selector;
+use apimachinery::meta::split_api_version;
+use apimachinery::{facts, protobuf};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
@@ -144,6 +147,38 @@ impl StoredObject {
     }
 }
 
+/// Reads what is stored: JSON, or the protobuf that kube-apiserver writes (the store of a cluster may be taken over). Gives
+/// the object, and its bytes as JSON.
+pub fn read(key: &str, stored: Vec<u8>) -> (Value, Vec<u8>) {
+    if !protobuf::is_protobuf(&stored) {
+        let value = serde_json::from_slice(&stored).unwrap_or_else(|error| {
+            tracing::error!(key, %error, "what is stored is no JSON");
+            Value::Null
+        });
+        return (value, stored);
+    }
+    match read_protobuf(&stored) {
+        Ok(value) => {
+            let bytes = encode(&value);
+            (value, bytes)
+        }
+        Err(error) => {
+            tracing::error!(key, error, "what is stored cannot be read");
+            (Value::Null, Vec::new())
+        }
+    }
+}
+
+fn read_protobuf(stored: &[u8]) -> Result<Value, String> {
+    let envelope = protobuf::envelope(stored).map_err(|error| error.to_string())?;
+    let (group, version) = split_api_version(envelope.api_version);
+    let schema = facts::schema_of(group, version, envelope.kind)
+        .ok_or_else(|| format!("{} of {} is not known", envelope.kind, envelope.api_version))?;
+    let value = protobuf::decode(&envelope, schema).map_err(|error| error.to_string())?;
+    let decoded = decode_value(value, schema, FieldValidation::Ignore).map_err(|error| error.to_string())?;
+    Ok(decoded.value)
+}
+
 /// Encodes an object for the store: `kind`, `apiVersion` and `metadata` first, no resourceVersion.
 pub fn encode(object: &Value) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
@@ -272,6 +307,24 @@ mod tests {
             let object = StoredObject::new(Identity::default(), text.as_bytes(), 42, false);
             assert_eq!(object.value()["metadata"]["resourceVersion"], "42", "{text}");
         }
+    }
+
+    #[test]
+    fn what_kube_apiserver_has_stored_is_read() {
+        // Unknown{typeMeta{"v1","ConfigMap"}, raw: ConfigMap{metadata{name: "a"}, data{"k": "v"}}}
+        let raw = b"\x0a\x03\x0a\x01a\x12\x06\x0a\x01k\x12\x01v";
+        let type_meta = b"\x0a\x02v1\x12\x09ConfigMap";
+        let mut stored = b"k8s\0\x0a\x0f".to_vec();
+        stored.extend_from_slice(type_meta);
+        stored.extend_from_slice(&[0x12, raw.len() as u8]);
+        stored.extend_from_slice(raw);
+        let (value, bytes) = read("k", stored);
+        let object = StoredObject::new(Identity::of(&value, Vec::new()), &bytes, 9, false);
+        let text = String::from_utf8(object.json().to_vec()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"9","name":"a"},"data":{"k":"v"}}"#
+        );
     }
 
     #[test]
