@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub const JSON: &str = "application/json";
+pub const MERGE: &str = "application/merge-patch+json";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A process that ends with the test.
@@ -29,6 +31,8 @@ pub struct Server {
     etcd: Option<Process>,
     etcd_args: Vec<String>,
     pub etcd_url: String,
+    /// The certificate and key of a member of `system:masters`.
+    admin: (String, String),
     directory: tempfile::TempDir,
 }
 
@@ -84,15 +88,26 @@ impl Server {
         let admin = admin(&path("ca.crt"));
         args.extend(flags.iter().map(ToString::to_string));
         let apiserver = spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &path("apiserver.log"));
-        _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let url = format!("https://127.0.0.1:{port}");
-        let mut config = kube::Config::new(url.parse().unwrap());
-        config.accept_invalid_certs = true;
-        config.auth_info.client_certificate_data = Some(base64(&admin.0));
-        config.auth_info.client_key_data = Some(base64(&admin.1).into());
-        let client = kube::Client::try_from(config).unwrap();
-        let server =
-            Server { client, url, apiserver: Some(apiserver), args, etcd: Some(etcd), etcd_args, etcd_url, directory };
+        let client = client(&url, &admin);
+        let (apiserver, etcd) = (Some(apiserver), Some(etcd));
+        let server = Server { client, url, apiserver, args, etcd, etcd_args, etcd_url, admin, directory };
+        server.ready().await;
+        server
+    }
+
+    /// Another apiserver over the same etcd.
+    pub async fn sibling(&self) -> Server {
+        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let mut args = self.args.clone();
+        args.retain(|arg| !arg.starts_with("--secure-port="));
+        args.push(format!("--secure-port={port}"));
+        let log = directory.path().join("apiserver.log");
+        let apiserver = Some(spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &log));
+        let url = format!("https://127.0.0.1:{port}");
+        let client = client(&url, &self.admin);
+        let (etcd_args, etcd_url, admin) = (Vec::new(), self.etcd_url.clone(), self.admin.clone());
+        let server = Server { client, url, apiserver, args, etcd: None, etcd_args, etcd_url, admin, directory };
         server.ready().await;
         server
     }
@@ -124,6 +139,24 @@ impl Server {
         self.etcd = Some(spawn(Path::new("etcd"), &self.etcd_args, &self.directory.path().join("etcd-again.log")));
     }
 
+    /// Makes a namespace.
+    pub async fn namespace(&self, name: &str) {
+        let namespace = serde_json::json!({"metadata": {"name": name}});
+        self.post("/api/v1/namespaces", &namespace).await.unwrap();
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, (u16, String)> {
+        self.call("POST", path, body, JSON).await
+    }
+
+    pub async fn merge(&self, path: &str, patch: &Value) -> Result<Value, (u16, String)> {
+        self.call("PATCH", path, patch, MERGE).await
+    }
+
+    pub async fn delete(&self, path: &str, options: &Value) -> Result<Value, (u16, String)> {
+        self.call("DELETE", path, options, JSON).await
+    }
+
     /// The body, or the code of the failure and its message.
     pub async fn call(&self, method: &str, path: &str, body: &Value, kind: &str) -> Result<Value, (u16, String)> {
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
@@ -143,6 +176,17 @@ impl Server {
         let request = Request::get(path).header("accept", accept).body(Vec::new()).unwrap();
         self.client.request::<Value>(request).await.unwrap()
     }
+}
+
+fn client(url: &str, admin: &(String, String)) -> kube::Client {
+    _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut config = kube::Config::new(url.parse().unwrap());
+    config.accept_invalid_certs = true;
+    // Refusals are what tests ask about.
+    config.default_retry = false;
+    config.auth_info.client_certificate_data = Some(base64(&admin.0));
+    config.auth_info.client_key_data = Some(base64(&admin.1).into());
+    kube::Client::try_from(config).unwrap()
 }
 
 pub fn base64(text: &str) -> String {

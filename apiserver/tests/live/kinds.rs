@@ -1,10 +1,8 @@
 //! Every stored kind goes through its life against a real etcd: made, read, listed, shown, patched, its status patched,
 //! refused when stale, deleted, and deleted by collection.
 
-mod common;
-
+use crate::common::{JSON, MERGE, Server, base64, has_etcd};
 use apimachinery::facts::{self, KindFacts};
-use common::{Server, base64, has_etcd};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -23,8 +21,6 @@ fn version_of(object: &Value) -> u64 {
 
 /// One kind's life. Panics say where it failed.
 async fn live(server: &Server, kind: &KindFacts, object: &Value) {
-    const JSON: &str = "application/json";
-    const MERGE: &str = "application/merge-patch+json";
     let what = format!("{} {}", kind.api_version(), kind.kind);
     let collection = collection_path(kind);
     let name = object["metadata"]["name"].as_str().unwrap();

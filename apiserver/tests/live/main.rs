@@ -1,0 +1,7 @@
+//! The apiserver over a real etcd, asked as any client asks it.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod kinds;
+mod services;
+mod subresources;

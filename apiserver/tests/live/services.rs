@@ -1,0 +1,116 @@
+//! Cluster IPs and node ports: two apiservers over one etcd give none twice and lose none.
+
+use crate::common::{Server, has_etcd};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+const RANGE: &str = "--service-cluster-ip-range=10.99.0.0/24";
+const SERVICES: &str = "/api/v1/namespaces/services/services";
+/// How long what is freed may take to be free.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
+
+fn node_port(name: &str, number: u16) -> Value {
+    let mut port = json!({"port": 80});
+    if number != 0 {
+        port["nodePort"] = json!(number);
+    }
+    json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [port]}})
+}
+
+async fn addresses(server: &Server) -> HashSet<String> {
+    let list = server.get("/apis/networking.k8s.io/v1/ipaddresses").await.unwrap();
+    list["items"].as_array().unwrap().iter().map(|a| a["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_given_twice_and_nothing_is_lost() {
+    const COUNT: usize = 120;
+    if !has_etcd() {
+        return;
+    }
+    let first = Server::start_with(&[RANGE]).await;
+    let second = first.sibling().await;
+    first.namespace("services").await;
+    let made: Vec<Value> = futures::stream::iter(0..COUNT)
+        .map(|at| {
+            let server = if at % 2 == 0 { &first } else { &second };
+            async move { server.post(SERVICES, &node_port(&format!("s{at}"), 0)).await.unwrap() }
+        })
+        .buffer_unordered(8)
+        .collect()
+        .await;
+    let ips: HashSet<&str> = made.iter().map(|s| s["spec"]["clusterIP"].as_str().unwrap()).collect();
+    let ports: HashSet<i64> = made.iter().map(|s| s["spec"]["ports"][0]["nodePort"].as_i64().unwrap()).collect();
+    assert_eq!((ips.len(), ports.len()), (COUNT, COUNT));
+    assert!(ips.iter().all(|ip| addresses_of_range(ip)) && ports.iter().all(|p| (30_000..=32_767).contains(p)));
+
+    // The same port asked of both at once is given by one. (Ports this low are left to those who ask.)
+    for at in 0..5_u16 {
+        let (number, names) = (30_010 + at, [format!("a{at}"), format!("b{at}")]);
+        let (bodies, mut codes) = ([node_port(&names[0], number), node_port(&names[1], number)], Vec::new());
+        let (a, b) = tokio::join!(first.post(SERVICES, &bodies[0]), second.post(SERVICES, &bodies[1]));
+        for result in [a, b] {
+            codes.push(result.map_or_else(|(code, _)| code, |_| 201));
+        }
+        codes.sort_unstable();
+        assert_eq!(codes, [201, 422], "port {number}");
+    }
+
+    // A creation that fails gives back what it had taken; a deletion too.
+    let before = addresses(&first).await.len();
+    assert_eq!(first.post(SERVICES, &node_port("s0", 30_060)).await.unwrap_err().0, 409);
+    let deadline = Instant::now() + FREED_WITHIN;
+    while addresses(&first).await.len() != before {
+        assert!(Instant::now() < deadline, "a failed creation keeps its address");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    first
+        .post(SERVICES, &node_port("again", 30_060))
+        .await
+        .unwrap_or_else(|e| panic!("the port is not free again: {e:?}"));
+    first.delete(SERVICES, &Value::Null).await.unwrap();
+    let deadline = Instant::now() + FREED_WITHIN;
+    while addresses(&first).await.len() > 1 {
+        assert!(Instant::now() < deadline, "addresses without Services: {:?}", addresses(&first).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn addresses_of_range(ip: &str) -> bool {
+    ip.strip_prefix("10.99.0.").and_then(|last| last.parse::<u8>().ok()).is_some_and(|last| last > 1 && last < 255)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_changes_its_type() {
+    if !has_etcd() {
+        return;
+    }
+    let server = Server::start_with(&[RANGE]).await;
+    server.namespace("services").await;
+    let path = format!("{SERVICES}/web");
+    let service = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.99.0.5", "ports": [{"port": 80}]}});
+    let made = server.post(SERVICES, &service).await.unwrap();
+    assert_eq!((&made["spec"]["clusterIPs"], &made["spec"]["ipFamilies"]), (&json!(["10.99.0.5"]), &json!(["IPv4"])));
+    for (refused, why) in [
+        (json!({"spec": {"clusterIP": "10.99.0.6"}}), "may not change once set"),
+        (json!({"spec": {"ports": [{"port": 80, "nodePort": 30_000}]}}), "may not be used when `type` is 'ClusterIP'"),
+        (json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}}), "30000-32767"),
+    ] {
+        let (code, message) = server.merge(&path, &refused).await.unwrap_err();
+        assert!(code == 422 && message.contains(why), "{message}");
+    }
+    let external = json!({"spec": {"type": "ExternalName", "externalName": "example.com"}});
+    let external = server.merge(&path, &external).await.unwrap();
+    assert!(external["spec"].get("clusterIP").is_none() && external["spec"].get("ipFamilies").is_none(), "{external}");
+    let back = json!({"spec": {"type": "NodePort", "externalName": null}});
+    let back = server.merge(&path, &back).await.unwrap();
+    assert!(back["spec"]["clusterIP"].is_string() && back["spec"]["ports"][0]["nodePort"].is_i64(), "{back}");
+    let plain = server.merge(&path, &json!({"spec": {"type": "ClusterIP"}})).await.unwrap();
+    assert_eq!(plain["spec"]["clusterIP"], back["spec"]["clusterIP"]);
+    assert!(plain["spec"]["ports"][0].get("nodePort").is_none(), "{plain}");
+    let dry = node_port("dry", 30_070);
+    server.post(&format!("{SERVICES}?dryRun=All"), &dry).await.unwrap();
+    server.post(SERVICES, &dry).await.unwrap_or_else(|e| panic!("a dry run takes nothing: {e:?}"));
+}
