@@ -89,7 +89,8 @@ impl NodeKeeper {
         let runtime = self.runtime.cri.status(false).await;
         let images = self.runtime.cri.list_images().await.unwrap_or_default();
         let not_ready = object::not_ready(&runtime, self.watch.unhealthy());
-        object::status(&self.facts, &self.config, old, images, not_ready, apimachinery::time::now())
+        let pressure = machine::pressure(&self.config, &self.runtime.node.root_dir);
+        object::status(&self.facts, &self.config, old, images, not_ready, pressure, apimachinery::time::now())
     }
 
     /// Writes the status when it changed, and once in a while to show that it is current.

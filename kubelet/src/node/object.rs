@@ -126,6 +126,7 @@ pub(super) fn status(
     old: Option<&Node>,
     images: Vec<pb::Image>,
     not_ready: Option<String>,
+    pressure: machine::Pressure,
     now: Time,
 ) -> NodeStatus {
     let old = old.and_then(|n| n.status.as_ref());
@@ -142,7 +143,7 @@ pub(super) fn status(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
         }),
         images: Some(image_list(images)),
-        conditions: Some(conditions(old, not_ready, &now)),
+        conditions: Some(conditions(old, not_ready, pressure, &now)),
         runtime_handlers: Some(
             facts
                 .runtime_handlers
@@ -161,16 +162,39 @@ pub(super) fn status(
     }
 }
 
-fn conditions(old: Option<&NodeStatus>, not_ready: Option<String>, now: &Time) -> Vec<NodeCondition> {
+fn conditions(
+    old: Option<&NodeStatus>,
+    not_ready: Option<String>,
+    pressure: machine::Pressure,
+    now: &Time,
+) -> Vec<NodeCondition> {
     let ready = match not_ready {
         None => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(why) => ("Ready", "False", "KubeletNotReady", why),
     };
-    let fine = |kind, reason, message: &str| (kind, "False", reason, message.to_owned());
+    let short = |kind, is_short: bool, short: (&'static str, &str), fine: (&'static str, &str)| {
+        let (status, (reason, message)) = if is_short { ("True", short) } else { ("False", fine) };
+        (kind, status, reason, message.to_owned())
+    };
     [
-        fine("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        fine("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        fine("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        short(
+            "MemoryPressure",
+            pressure.memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        short(
+            "DiskPressure",
+            pressure.disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        short(
+            "PIDPressure",
+            pressure.pids,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
         ready,
     ]
     .into_iter()
@@ -264,7 +288,7 @@ mod tests {
     fn heartbeats_alone_are_no_difference() {
         let at = |s| Time(jiff::Timestamp::from_second(s).unwrap());
         let make = |old: Option<&NodeStatus>, not_ready: Option<&str>, s| NodeStatus {
-            conditions: Some(conditions(old, not_ready.map(str::to_owned), &at(s))),
+            conditions: Some(conditions(old, not_ready.map(str::to_owned), machine::Pressure::default(), &at(s))),
             ..Default::default()
         };
         let first = make(None, None, 1);

@@ -392,7 +392,9 @@ impl Worker {
             warn!(pod = %full_name(pod), %error, "sandbox not made");
             let message = format!("Failed to create pod sandbox: {}", error);
             self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
-            return Err(self.retry.next_wait());
+            let wait = self.retry.next_wait();
+            // A network that is still to come is waited for, with no growing pauses.
+            return Err(if network_is_missing(&means).await { RETRY_BASE } else { wait });
         }
         Ok(())
     }
@@ -530,6 +532,12 @@ impl Worker {
         logs::remove_dead_links(&runtime.node.container_logs_dir);
         Ok(())
     }
+}
+
+/// Whether the runtime says that its network is not set up.
+async fn network_is_missing(means: &Means) -> bool {
+    let Ok(answer) = means.runtime.cri.status(false).await else { return false };
+    answer.status.iter().flat_map(|s| &s.conditions).any(|c| c.r#type == "NetworkReady" && !c.status)
 }
 
 /// A pod's names as its sandbox remembers them.
