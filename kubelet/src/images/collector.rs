@@ -82,7 +82,8 @@ fn disk_use(info: &pb::ImageFsInfoResponse) -> Option<DiskUse> {
     let mountpoint = &info.image_filesystems.first()?.fs_id.as_ref()?.mountpoint;
     let stat = nix::sys::statvfs::statvfs(mountpoint.as_str()).ok()?;
     Some(DiskUse {
-        capacity_bytes: stat.blocks() * stat.fragment_size(),
+        // What is used and what may be: blocks that are reserved (for root, by a quota) are nobody's to fill.
+        capacity_bytes: (stat.blocks() - stat.blocks_free() + stat.blocks_available()) * stat.fragment_size(),
         available_bytes: stat.blocks_available() * stat.fragment_size(),
     })
 }

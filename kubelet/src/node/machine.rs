@@ -114,7 +114,8 @@ pub fn pressure(config: &KubeletConfiguration, root_dir: &Path) -> Pressure {
     let disk = statvfs(root_dir).ok();
     let bytes = disk.map(|s| Free {
         available: s.blocks_available().saturating_mul(s.fragment_size()),
-        capacity: s.blocks().saturating_mul(s.fragment_size()),
+        // Blocks that are reserved (for root, by a quota) are nobody's to fill.
+        capacity: (s.blocks().saturating_sub(s.blocks_free()) + s.blocks_available()).saturating_mul(s.fragment_size()),
     });
     let inodes = disk.map(|s| Free { available: s.files_available(), capacity: s.files() });
     Pressure {
