@@ -25,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 const RETRY: Duration = Duration::from_secs(1);
 /// Between looks at what must stay as it is.
 const KEEP: Duration = Duration::from_secs(10);
+/// Where the servers of a cluster tell each other of themselves, and for how long after they last did so they count.
+const LEASES: &str = "masterleases";
+const LEASE_SECONDS: i64 = 15;
 /// RBAC objects written at a time.
 const CONCURRENCY: usize = 8;
 
@@ -76,7 +79,10 @@ async fn lasting(api: &Loopback) -> Result<(), StatusError> {
     api.ensure(&service).await?;
     // Nobody but this machine could follow a loopback address, and no Endpoints may hold one.
     if !options.public_address().is_loopback() {
-        for part in objects::kubernetes_endpoints(options) {
+        let store = &api.context().store;
+        let address = options.public_address().to_string();
+        let others = store.announce(LEASES, &address, &objects::lease(&address), LEASE_SECONDS).await?;
+        for part in objects::kubernetes_endpoints(options, &others) {
             api.keep(&part, objects::same_endpoints).await?;
         }
     }

@@ -51,26 +51,38 @@ pub fn kubernetes_service(options: &Options) -> Result<Value, String> {
     }))
 }
 
-/// Endpoints and EndpointSlice of that Service: the address we advertise.
-pub fn kubernetes_endpoints(options: &Options) -> [Value; 2] {
-    let address = options.public_address();
+/// What a server says of itself to the others: an Endpoints object, as kube-apiserver writes it.
+pub fn lease(address: &str) -> Value {
+    json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": {}, "subsets": [{"addresses": [{"ip": address}]}]})
+}
+
+/// Endpoints and EndpointSlice of that Service: the addresses of the servers that are there, ours among them.
+pub fn kubernetes_endpoints(options: &Options, servers: &[String]) -> [Value; 2] {
+    let ours = options.public_address();
     let ports = json!([{"name": "https", "protocol": "TCP", "port": options.secure_port}]);
-    let family = if matches!(address, IpAddr::V4(_)) { "IPv4" } else { "IPv6" };
-    let address = address.to_string();
+    let family = if matches!(ours, IpAddr::V4(_)) { "IPv4" } else { "IPv6" };
+    let parsed = servers.iter().filter_map(|server| server.parse::<IpAddr>().ok());
+    let mut addresses: Vec<IpAddr> = parsed.filter(|a| a.is_ipv4() == ours.is_ipv4()).chain([ours]).collect();
+    addresses.sort();
+    addresses.dedup();
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {
             "name": SERVICE, "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
         },
-        "subsets": [{"addresses": [{"ip": address}], "ports": ports}],
+        "subsets": [{
+            "addresses": addresses.iter().map(|address| json!({"ip": address})).collect::<Vec<_>>(), "ports": ports,
+        }],
     });
+    let each = addresses.iter().map(|address| json!({"addresses": [address], "conditions": {"ready": true}}));
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": SERVICE, "namespace": "default", "labels": {"kubernetes.io/service-name": SERVICE},
         },
         "addressType": family,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "endpoints": each.collect::<Vec<_>>(),
         "ports": ports,
     });
     [endpoints, slice]
@@ -125,12 +137,15 @@ mod tests {
         let service = kubernetes_service(&options).unwrap();
         assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
         assert_eq!(service["spec"]["ports"][0]["targetPort"], 7443);
-        let [endpoints, slice] = kubernetes_endpoints(&options);
+        let [endpoints, slice] = kubernetes_endpoints(&options, &[]);
         assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "192.0.2.7");
         assert_eq!(
             (&slice["addressType"], &slice["endpoints"][0]["addresses"]),
             (&json!("IPv4"), &json!(["192.0.2.7"]))
         );
+        let others = ["192.0.2.9".to_owned(), "192.0.2.7".to_owned(), "fd00::1".to_owned()];
+        let [endpoints, _] = kubernetes_endpoints(&options, &others);
+        assert_eq!(endpoints["subsets"][0]["addresses"], json!([{"ip": "192.0.2.7"}, {"ip": "192.0.2.9"}]));
         assert!(same_endpoints(&slice, &slice));
         let mut other = slice.clone();
         other["endpoints"][0]["addresses"] = json!(["192.0.2.8"]);

@@ -304,6 +304,25 @@ impl Store {
         Err(StatusError::stale(&gvr.group, &gvr.resource, name))
     }
 
+    /// Says for `ttl_seconds` and a little more that `name` is there, below a prefix that is no resource's; gives all that
+    /// are. As kube-apiserver's master leases.
+    pub async fn announce(
+        &self,
+        prefix: &str,
+        name: &str,
+        value: &Value,
+        ttl_seconds: i64,
+    ) -> Result<Vec<String>, StatusError> {
+        let start = format!("{}/{prefix}/", self.root);
+        let key = format!("{start}{name}");
+        let lease = self.etcd.lease(ttl_seconds).await?;
+        let current = self.etcd.get(&key).await?.map_or(0, |stored| stored.mod_revision);
+        // Who else writes our name says the same.
+        self.etcd.put(&key, value.to_string().as_bytes(), current, lease).await?;
+        let (all, _, _) = self.etcd.page(start.as_bytes(), &keys::range_end(&start), 0, PAGE).await?;
+        Ok(all.iter().filter_map(|stored| stored.key.strip_prefix(&start)).map(ToOwned::to_owned).collect())
+    }
+
     /// Forgets revisions older than the time between two calls, together with other apiservers. As kube-apiserver's compactor.
     pub async fn run_compactor(self: Arc<Self>, every: Duration, shutdown: CancellationToken) {
         let mut remembered = (0_i64, 0_i64);
