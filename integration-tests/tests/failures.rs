@@ -73,9 +73,10 @@ async fn each_component_is_killed(cluster: &Cluster) {
 }
 
 async fn a_host_dies_and_comes_back(cluster: &mut Cluster) {
-    // Shortened times: a silent node is given up after 8 seconds, and its pods leave after 3 more.
+    // Shortened times: a silent node is given up after 20 seconds (kubelets renew their leases every 10), and its
+    // pods leave after 3 more.
     cluster.hosts[0].exec(
-        "sed -i 's/$/ --node-monitor-grace-period=8s/' /etc/kubernetes/flags/controller-manager.env && grep -q 8s /etc/kubernetes/flags/controller-manager.env",
+        "sed -i 's/$/ --node-monitor-grace-period=20s/' /etc/kubernetes/flags/controller-manager.env && grep -q 20s /etc/kubernetes/flags/controller-manager.env",
     ).success();
     cluster.kill(0, "controller-manager");
     let patch = r#"{"spec":{"template":{"spec":{"tolerations":[
