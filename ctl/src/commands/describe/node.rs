@@ -133,8 +133,8 @@ fn resources(node: &Value, pods: &[Value], out: &mut Description) {
         };
         let mut row = vec![namespace(pod).to_owned(), name(pod).to_owned(), String::new()];
         for (place, resource) in resources.iter().enumerate() {
-            requested[place] = requested[place] + amount(&requests, resource);
-            limited[place] = limited[place] + amount(&limits, resource);
+            requested[place] += amount(&requests, resource);
+            limited[place] += amount(&limits, resource);
             if place < 2 {
                 row.push(share(&amount(&requests, resource), resource));
                 row.push(share(&amount(&limits, resource), resource));
