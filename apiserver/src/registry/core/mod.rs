@@ -12,6 +12,8 @@ pub mod persistent_volume_claim;
 pub mod pod;
 pub mod pod_defaults;
 pub mod pod_template;
+#[cfg(test)]
+mod pod_tests;
 pub mod pod_validation;
 pub mod replication_controller;
 pub mod resource_quota;
