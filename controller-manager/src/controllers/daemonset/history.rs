@@ -99,8 +99,11 @@ mod tests {
     #[test]
     fn templates_are_remembered_and_come_back() {
         let first = made(&set("v1"), &[]);
-        assert_eq!((first.revision, step(&set("v1"), &[first.clone()])), (1, Step::Current(hash_of(&first))));
-        let second = made(&set("v2"), &[first.clone()]);
+        assert_eq!(
+            (first.revision, step(&set("v1"), std::slice::from_ref(&first))),
+            (1, Step::Current(hash_of(&first)))
+        );
+        let second = made(&set("v2"), std::slice::from_ref(&first));
         assert_eq!(second.revision, 2);
         let Step::Renumber(back) = step(&set("v1"), &[first.clone(), second.clone()]) else { panic!("not found") };
         assert_eq!((back.revision, back.metadata.name.clone()), (3, first.metadata.name.clone()));
