@@ -87,12 +87,17 @@ impl Authenticator {
     /// Over any source of objects.
     pub fn with(options: &Options, lister: Arc<dyn Lister>) -> anyhow::Result<Self> {
         let issuers = options.service_account_issuer.clone();
+        let allows_everything = options.authorization_mode.iter().any(|mode| mode == "AlwaysAllow");
+        if options.anonymous_auth && allows_everything {
+            tracing::warn!("nobody may be anonymous where --authorization-mode is AlwaysAllow");
+        }
         Ok(Self {
             request_headers: RequestHeaders::from_options(options)?,
             client_ca: options.client_ca_file.as_deref().map(Authorities::load).transpose()?,
             tokens: TokenVerifier::new(lister.clone(), issuers, openid::verifying_keys(options)?),
             bootstrap_tokens: options.enable_bootstrap_token_auth,
-            anonymous: options.anonymous_auth,
+            // Who need not say who they are may then do nothing unasked.
+            anonymous: options.anonymous_auth && !allows_everything,
             audiences: openid::api_audiences(options),
             lister,
         })
@@ -225,7 +230,8 @@ mod tests {
 
     #[test]
     fn no_credentials_are_anonymous_and_wrong_ones_are_refused() {
-        let options = Options::parse_from(["apiserver", "--etcd-servers=http://127.0.0.1:1"]);
+        let options =
+            Options::parse_from(["apiserver", "--etcd-servers=http://127.0.0.1:1", "--authorization-mode=RBAC"]);
         let authenticator = Authenticator::with(&options, Objects::of([])).unwrap();
         let user = authenticator.identify(&HeaderMap::new(), &[]).unwrap();
         assert_eq!((user.name.as_str(), user.groups.as_slice()), (ANONYMOUS, &[UNAUTHENTICATED.to_owned()][..]));
@@ -233,9 +239,12 @@ mod tests {
         assert!(authenticator.identify(&headers(&[("authorization", "Basic eDp5")]), &[]).is_ok());
         let error = authenticator.identify(&headers(&[("authorization", "Bearer x")]), &[]).unwrap_err();
         assert_eq!((error.code(), error.message()), (401, "Unauthorized"));
-        let strict = Options { anonymous_auth: false, ..options };
-        let authenticator = Authenticator::with(&strict, Objects::of([])).unwrap();
-        assert!(authenticator.identify(&HeaderMap::new(), &[]).is_err());
+        let strict = Options { anonymous_auth: false, ..options.clone() };
+        let open = Options { authorization_mode: vec!["AlwaysAllow".to_owned()], ..options };
+        for options in [strict, open] {
+            let authenticator = Authenticator::with(&options, Objects::of([])).unwrap();
+            assert!(authenticator.identify(&HeaderMap::new(), &[]).is_err());
+        }
     }
 
     #[test]

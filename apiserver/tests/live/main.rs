@@ -1,5 +1,6 @@
 //! The apiserver over a real etcd, asked as any client asks it.
 
+mod access;
 #[path = "../common/mod.rs"]
 mod common;
 mod kinds;
