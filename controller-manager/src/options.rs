@@ -132,6 +132,8 @@ pub struct Flags {
     #[arg(long, default_value_t = 2)]
     pub concurrent_daemonset_syncs: usize,
     #[arg(long, default_value_t = 5)]
+    pub concurrent_job_syncs: usize,
+    #[arg(long, default_value_t = 5)]
     pub concurrent_replicaset_syncs: usize,
     #[arg(long, default_value_t = 5)]
     pub concurrent_rc_syncs: usize,
@@ -199,7 +201,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("concurrent-cron-job-syncs"),
     Ignored::Value("concurrent-ephemeralvolume-syncs"),
     Ignored::Value("concurrent-horizontal-pod-autoscaler-syncs"),
-    Ignored::Value("concurrent-job-syncs"),
     Ignored::Value("concurrent-resource-quota-syncs"),
     Ignored::Value("concurrent-serviceaccount-token-syncs"),
     Ignored::Value("concurrent-service-syncs"),

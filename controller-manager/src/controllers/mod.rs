@@ -8,6 +8,7 @@ mod deployment;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -47,6 +48,8 @@ pub const ALL: &[Entry] = entries! {
     "deployment-controller", "deployment" => deployment::start;
     "replicaset-controller", "replicaset" => start_replica_sets;
     "replicationcontroller-controller", "replicationcontroller" => start_replication_controllers;
+    "job-controller", "job" => job::start;
+    "ttl-after-finished-controller", "ttl-after-finished" => job::start_removing;
     "endpointslice-controller", "endpointslice" => endpointslice::start;
     "endpoints-controller", "endpoint" => endpoints::start;
     "node-lifecycle-controller", "nodelifecycle" => node_lifecycle::start;

@@ -29,7 +29,19 @@ impl PodControl {
         owner: &ObjectReference,
         controller: &OwnerReference,
     ) -> Result<Pod, kube::Error> {
-        let pod = pod_from_template(template, &controller.name, controller);
+        self.create_named(namespace, template, owner, controller, &controller.name).await
+    }
+
+    /// As [`PodControl::create`], with a name that begins with `prefix` and a dash.
+    pub async fn create_named(
+        &self,
+        namespace: &str,
+        template: &PodTemplateSpec,
+        owner: &ObjectReference,
+        controller: &OwnerReference,
+        prefix: &str,
+    ) -> Result<Pod, kube::Error> {
+        let pod = pod_from_template(template, prefix, controller);
         match api_in::<Pod>(&self.client, namespace).create(&PostParams::default(), &pod).await {
             Ok(pod) => {
                 let name = pod.metadata.name.as_deref().unwrap_or_default();

@@ -7,6 +7,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet},
+        batch::v1::Job,
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
@@ -171,6 +172,7 @@ impl Watched for ServiceAccount {
 
 impl Watched for Deployment {}
 impl Watched for DaemonSet {}
+impl Watched for Job {}
 impl Watched for ControllerRevision {}
 impl Watched for ReplicaSet {}
 impl Watched for ReplicationController {}
