@@ -15,6 +15,8 @@ pub mod discovery;
 pub mod field;
 pub mod flowcontrol;
 pub mod metadata;
+#[cfg(test)]
+mod mutation_tests;
 pub mod networking;
 pub mod node;
 pub mod object;
