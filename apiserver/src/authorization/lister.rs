@@ -6,7 +6,7 @@ use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
-use crate::storage::cache::Cache;
+use crate::storage::cache::{Cache, Objects};
 use crate::storage::{Store, StoredObject};
 
 /// A stored resource: group, version and plural name.
@@ -38,6 +38,9 @@ pub trait Lister: Send + Sync + 'static {
     /// All objects, or those of one namespace.
     fn list(&self, resource: ResourceId, namespace: Option<&str>) -> Vec<Arc<StoredObject>>;
 
+    /// All objects by their keys, as a snapshot that shares what it can with others.
+    fn objects(&self, resource: ResourceId) -> Objects;
+
     /// A number that changes whenever an object of the resource does.
     fn revision(&self, resource: ResourceId) -> i64;
 
@@ -52,6 +55,10 @@ impl Lister for Store {
 
     fn list(&self, resource: ResourceId, namespace: Option<&str>) -> Vec<Arc<StoredObject>> {
         self.cache_of(resource.0, resource.2).map(|cache| cache.list(namespace.unwrap_or_default())).unwrap_or_default()
+    }
+
+    fn objects(&self, resource: ResourceId) -> Objects {
+        self.cache_of(resource.0, resource.2).map(|cache| cache.snapshot().objects.clone()).unwrap_or_default()
     }
 
     fn revision(&self, resource: ResourceId) -> i64 {
@@ -85,16 +92,19 @@ pub fn deletion_time(object: &StoredObject) -> Option<i64> {
 #[cfg(test)]
 pub mod fake {
     //! Objects in memory for the tests of rules.
-    use std::collections::BTreeMap;
+    use std::collections::HashMap;
 
     use parking_lot::Mutex;
     use serde_json::Value;
 
     use super::*;
+    use crate::storage::cache;
+    use crate::storage::keys::object_key;
     use crate::storage::object::{Identity, StoredObject, encode};
 
+    /// The last revision, and what there is.
     #[derive(Default)]
-    pub struct Objects(Mutex<(i64, BTreeMap<(ResourceId, String, String), Arc<StoredObject>>)>);
+    pub struct Objects(Mutex<(i64, HashMap<ResourceId, cache::Objects>)>);
 
     impl Objects {
         pub fn of(objects: impl IntoIterator<Item = (ResourceId, Value)>) -> Arc<Self> {
@@ -111,23 +121,33 @@ pub mod fake {
                 _ => Vec::new(),
             };
             let identity = Identity::of(&object, fields);
-            let key = (resource, identity.namespace.to_string(), identity.name.to_string());
+            let key = object_key(&identity.namespace, &identity.name);
             let mut inner = self.0.lock();
             inner.0 += 1;
             let stored = StoredObject::new(identity, &encode(&object), inner.0, true);
-            inner.1.insert(key, Arc::new(stored));
+            inner.1.entry(resource).or_default().insert(key.into(), Arc::new(stored));
+        }
+
+        pub fn remove(&self, resource: ResourceId, namespace: &str, name: &str) {
+            let mut inner = self.0.lock();
+            inner.0 += 1;
+            inner.1.entry(resource).or_default().remove(object_key(namespace, name).as_str());
         }
     }
 
     impl Lister for Objects {
         fn get(&self, resource: ResourceId, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
-            self.0.lock().1.get(&(resource, namespace.to_owned(), name.to_owned())).cloned()
+            self.objects(resource).get(object_key(namespace, name).as_str()).cloned()
         }
 
         fn list(&self, resource: ResourceId, namespace: Option<&str>) -> Vec<Arc<StoredObject>> {
-            let inner = self.0.lock();
-            let of = inner.1.iter().filter(|((r, ns, _), _)| *r == resource && namespace.is_none_or(|n| n == ns));
-            of.map(|(_, object)| object.clone()).collect()
+            let objects = self.objects(resource);
+            let all = cache::in_namespace(&objects, namespace.unwrap_or_default());
+            all.map(|(_, object)| object.clone()).collect()
+        }
+
+        fn objects(&self, resource: ResourceId) -> cache::Objects {
+            self.0.lock().1.get(&resource).cloned().unwrap_or_default()
         }
 
         fn revision(&self, _resource: ResourceId) -> i64 {

@@ -87,6 +87,13 @@ impl Identity {
 
 // === impl StoredObject ===
 
+/// Versions are equal if they are the same version of the same object.
+impl PartialEq for StoredObject {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision && self.identity.uid == other.identity.uid
+    }
+}
+
 impl StoredObject {
     /// From the bytes as stored (which carry no resourceVersion), and the revision of the write.
     pub fn new(identity: Identity, stored: &[u8], revision: i64, created: bool) -> Self {
