@@ -1,0 +1,246 @@
+//! What the kubelet does with pods on a real node: their whole life, their failures, and its own death.
+use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::Api;
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn pods_live_and_die_on_a_node() {
+    if !can_run_hosts("pods_live_and_die_on_a_node") {
+        return;
+    }
+    let cluster = Cluster::start("pods", Setup::Hosts(1)).await;
+    a_pod_with_everything(&cluster).await;
+    ends_are_told(&cluster).await;
+    what_cannot_start_says_why(&cluster).await;
+    a_kubelet_that_dies_touches_nothing(&cluster).await;
+    manifests_are_pods(&cluster).await;
+    nothing_is_left(&cluster).await;
+}
+
+/// Applies YAML on the host.
+#[track_caller]
+fn apply(cluster: &Cluster, yaml: &str) {
+    cluster.hosts[0].exec(&format!("/usr/local/lib/pilothouse/ctl apply -f - <<'END'\n{yaml}\nEND\n")).success();
+}
+
+async fn get(cluster: &Cluster, name: &str) -> Result<Pod, String> {
+    Api::<Pod>::namespaced(cluster.client(), "default").get(name).await.map_err(|e| e.to_string())
+}
+
+async fn phase(cluster: &Cluster, name: &str, wanted: &str) -> Pod {
+    eventually(&format!("{name} is {wanted}"), WITHIN, || async {
+        let pod = get(cluster, name).await?;
+        if apimachinery::pod::phase(&pod) == wanted { Ok(pod) } else { Err(format!("{:?}", pod.status)) }
+    })
+    .await
+}
+
+fn container(pod: &Pod) -> ContainerStatus {
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.clone()).unwrap_or_default();
+    statuses.into_iter().next().expect("a container status")
+}
+
+/// Init containers, a sidecar, probes, hooks, a security context, names and addresses, and streams in and out.
+async fn a_pod_with_everything(cluster: &Cluster) {
+    apply(
+        cluster,
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: all, labels: {app: all}}
+spec:
+  hostname: harbour
+  subdomain: boats
+  terminationGracePeriodSeconds: 5
+  hostAliases: [{ip: 192.0.2.7, hostnames: [lighthouse]}]
+  securityContext: {runAsUser: 1000, runAsGroup: 2000, fsGroup: 3000, seccompProfile: {type: RuntimeDefault}}
+  initContainers:
+  - {name: first, image: "busybox:stable", command: [sh, -c, "echo first >/shared/log"], volumeMounts: [{name: shared, mountPath: /shared}]}
+  - name: side
+    image: busybox:stable
+    restartPolicy: Always
+    command: [sh, -c, "echo side >>/shared/log; trap 'exit 0' TERM; while :; do sleep 0.1; done"]
+    startupProbe: {exec: {command: [grep, -q, side, /shared/log]}, periodSeconds: 1}
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  containers:
+  - name: web
+    image: busybox:stable
+    command: [sh, -c, "echo web >>/shared/log; echo served; httpd -f -p 8080 -h /shared & trap 'kill $!; exit 0' TERM; wait"]
+    ports: [{name: web, containerPort: 8080}]
+    resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 200m, memory: 64Mi}}
+    securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+    readinessProbe: {httpGet: {path: /log, port: web}, periodSeconds: 1}
+    livenessProbe: {tcpSocket: {port: web}, periodSeconds: 1}
+    lifecycle: {postStart: {exec: {command: [sh, -c, "echo hook >>/shared/log"]}}, preStop: {sleep: {seconds: 1}}}
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  volumes: [{name: shared, emptyDir: {}}]
+"#,
+    );
+    let pod = cluster.ready_pods("app=all", 1, MINUTE).await.remove(0);
+    let status = pod.status.as_ref().expect("a status");
+    assert_eq!(status.qos_class.as_deref(), Some("Burstable"));
+    assert!(status.pod_ip.is_some() && status.host_ip.is_some());
+    assert!(container(&pod).started == Some(true) && container(&pod).restart_count == 0);
+
+    let run = |script: &str| cluster.ctl(&format!("exec all -c web -- sh -c '{script}'"));
+    assert_eq!(run("id -u; id -g; hostname").success(), "1000\n2000\nharbour\n");
+    let log = run("cat /shared/log").success();
+    assert!(log.starts_with("first\nside\n"), "{log}");
+    let hosts = run("cat /etc/hosts").success();
+    assert!(hosts.contains("harbour.boats.default.svc.cluster.local") && hosts.contains("lighthouse"), "{hosts}");
+    assert!(run("cat /etc/resolv.conf").success().contains("default.svc.cluster.local"));
+    assert_ne!(run("touch /mine").code, 0, "the root file system is read-only");
+    assert_eq!(run("exit 7").code, 7);
+    let fed = cluster.hosts[0].exec("echo fed | /usr/local/lib/pilothouse/ctl exec -i all -c web -- cat");
+    assert_eq!(fed.success(), "fed\n");
+    assert_eq!(cluster.ctl("logs all -c web").success(), "served\n");
+    cluster.ctl("delete pod all").success();
+}
+
+async fn ends_are_told(cluster: &Cluster) {
+    let pod = |name: &str, script: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  {more}\n  \
+             containers: [{{name: c, image: \"busybox:stable\", terminationMessagePolicy: FallbackToLogsOnError, \
+             command: [sh, -c, \"{script}\"]}}]\n---\n"
+        )
+    };
+    apply(
+        cluster,
+        &[
+            pod("well", "echo done >/dev/termination-log", "restartPolicy: Never"),
+            pod("badly", "echo why; exit 9", "restartPolicy: Never"),
+            pod("again", "exit 3", "restartPolicy: Always"),
+            pod("late", "sleep 100", "activeDeadlineSeconds: 2"),
+        ]
+        .concat(),
+    );
+    let ended = |pod: &Pod| container(pod).state.and_then(|s| s.terminated).expect("a terminated container");
+    let well = ended(&phase(cluster, "well", "Succeeded").await);
+    assert_eq!(
+        (well.exit_code, well.message.as_deref(), well.reason.as_deref()),
+        (0, Some("done\n"), Some("Completed"))
+    );
+    let badly = ended(&phase(cluster, "badly", "Failed").await);
+    assert_eq!((badly.exit_code, badly.message.as_deref(), badly.reason.as_deref()), (9, Some("why\n"), Some("Error")));
+    let late = phase(cluster, "late", "Failed").await;
+    assert_eq!(late.status.and_then(|s| s.reason).as_deref(), Some("DeadlineExceeded"));
+    let again = eventually("a crashing container waits", WITHIN, || async {
+        let again = container(&get(cluster, "again").await?);
+        let waiting = again.state.clone().and_then(|s| s.waiting).and_then(|w| w.reason);
+        if waiting.as_deref() == Some("CrashLoopBackOff") { Ok(again) } else { Err(format!("{again:?}")) }
+    })
+    .await;
+    assert!(again.restart_count >= 1);
+    assert_eq!(again.last_state.and_then(|s| s.terminated).map(|t| t.exit_code), Some(3));
+    cluster.ctl("delete pod well badly again late").success();
+}
+
+async fn what_cannot_start_says_why(cluster: &Cluster) {
+    apply(
+        cluster,
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: never}
+spec: {containers: [{name: c, image: "nowhere.invalid/nothing:1", imagePullPolicy: Never}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: rooted}
+spec: {securityContext: {runAsNonRoot: true}, containers: [{name: c, image: "busybox:stable", command: [sleep, "9"]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unset}
+spec: {containers: [{name: c, image: "busybox:stable", env: [{name: A, valueFrom: {configMapKeyRef: {name: none, key: a}}}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: missing}
+spec: {containers: [{name: c, image: "busybox:stable", command: [/no/such/program]}]}
+"#,
+    );
+    for (name, reasons) in [
+        ("never", ["ErrImageNeverPull", "ErrImageNeverPull"]),
+        ("rooted", ["CreateContainerConfigError", "CreateContainerConfigError"]),
+        ("unset", ["CreateContainerConfigError", "CreateContainerConfigError"]),
+        ("missing", ["RunContainerError", "CrashLoopBackOff"]),
+    ] {
+        eventually(&format!("{name} waits for {reasons:?}"), WITHIN, || async {
+            let status = container(&get(cluster, name).await?);
+            let reason = status.state.clone().and_then(|s| s.waiting).and_then(|w| w.reason).unwrap_or_default();
+            if reasons.contains(&reason.as_str()) { Ok(()) } else { Err(format!("{status:?}")) }
+        })
+        .await;
+    }
+    cluster.ctl("delete pod never rooted unset missing").success();
+}
+
+/// The same containers go on, and the pod is ready all the while.
+async fn a_kubelet_that_dies_touches_nothing(cluster: &Cluster) {
+    apply(
+        cluster,
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: steady, labels: {app: steady}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: "busybox:stable", command: [sleep, "1000"], readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}}
+"#,
+    );
+    let before = cluster.ready_pods("app=steady", 1, MINUTE).await.remove(0);
+    let since = |pod: &Pod| {
+        apimachinery::pod::condition(pod, "Ready").and_then(|c| c.last_transition_time.clone()).expect("a ready pod")
+    };
+    cluster.kill(0, "kubelet");
+    cluster.hosts[0]
+        .exec("timeout 60 sh -c 'until curl -sf http://127.0.0.1:10248/healthz; do sleep 0.2; done'")
+        .success();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let after = cluster.ready_pods("app=steady", 1, MINUTE).await.remove(0);
+    assert_eq!(container(&after).container_id, container(&before).container_id);
+    assert_eq!((container(&after).restart_count, since(&after)), (0, since(&before)));
+    cluster.ctl("delete pod steady").success();
+}
+
+/// A manifest on disk is a pod with a mirror in the API; without the manifest, both are gone.
+async fn manifests_are_pods(cluster: &Cluster) {
+    let host = &cluster.hosts[0];
+    let name = format!("fixed-{}", host.name());
+    host.exec(
+        "mkdir -p /etc/kubernetes/manifests; cat >/etc/kubernetes/manifests/fixed.yaml <<'END'\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: fixed}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
+         containers: [{name: c, image: \"busybox:stable\", command: [sleep, \"1000\"]}]\nEND\n",
+    )
+    .success();
+    phase(cluster, &name, "Running").await;
+    cluster.ctl(&format!("delete pod {name}")).success();
+    let mirror = phase(cluster, &name, "Running").await;
+    assert_eq!(container(&mirror).restart_count, 0, "only its picture was deleted");
+    host.exec("rm /etc/kubernetes/manifests/fixed.yaml").success();
+    eventually("the mirror is gone", WITHIN, || async {
+        match get(cluster, &name).await {
+            Ok(pod) => Err(format!("{:?}", pod.status)),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+}
+
+/// No directories, logs or cgroups of the pods that were.
+async fn nothing_is_left(cluster: &Cluster) {
+    let host = &cluster.hosts[0];
+    eventually("nothing is left of the pods", WITHIN, || async {
+        let cgroups = format!("find /sys/fs/cgroup -path '*{}*' -type d -name 'pod*-*'", host.cgroup());
+        let left = host.exec(&format!("ls /var/lib/kubelet/pods /var/log/pods | grep -v : ; {cgroups}")).stdout;
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
