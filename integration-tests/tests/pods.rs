@@ -1,8 +1,10 @@
 //! What the kubelet does with pods on a real node: their whole life, their failures, and its own death.
+use component_base::client;
 use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::Api;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(30);
@@ -98,7 +100,21 @@ spec:
     let fed = cluster.hosts[0].exec("echo fed | /usr/local/lib/pilothouse/ctl exec -i all -c web -- cat");
     assert_eq!(fed.success(), "fed\n");
     assert_eq!(cluster.ctl("logs all -c web").success(), "served\n");
+    assert!(through_a_forwarded_port(cluster).await.contains("first\nside\n"));
     cluster.ctl("delete pod all").success();
+}
+
+/// What the web server says to a client that reaches it through the API server and the kubelet.
+async fn through_a_forwarded_port(cluster: &Cluster) -> String {
+    let config = client::load(Some(&cluster.hosts[0].file("/etc/kubernetes/admin.conf"))).await.expect("admin.conf");
+    let client = client::connect_h1(config, "integration-tests").expect("a client");
+    let pods = Api::<Pod>::namespaced(client, "default");
+    let mut forwarder = pods.portforward("all", &[8080]).await.expect("a forwarder");
+    let mut stream = forwarder.take_stream(8080).expect("a stream");
+    stream.write_all(b"GET /log HTTP/1.0\r\n\r\n").await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("received");
+    answer
 }
 
 async fn ends_are_told(cluster: &Cluster) {

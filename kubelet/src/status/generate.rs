@@ -78,24 +78,25 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
     let app_statuses = statuses(&old.container_statuses, ContainerKind::App, &spec.containers);
     let ephemeral_statuses = statuses(&old.ephemeral_container_statuses, ContainerKind::Ephemeral, &ephemeral);
 
-    let phase = match (input.ended, old.phase.as_deref()) {
-        // A final phase never changes again.
-        (_, Some(done @ ("Succeeded" | "Failed"))) => done,
-        (Some(_), _) => "Failed",
-        (None, _) => phase(
+    // What others write is taken from the API's object, not from what was last reported.
+    let none = PodStatus::default();
+    let theirs = input.pod.status.as_ref().unwrap_or(&none);
+    // A final phase never changes again, whoever set it.
+    let done = [theirs, old].into_iter().find(|s| is_final(s));
+    let phase = match (done, input.ended) {
+        (Some(done), _) => done.phase.as_deref().unwrap_or("Failed"),
+        (None, Some(_)) => "Failed",
+        (None, None) => phase(
             spec,
             init_statuses.as_deref().unwrap_or_default(),
             app_statuses.as_deref().unwrap_or_default(),
             input.terminated,
         ),
     };
-    // What others write is taken from the API's object, not from what was last reported.
-    let none = PodStatus::default();
-    let theirs = input.pod.status.as_ref().unwrap_or(&none);
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
-        reason: input.ended.map(|e| e.reason.clone()).or_else(|| old.reason.clone().filter(|_| phase == "Failed")),
-        message: input.ended.map(|e| e.message.clone()).or_else(|| old.message.clone().filter(|_| phase == "Failed")),
+        reason: done.map_or_else(|| input.ended.map(|e| e.reason.clone()), |done| done.reason.clone()),
+        message: done.map_or_else(|| input.ended.map(|e| e.message.clone()), |done| done.message.clone()),
         start_time: old.start_time.clone().or_else(|| Some(Time(to_second(input.now)))),
         qos_class: old.qos_class.clone().or_else(|| Some(apimachinery::pod::qos_class(spec).to_owned())),
         nominated_node_name: theirs.nominated_node_name.clone(),
