@@ -73,7 +73,7 @@ pub struct Flags {
     /// Certificate that every namespace's kube-root-ca.crt and every ServiceAccount token Secret shows.
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
-    /// Key that signs ServiceAccount tokens. Read to be checked: tokens are made by the API server.
+    /// Key that signs the tokens in Secrets of ServiceAccounts (all others are made by the API server).
     #[arg(long)]
     pub service_account_private_key_file: Option<PathBuf>,
     /// Certificate authority that signs certificate requests.

@@ -18,6 +18,7 @@ mod replicaset;
 mod root_ca;
 mod service_backends;
 mod serviceaccount;
+mod serviceaccount_token;
 mod taint_eviction;
 
 use crate::runtime::Context;
@@ -42,6 +43,7 @@ macro_rules! entries {
 /// All that there are.
 pub const ALL: &[Entry] = entries! {
     "serviceaccount-controller", "serviceaccount" => serviceaccount::start;
+    "serviceaccount-token-controller", "serviceaccount-token" => serviceaccount_token::start;
     "root-ca-certificate-publisher-controller", "root-ca-cert-publisher" => root_ca::start;
     "clusterrole-aggregation-controller", "clusterrole-aggregation" => cluster_role_aggregation::start;
     "daemonset-controller", "daemonset" => daemonset::start;
