@@ -84,6 +84,11 @@ pub struct Options {
     pub requestheader_group_headers: Vec<String>,
     #[arg(long, value_delimiter = ',')]
     pub requestheader_username_headers: Vec<String>,
+    #[arg(long, value_delimiter = ',')]
+    pub requestheader_uid_headers: Vec<String>,
+    /// Static tokens, one a line: token, user name, uid, and the groups in quotes.
+    #[arg(long)]
+    pub token_auth_file: Option<PathBuf>,
 
     /// The first issues tokens, all are accepted.
     #[arg(long, value_delimiter = ',')]
@@ -96,6 +101,12 @@ pub struct Options {
     pub api_audiences: Vec<String>,
     #[arg(long, default_value = "0s", value_parser = duration)]
     pub service_account_max_token_expiration: Duration,
+    /// Pods' tokens live for a year where the kubelet asks for an hour, for clients that read them but once.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    pub service_account_extend_token_expiration: bool,
+    /// Where the keys of tokens are published; at this server without.
+    #[arg(long)]
+    pub service_account_jwks_uri: Option<String>,
 
     #[arg(long, value_delimiter = ',', default_value = "10.0.0.0/24")]
     pub service_cluster_ip_range: Vec<String>,
@@ -149,6 +160,7 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("log-dir"),
     Ignored::Bool("logtostderr"),
     Ignored::Value("runtime-config"),
+    Ignored::Bool("service-account-lookup"),
     Ignored::Value("shutdown-delay-duration"),
     Ignored::Value("storage-backend"),
     Ignored::Value("storage-media-type"),

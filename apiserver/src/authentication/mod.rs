@@ -8,6 +8,7 @@ pub mod openid;
 pub mod request_header;
 pub mod reviews;
 pub mod service_account;
+mod static_tokens;
 pub mod token_request;
 pub mod x509;
 
@@ -25,6 +26,7 @@ use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use request_header::RequestHeaders;
 use rustls_pki_types::CertificateDer;
 use service_account::TokenVerifier;
+use static_tokens::StaticTokens;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use x509::Authorities;
@@ -51,6 +53,7 @@ pub struct Authenticator {
     lister: Arc<dyn Lister>,
     request_headers: Option<RequestHeaders>,
     client_ca: Option<Authorities>,
+    static_tokens: Option<StaticTokens>,
     tokens: TokenVerifier,
     bootstrap_tokens: bool,
     anonymous: bool,
@@ -94,6 +97,7 @@ impl Authenticator {
         Ok(Self {
             request_headers: RequestHeaders::from_options(options)?,
             client_ca: options.client_ca_file.as_deref().map(Authorities::load).transpose()?,
+            static_tokens: options.token_auth_file.as_deref().map(StaticTokens::load).transpose()?,
             tokens: TokenVerifier::new(lister.clone(), issuers, openid::verifying_keys(options)?),
             bootstrap_tokens: options.enable_bootstrap_token_auth,
             // Who need not say who they are may then do nothing unasked.
@@ -152,9 +156,10 @@ impl Authenticator {
         if let Some(outcome) = self.tokens.verify(token, audiences, now) {
             return outcome.map(|(user, audiences)| (user.authenticated(), audiences));
         }
-        if self.bootstrap_tokens
-            && let Some(user) = bootstrap_token::verify(self.lister.as_ref(), token, now)
-        {
+        let user = self.static_tokens.as_ref().and_then(|tokens| tokens.user(token)).or_else(|| {
+            self.bootstrap_tokens.then(|| bootstrap_token::verify(self.lister.as_ref(), token, now)).flatten()
+        });
+        if let Some(user) = user {
             // Such tokens are for the API, whoever asks for what.
             let matching: Vec<String> = audiences.iter().filter(|a| self.audiences.contains(a)).cloned().collect();
             if matching.is_empty() && !audiences.is_empty() {

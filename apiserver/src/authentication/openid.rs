@@ -40,13 +40,14 @@ pub fn document(options: &Options, path: &str) -> Option<Response<Body>> {
                 std::net::IpAddr::V6(address) => format!("[{address}]"),
                 address => address.to_string(),
             };
+            let ours = format!("https://{address}:{}{JWKS_PATH}", options.secure_port);
             let keys = verifying_keys(options).ok()?;
             let mut algorithms: Vec<String> = keys.iter().map(|key| format!("{:?}", key.algorithm)).collect();
             algorithms.sort();
             algorithms.dedup();
             let configuration = json!({
                 "issuer": issuer,
-                "jwks_uri": format!("https://{address}:{}{JWKS_PATH}", options.secure_port),
+                "jwks_uri": options.service_account_jwks_uri.clone().unwrap_or(ours),
                 "response_types_supported": ["id_token"],
                 "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": algorithms,

@@ -21,6 +21,7 @@ pub struct RequestHeaders {
 /// Lower-case names of headers.
 struct Names {
     user: Vec<String>,
+    uid: Vec<String>,
     group: Vec<String>,
     extra_prefix: Vec<String>,
 }
@@ -36,6 +37,7 @@ impl RequestHeaders {
             allowed_names: options.requestheader_allowed_names.iter().filter(|n| !n.is_empty()).cloned().collect(),
             names: Names {
                 user: lower(&options.requestheader_username_headers),
+                uid: lower(&options.requestheader_uid_headers),
                 group: lower(&options.requestheader_group_headers),
                 extra_prefix: lower(&options.requestheader_extra_headers_prefix),
             },
@@ -64,6 +66,7 @@ impl Names {
             headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(ToOwned::to_owned).collect()
         };
         let name = self.user.iter().flat_map(|header| values(header)).find(|value| !value.trim().is_empty())?;
+        let uid = self.uid.iter().flat_map(|header| values(header)).next().unwrap_or_default();
         let groups = self.group.iter().flat_map(|header| values(header)).collect();
         let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for header in headers.keys() {
@@ -73,7 +76,7 @@ impl Names {
                 }
             }
         }
-        Some(UserInfo { name, groups, extra, ..UserInfo::default() })
+        Some(UserInfo { name, uid, groups, extra })
     }
 }
 
@@ -90,17 +93,22 @@ mod tests {
     fn a_user_is_read_from_headers() {
         let names = Names {
             user: vec!["x-remote-user".into()],
+            uid: vec!["x-remote-uid".into()],
             group: vec!["x-remote-group".into()],
             extra_prefix: vec!["x-remote-extra-".into()],
         };
         let mut headers = HeaderMap::new();
         assert_eq!(names.read(&headers), None);
         headers.append("x-remote-user", "ann".parse().unwrap());
+        headers.append("x-remote-uid", "7".parse().unwrap());
         headers.append("x-remote-group", "a".parse().unwrap());
         headers.append("x-remote-group", "b".parse().unwrap());
         headers.append("x-remote-extra-example.com%2fscope", "read".parse().unwrap());
         let user = names.read(&headers).unwrap();
-        assert_eq!((user.name.as_str(), user.groups), ("ann", vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(
+            (user.name.as_str(), user.uid.as_str(), user.groups),
+            ("ann", "7", vec!["a".to_owned(), "b".to_owned()])
+        );
         assert_eq!(user.extra["example.com/scope"], ["read"]);
     }
 }

@@ -26,6 +26,7 @@ pub struct TokenRequests {
     issuer: Option<TokenIssuer>,
     audiences: Vec<String>,
     max_expiration: Duration,
+    extend: bool,
 }
 
 /// What a token is bound to, found in the store.
@@ -45,7 +46,8 @@ impl TokenRequests {
             _ => None,
         };
         let max_expiration = options.service_account_max_token_expiration;
-        Ok(Self { issuer, audiences: openid::api_audiences(options), max_expiration })
+        let extend = options.service_account_extend_token_expiration;
+        Ok(Self { issuer, audiences: openid::api_audiences(options), max_expiration, extend })
     }
 
     async fn create(&self, call: Call<'_>) -> Result<Answer, StatusError> {
@@ -66,7 +68,8 @@ impl TokenRequests {
             Some(reference) => find_bound(&call, reference, namespace, name).await?,
             None => BoundObjects::default(),
         };
-        let extend = bound.pod.is_some()
+        let extend = self.extend
+            && bound.pod.is_some()
             && seconds == WARN_ONLY_SECONDS
             && audiences.iter().all(|audience| self.audiences.contains(audience));
         let now = jiff::Timestamp::now().as_second();
@@ -218,8 +221,12 @@ mod tests {
 
     #[test]
     fn expirations_are_defaulted_checked_and_capped() {
-        let requests =
-            |max: u64| TokenRequests { issuer: None, audiences: Vec::new(), max_expiration: Duration::from_secs(max) };
+        let requests = |max: u64| TokenRequests {
+            issuer: None,
+            audiences: Vec::new(),
+            max_expiration: Duration::from_secs(max),
+            extend: true,
+        };
         let ask = |max: u64, seconds: Option<i64>| {
             requests(max).expiration(seconds).map_err(|error| error.message().to_owned())
         };

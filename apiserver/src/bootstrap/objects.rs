@@ -110,6 +110,10 @@ pub fn authentication_config(options: &Options, client_ca: Option<&str>, request
         ] {
             data.insert(key.into(), json!(list).to_string().into());
         }
+        if !options.requestheader_uid_headers.is_empty() {
+            let list = json!(options.requestheader_uid_headers).to_string();
+            data.insert("requestheader-uid-headers".into(), list.into());
+        }
     }
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",

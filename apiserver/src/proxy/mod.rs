@@ -51,6 +51,7 @@ impl Proxy {
         let request_headers = options
             .requestheader_username_headers
             .iter()
+            .chain(&options.requestheader_uid_headers)
             .chain(&options.requestheader_group_headers)
             .chain(&options.requestheader_extra_headers_prefix);
         Ok(Self {
