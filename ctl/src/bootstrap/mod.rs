@@ -142,7 +142,7 @@ enum Phase {
 enum CertsCommand {
     /// Show when each certificate expires
     CheckExpiration(FileArgs),
-    /// Issue a certificate again with a new key; running components read it by themselves
+    /// Issue a certificate again with a new key; components that run with it must be started anew
     Renew {
         /// A name that check-expiration shows, or `all`
         name: String,
