@@ -179,6 +179,18 @@ apiVersion: v1
 kind: Pod
 metadata: {name: missing}
 spec: {containers: [{name: c, image: "busybox:stable", command: [/no/such/program]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: tuned}
+spec:
+  securityContext: {sysctls: [{name: kernel.msgmax, value: "9999"}]}
+  containers: [{name: c, image: "busybox:stable", command: [sleep, "9"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: elsewhere}
+spec: {nodeName: host-1, nodeSelector: {zone: nowhere}, containers: [{name: c, image: "busybox:stable"}]}
 "#,
     );
     for (name, reasons) in [
@@ -194,7 +206,11 @@ spec: {containers: [{name: c, image: "busybox:stable", command: [/no/such/progra
         })
         .await;
     }
-    cluster.ctl("delete pod never rooted unset missing").success();
+    for (name, reason) in [("tuned", "SysctlForbidden"), ("elsewhere", "NodeAffinity")] {
+        let rejected = phase(cluster, name, "Failed").await;
+        assert_eq!(rejected.status.and_then(|s| s.reason).as_deref(), Some(reason));
+    }
+    cluster.ctl("delete pod never rooted unset missing tuned elsewhere").success();
 }
 
 /// The same containers go on, and the pod is ready all the while.

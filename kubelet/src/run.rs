@@ -85,6 +85,8 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     });
     let api_pods = client.as_ref().map(|client| pods_of_node(client, &name));
 
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let own_node = client.as_ref().map(|client| Informer::start(Api::<Node>::all(client.clone()), only));
     let labels = node::labels(&name, &flags.node_labels);
     let objects = Objects::new(client.clone());
     let volumes = Volumes::new(objects.clone(), &name);
@@ -124,7 +126,12 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             runtime_name: runtime_name.clone(),
             max_restart_delay: config.max_container_restart_period,
             sync_frequency: config.sync_frequency,
-            allocatable: Allocatable { resources: allocatable.clone(), labels: labels.clone() },
+            node: own_node.clone(),
+            node_name: name.clone(),
+            allocatable: Allocatable {
+                resources: allocatable.clone(),
+                unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+            },
         }),
         shutdown.clone(),
     );
@@ -159,8 +166,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     };
     tokio::spawn(housekeeping.run(shutdown.clone()));
 
-    if let Some(client) = &client {
-        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    if let Some((client, own_node)) = client.as_ref().zip(own_node) {
         let keeper = Arc::new(NodeKeeper {
             client: client.clone(),
             facts: Facts {
@@ -179,7 +185,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             runtime: runtime.clone(),
             watch: watch.clone(),
             events,
-            node: Informer::start(Api::<Node>::all(client.clone()), only),
+            node: own_node,
             pod_cidr: Mutex::default(),
         });
         tokio::spawn(keeper.run(shutdown.clone()));

@@ -7,22 +7,41 @@ use std::sync::Arc;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+use crate::runtime::dns;
 use crate::runtime::pods::host_network;
 use crate::static_pods;
 use crate::status::Ended;
 
-/// What the node gives to pods, and what it is.
+/// What the node gives to pods.
 #[derive(Debug, Clone, Default)]
 pub struct Allocatable {
     pub resources: BTreeMap<String, Quantity>,
-    pub labels: BTreeMap<String, String>,
+    /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub unsafe_sysctls: Vec<String>,
 }
+
+/// Sysctls that are a pod's own and hurt nobody else.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
 
 /// Resources that the node itself measures; others are for their plugins to check.
 const CHECKED: [(&str, &str); 3] =
     [("cpu", "OutOfcpu"), ("memory", "OutOfmemory"), ("ephemeral-storage", "OutOfephemeral-storage")];
 
-/// Rejects `pod` if it does not fit beside `others` (pods that run or will run here).
+/// Rejects `pod` if it does not fit beside `others` (pods that run or will run here). `api_node`, where it is known,
+/// has the labels that are to match.
 pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Option<&Node>) -> Result<(), Ended> {
     let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
     let requested = apimachinery::pod::requests(spec);
@@ -51,14 +70,22 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
             return Err(out_of(reason, name, unit(want), used, unit(limit)));
         }
     }
-    let labels = api_node.and_then(|n| n.metadata.labels.as_ref()).unwrap_or(&node.labels);
-    let selected = spec.node_selector.iter().flatten().all(|(k, v)| labels.get(k) == Some(v));
+    let matches = |labels: &BTreeMap<String, String>| {
+        spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
+    };
+    let selected = api_node.and_then(|n| n.metadata.labels.as_ref()).is_none_or(matches);
     if !selected && !static_pods::is_static(pod) {
         return Err(Ended {
             reason: "NodeAffinity".to_owned(),
             message:
                 "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
                     .to_owned(),
+        });
+    }
+    if let Some(name) = forbidden_sysctl(pod, node) {
+        return Err(Ended {
+            reason: "SysctlForbidden".to_owned(),
+            message: format!("Pod was rejected: forbidden sysctl: {name:?} not allowlisted"),
         });
     }
     let taken: Vec<(i32, String, String)> = others.iter().flat_map(|p| host_ports(p)).collect();
@@ -70,6 +97,18 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
         });
     }
     Ok(())
+}
+
+/// As the kubelet's sysctl allow list.
+fn forbidden_sysctl(pod: &Pod, node: &Allocatable) -> Option<String> {
+    let allowed = |name: &str| {
+        SAFE_SYSCTLS.contains(&name)
+            || node.unsafe_sysctls.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == pattern,
+            })
+    };
+    dns::sysctls(pod).into_keys().find(|name| !allowed(name))
 }
 
 fn out_of(reason: &str, resource: &str, requested: i64, used: i64, capacity: i64) -> Ended {
@@ -118,15 +157,23 @@ mod tests {
         let node = Allocatable {
             resources: [("cpu".to_owned(), Quantity::from_milli(1000)), ("pods".to_owned(), Quantity::from_value(2))]
                 .into(),
-            labels: [("zone".to_owned(), "a".to_owned())].into(),
+            unsafe_sysctls: vec!["net.core.*".to_owned()],
         };
         let big = pod(
             "big",
             json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "800m"}}, "ports": [{"containerPort": 80, "hostPort": 8080}]}]}),
         );
+        let api_node: Node =
+            serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"zone": "a"}}})).unwrap();
         let check = |spec: serde_json::Value, others: &[Arc<Pod>]| {
-            admit(&pod("new", spec), others, &node, None).err().map(|e| e.reason)
+            admit(&pod("new", spec), others, &node, Some(&api_node)).err().map(|e| e.reason)
         };
+        let sysctl =
+            |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}, "containers": []});
+        assert_eq!(check(sysctl("net.ipv4.tcp_syncookies"), &[]), None);
+        assert_eq!(check(sysctl("net/core/somaxconn"), &[]), None);
+        assert_eq!(check(sysctl("kernel.msgmax"), &[]).as_deref(), Some("SysctlForbidden"));
+        assert_eq!(check(json!({"nodeSelector": {"zone": "a"}, "containers": []}), &[]), None);
         let one = [big.clone()];
         assert_eq!(check(json!({"containers": [{"name": "c"}]}), &one), None);
         assert_eq!(

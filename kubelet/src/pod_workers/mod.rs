@@ -15,7 +15,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use component_base::informer::Informer;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,9 @@ pub struct Means {
     pub runtime_name: String,
     pub max_restart_delay: Duration,
     pub sync_frequency: Duration,
+    /// This node in the API. None: standalone.
+    pub node: Option<Informer<Node>>,
+    pub node_name: String,
     /// What the node has to give, for admission.
     pub allocatable: admission::Allocatable,
 }

@@ -26,6 +26,10 @@ const HOSTS_PATH: &str = "/etc/hosts";
 
 /// Makes the pod's sandbox and gives its configuration, which containers are created with.
 pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<String, String> {
+    if pod.spec.as_ref().and_then(|s| s.host_users) == Some(false) {
+        // Without its own user namespace the pod would have rights that it asked not to have.
+        return Err("hostUsers: false: user namespaces are not supported on this node".to_owned());
+    }
     let handler = runtime_handler(means, pod).await?;
     let config = sandbox_config(means, pod, attempt);
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {

@@ -8,7 +8,7 @@ use component_base::backoff::Backoff;
 use component_base::events::Type;
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
@@ -204,7 +204,7 @@ impl Worker {
             self.resizes.adopt(pod, &observed, &old);
             self.waiting.retain(|name, _| observed.latest(name).is_none_or(|c| c.state != State::Running));
             if !self.admitted {
-                if let Err(rejected) = self.admit(pod, &observed) {
+                if let Err(rejected) = self.admit(pod, &observed).await {
                     warn!(pod = %full_name(pod), reason = %rejected.reason, "pod rejected");
                     let message = rejected.message.clone();
                     self.means.events.pod(pod, None, Type::Warning, &rejected.reason, message);
@@ -253,12 +253,22 @@ impl Worker {
         Synced::Wait(RETRY_BASE)
     }
 
-    fn admit(&self, pod: &Arc<Pod>, observed: &ObservedPod) -> Result<(), Ended> {
+    async fn admit(&self, pod: &Arc<Pod>, observed: &ObservedPod) -> Result<(), Ended> {
         // What already runs was admitted before.
         if !observed.is_gone() {
             return Ok(());
         }
-        admission::admit(pod, &self.pool.pods(), &self.means.allocatable, None)
+        let node = self.means.node.as_ref().and_then(|nodes| nodes.get("", &self.means.node_name));
+        let admitted = admission::admit(pod, &self.pool.pods(), &self.means.allocatable, node.as_deref());
+        let (Err(rejected), Some(client)) = (&admitted, &self.means.client) else { return admitted };
+        if rejected.reason != "NodeAffinity" {
+            return admitted;
+        }
+        // The label that brought the pod here may be newer than our copy of the node.
+        match kube::Api::<Node>::all(client.clone()).get(&self.means.node_name).await {
+            Ok(node) => admission::admit(pod, &self.pool.pods(), &self.means.allocatable, Some(&node)),
+            Err(_) => admitted,
+        }
     }
 
     /// Everything is as it should be: refresh what ages, and say when to look again.
