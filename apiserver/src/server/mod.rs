@@ -103,11 +103,6 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
     let feeding = tokio::spawn(context.store.clone().run(shutdown.clone()));
     let checking = tokio::spawn(check_etcd(context.clone(), etcd));
-    tokio::select! {
-        () = context.store.loaded() => {}
-        () = shutdown.cancelled() => return Ok(()),
-    }
-    context.state.etcd_answers.store(true, Ordering::Relaxed);
     let bootstrapping = tokio::spawn({
         let context = context.clone();
         let done = context.clone();
@@ -115,11 +110,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
             done.state.bootstrapped.store(true, Ordering::Relaxed);
             info!("ready");
         };
-        bootstrap::run(context, ready, shutdown.clone())
+        let shutdown = shutdown.clone();
+        async move {
+            context.store.loaded().await;
+            bootstrap::run(context, ready, shutdown).await;
+        }
     });
     let allocating = tokio::spawn({
         let (store, shutdown) = (context.store.clone(), shutdown.clone());
-        async move { settings.services.run(store, shutdown).await }
+        async move {
+            store.loaded().await;
+            settings.services.run(store, shutdown).await;
+        }
     });
     let compacting = tokio::spawn({
         let (store, every, shutdown) =

@@ -76,6 +76,11 @@ async fn answer(
     info: &RequestInfo,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, StatusError> {
+    if context.store.progress() == 0 {
+        // Nothing can be known of users and rights before the store has been read.
+        return health::document(context, &info.path, &info.query)
+            .ok_or_else(|| StatusError::service_unavailable("the apiserver is starting").retry_after(1));
+    }
     let (parts, body) = request.into_parts();
     let certificates = parts.extensions.get::<Peer>().map(|peer| peer.certificates.clone());
     let user = context.authenticator.authenticate(&parts, certificates.as_deref().unwrap_or_default()).await?;
