@@ -38,7 +38,8 @@ const USAGES: [&str; 23] = [
 const EXPIRATION_MIN_SECONDS: i64 = 600;
 
 pub const RULES: Rules = Rules {
-    name: metadata::subdomain,
+    // Kubelets name theirs by a digest in base64.
+    name: metadata::path_segment,
     prepare_update: |new, old| copy_field(new, old, "spec"),
     prepare_status: prepare_conditions,
     validate,
