@@ -107,6 +107,7 @@ fn owner_references(owners: &Field<'_, '_>, errors: &mut Errors) {
 }
 
 fn finalizers(finalizers: &Field<'_, '_>, errors: &mut Errors) {
+    // Names with a dot stand on their own in some groups: `customresourcecleanup.apiextensions.k8s.io`.
     let mut propagation = Vec::new();
     for finalizer in finalizers.items() {
         let name = finalizer.str();
@@ -115,7 +116,7 @@ fn finalizers(finalizers: &Field<'_, '_>, errors: &mut Errors) {
         }
         if matches!(name, "orphan" | "foregroundDeletion") {
             propagation.push(name);
-        } else if !name.contains('/') && !matches!(name, "kubernetes") && is_qualified_name(name).is_empty() {
+        } else if !name.contains(['/', '.']) && name != "kubernetes" && is_qualified_name(name).is_empty() {
             errors.0.push(FieldError::invalid(
                 finalizer.path(),
                 name,
