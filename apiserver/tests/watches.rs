@@ -199,3 +199,37 @@ async fn a_thousand_writes_are_seen_once_and_in_order() {
         writer.await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_watches_on_one_connection_all_hear() {
+    const WATCHES: usize = 500;
+    if !has_etcd() {
+        return;
+    }
+    let server = start(&[]).await;
+    let client = component_base::client::connect(server.config(), "watches").unwrap();
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    for _ in 0..WATCHES {
+        let request =
+            Request::get(format!("{PATH}?watch=true&resourceVersion=0&labelSelector=l")).body(Vec::new()).unwrap();
+        let stream: std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>> =
+            Box::pin(client.request_stream(request).await.unwrap());
+        let (mut lines, seen) = (stream.lines(), seen.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(_)) = lines.try_next().await {
+                seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+    }
+    let data = "y".repeat(1000);
+    for round in 1..=5 {
+        let object = json!({"metadata": {"name": format!("fan-{round}"), "labels": {"l": "x"}}, "data": {"y": data}});
+        server.call("POST", PATH, &object, JSON).await.unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while seen.load(std::sync::atomic::Ordering::Relaxed) < round * WATCHES {
+            let count = seen.load(std::sync::atomic::Ordering::Relaxed);
+            assert!(std::time::Instant::now() < deadline, "round {round}: {count} of {}", round * WATCHES);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

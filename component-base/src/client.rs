@@ -21,6 +21,10 @@ use std::{
 use tower::ServiceBuilder;
 
 /// A connection that does not answer a ping this long is given up.
+/// What the server may send ahead, on one stream and on the connection. The latter is ample: hundreds of watches that wait
+/// for a connection's window starve each other.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// For the head of a response; bodies (watches, logs) may take as long as they like.
@@ -103,7 +107,8 @@ fn build(mut config: Config, user_agent: &str, http2: bool) -> Result<Client, Cl
     let service = HyperClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
-        .http2_adaptive_window(true)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(PING_INTERVAL)
         .http2_keep_alive_timeout(PING_TIMEOUT)
         .http2_keep_alive_while_idle(true)

@@ -129,6 +129,11 @@ impl Server {
         self.ready().await;
     }
 
+    /// For a client of another make.
+    pub fn config(&self) -> kube::Config {
+        config(&self.url, &self.admin)
+    }
+
     /// Ends etcd with SIGKILL.
     pub fn kill_etcd(&mut self) {
         self.etcd = None;
@@ -179,6 +184,10 @@ impl Server {
 }
 
 fn client(url: &str, admin: &(String, String)) -> kube::Client {
+    kube::Client::try_from(config(url, admin)).unwrap()
+}
+
+fn config(url: &str, admin: &(String, String)) -> kube::Config {
     _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut config = kube::Config::new(url.parse().unwrap());
     config.accept_invalid_certs = true;
@@ -186,7 +195,7 @@ fn client(url: &str, admin: &(String, String)) -> kube::Client {
     config.default_retry = false;
     config.auth_info.client_certificate_data = Some(base64(&admin.0));
     config.auth_info.client_key_data = Some(base64(&admin.1).into());
-    kube::Client::try_from(config).unwrap()
+    config
 }
 
 pub fn base64(text: &str) -> String {
