@@ -19,8 +19,36 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 // === impl Body ===
 
 impl Body {
+    /// Keeps `guard` until the body has been sent or given up.
+    pub fn holding<T: Send + Sync + Unpin + 'static>(self, guard: T) -> Self {
+        Self::boxed(Holding { body: self, _guard: guard })
+    }
+
     pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = BoxError> + Send + Sync + 'static) -> Self {
         Self::Boxed(Box::pin(body))
+    }
+}
+
+/// A body with something that lives as long as it does.
+struct Holding<T> {
+    body: Body,
+    _guard: T,
+}
+
+impl<T: Send + Sync + Unpin + 'static> http_body::Body for Holding<T> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -86,15 +86,15 @@ async fn answer(
     let user = context.authenticator.authenticate(&parts, certificates.as_deref().unwrap_or_default()).await?;
     let user = Arc::new(user);
     let (user, attributes) = authorize(context, info, user, &parts.headers).await?;
-    let _room = room(context, info, &user).await?;
+    let (_permit, counted) = room(context, info, &user).await?;
     if !info.is_resource {
         return document(context, info, &parts.method, &parts.headers);
     }
-    let outcome = resource(context, info, user, attributes, Request::from_parts(parts, body)).await;
-    match outcome {
-        Ok(Rendered { wanted, include, outcome }) => Ok(respond::outcome(wanted, include, outcome)),
-        Err(error) => Err(error),
-    }
+    let request = Request::from_parts(parts, body);
+    let Rendered { wanted, include, outcome } = resource(context, info, user, attributes, request).await?;
+    let response = respond::outcome(wanted, include, outcome);
+    // A watch lasts as long as its body.
+    Ok(if info.is_long_running() { response.map(|body| body.holding(counted)) } else { response })
 }
 
 /// May this be done? Impersonation is looked at first: whoever may impersonate goes on as the other.
