@@ -19,12 +19,19 @@ const INIT: &str = r#"
 set -eu
 host=$1 name=$2
 mount --make-rshared /
-for path in etc usr/local root; do
+for path in etc var usr/local root; do
     mkdir -p "$host/upper/$path" "$host/work/$path"
     mount -t overlay overlay -o "lowerdir=/$path,upperdir=$host/upper/$path,workdir=$host/work/$path" "/$path"
 done
-for path in etc/kubernetes etc/cni etc/containerd var/lib/containerd var/lib/kubelet var/lib/etcd var/lib/cni \
-    var/lib/pilothouse var/lib/kube-proxy var/log/pods var/log/containers var/log/pilothouse opt/cni; do
+# A cluster on the machine itself is none of this host's business. (What goes here goes from the overlay.)
+if [ ! -e "$host/up-before" ]; then
+    mountpoint -q /etc && mountpoint -q /var && mountpoint -q /usr/local && mountpoint -q /root
+    rm -rf /etc/kubernetes /etc/cni /etc/containerd /usr/local/lib/pilothouse /usr/local/bin/ctl /root/.kube
+    rm -rf /var/lib/pilothouse /var/lib/kube-proxy /var/lib/cni /var/log/pods /var/log/containers /var/log/pilothouse
+    touch "$host/up-before"
+fi
+# What containerd, etcd and the kubelet write must not lie on an overlay.
+for path in var/lib/containerd var/lib/kubelet var/lib/etcd; do
     mkdir -p "$host/$path" "/$path"
     mount --bind "$host/$path" "/$path"
     mount --make-rshared "/$path"
@@ -85,6 +92,11 @@ impl Host {
     /// The cgroup below which everything on the host is.
     pub fn cgroup(&self) -> &str {
         &self.cgroup
+    }
+
+    /// A directory that has the same path on the host and outside.
+    pub fn scratch(&self) -> &Path {
+        &self.directory
     }
 
     /// The file that is at `path` on the host, for paths that are private to it.

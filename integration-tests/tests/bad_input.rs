@@ -108,8 +108,9 @@ async fn a_missing_image_is_told(cluster: &Cluster) {
 }
 
 fn post(cluster: &Cluster, path: &str, body: &str) -> (u16, String) {
-    std::fs::write(cluster.hosts[0].file("/etc/kubernetes").join("body.json"), body).expect("a body");
-    request(cluster, "POST", path, "/etc/kubernetes/body.json", HEADERS)
+    let file = cluster.hosts[0].scratch().join("body.json");
+    std::fs::write(&file, body).expect("a body");
+    request(cluster, "POST", path, &file.display().to_string(), HEADERS)
 }
 
 /// With curl, as administrator, so that nothing is checked before it is sent.
