@@ -203,6 +203,10 @@ impl Strategy for Builtin {
         })
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        (self.rules.warnings)(new, old)
+    }
+
     fn allow_create_on_update(&self) -> bool {
         self.rules.create_on_update
     }

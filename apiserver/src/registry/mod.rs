@@ -9,6 +9,7 @@ pub mod autoscaling;
 pub mod batch;
 pub mod builtin;
 pub mod certificates;
+pub mod checks;
 pub mod coordination;
 pub mod core;
 pub mod discovery;

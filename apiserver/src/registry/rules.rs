@@ -38,6 +38,8 @@ pub struct Rules {
     pub create_on_update: bool,
     /// `PUT` without a resourceVersion overwrites what there is.
     pub unconditional_update: bool,
+    /// Deprecations and the like, of a new object or of a change: sent as `Warning` headers.
+    pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// The names that `selectable` answers values for.
     pub selectable_names: &'static [&'static str],
     /// Fields besides `metadata.name` and `metadata.namespace` that a field selector may name.
@@ -64,6 +66,7 @@ impl Rules {
         validate_status: |_, _, _| {},
         create_on_update: false,
         unconditional_update: true,
+        warnings: |_, _| Vec::new(),
         selectable_names: &[],
         selectable: |_| Vec::new(),
         columns: None,
