@@ -196,7 +196,7 @@ impl Strategy for Builtin {
                     (self.rules.validate_status)(new, old, errors);
                 }
                 Part::Finalize => {}
-                Part::Approval => csr::conditions(new, old, true, errors),
+                Part::Approval => csr::update(new, old, part, errors),
                 Part::EphemeralContainers => pod::validate_ephemeral(new, old, errors),
                 Part::Resize => pod::validate_resize(new, old, errors),
             }

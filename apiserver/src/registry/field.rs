@@ -42,6 +42,14 @@ impl<'p, 'v> Field<'p, 'v> {
         Field { value: self.value.get(name).unwrap_or(&NULL), step: Step::Name(name), parent: Some(self) }
     }
 
+    /// Another value in the same place.
+    pub fn with<'w>(&self, value: &'w Value) -> Field<'p, 'w>
+    where
+        'v: 'w,
+    {
+        Field { value, step: self.step, parent: self.parent }
+    }
+
     /// `[name]` of a map.
     pub fn key<'b>(&'b self, name: &'b str) -> Field<'b, 'v>
     where

@@ -116,6 +116,24 @@ pub fn spec_differs(new: &Value, old: &Value) -> bool {
         .any(|key| !semantically_equal(new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null)))
 }
 
+/// Counts a change that is not one of the spec, for kinds whose generation counts that too.
+pub fn count_change(new: &mut Value, old: &Value, changed: bool) {
+    if changed {
+        let generation = int(old, "/metadata/generation").unwrap_or(0) + 1;
+        set(child(new, "metadata"), "generation", generation);
+    }
+}
+
+/// Removes a field that a switched-off feature would read, unless the object had it before.
+pub fn drop_disabled(new: &mut Value, old: Option<&Value>, parent: &str, fields: &[&str]) {
+    for field in fields {
+        let had = old.and_then(|old| old.pointer(parent)).is_some_and(|parent| parent.get(*field).is_some());
+        if let Some(parent) = new.pointer_mut(parent).filter(|_| !had) {
+            remove(parent, field);
+        }
+    }
+}
+
 /// Types in which, or below which, the schema has defaults.
 static DEFAULTED: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
     fn visit(facts: &'static TypeFacts, seen: &mut HashMap<&'static str, bool>) -> bool {

@@ -36,7 +36,7 @@ pub fn rules(group: &str, kind: &str) -> &'static Rules {
         "" "Service" => core::service::RULES,
         "" "ServiceAccount" => core::service_account::RULES,
         "admissionregistration.k8s.io" "MutatingAdmissionPolicy" => admissionregistration::policy::MUTATING_POLICY,
-        "admissionregistration.k8s.io" "MutatingAdmissionPolicyBinding" => admissionregistration::policy::BINDING,
+        "admissionregistration.k8s.io" "MutatingAdmissionPolicyBinding" => admissionregistration::policy::MUTATING_BINDING,
         "admissionregistration.k8s.io" "MutatingWebhookConfiguration" => admissionregistration::webhook::MUTATING,
         "admissionregistration.k8s.io" "ValidatingAdmissionPolicy" => admissionregistration::policy::POLICY,
         "admissionregistration.k8s.io" "ValidatingAdmissionPolicyBinding" => admissionregistration::policy::BINDING,

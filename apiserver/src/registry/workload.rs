@@ -40,6 +40,41 @@ pub fn template(template: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
+/// Counts of pods: none below zero, none above all of them.
+pub fn replica_status(
+    new: &Field<'_, '_>,
+    old: &Field<'_, '_>,
+    counts: &[&str],
+    parts: &[&str],
+    ready: &str,
+    errors: &mut Errors,
+) {
+    let status = new.at("status");
+    for field in counts.iter().chain(parts).chain(&["collisionCount"]) {
+        errors.not_negative(&status.at(field));
+    }
+    let count = |name: &str| status.at(name).int().unwrap_or(0);
+    for part in parts {
+        if count(part) > count("replicas") {
+            errors.invalid(&status.at(part), "cannot be greater than status.replicas");
+        }
+    }
+    if count("availableReplicas") > count("readyReplicas") {
+        errors.invalid(&status.at("availableReplicas"), format!("cannot be greater than {ready}"));
+    }
+    collisions(new, old, errors);
+}
+
+/// Collisions of names are counted for good.
+pub fn collisions(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
+    let before = old.value.pointer("/status/collisionCount").and_then(Value::as_i64);
+    let status = new.at("status");
+    let now = status.at("collisionCount");
+    if before.is_some_and(|before| now.int().unwrap_or(0) < before) {
+        errors.0.push(FieldError::invalid(now.path(), now.int().unwrap_or(0), "cannot be decremented"));
+    }
+}
+
 /// A template whose pods run for ever. As `ValidatePodTemplateSpecForReplicaSet`, `…ForDaemonSet` and so on.
 pub fn always_template(template: &Field<'_, '_>, kind: &str, errors: &mut Errors) {
     if !template.is_set() {
@@ -137,6 +172,12 @@ pub fn is_zero(field: &Field<'_, '_>) -> bool {
 pub fn wide_cells(object: &Value) -> [Value; 3] {
     let [names, images] = print::containers(object.pointer("/spec/template/spec"));
     [names, images, print::selector(object.pointer("/spec/selector"))]
+}
+
+/// Warns of names that do not do as names of hosts, when they are given.
+pub fn name_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let name = super::object::text(new, "/metadata/name");
+    old.map_or_else(|| super::checks::host_name_warning(name), |_| None).into_iter().collect()
 }
 
 /// Counts of a status, which may not be below zero.

@@ -1,11 +1,13 @@
 //! Mutating- and ValidatingWebhookConfigurations.
 
+use super::client::webhook_client;
+use super::matching::{match_conditions, rule};
+use crate::registry::checks::{Is, Table, check, fully_qualified_name};
 use crate::registry::field::{Errors, Field};
-use crate::registry::metadata;
-use crate::registry::object::{child, default, items_mut, list, set};
+use crate::registry::object::{child, default, items_mut, list, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
-use apimachinery::names::is_dns1123_subdomain;
+use apimachinery::names::is_dns1035_label;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -13,7 +15,8 @@ pub const VALIDATING: Rules = Rules {
     generation: true,
     unconditional_update: false,
     default: |object| items_mut(object, "webhooks").for_each(webhook_defaults),
-    validate,
+    validate_create: |root, errors| validate(root, None, errors),
+    validate_update: |new, old, errors| validate(new, Some(old), errors),
     row: Some(|object, clock: &Clock| {
         vec![print::name(object), Value::from(list(object, "/webhooks").len()), clock.age(object)]
     }),
@@ -51,75 +54,62 @@ fn webhook_defaults(webhook: &mut Value) {
     }
 }
 
-fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
-    let mut names = HashSet::new();
-    for webhook in root.at("webhooks").items() {
-        let name = webhook.at("name");
-        if errors.need(&name) {
-            errors.all(&name, is_dns1123_subdomain(name.str()));
-            if name.str().split('.').count() < 3 {
-                errors.invalid(&name, "should be a domain with at least three segments separated by dots");
-            }
-            if !names.insert(webhook.value["name"].as_str()) {
-                errors.duplicate(&name);
-            }
-        }
-        errors.one_of(&webhook.at("failurePolicy"), &["Fail", "Ignore"]);
-        errors.one_of(&webhook.at("matchPolicy"), &["Equivalent", "Exact"]);
-        errors.need_one_of(&webhook.at("sideEffects"), &["None", "NoneOnDryRun"]);
-        errors.one_of(&webhook.at("reinvocationPolicy"), &["IfNeeded", "Never"]);
-        let seconds = webhook.at("timeoutSeconds");
-        if seconds.int().is_some_and(|s| !(1..=30).contains(&s)) {
-            errors.invalid(&seconds, "the timeout value must be between 1 and 30 seconds");
-        }
-        let versions = webhook.at("admissionReviewVersions");
-        if versions.is_empty() {
-            errors.required(&versions, "must specify one of v1, v1beta1");
-        } else if !versions.items().any(|v| matches!(v.str(), "v1" | "v1beta1")) {
-            errors.invalid(&versions, "must include at least one of v1, v1beta1");
-        }
-        metadata::label_selector(&webhook.at("namespaceSelector"), errors);
-        metadata::label_selector(&webhook.at("objectSelector"), errors);
-        for rule in webhook.at("rules").items() {
-            self::rule(&rule, errors);
-        }
-        client(&webhook.at("clientConfig"), errors);
+/// As `validateValidatingWebhookConfiguration`, and of mutating ones. An update may leave wrong what was wrong before.
+fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
+    let webhooks = root.at("webhooks");
+    let before = old.map_or(&[][..], |old| list(old.value, "/webhooks"));
+    for (at, webhook) in webhooks.items().enumerate() {
+        let conditions = before.get(at).and_then(|old| old.get("matchConditions"));
+        self::webhook(&webhook, before, errors);
+        match_conditions(&webhook.at("matchConditions"), conditions, errors);
+        review_versions(&webhook.at("admissionReviewVersions"), errors);
+    }
+    let unique = before.iter().map(|w| text(w, "/name")).collect::<HashSet<_>>().len() == before.len();
+    if unique {
+        Is::UniqueBy("name").check(&webhooks, errors);
     }
 }
 
-/// As `validateRuleWithOperations`.
-pub fn rule(rule: &Field<'_, '_>, errors: &mut Errors) {
-    for required in ["apiGroups", "apiVersions", "resources", "operations"] {
-        let list = rule.at(required);
-        if list.is_empty() {
-            errors.required(&list, "");
-        }
-        if list.len() > 1 && list.items().any(|item| item.str() == "*") && required != "resources" {
-            errors.invalid(&list, "if '*' is present, must not specify other values");
-        }
+fn webhook(webhook: &Field<'_, '_>, before: &[Value], errors: &mut Errors) {
+    const TABLE: Table = &[
+        ("name", Is::By(fully_qualified_name)),
+        ("rules[]", Is::By(rule)),
+        ("failurePolicy", Is::OneOf(&["Fail", "Ignore"])),
+        ("matchPolicy", Is::OneOf(&["Equivalent", "Exact"])),
+        ("namespaceSelector", Is::LabelSelector),
+        ("objectSelector", Is::LabelSelector),
+        ("reinvocationPolicy", Is::OneOf(&["IfNeeded", "Never"])),
+        ("clientConfig", Is::By(webhook_client)),
+    ];
+    check(webhook, TABLE, errors);
+    let had_side_effects = before.iter().any(|w| !matches!(text(w, "/sideEffects"), "None" | "NoneOnDryRun"));
+    let allowed: &[&str] =
+        if had_side_effects { &["None", "NoneOnDryRun", "Some", "Unknown"] } else { &["None", "NoneOnDryRun"] };
+    let (effects, seconds) = (webhook.at("sideEffects"), webhook.at("timeoutSeconds"));
+    if !effects.is_set() {
+        errors.required(&effects, &format!("must specify one of {}", allowed.join(", ")));
     }
-    for operation in rule.at("operations").items() {
-        errors.one_of(&operation, &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"]);
+    errors.one_of(&effects, allowed);
+    if seconds.int().is_some_and(|s| !(1..=30).contains(&s)) {
+        errors.invalid(&seconds, "the timeout value must be between 1 and 30 seconds");
     }
-    errors.one_of(&rule.at("scope"), &["*", "Cluster", "Namespaced"]);
 }
 
-fn client(config: &Field<'_, '_>, errors: &mut Errors) {
-    let (url, service) = (config.at("url"), config.at("service"));
-    if url.is_set() == service.is_set() {
-        errors.required(config, "exactly one of url or service is required");
+/// Which versions of a review a webhook understands: one that we speak, too. As `validateAdmissionReviewVersions`.
+pub fn review_versions(versions: &Field<'_, '_>, errors: &mut Errors) {
+    if versions.is_empty() {
+        errors.required(versions, "must specify one of v1, v1beta1");
         return;
     }
-    if url.is_set() && !url.str().starts_with("https://") {
-        errors.invalid(&url, "'https' is the only allowed URL scheme; desired format: https://host[/path]");
-    }
-    if service.is_set() {
-        for required in ["name", "namespace"] {
-            let field = service.at(required);
-            if field.is_blank() {
-                errors.required(&field, &format!("service {required} is required"));
-            }
+    let mut seen = HashSet::new();
+    for version in versions.items() {
+        if seen.insert(version.str().to_owned()) {
+            errors.all(&version, is_dns1035_label(version.str()));
+        } else {
+            errors.invalid(&version, "duplicate version");
         }
-        errors.port(&service.at("port"));
+    }
+    if !seen.contains("v1") && !seen.contains("v1beta1") {
+        errors.invalid(versions, "must include at least one of v1, v1beta1");
     }
 }

@@ -1,11 +1,14 @@
 //! APIServices: where a group's version is served.
 
+use crate::registry::checks::{Is, check};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
 use crate::registry::object::{list, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use apimachinery::facts::Column;
+use apimachinery::names::{is_dns1035_label, is_dns1123_subdomain};
+use apimachinery::status::FieldError;
 use serde_json::Value;
 
 const COLUMNS: [Column; 4] = [
@@ -27,6 +30,9 @@ pub const RULES: Rules = Rules {
         }
     },
     validate,
+    validate_status: |new, _, errors| {
+        check(new, &[("status.conditions[].status", Is::OneOf(&["True", "False", "Unknown"]))], errors);
+    },
     columns: Some(&COLUMNS),
     row: Some(row),
     ..Rules::DEFAULT
@@ -35,32 +41,36 @@ pub const RULES: Rules = Rules {
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let (meta, spec) = (root.at("metadata"), root.at("spec"));
     let (group, version, name) = (spec.at("group"), spec.at("version"), meta.at("name"));
-    let expected = format!("{}.{}", version.str(), group.str());
-    if name.str() != expected {
+    if name.str() != format!("{}.{}", version.str(), group.str()) {
         errors.invalid(&name, "must be `spec.version+\".\"+spec.group`");
     }
-    for priority in ["groupPriorityMinimum", "versionPriority"] {
-        let field = spec.at(priority);
-        let max = if priority == "versionPriority" { 1000 } else { 20_000 };
-        if field.int().is_none_or(|n| n <= 0 || n > max) {
-            errors.invalid(&field, format!("must be positive and less than {max}"));
+    check(&spec, &[("group", Is::Named(is_dns1123_subdomain))], errors);
+    errors.all(&version, is_dns1035_label(version.str()));
+    for (name, max) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
+        let (field, value) = (spec.at(name), spec.at(name).int().unwrap_or(0));
+        if !(1..=max).contains(&value) {
+            let why = format!("must be positive and less than {max}");
+            errors.0.push(FieldError::invalid(field.path(), value, why));
         }
     }
-    let service = spec.at("service");
+    let (service, bundle, insecure) = (spec.at("service"), spec.at("caBundle"), spec.at("insecureSkipTLSVerify"));
     if !service.is_set() {
-        if !spec.at("caBundle").is_blank() {
-            errors.invalid(&spec.at("caBundle"), "local APIServices may not have a caBundle");
+        if !bundle.is_blank() {
+            let shown = format!("{} bytes", bundle.str().len() / 4 * 3);
+            errors.0.push(FieldError::invalid(bundle.path(), shown, "local APIServices may not have a caBundle"));
         }
-        if spec.at("insecureSkipTLSVerify").bool() {
-            errors.invalid(&spec.at("insecureSkipTLSVerify"), "local APIServices may not have insecureSkipTLSVerify");
+        if insecure.bool() {
+            errors.invalid(&insecure, "local APIServices may not have insecureSkipTLSVerify");
         }
         return;
     }
-    errors.need(&service.at("namespace"));
-    errors.need(&service.at("name"));
-    errors.port(&service.at("port"));
-    if spec.at("insecureSkipTLSVerify").bool() && !spec.at("caBundle").is_blank() {
-        errors.invalid(&spec.at("insecureSkipTLSVerify"), "may not be true if caBundle is present");
+    check(&service, &[("namespace", Is::Required("")), ("name", Is::Required(""))], errors);
+    let port = service.at("port");
+    if port.int().is_some_and(|port| !(1..=65535).contains(&port)) {
+        errors.invalid(&port, "port is not valid: must be between 1 and 65535, inclusive");
+    }
+    if insecure.bool() && !bundle.is_blank() {
+        errors.invalid(&insecure, "may not be true if caBundle is present");
     }
 }
 

@@ -1,13 +1,14 @@
 //! DaemonSets.
 
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, default, int, map, set};
+use crate::registry::object::{child, default, int, map, semantically_equal, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use crate::registry::workload::{self, at_most_all, int_or_percent, is_zero};
 use serde_json::{Value, json};
 
-const COUNTS: [&str; 8] = [
+const COUNTS: [&str; 9] = [
+    "collisionCount",
     "currentNumberScheduled",
     "numberMisscheduled",
     "desiredNumberScheduled",
@@ -23,7 +24,12 @@ pub const RULES: Rules = Rules {
     default: defaults,
     validate,
     validate_update: workload::selector_is_immutable,
-    validate_status: |new, _, errors| workload::counts(new, &COUNTS, errors),
+    prepare_create: |object| template_generation(object, None),
+    prepare_update: |new, old| template_generation(new, Some(old)),
+    validate_status: |new, old, errors| {
+        workload::counts(new, &COUNTS, errors);
+        workload::collisions(new, old, errors);
+    },
     row: Some(row),
     ..Rules::DEFAULT
 };
@@ -41,6 +47,22 @@ fn defaults(object: &mut Value) {
         default(rolling, "maxUnavailable", json!(1));
         default(rolling, "maxSurge", json!(0));
     }
+}
+
+/// Counts the templates there have been, in an annotation: what was a field of the spec once.
+fn template_generation(object: &mut Value, old: Option<&Value>) {
+    const ANNOTATION: &str = "deprecated.daemonset.template.generation";
+    let count = |object: &Value| {
+        let text = object.pointer("/metadata/annotations").map_or("", |a| text(a, &format!("/{ANNOTATION}")));
+        text.parse::<i64>().unwrap_or(0)
+    };
+    let template = |object: &Value| object.pointer("/spec/template").cloned().unwrap_or_default();
+    let generation = match old {
+        None => count(object).max(1),
+        Some(old) if semantically_equal(&template(object), &template(old)) => count(old).max(1),
+        Some(old) => count(old).max(1) + 1,
+    };
+    set(child(child(object, "metadata"), "annotations"), ANNOTATION, generation.to_string());
 }
 
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
@@ -66,7 +88,7 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
                 _ => {}
             }
         }
-        _ => errors.not_supported(&kind, &["OnDelete", "RollingUpdate"]),
+        _ => errors.not_supported(&strategy, &["RollingUpdate", "OnDelete"]),
     }
 }
 

@@ -1,21 +1,30 @@
 //! Deployments.
 
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, default, int, set};
+use crate::registry::object::{child, count_change, default, int, semantically_equal, set};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use crate::registry::workload::{self, at_most_all, int_or_percent, is_zero};
 use serde_json::{Value, json};
 
-const COUNTS: [&str; 6] =
-    ["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"];
+const COUNTS: [&str; 3] = ["observedGeneration", "replicas", "unavailableReplicas"];
+const PARTS: [&str; 3] = ["updatedReplicas", "readyReplicas", "availableReplicas"];
 
 pub const RULES: Rules = Rules {
     generation: true,
     default: defaults,
     validate,
     validate_update: workload::selector_is_immutable,
-    validate_status: |new, _, errors| workload::counts(new, &COUNTS, errors),
+    validate_status: |new, old, errors| {
+        workload::replica_status(new, old, &COUNTS, &PARTS, "readyReplicas", errors);
+    },
+    // A changed annotation is a new generation as well: `kubectl rollout` records causes in them.
+    prepare_update: |new, old| {
+        let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned().unwrap_or_default();
+        let changed = !semantically_equal(&annotations(new), &annotations(old));
+        count_change(new, old, changed);
+    },
+    warnings: workload::name_warnings,
     row: Some(row),
     ..Rules::DEFAULT
 };
@@ -69,7 +78,7 @@ fn strategy(strategy: &Field<'_, '_>, errors: &mut Errors) {
             }
             at_most_all(&unavailable, errors);
         }
-        _ => errors.not_supported(&kind, &["Recreate", "RollingUpdate"]),
+        _ => errors.not_supported(strategy, &["Recreate", "RollingUpdate"]),
     }
 }
 

@@ -18,6 +18,7 @@ pub const RULES: Rules = Rules {
     validate_status: replica_status,
     selectable_names: &["status.replicas"],
     selectable: |object| vec![("status.replicas", int(object, "/status/replicas").unwrap_or(0).to_string())],
+    warnings: workload::name_warnings,
     row: Some(row),
     ..Rules::DEFAULT
 };
@@ -26,23 +27,15 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let spec = root.at("spec");
     errors.not_negative(&spec.at("replicas"));
     errors.not_negative(&spec.at("minReadySeconds"));
-    workload::selector(&spec, "ReplicaSet", errors);
+    // Kubernetes says deployment here.
+    workload::selector(&spec, "deployment", errors);
     workload::always_template(&spec.at("template"), "ReplicaSet", errors);
 }
 
 /// As `ValidateReplicaSetStatus`, which holds for ReplicationControllers too.
-pub fn replica_status(new: &Field<'_, '_>, _old: &Field<'_, '_>, errors: &mut Errors) {
+pub fn replica_status(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
     const PARTS: [&str; 3] = ["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
-    workload::counts(new, &["replicas", "observedGeneration"], errors);
-    workload::counts(new, &PARTS, errors);
-    let status = new.at("status");
-    let all = status.at("replicas").int().unwrap_or(0);
-    for part in PARTS {
-        let part = status.at(part);
-        if part.int().is_some_and(|n| n > all) {
-            errors.invalid(&part, "cannot be greater than status.replicas");
-        }
-    }
+    workload::replica_status(new, old, &["replicas", "observedGeneration"], &PARTS, "readyReplicas", errors);
 }
 
 /// As `printReplicaSet` and `printReplicationController`.

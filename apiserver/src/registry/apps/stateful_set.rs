@@ -1,14 +1,18 @@
 //! StatefulSets.
 
+use crate::registry::checks::{Is, check};
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, copy_field, default, int, items_mut, semantically_equal, set};
+use crate::registry::metadata;
+use crate::registry::object::{
+    child, copy_field, default, int, items_mut, list, semantically_equal, set, text,
+};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use crate::registry::workload;
 use serde_json::{Value, json};
 
-const COUNTS: [&str; 6] =
-    ["replicas", "readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas", "observedGeneration"];
+const COUNTS: [&str; 2] = ["replicas", "observedGeneration"];
+const PARTS: [&str; 4] = ["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"];
 /// What of a spec may change.
 const OPEN: [&str; 7] = [
     "replicas",
@@ -25,7 +29,15 @@ pub const RULES: Rules = Rules {
     default: defaults,
     validate,
     validate_update,
-    validate_status: |new, _, errors| workload::counts(new, &COUNTS, errors),
+    name: metadata::label,
+    validate_status: |new, old, errors| {
+        workload::replica_status(new, old, &COUNTS, &PARTS, "status.readyReplicas", errors);
+    },
+    warnings: |new, _| {
+        let negative = int(new, "/spec/revisionHistoryLimit").is_some_and(|n| n < 0);
+        let warning = "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
+        negative.then(|| warning.to_owned()).into_iter().collect()
+    },
     row: Some(row),
     ..Rules::DEFAULT
 };
@@ -66,29 +78,56 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
         _ => errors.invalid(&policy, "must be 'OrderedReady' or 'Parallel'"),
     }
     let strategy = spec.at("updateStrategy");
-    let (kind, rolling) = (strategy.at("type"), strategy.at("rollingUpdate"));
-    match kind.str() {
-        "" => errors.required(&kind, ""),
+    let rolling = strategy.at("rollingUpdate");
+    match strategy.at("type").str() {
+        "" => errors.required(&strategy, ""),
         "OnDelete" if rolling.is_set() => {
             errors.invalid(&rolling, "only allowed for updateStrategy 'RollingUpdate'");
         }
         "OnDelete" => {}
         "RollingUpdate" => {
             errors.not_negative(&rolling.at("partition"));
-            workload::int_or_percent(&rolling.at("maxUnavailable"), errors);
+            let unavailable = rolling.at("maxUnavailable");
+            if unavailable.is_set() {
+                workload::int_or_percent(&unavailable, errors);
+                if workload::is_zero(&unavailable) {
+                    errors.invalid(&unavailable, "cannot be 0");
+                }
+                workload::at_most_all(&unavailable, errors);
+            }
         }
-        _ => errors.invalid(&kind, "must be 'RollingUpdate' or 'OnDelete'"),
+        _ => errors.invalid(&strategy, "must be 'RollingUpdate' or 'OnDelete'"),
     }
-    let retention = spec.at("persistentVolumeClaimRetentionPolicy");
-    for field in ["whenDeleted", "whenScaled"] {
-        errors.one_of(&retention.at(field), &["Retain", "Delete"]);
-    }
-    for count in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
-        errors.not_negative(&spec.at(count));
-    }
-    errors.not_negative(&spec.at("ordinals").at("start"));
+    check(
+        &spec,
+        &[
+            ("persistentVolumeClaimRetentionPolicy?.whenDeleted", Is::OneOf(&["Retain", "Delete"])),
+            ("persistentVolumeClaimRetentionPolicy?.whenScaled", Is::OneOf(&["Retain", "Delete"])),
+            ("replicas", Is::NotNegative),
+            ("minReadySeconds", Is::NotNegative),
+            ("ordinals.start", Is::NotNegative),
+            ("serviceName", Is::Named(metadata::label)),
+        ],
+        errors,
+    );
     workload::selector(&spec, "statefulset", errors);
-    workload::always_template(&spec.at("template"), "StatefulSet", errors);
+    let template = spec.at("template");
+    let whole = with_claims(template.value, list(spec.value, "/volumeClaimTemplates"));
+    workload::always_template(&template.with(&whole), "StatefulSet", errors);
+}
+
+/// The template with the volumes that the set will give each pod from its claims: mounts may name them.
+fn with_claims(template: &Value, claims: &[Value]) -> Value {
+    let mut template = template.clone();
+    if claims.is_empty() {
+        return template;
+    }
+    let names: Vec<&str> = claims.iter().map(|claim| text(claim, "/metadata/name")).collect();
+    let mut volumes = list(&template, "/spec/volumes").to_vec();
+    volumes.retain(|volume| !names.contains(&text(volume, "/name")));
+    volumes.extend(names.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}})));
+    set(child(&mut template, "spec"), "volumes", volumes);
+    template
 }
 
 /// As `ValidateStatefulSetUpdate`.

@@ -1,11 +1,13 @@
 //! CronJobs.
 
 use super::job::job_spec;
+use crate::registry::checks::{Is, check};
 use crate::registry::core::pod_defaults;
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, default, flag, list, set, text};
 use crate::registry::print::{self, Clock, NONE};
 use crate::registry::rules::Rules;
+use crate::registry::workload;
 use serde_json::Value;
 
 /// Eleven characters are left for the suffix of a job's name.
@@ -13,15 +15,24 @@ const NAME_MAX: usize = 52;
 
 pub const RULES: Rules = Rules {
     generation: true,
-    name: |name| {
-        let mut errors = apimachinery::names::is_dns1123_subdomain(name);
-        if name.len() > NAME_MAX {
-            errors.push(format!("must be no more than {NAME_MAX} characters"));
-        }
-        errors
-    },
     default: defaults,
-    validate,
+    validate_create: |root, errors| {
+        validate(root, None, errors);
+        let meta = root.at("metadata");
+        let name = meta.at("name");
+        if name.str().len() > NAME_MAX {
+            errors.invalid(&name, format!("must be no more than {NAME_MAX} characters"));
+        }
+    },
+    validate_update: |new, old, errors| validate(new, Some(old), errors),
+    warnings: |new, old| {
+        let mut warnings = workload::name_warnings(new, old);
+        if text(new, "/spec/schedule").contains("TZ") {
+            let why = "is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details";
+            warnings.push(format!("CRON_TZ or TZ used in spec.spec.schedule {why}"));
+        }
+        warnings
+    },
     row: Some(row),
     ..Rules::DEFAULT
 };
@@ -40,34 +51,67 @@ fn defaults(object: &mut Value) {
     pod_defaults::template(child(child(child(spec, "jobTemplate"), "spec"), "template"));
 }
 
-fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
+fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
     let spec = root.at("spec");
-    let schedule = spec.at("schedule");
+    let (schedule, zone) = (spec.at("schedule"), spec.at("timeZone"));
     if schedule.is_blank() {
         errors.required(&schedule, "");
     } else if let Err(why) = check_schedule(schedule.str()) {
         errors.invalid(&schedule, why);
     }
-    if schedule.str().contains("TZ=") {
-        errors.invalid(&schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
-    }
-    let zone = spec.at("timeZone");
-    if zone.is_set() {
-        if zone.is_blank() {
-            errors.invalid(&zone, "timeZone must be nil or non-empty string");
-        } else if zone.str().eq_ignore_ascii_case("local") {
-            errors
-                .invalid(&zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
-        } else if !jiff::tz::db().is_definitively_empty() && jiff::tz::TimeZone::get(zone.str()).is_err() {
-            errors.invalid(&zone, format!("unknown time zone {}", zone.str()));
+    if schedule.str().contains("TZ") {
+        // Who wrote the zone into the schedule when one could may go on.
+        let had = old.is_some_and(|old| text(old.value, "/spec/schedule").contains("TZ"));
+        if !had {
+            errors.invalid(&schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
+        } else if zone.is_set() {
+            errors.invalid(&schedule, "cannot use both timeZone field and TZ or CRON_TZ in schedule");
         }
     }
-    errors.need_one_of(&spec.at("concurrencyPolicy"), &["Allow", "Forbid", "Replace"]);
-    for count in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        errors.not_negative(&spec.at(count));
+    let same = old.is_some_and(|old| old.value.pointer("/spec/timeZone") == Some(zone.value));
+    if zone.is_set() && !same {
+        time_zone(&zone, errors);
     }
+    check(
+        &spec,
+        &[
+            ("startingDeadlineSeconds", Is::NotNegative),
+            ("concurrencyPolicy", Is::RequiredOneOf(&["Allow", "Forbid", "Replace"])),
+            ("jobTemplate.spec", Is::By(job_spec)),
+            ("successfulJobsHistoryLimit", Is::NotNegative),
+            ("failedJobsHistoryLimit", Is::NotNegative),
+        ],
+        errors,
+    );
     let template = spec.at("jobTemplate");
-    job_spec(&template.at("spec"), errors);
+    let job = template.at("spec");
+    if job.at("selector").is_set() {
+        errors.invalid(&job.at("selector"), "`selector` will be auto-generated");
+    }
+    if job.at("manualSelector").bool() {
+        errors.not_supported(&job.at("manualSelector"), &["nil", "false"]);
+    }
+}
+
+/// As `validateTimeZone`.
+fn time_zone(zone: &Field<'_, '_>, errors: &mut Errors) {
+    let name = zone.str();
+    let part = |part: &str| {
+        (1..=14).contains(&part.len())
+            && part != "."
+            && part != ".."
+            && !part.starts_with('-')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_+".contains(&b))
+    };
+    if name.is_empty() {
+        errors.invalid(zone, "timeZone must be nil or non-empty string");
+    } else if !name.split('/').all(part) {
+        errors.invalid(zone, format!("unknown time zone {name}"));
+    } else if name.eq_ignore_ascii_case("local") {
+        errors.invalid(zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
+    } else if !jiff::tz::db().is_definitively_empty() && jiff::tz::TimeZone::get(name).is_err() {
+        errors.invalid(zone, format!("unknown time zone {name}"));
+    }
 }
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];

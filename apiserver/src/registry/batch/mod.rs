@@ -2,3 +2,4 @@
 
 pub mod cron_job;
 pub mod job;
+mod job_status;

@@ -1,10 +1,13 @@
 //! CertificateSigningRequests: who asks is noted on creation, and what was asked stays.
 
+use crate::registry::checks::{Is, check};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
 use crate::registry::object::{child, copy_field, int, items_mut, list, set, text};
 use crate::registry::print::{self, Clock, NONE, human_duration};
 use crate::registry::rules::Rules;
+use crate::registry::strategy::Part;
+use apimachinery::names::is_dns1123_subdomain;
 use apimachinery::status::FieldError;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -35,6 +38,8 @@ const USAGES: [&str; 23] = [
     "signing",
     "timestamping",
 ];
+/// A namespace, a dot and a name.
+const SIGNER_PATH_MAX: usize = 63 + 1 + 253;
 const EXPIRATION_MIN_SECONDS: i64 = 600;
 
 pub const RULES: Rules = Rules {
@@ -43,7 +48,8 @@ pub const RULES: Rules = Rules {
     prepare_update: |new, old| copy_field(new, old, "spec"),
     prepare_status: prepare_conditions,
     validate,
-    validate_status: |new, old, errors| conditions(new, old, false, errors),
+    validate_update: |new, old, errors| update(new, old, Part::Main, errors),
+    validate_status: |new, old, errors| update(new, old, Part::Status, errors),
     selectable_names: &["spec.signerName"],
     selectable: |object| vec![("spec.signerName", text(object, "/spec/signerName").to_owned())],
     row: Some(row),
@@ -96,24 +102,49 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     if let Err(why) = parse_request(request.str()) {
         errors.0.push(FieldError::invalid(request.path(), request.str(), why));
     }
-    let usages = spec.at("usages");
-    if usages.is_empty() {
-        errors.required(&usages, "usages must be provided");
-    }
-    for usage in usages.items() {
-        errors.one_of(&usage, &USAGES);
-    }
-    let signer = spec.at("signerName");
-    if errors.need(&signer) {
-        match signer.str().split_once('/') {
-            Some((domain, path)) if !path.is_empty() && domain.contains('.') => {}
-            _ => errors
-                .invalid(&signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'"),
-        }
-    }
+    check(
+        &spec,
+        &[
+            ("usages", Is::Required("")),
+            ("usages[]", Is::OneOf(&USAGES)),
+            ("usages", Is::Unique),
+            ("signerName", Is::By(signer_name)),
+        ],
+        errors,
+    );
     let seconds = spec.at("expirationSeconds");
     if seconds.int().is_some_and(|s| s < EXPIRATION_MIN_SECONDS) {
         errors.invalid(&seconds, "may not specify a duration less than 600 seconds (10 minutes)");
+    }
+}
+
+/// `domain/path`, with limits that leave room for a namespace and a name in the path. As `ValidateSignerName`.
+fn signer_name(signer: &Field<'_, '_>, errors: &mut Errors) {
+    if !errors.need(signer) {
+        return;
+    }
+    if signer.str() == "kubernetes.io/legacy-unknown" {
+        errors.invalid(signer, "the legacy signerName is not allowed via this API version");
+        return;
+    }
+    let segments: Vec<&str> = signer.str().split('/').collect();
+    let [domain, path] = segments.as_slice() else {
+        errors.invalid(signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
+        return;
+    };
+    let mut refuse = |value: &str, what: &str| {
+        let why = format!("validating {what} segment {value:?}: ");
+        for message in is_dns1123_subdomain(value) {
+            errors.0.push(FieldError::invalid(signer.path(), value, format!("{why}{message}")));
+        }
+    };
+    refuse(domain, "domain");
+    path.split('.').for_each(|part| refuse(part, "label"));
+    if !domain.contains('.') {
+        errors.invalid(signer, "should be a domain with at least two segments separated by dots");
+    }
+    if path.len() > SIGNER_PATH_MAX {
+        errors.too_long(signer, SIGNER_PATH_MAX);
     }
 }
 
@@ -131,37 +162,73 @@ fn parse_request(text: &str) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// Verdicts exclude each other and stay. As `validateConditions`.
-pub fn conditions(new: &Field<'_, '_>, old: &Field<'_, '_>, approval: bool, errors: &mut Errors) {
+/// What an update may write, by the way it comes: verdicts exclude each other and stay, and come by approval only; a
+/// certificate is written once, with the status. As `validateCertificateSigningRequestUpdate`.
+pub fn update(new: &Field<'_, '_>, old: &Field<'_, '_>, part: Part, errors: &mut Errors) {
     let status = new.at("status");
     let field = status.at("conditions");
-    let has = |object: &Value, kind: &str| list(object, "/status/conditions").iter().any(|c| c["type"] == kind);
-    if has(new.value, "Approved") && has(new.value, "Denied") {
-        errors.invalid(&field, "Approved and Denied conditions are mutually exclusive");
-    }
+    let of = |object: &Value, kind: &str| -> Vec<Value> {
+        list(object, "/status/conditions").iter().filter(|c| c["type"] == kind).cloned().collect()
+    };
+    let both = |object: &Value| !of(object, "Approved").is_empty() && !of(object, "Denied").is_empty();
+    let mut seen: Vec<&str> = Vec::new();
     for condition in field.items() {
-        errors.need(&condition.at("type"));
-        let value = condition.at("status");
+        let (kind, value) = (condition.at("type"), condition.at("status"));
+        errors.need(&kind);
         if errors.need(&value) {
-            match condition.at("type").str() {
+            match kind.str() {
                 "Approved" | "Denied" | "Failed" => errors.one_of(&value, &["True"]),
                 _ => errors.one_of(&value, &["False", "True", "Unknown"]),
             }
         }
+        let other = [("Approved", "Denied"), ("Denied", "Approved")].iter().find(|(one, _)| *one == kind.str());
+        if other.is_some_and(|(_, other)| seen.contains(other)) && !both(old.value) {
+            let why = "Approved and Denied conditions are mutually exclusive";
+            errors.0.push(FieldError::invalid(field.path(), kind.str(), why));
+        }
+        let had_twice = of(old.value, kind.str()).len() > 1;
+        if seen.contains(&kind.str()) && !had_twice {
+            errors.duplicate(&kind);
+        }
+        seen.push(condition.value.get("type").and_then(Value::as_str).unwrap_or(""));
     }
     for kind in ["Approved", "Denied", "Failed"] {
-        if has(old.value, kind) && !has(new.value, kind) {
-            errors.forbidden(&field, format!("updates may not remove a condition of type {kind:?}"));
-        }
-        if !approval && kind != "Failed" && !has(old.value, kind) && has(new.value, kind) {
-            errors.forbidden(&field, format!("updates may not add a condition of type {kind:?}"));
-        }
+        let (now, was) = (of(new.value, kind), of(old.value, kind));
+        let verb = match now.len().cmp(&was.len()) {
+            std::cmp::Ordering::Less => "remove",
+            _ if part == Part::Approval || kind == "Failed" => continue,
+            std::cmp::Ordering::Greater => "add",
+            std::cmp::Ordering::Equal if now != was => "modify",
+            std::cmp::Ordering::Equal => continue,
+        };
+        errors.forbidden(&field, format!("updates may not {verb} a condition of type {kind:?}"));
     }
     let certificate = status.at("certificate");
     let before = text(old.value, "/status/certificate");
-    if !before.is_empty() && certificate.str() != before {
-        errors.forbidden(&certificate, "updates may not change certificate once issued");
+    if certificate.str() == before {
+        return;
     }
+    if part != Part::Status {
+        errors.forbidden(&certificate, "updates may not set certificate content");
+    } else if !before.is_empty() {
+        errors.forbidden(&certificate, "updates may not modify existing certificate content");
+    } else if let Err(why) = check_certificates(certificate.str()) {
+        errors.0.push(FieldError::invalid(certificate.path(), "<certificate data>", why));
+    }
+}
+
+/// As `validateCertificate`: base64 of PEM blocks that are all certificates.
+fn check_certificates(text: &str) -> Result<(), String> {
+    let pem = STANDARD.decode(text).map_err(|error| error.to_string())?;
+    let mut blocks = 0;
+    for block in x509_parser::pem::Pem::iter_from_buffer(&pem).map_while(Result::ok) {
+        if block.label != "CERTIFICATE" {
+            return Err(format!("only CERTIFICATE PEM blocks are allowed, found {:?}", block.label));
+        }
+        block.parse_x509().map_err(|error| error.to_string())?;
+        blocks += 1;
+    }
+    if blocks == 0 { Err("must contain at least one CERTIFICATE PEM block".to_owned()) } else { Ok(()) }
 }
 
 fn row(object: &Value, clock: &Clock) -> Vec<Value> {

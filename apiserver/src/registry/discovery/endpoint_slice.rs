@@ -1,12 +1,11 @@
 //! EndpointSlices.
 
 use crate::registry::core::endpoints::{endpoint_ip, first_few};
-use crate::registry::core::port_name;
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{int, items_mut, list, set, text};
+use crate::registry::object::{count_change, int, items_mut, list, semantically_equal, set, text};
 use crate::registry::print::{self, Clock, UNSET};
 use crate::registry::rules::Rules;
-use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain};
+use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_label_value, is_qualified_name};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -14,6 +13,8 @@ use std::net::IpAddr;
 const ENDPOINTS_MAX: usize = 1000;
 const PORTS_MAX: usize = 20_000;
 const ADDRESSES_MAX: usize = 100;
+const TOPOLOGY_MAX: usize = 16;
+const HINTS_MAX: usize = 8;
 
 pub const RULES: Rules = Rules {
     generation: true,
@@ -28,7 +29,17 @@ pub const RULES: Rules = Rules {
         }
     },
     validate,
+    // Labels say whose slice it is.
+    prepare_update: |new, old| {
+        let labels = |object: &Value| object.pointer("/metadata/labels").cloned().unwrap_or_default();
+        let changed = !semantically_equal(&labels(new), &labels(old));
+        count_change(new, old, changed);
+    },
     validate_update: |new, old, errors| errors.immutable(&new.at("addressType"), &old.at("addressType")),
+    warnings: |new, _| {
+        let deprecated = text(new, "/addressType") == "FQDN";
+        deprecated.then(|| "addressType: FQDN endpoints are deprecated".to_owned()).into_iter().collect()
+    },
     row: Some(row),
     ..Rules::DEFAULT
 };
@@ -39,51 +50,87 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let (endpoints, ports) = (root.at("endpoints"), root.at("ports"));
     if endpoints.len() > ENDPOINTS_MAX {
         errors.too_many(&endpoints, ENDPOINTS_MAX);
-    }
-    for endpoint in endpoints.items() {
-        let addresses = endpoint.at("addresses");
-        if addresses.is_empty() {
-            errors.required(&addresses, "must contain at least 1 address");
-        } else if addresses.len() > ADDRESSES_MAX {
-            errors.too_many(&addresses, ADDRESSES_MAX);
-        }
-        for address in addresses.items() {
-            self::address(&address, family.str(), errors);
-        }
-        let host = endpoint.at("hostname");
-        if host.is_set() {
-            errors.all(&host, is_dns1123_label(host.str()));
-        }
-        let topology = endpoint.at("deprecatedTopology");
-        crate::registry::metadata::labels(&topology, errors);
+    } else {
+        endpoints.items().for_each(|endpoint| self::endpoint(&endpoint, family.str(), errors));
     }
     if ports.len() > PORTS_MAX {
         errors.too_many(&ports, PORTS_MAX);
+        return;
     }
     let mut names = HashSet::new();
     for port in ports.items() {
         let name = port.at("name");
         if !name.is_blank() {
-            errors.all(&name, port_name_or_label(name.str()));
+            errors.all(&name, is_dns1123_label(name.str()));
         }
         if !names.insert(port.value.get("name").and_then(Value::as_str).unwrap_or("")) {
             errors.duplicate(&name);
         }
-        errors.need_one_of(&port.at("protocol"), &["SCTP", "TCP", "UDP"]);
+        let protocol = port.at("protocol");
+        if !protocol.is_set() {
+            errors.required(&protocol, "");
+        }
+        errors.one_of(&protocol, &["SCTP", "TCP", "UDP"]);
         errors.port(&port.at("port"));
+        let application = port.at("appProtocol");
+        if application.is_set() {
+            errors.all(&application, is_qualified_name(application.str()));
+        }
     }
 }
 
-/// Services' ports are labels, containers' are shorter.
-fn port_name_or_label(name: &str) -> Vec<String> {
-    if port_name(name).is_empty() { Vec::new() } else { is_dns1123_label(name) }
+fn endpoint(endpoint: &Field<'_, '_>, family: &str, errors: &mut Errors) {
+    let addresses = endpoint.at("addresses");
+    match addresses.len() {
+        0 => errors.required(&addresses, "must contain at least 1 address"),
+        1..=ADDRESSES_MAX => addresses.items().for_each(|address| self::address(&address, family, errors)),
+        _ => errors.too_many(&addresses, ADDRESSES_MAX),
+    }
+    let (node, topology, host) =
+        (endpoint.at("nodeName"), endpoint.at("deprecatedTopology"), endpoint.at("hostname"));
+    if node.is_set() {
+        errors.all(&node, is_dns1123_subdomain(node.str()));
+    }
+    if topology.len() > TOPOLOGY_MAX {
+        errors.too_many(&topology, TOPOLOGY_MAX);
+    }
+    crate::registry::metadata::labels(&topology, errors);
+    if topology.value.get("kubernetes.io/hostname").is_some() {
+        let why = "must not be specified; use `nodeName` instead";
+        errors.forbidden(&topology.key("kubernetes.io/hostname"), why);
+    }
+    if host.is_set() {
+        errors.all(&host, is_dns1123_label(host.str()));
+    }
+    let hints = endpoint.at("hints");
+    for (list, what) in [("forZones", "zone"), ("forNodes", "node")] {
+        let named = hints.at(list);
+        if named.len() > HINTS_MAX {
+            errors.too_many(&named, HINTS_MAX);
+            continue;
+        }
+        let mut seen = HashSet::new();
+        for item in named.items() {
+            let name = item.at("name");
+            if what == "zone" && name.is_blank() {
+                errors.required(&name, "");
+            }
+            if !seen.insert(name.str()) {
+                errors.duplicate(&name);
+            }
+            errors.all(&name, if what == "zone" { is_label_value(name.str()) } else { is_dns1123_subdomain(name.str()) });
+        }
+    }
 }
 
 fn address(address: &Field<'_, '_>, family: &str, errors: &mut Errors) {
     match (family, address.str().parse::<IpAddr>()) {
         ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => endpoint_ip(address, errors),
-        ("IPv4", _) => errors.invalid(address, "must be an IPv4 address"),
-        ("IPv6", _) => errors.invalid(address, "must be an IPv6 address"),
+        ("IPv4", Ok(_)) => errors.invalid(address, "must be an IPv4 address"),
+        ("IPv6", Ok(_)) => errors.invalid(address, "must be an IPv6 address"),
+        ("IPv4" | "IPv6", Err(_)) => {
+            errors.invalid(address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        }
         ("FQDN", _) => errors.all(address, is_dns1123_subdomain(address.str())),
         _ => {}
     }

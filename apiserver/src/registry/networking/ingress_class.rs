@@ -1,10 +1,15 @@
 //! IngressClasses.
 
+use super::ingress::REFERENCE;
+use crate::registry::checks::{Is, check, domain_prefixed_path, fixed};
 use crate::registry::field::{Errors, Field};
+use crate::registry::metadata::label;
 use crate::registry::object::{default, text};
 use crate::registry::print::{self, Clock, NONE};
 use crate::registry::rules::Rules;
 use serde_json::Value;
+
+const CONTROLLER_MAX: usize = 250;
 
 pub const RULES: Rules = Rules {
     generation: true,
@@ -14,25 +19,27 @@ pub const RULES: Rules = Rules {
         }
     },
     validate,
-    validate_update: |new, old, errors| {
-        let (now, was) = (new.at("spec"), old.at("spec"));
-        errors.immutable(&now.at("controller"), &was.at("controller"));
-    },
+    validate_update: |new, old, errors| fixed(new, old, &["spec.controller"], errors),
     row: Some(row),
     ..Rules::DEFAULT
 };
 
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let spec = root.at("spec");
-    let controller = spec.at("controller");
-    if errors.need(&controller) && !controller.str().contains('/') {
-        errors.invalid(&controller, "must be a domain-prefixed path (such as \"acme.io/foo\")");
-    }
+    check(&spec, &[("controller", Is::Bytes(CONTROLLER_MAX)), ("controller", Is::By(domain_prefixed_path))], errors);
     let parameters = spec.at("parameters");
-    if parameters.is_set() {
-        errors.need(&parameters.at("kind"));
-        errors.need(&parameters.at("name"));
-        errors.need_one_of(&parameters.at("scope"), &["Cluster", "Namespace"]);
+    if !parameters.is_set() {
+        return;
+    }
+    check(&parameters, &REFERENCE, errors);
+    let (scope, namespace) = (parameters.at("scope"), parameters.at("namespace"));
+    match scope.str() {
+        _ if !scope.is_set() => errors.required(&scope, ""),
+        "Namespace" if !namespace.is_set() => errors.required(&namespace, "`parameters.scope` is set to 'Namespace'"),
+        "Namespace" => errors.all(&namespace, label(namespace.str())),
+        "Cluster" if namespace.is_set() => errors.forbidden(&namespace, "`parameters.scope` is set to 'Cluster'"),
+        "Cluster" => {}
+        _ => errors.not_supported(&scope, &["Cluster", "Namespace"]),
     }
 }
 

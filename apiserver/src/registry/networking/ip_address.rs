@@ -1,39 +1,39 @@
 //! IPAddresses: one for each cluster IP in use; its name is the address.
 
-use crate::registry::field::{Errors, Field};
+use crate::registry::checks::{Is, check, fixed};
+use crate::registry::metadata::path_segment;
 use crate::registry::object::text;
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::names::is_dns1123_subdomain;
 use serde_json::Value;
 use std::net::IpAddr;
 
 pub const RULES: Rules = Rules {
-    generation: true,
     name: |name| match name.parse::<IpAddr>() {
         Ok(ip) if ip.to_string() == name => Vec::new(),
-        _ => vec!["must be a valid IP address in canonical form".to_owned()],
+        Ok(ip) => vec![format!("must be in canonical form ({:?})", ip.to_string())],
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()],
     },
-    validate,
-    validate_update: |new, old, errors| {
-        let (now, was) = (new.at("spec"), old.at("spec"));
-        errors.immutable(&now.at("parentRef"), &was.at("parentRef"));
+    validate: |root, errors| {
+        check(
+            root,
+            &[
+                ("spec.parentRef", Is::Required("")),
+                ("spec.parentRef?.group", Is::Named(is_dns1123_subdomain)),
+                ("spec.parentRef?.resource", Is::RequiredName(path_segment)),
+                ("spec.parentRef?.name", Is::RequiredName(path_segment)),
+                ("spec.parentRef?.namespace", Is::Named(path_segment)),
+            ],
+            errors,
+        );
     },
+    validate_update: |new, old, errors| fixed(new, old, &["spec.parentRef"], errors),
     selectable_names: &["spec.parentRef.name"],
     selectable: |object| vec![("spec.parentRef.name", text(object, "/spec/parentRef/name").to_owned())],
     row: Some(row),
     ..Rules::DEFAULT
 };
-
-fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
-    let spec = root.at("spec");
-    let parent = spec.at("parentRef");
-    if !parent.is_set() {
-        errors.required(&parent, "");
-        return;
-    }
-    errors.need(&parent.at("resource"));
-    errors.need(&parent.at("name"));
-}
 
 fn row(object: &Value, _clock: &Clock) -> Vec<Value> {
     let part = |field: &str| text(object, &format!("/spec/parentRef/{field}")).to_owned();

@@ -1,5 +1,6 @@
 //! NetworkPolicies.
 
+use crate::registry::checks::{Is, check, legacy_cidr, network_of, parse_cidr};
 use crate::registry::core::port_or_name;
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
@@ -7,6 +8,7 @@ use crate::registry::object::{child, default, items_mut, list, set};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use apimachinery::facts::Column;
+use apimachinery::status::FieldError;
 use serde_json::{Value, json};
 
 const COLUMNS: [Column; 3] = [
@@ -43,61 +45,75 @@ fn defaults(object: &mut Value) {
     }
 }
 
+/// As `ValidateNetworkPolicySpec`.
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
+    check(
+        root,
+        &[
+            ("spec.podSelector", Is::LabelSelector),
+            ("spec.ingress[].ports[]", Is::By(port)),
+            ("spec.ingress[].from[]", Is::By(peer)),
+            ("spec.egress[].ports[]", Is::By(port)),
+            ("spec.egress[].to[]", Is::By(peer)),
+        ],
+        errors,
+    );
     let spec = root.at("spec");
-    metadata::label_selector(&spec.at("podSelector"), errors);
-    for (rules, peers) in [("ingress", "from"), ("egress", "to")] {
-        for rule in spec.at(rules).items() {
-            for port in rule.at("ports").items() {
-                errors.one_of(&port.at("protocol"), &["SCTP", "TCP", "UDP"]);
-                let (first, last) = (port.at("port"), port.at("endPort"));
-                if first.is_set() {
-                    port_or_name(&first, errors);
-                }
-                if let Some(end) = last.int() {
-                    match first.int() {
-                        None if first.is_set() => {
-                            errors.invalid(&last, "may not be specified when `port` is non-numeric")
-                        }
-                        None => errors.required(&first, "must be specified when `endPort` is set"),
-                        Some(start) if end < start => errors.invalid(&last, "must be greater than or equal to `port`"),
-                        Some(_) => errors.port(&last),
-                    }
-                }
-            }
-            for peer in rule.at(peers).items() {
-                self::peer(&peer, errors);
-            }
-        }
-    }
     let types = spec.at("policyTypes");
     if types.len() > 2 {
         errors.invalid(&types, "may not specify more than two policyTypes");
+        return;
     }
-    for kind in types.items() {
-        errors.one_of(&kind, &["Egress", "Ingress"]);
+    types.items().for_each(|kind| errors.one_of(&kind, &["Ingress", "Egress"]));
+}
+
+fn port(port: &Field<'_, '_>, errors: &mut Errors) {
+    errors.one_of(&port.at("protocol"), &["TCP", "UDP", "SCTP"]);
+    let (first, last) = (port.at("port"), port.at("endPort"));
+    if first.is_set() {
+        port_or_name(&first, errors);
+    }
+    match (last.int(), first.int()) {
+        (None, _) => {}
+        (Some(_), None) if first.is_set() => {
+            errors.invalid(&last, "may not be specified when `port` is non-numeric");
+        }
+        (Some(_), None) => errors.invalid(&last, "may not be specified when `port` is not specified"),
+        (Some(end), Some(start)) => {
+            if end < start {
+                errors.0.push(FieldError::invalid(last.path(), start, "must be greater than or equal to `port`"));
+            }
+            errors.port(&last);
+        }
     }
 }
 
 fn peer(peer: &Field<'_, '_>, errors: &mut Errors) {
     let (pods, namespaces, block) = (peer.at("podSelector"), peer.at("namespaceSelector"), peer.at("ipBlock"));
+    metadata::label_selector(&pods, errors);
+    metadata::label_selector(&namespaces, errors);
+    ip_block(&block, errors);
     if !pods.is_set() && !namespaces.is_set() && !block.is_set() {
         errors.required(peer, "must specify a peer");
     } else if block.is_set() && (pods.is_set() || namespaces.is_set()) {
         errors.forbidden(peer, "may not specify both ipBlock and another peer");
     }
-    metadata::label_selector(&pods, errors);
-    metadata::label_selector(&namespaces, errors);
-    if block.is_set() {
-        let cidr = block.at("cidr");
-        let is_cidr = crate::registry::core::node::is_cidr;
-        if errors.need(&cidr) && !is_cidr(cidr.str()) {
-            errors.invalid(&cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-        }
-        for except in block.at("except").items() {
-            if !is_cidr(except.str()) {
-                errors.invalid(&except, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-            }
+}
+
+/// As `ValidateIPBlock`: what is excepted lies within, and is less than all of it.
+fn ip_block(block: &Field<'_, '_>, errors: &mut Errors) {
+    let cidr = block.at("cidr");
+    if !block.is_set() || !errors.need(&cidr) {
+        return;
+    }
+    legacy_cidr(&cidr, errors);
+    let Some((all, all_bits)) = parse_cidr(cidr.str()) else { return };
+    for except in block.at("except").items() {
+        legacy_cidr(&except, errors);
+        let Some((part, bits)) = parse_cidr(except.str()) else { continue };
+        let within = part.is_ipv4() == all.is_ipv4() && network_of(part, all_bits) == network_of(all, all_bits);
+        if !within || bits <= all_bits {
+            errors.invalid(&except, "must be a strict subset of `cidr`");
         }
     }
 }

@@ -1,21 +1,17 @@
 //! ServiceCIDRs: from where cluster IPs are given.
 
-use crate::registry::core::node::is_cidr;
+use crate::registry::checks::{Is, check, fixed, parse_cidr, strict_cidr};
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{list, semantically_equal};
+use crate::registry::object::list;
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::status::FieldError;
 use serde_json::Value;
 
 pub const RULES: Rules = Rules {
-    generation: true,
     validate,
-    validate_update: |new, old, errors| {
-        let (now, was) = (new.at("spec"), old.at("spec"));
-        if !semantically_equal(now.at("cidrs").value, was.at("cidrs").value) {
-            errors.invalid(&now.at("cidrs"), "field is immutable");
-        }
-    },
+    validate_update: |new, old, errors| fixed(new, old, &["spec.cidrs"], errors),
+    validate_status: |new, _, errors| check(new, &[("status.conditions", Is::Conditions)], errors),
     row: Some(|object, clock: &Clock| {
         let cidrs = list(object, "/spec/cidrs").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
         vec![print::name(object), Value::from(cidrs), clock.age(object)]
@@ -26,15 +22,16 @@ pub const RULES: Rules = Rules {
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let spec = root.at("spec");
     let cidrs = spec.at("cidrs");
-    if cidrs.is_empty() {
-        errors.required(&cidrs, "at least one CIDR required");
-    }
-    if cidrs.len() > 2 {
-        errors.invalid(&cidrs, "may only hold up to 2 values");
-    }
-    for cidr in cidrs.items() {
-        if !is_cidr(cidr.str()) {
-            errors.invalid(&cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    let mut wrong = |why: &str| errors.0.push(FieldError::invalid(cidrs.path(), spec.value.clone(), why));
+    let families = list(cidrs.value, "").iter().map(|c| c.as_str().and_then(parse_cidr).map(|(ip, _)| ip.is_ipv4()));
+    match families.collect::<Vec<_>>().as_slice() {
+        [] => errors.required(&cidrs, "at least one CIDR required"),
+        [_] | [Some(true), Some(false)] | [Some(false), Some(true)] => {
+            cidrs.items().for_each(|cidr| strict_cidr(&cidr, errors));
         }
+        [_, _] => {
+            wrong("may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64");
+        }
+        _ => wrong("may only hold up to 2 values"),
     }
 }

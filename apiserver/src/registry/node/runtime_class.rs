@@ -13,12 +13,22 @@ pub const RULES: Rules = Rules {
         let handler = root.at("handler");
         errors.all(&handler, is_dns1123_label(handler.str()));
         let overhead = root.at("overhead");
-        for (name, fixed) in overhead.at("podFixed").entries() {
+        // Checked as the limits of a container are, and so named.
+        let limits = overhead.at("limits");
+        for (name, fixed) in limits.with(overhead.at("podFixed").value).entries() {
             amount(name, &fixed, errors);
         }
         let scheduling = root.at("scheduling");
         crate::registry::metadata::labels(&scheduling.at("nodeSelector"), errors);
-        crate::registry::core::pod_validation::tolerations(&scheduling.at("tolerations"), errors);
+        let tolerations = scheduling.at("tolerations");
+        crate::registry::core::pod_validation::tolerations(&tolerations, errors);
+        let mut seen: Vec<&Value> = Vec::new();
+        for toleration in tolerations.items() {
+            if seen.contains(&toleration.value) {
+                errors.duplicate(&toleration);
+            }
+            seen.push(toleration.value);
+        }
     },
     validate_update: |new, old, errors| errors.immutable(&new.at("handler"), &old.at("handler")),
     row: Some(|object, clock: &Clock| {

@@ -1,5 +1,6 @@
 //! PodDisruptionBudgets.
 
+use crate::registry::checks::{self, Is};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
 use crate::registry::object::int;
@@ -13,7 +14,10 @@ const COUNTS: [&str; 4] = ["disruptionsAllowed", "currentHealthy", "desiredHealt
 pub const RULES: Rules = Rules {
     generation: true,
     validate,
-    validate_status: |new, _, errors| workload::counts(new, &COUNTS, errors),
+    validate_status: |new, _, errors| {
+        workload::counts(new, &COUNTS, errors);
+        checks::check(new, &[("status.conditions", Is::Conditions)], errors);
+    },
     row: Some(row),
     ..Rules::DEFAULT
 };

@@ -1,13 +1,35 @@
 //! CSIDrivers, CSINodes and CSIStorageCapacities.
 
-use crate::registry::field::Errors;
-use crate::registry::object::{child, default, flag, list, set, text};
+use crate::registry::checks::{Is, Table, check, driver_name, fixed, not_negative_quantity};
+use crate::registry::field::{Errors, Field};
+use crate::registry::object::{
+    child, count_change, default, drop_disabled, flag, list, remove, semantically_equal, set, text,
+};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::names::{is_dns1123_subdomain, is_qualified_name};
 use serde_json::{Value, json};
+use std::collections::HashSet;
+
+const NODE_ID_MAX: usize = 256;
+const TOKEN_MIN_SECONDS: i64 = 600;
+const TOKEN_MAX_SECONDS: i64 = 1 << 32;
+const UPDATE_PERIOD_MIN_SECONDS: i64 = 10;
+/// What of a driver may change, and counts as a new generation.
+const OPEN: [&str; 8] = [
+    "tokenRequests",
+    "requiresRepublish",
+    "seLinuxMount",
+    "podInfoOnMount",
+    "storageCapacity",
+    "fsGroupPolicy",
+    "nodeAllocatableUpdatePeriodSeconds",
+    "serviceAccountTokenInSecrets",
+];
+/// A feature that is off reads these.
+const DISABLED: [&str; 1] = ["preventPodSchedulingIfMissing"];
 
 pub const DRIVER: Rules = Rules {
-    generation: true,
     default: |object| {
         let spec = child(object, "spec");
         for (field, value) in [
@@ -15,7 +37,6 @@ pub const DRIVER: Rules = Rules {
             ("podInfoOnMount", json!(false)),
             ("storageCapacity", json!(false)),
             ("fsGroupPolicy", json!("ReadWriteOnceWithFSType")),
-            ("volumeLifecycleModes", json!(["Persistent"])),
             ("requiresRepublish", json!(false)),
             ("seLinuxMount", json!(false)),
         ] {
@@ -23,18 +44,23 @@ pub const DRIVER: Rules = Rules {
                 set(spec, field, value);
             }
         }
-    },
-    validate: |root, errors: &mut Errors| {
-        let spec = root.at("spec");
-        for mode in spec.at("volumeLifecycleModes").items() {
-            errors.one_of(&mode, &["Ephemeral", "Persistent"]);
+        if list(spec, "/volumeLifecycleModes").is_empty() {
+            set(spec, "volumeLifecycleModes", json!(["Persistent"]));
         }
-        errors.one_of(&spec.at("fsGroupPolicy"), &["ReadWriteOnceWithFSType", "File", "None"]);
     },
+    prepare_create: |object| drop_disabled(object, None, "/spec", &DISABLED),
+    prepare_update: |new, old| {
+        drop_disabled(new, Some(old), "/spec", &DISABLED);
+        let of = |object: &Value, field: &str| object["spec"].get(field).cloned().unwrap_or_default();
+        let changed = OPEN.iter().any(|field| !semantically_equal(&of(new, field), &of(old, field)));
+        count_change(new, old, changed);
+    },
+    validate: validate_driver,
     validate_update: |new, old, errors| {
         let (now, was) = (new.at("spec"), old.at("spec"));
-        errors.immutable(&now.at("attachRequired"), &was.at("attachRequired"));
-        errors.immutable(&now.at("volumeLifecycleModes"), &was.at("volumeLifecycleModes"));
+        // Kubernetes names a field that there is not.
+        errors.immutable(&now.at("attachedRequired").with(now.at("attachRequired").value), &was.at("attachRequired"));
+        fixed(new, old, &["spec.volumeLifecycleModes"], errors);
     },
     row: Some(|object, _: &Clock| {
         vec![
@@ -47,12 +73,61 @@ pub const DRIVER: Rules = Rules {
     ..Rules::DEFAULT
 };
 
+/// As `validateCSIDriverSpec`.
+fn validate_driver(root: &Field<'_, '_>, errors: &mut Errors) {
+    let spec = root.at("spec");
+    errors.one_of(&spec.at("fsGroupPolicy"), &["File", "None", "ReadWriteOnceWithFSType"]);
+    let mut audiences = HashSet::new();
+    for request in spec.at("tokenRequests").items() {
+        let (audience, seconds) = (request.at("audience"), request.at("expirationSeconds"));
+        if !audiences.insert(audience.str().to_owned()) {
+            errors.duplicate(&audience);
+            continue;
+        }
+        match seconds.int() {
+            Some(..TOKEN_MIN_SECONDS) => errors.invalid(&seconds, "may not specify a duration less than 10 minutes"),
+            Some(n) if n > TOKEN_MAX_SECONDS => {
+                errors.invalid(&seconds, "may not specify a duration larger than 2^32 seconds");
+            }
+            _ => {}
+        }
+    }
+    let modes = spec.at("volumeLifecycleModes");
+    for mode in modes.items().filter(|mode| !matches!(mode.str(), "Persistent" | "Ephemeral")) {
+        errors.not_supported(&modes.with(mode.value), &["Persistent", "Ephemeral"]);
+    }
+    let period = spec.at("nodeAllocatableUpdatePeriodSeconds");
+    if period.int().is_some_and(|n| n < UPDATE_PERIOD_MIN_SECONDS) {
+        errors.invalid(&period, "must be greater than or equal to 10 seconds");
+    }
+    if spec.at("serviceAccountTokenInSecrets").is_set() && spec.at("tokenRequests").is_empty() {
+        errors.invalid(&spec.at("serviceAccountTokenInSecrets"), "serviceAccountTokenInSecrets cannot be set without tokenRequests");
+    }
+}
+
 pub const NODE: Rules = Rules {
     validate: |root, errors| {
         let spec = root.at("spec");
-        for driver in spec.at("drivers").items() {
-            errors.need(&driver.at("name"));
-            errors.need(&driver.at("nodeID"));
+        let drivers = spec.at("drivers");
+        drivers.items().for_each(|driver| node_driver(&driver, errors));
+        Is::UniqueBy("name").check(&drivers, errors);
+    },
+    // What a driver said of its node stays; how many volumes it takes may change.
+    validate_update: |new, old, errors| {
+        let (now, was) = (new.at("spec"), old.at("spec"));
+        let but_count = |driver: &Value| {
+            let mut driver = driver.clone();
+            remove(&mut driver, "allocatable");
+            driver
+        };
+        for driver in now.at("drivers").items() {
+            let before = was.at("drivers");
+            let before = before.items().find(|old| old.at("name").str() == driver.at("name").str());
+            if let Some(before) = before
+                && !semantically_equal(&but_count(driver.value), &but_count(before.value))
+            {
+                errors.invalid(&now.at("drivers").with(driver.value), "field is immutable");
+            }
         }
     },
     row: Some(|object, clock: &Clock| {
@@ -61,16 +136,30 @@ pub const NODE: Rules = Rules {
     ..Rules::DEFAULT
 };
 
+/// As `validateCSINodeDriver`.
+fn node_driver(driver: &Field<'_, '_>, errors: &mut Errors) {
+    const TABLE: Table = &[
+        ("name", Is::By(driver_name)),
+        ("nodeID", Is::Required("")),
+        ("allocatable.count", Is::NotNegative),
+        ("topologyKeys", Is::Unique),
+        ("topologyKeys[]", Is::RequiredName(is_qualified_name)),
+    ];
+    check(driver, TABLE, errors);
+    let id = driver.at("nodeID");
+    if id.str().len() > NODE_ID_MAX {
+        errors.invalid(&id, format!("must be {NODE_ID_MAX} characters or less"));
+    }
+}
+
 pub const STORAGE_CAPACITY: Rules = Rules {
     default: |object| default(object, "storageClassName", ""),
     validate: |root, errors| {
-        errors.need(&root.at("storageClassName"));
+        let class = root.at("storageClassName");
+        errors.all(&class, is_dns1123_subdomain(class.str()));
+        check(root, &[("nodeTopology", Is::LabelSelector), ("capacity", Is::By(not_negative_quantity))], errors);
     },
-    validate_update: |new, old, errors| {
-        for field in ["nodeTopology", "storageClassName"] {
-            errors.immutable(&new.at(field), &old.at(field));
-        }
-    },
+    validate_update: |new, old, errors| fixed(new, old, &["nodeTopology", "storageClassName"], errors),
     row: Some(|object, _: &Clock| {
         vec![
             print::name(object),

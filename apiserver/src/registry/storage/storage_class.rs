@@ -1,10 +1,24 @@
 //! StorageClasses and VolumeAttributesClasses.
 
+use crate::registry::checks::{Is, check, fixed, forbid_updates};
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{default, flag, text};
+use crate::registry::object::{default, flag, list, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::names::is_qualified_name;
+use apimachinery::status::FieldError;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+const PARAMETERS_MAX: usize = 512;
+const PARAMETERS_MAX_BYTES: usize = 256 * 1024;
+/// Labels of nodes that have other names by now.
+const DEPRECATED_LABELS: [(&str, &str); 4] = [
+    ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+    ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
+    ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+    ("beta.kubernetes.io/os", "kubernetes.io/os"),
+];
 
 pub const RULES: Rules = Rules {
     default: |object| {
@@ -13,17 +27,21 @@ pub const RULES: Rules = Rules {
     },
     validate,
     validate_update: |new, old, errors| {
-        for (field, why) in [
-            ("parameters", "updates to parameters are forbidden."),
-            ("provisioner", "updates to provisioner are forbidden."),
-            ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
-        ] {
-            let (now, was) = (new.at(field), old.at(field));
-            if now.value != was.value {
-                errors.forbidden(&now, why);
+        forbid_updates(new, old, &["parameters", "provisioner", "reclaimPolicy"], errors);
+        fixed(new, old, &["volumeBindingMode"], errors);
+    },
+    warnings: |new, _| {
+        let mut warnings = Vec::new();
+        for (i, term) in list(new, "/allowedTopologies").iter().enumerate() {
+            for (j, expression) in list(term, "/matchLabelExpressions").iter().enumerate() {
+                let key = text(expression, "/key");
+                if let Some((_, instead)) = DEPRECATED_LABELS.iter().find(|(label, _)| *label == key) {
+                    let place = format!("allowedTopologies[{i}].matchLabelExpressions[{j}].key");
+                    warnings.push(format!("{place}: {key} is deprecated since v1.17; use {instead:?} instead"));
+                }
             }
         }
-        errors.immutable(&new.at("volumeBindingMode"), &old.at("volumeBindingMode"));
+        warnings
     },
     row: Some(row),
     ..Rules::DEFAULT
@@ -31,15 +49,14 @@ pub const RULES: Rules = Rules {
 
 pub const VOLUME_ATTRIBUTES_CLASS: Rules = Rules {
     validate: |root, errors| {
-        errors.need(&root.at("driverName"));
-    },
-    validate_update: |new, old, errors| {
-        for field in ["driverName", "parameters"] {
-            if new.at(field).value != old.at(field).value {
-                errors.forbidden(&new.at(field), format!("updates to {field} are forbidden."));
-            }
+        provisioner(&root.at("driverName"), errors);
+        let parameters = root.at("parameters");
+        self::parameters(&parameters, errors);
+        if parameters.is_empty() {
+            errors.required(&parameters, "must contain at least one key/value pair");
         }
     },
+    validate_update: |new, old, errors| forbid_updates(new, old, &["driverName", "parameters"], errors),
     row: Some(|object, clock: &Clock| {
         let name = marked(object, "storageclass.kubernetes.io/is-default-class");
         vec![name, Value::from(text(object, "/driverName")), clock.age(object)]
@@ -48,9 +65,64 @@ pub const VOLUME_ATTRIBUTES_CLASS: Rules = Rules {
 };
 
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
-    errors.need(&root.at("provisioner"));
-    errors.need_one_of(&root.at("reclaimPolicy"), &["Delete", "Retain"]);
-    errors.need_one_of(&root.at("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
+    check(
+        root,
+        &[
+            ("provisioner", Is::By(provisioner)),
+            ("parameters", Is::By(parameters)),
+            ("reclaimPolicy", Is::OneOf(&["Delete", "Retain"])),
+            ("volumeBindingMode", Is::RequiredOneOf(&["Immediate", "WaitForFirstConsumer"])),
+        ],
+        errors,
+    );
+    let mut seen: Vec<BTreeMap<String, BTreeSet<String>>> = Vec::new();
+    for term in root.at("allowedTopologies").items() {
+        let expressions = term.at("matchLabelExpressions");
+        let labels = topology(&expressions, errors);
+        if seen.contains(&labels) {
+            errors.duplicate(&expressions.with(&Value::from("")));
+        }
+        seen.push(labels);
+    }
+}
+
+/// A qualified name in any case.
+fn provisioner(field: &Field<'_, '_>, errors: &mut Errors) {
+    if errors.need(field) {
+        errors.all(field, is_qualified_name(&field.str().to_lowercase()));
+    }
+}
+
+fn parameters(parameters: &Field<'_, '_>, errors: &mut Errors) {
+    let size: usize = parameters.entries().map(|(key, value)| key.len() + value.str().len()).sum();
+    if parameters.len() > PARAMETERS_MAX {
+        errors.too_long(parameters, PARAMETERS_MAX);
+        return;
+    }
+    if parameters.entries().any(|(key, _)| key.is_empty()) {
+        errors.0.push(FieldError::invalid(parameters.path(), "", "field can not be empty."));
+    }
+    if size > PARAMETERS_MAX_BYTES {
+        errors.too_long(parameters, PARAMETERS_MAX_BYTES);
+    }
+}
+
+/// As `ValidateTopologySelectorTerm`: what each label may be.
+fn topology(expressions: &Field<'_, '_>, errors: &mut Errors) -> BTreeMap<String, BTreeSet<String>> {
+    let mut labels = BTreeMap::new();
+    for expression in expressions.items() {
+        let (key, values) = (expression.at("key"), expression.at("values"));
+        if values.is_empty() {
+            errors.required(&values, "");
+        }
+        Is::Unique.check(&values, errors);
+        errors.all(&key, is_qualified_name(key.str()));
+        let allowed = values.items().map(|value| value.str().to_owned()).collect();
+        if labels.insert(key.str().to_owned(), allowed).is_some() {
+            errors.duplicate(&key);
+        }
+    }
+    labels
 }
 
 /// The name, with a mark if it is the default.

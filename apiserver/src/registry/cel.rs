@@ -1,0 +1,107 @@
+//! Expressions of policies, webhooks, custom resources and device selectors: are they well-formed? They are evaluated elsewhere.
+
+use super::field::{Errors, Field};
+
+/// As much as is parsed at all; an expression this long is no expression.
+const LENGTH_MAX: usize = 16 * 1024;
+/// Brackets within brackets, and signs before signs. As cel-go's limit of recursion.
+const DEPTH_MAX: usize = 250;
+/// The parser and the tree that it makes recurse.
+const STACK_BYTES: usize = 64 * 1024 * 1024;
+const RESERVED: [&str; 21] = [
+    "as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop",
+    "namespace", "null", "package", "return", "true", "var", "void", "while",
+];
+
+/// Reports an expression that does not parse. One that `old` held already is left alone.
+pub fn expression(field: &Field<'_, '_>, errors: &mut Errors) {
+    if let Err(why) = parse(field.str()) {
+        errors.invalid(field, format!("compilation failed: {why}"));
+    }
+}
+
+/// May a variable be called so?
+pub fn is_identifier(name: &str) -> bool {
+    let start = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    name.bytes().next().is_some_and(start)
+        && name.bytes().all(|b| start(b) || b.is_ascii_digit())
+        && !RESERVED.contains(&name)
+}
+
+/// What is wrong with an expression.
+pub fn parse(expression: &str) -> Result<(), String> {
+    if expression.len() > LENGTH_MAX {
+        return Err(format!(
+            "ERROR: <input>:-1:0: expression code point size exceeds limit: size: {}, limit {LENGTH_MAX}",
+            expression.len()
+        ));
+    }
+    if depth(expression) > DEPTH_MAX {
+        return Err(format!("ERROR: <input>:-1:0: expression recursion limit exceeded: {DEPTH_MAX}"));
+    }
+    // The grammar recurses, and so does dropping a tree: on a stack that is deep enough for what the limits let through.
+    std::thread::scope(|scope| {
+        let parser = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, || {
+            kube_cel::cel::Program::compile(expression).map(|_| ()).map_err(|error| error.to_string())
+        });
+        match parser.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(parsed)) => parsed,
+            Ok(Err(_)) => Err("the parser gave up".to_owned()),
+            Err(error) => Err(format!("no thread to parse on: {error}")),
+        }
+    })
+}
+
+/// How deep brackets lie within each other, and how many signs stand in a row.
+fn depth(expression: &str) -> usize {
+    let (mut open, mut deepest, mut signs) = (0_usize, 0, 0);
+    for byte in expression.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open = open.saturating_sub(1),
+            b'!' | b'-' | b'?' | b'.' => signs += 1,
+            b' ' | b'\t' | b'\n' | b'\r' => {}
+            _ => signs = if byte.is_ascii_alphanumeric() { 0 } else { signs },
+        }
+        deepest = deepest.max(open + signs);
+    }
+    deepest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_are_well_formed_or_not() {
+        for good in [
+            "true",
+            "object.spec.replicas <= params.max && !has(object.metadata.labels)",
+            "object.spec.containers.all(c, c.image.startsWith('a/'))",
+            "[1, 2].exists(x, x in {'a': 1})",
+            "Object{spec: Object.spec{replicas: 1}}",
+            "device.attributes['gpu.example.com'].memory.isGreaterThan(quantity('10Gi'))",
+            "a ? b : c",
+            r#"self.matches("^[a-z]+\\d$")"#,
+        ] {
+            assert_eq!(parse(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a b", "object.x >", "(", "'", "a..b", "1 +", "{", "all(x"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hostile_expressions_are_refused_not_recursed_into() {
+        for hostile in ["(".repeat(10_000), "!".repeat(10_000), "[".repeat(16_000), "-".repeat(300), "a".repeat(17_000)] {
+            assert!(parse(&hostile).is_err());
+        }
+        assert_eq!(parse(&format!("1{}", "+1".repeat(8_000))), Ok(()));
+        assert_eq!(parse(&format!("{}1{}", "(".repeat(100), ")".repeat(100))), Ok(()));
+    }
+
+    #[test]
+    fn identifiers_are_words_that_are_not_taken() {
+        assert!(is_identifier("_a1") && !is_identifier("in") && !is_identifier("1a") && !is_identifier(""));
+    }
+}
