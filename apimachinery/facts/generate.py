@@ -117,12 +117,13 @@ def groups_and_kinds():
 
 
 def defaults():
-    """type -> field -> default, from OpenAPI v3 (v2 has none). Zero values are what Go gives anyway: left out."""
+    """type -> field -> default, from OpenAPI v3 (v2 has none). Zero values are what Go gives anyway: left out, save that `{}`
+    tells a struct from a pointer to one."""
     found = {}
     for path in sorted((SOURCE / "openapi/v3").iterdir()):
         for name, schema in json.loads(path.read_text()).get("components", {}).get("schemas", {}).items():
             for field, node in schema.get("properties", {}).items():
-                if node.get("default") not in (None, "", 0, False, {}):
+                if node.get("default") not in (None, "", 0, False):
                     found.setdefault(name, {})[field] = node["default"]
     return found
 
@@ -197,7 +198,9 @@ def schema_lines(kinds):
                 words.append("merge=" + p["x-kubernetes-patch-merge-key"])
             if p.get("x-kubernetes-patch-strategy"):
                 words.append("strategy=" + p["x-kubernetes-patch-strategy"])
-            if field in default.get(name, {}):
+            if default.get(name, {}).get(field) == {}:
+                words.append("inline")
+            elif field in default.get(name, {}):
                 words.append("default=" + json.dumps(default[name][field]))
             lines.append(" " + " ".join(words))
     return lines

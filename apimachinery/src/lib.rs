@@ -1,11 +1,12 @@
 //! What every part of Pilothouse shares about Kubernetes API objects: identifiers, quantities, selectors, names,
-//! `Status` errors, schema facts, strict decoding and patches. Nothing here does I/O.
+//! `Status` errors, schema facts, strict decoding, patches and field management. Nothing here does I/O.
 #![forbid(unsafe_code)]
 
 pub mod decode;
 pub mod facts;
 pub mod fields;
 pub mod labels;
+pub mod managed_fields;
 pub mod meta;
 pub mod names;
 pub mod patch;

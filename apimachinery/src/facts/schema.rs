@@ -21,6 +21,8 @@ pub struct FieldFacts {
     pub name: &'static str,
     pub kind: Type,
     pub required: bool,
+    /// Go holds the struct itself, not a pointer to it: an absent one is an empty one.
+    pub inline: bool,
     /// How server-side apply merges a list.
     pub list_type: ListType,
     /// The keys of a `ListType::Map`.
@@ -208,6 +210,7 @@ fn parse_field(line: &'static str, ids: &HashMap<&str, TypeId>) -> Option<FieldF
         kind: Type::parse(words.next()?, ids),
         numbers: words.next()?.trim_start_matches('#').split('.').filter_map(|n| n.parse().ok()).collect(),
         required: false,
+        inline: false,
         list_type: ListType::Atomic,
         list_keys: Vec::new(),
         atomic: false,
@@ -218,6 +221,7 @@ fn parse_field(line: &'static str, ids: &HashMap<&str, TypeId>) -> Option<FieldF
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
             ("required", _) => field.required = true,
+            ("inline", _) => field.inline = true,
             ("atomic", _) => field.atomic = true,
             ("list", "set") => field.list_type = ListType::Set,
             ("list", "map") => field.list_type = ListType::Map,
