@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Writes the tables of facts beside this file from Kubernetes' own documents (discovery, OpenAPI, table columns, protobuf
-numbers). Names, numbers, types, keys and defaults only: no description is carried over.
+numbers).
 
     apimachinery/facts/generate.py [path of the documents, default ../shared/kubernetes-1.36]
 
   kinds.txt    every group and every generally available kind that a server has, with its resource and subresources
   schema.txt   every type that can be reached from those kinds: its fields, their types and merge facts, protobuf numbers
   columns.txt  the columns of `as=Table`, per kind
+  docs.gz      what OpenAPI says beyond that: descriptions, of parameters too, and which fields have a zero as their default
 """
+import gzip
 import json
 import pathlib
 import re
@@ -136,8 +138,11 @@ def numbers(messages, message, field, properties, depth=3):
     """The path of protobuf field numbers to a JSON field: longer than one where Go inlines a struct (Volume's source)."""
     fields = messages.get(message, {})
     for own, facts in fields.items():
-        if own.lower() == field.replace("-", "").lower():
-            return [facts["number"]]
+        if own.lower() == re.sub("[-$]", "", field).lower():
+            wrapped = messages.get(facts.get("type", ""), {}) if properties[field].get("type") == "array" else {}
+            # A list that is no `repeated` field is wrapped in a message of its own.
+            inner = [wrapped["items"]["number"]] if not facts.get("repeated") and "items" in wrapped else []
+            return [facts["number"]] + inner
     for outer, facts in fields.items() if depth > 1 else ():
         if outer not in properties and facts.get("type", "") in messages and not facts.get("repeated"):
             rest = numbers(messages, facts["type"], field, properties, depth - 1)
@@ -146,8 +151,23 @@ def numbers(messages, message, field, properties, depth=3):
     return []
 
 
-def schema_lines(kinds):
+META = "io.k8s.apimachinery.pkg.apis.meta.v1."
+
+
+def type_definitions():
+    """The definitions of OpenAPI v2, and the types that it leaves out."""
     definitions = load("openapi/swagger.json")["definitions"]
+    text, ref = {"type": "string"}, lambda name: {"$ref": "#/definitions/" + META + name}
+    partial = {"apiVersion": text, "kind": text, "metadata": ref("ObjectMeta")}
+    definitions[META + "PartialObjectMetadata"] = {"properties": partial}
+    items = {"type": "array", "items": ref("PartialObjectMetadata")}
+    definitions[META + "PartialObjectMetadataList"] = {
+        "properties": {**partial, "metadata": ref("ListMeta"), "items": items}, "required": ["items"]}
+    return definitions
+
+
+def schema_lines(kinds):
+    definitions = type_definitions()
     messages = load("protobuf-fields.json")
     default = defaults()
     by_kind = {}
@@ -162,8 +182,10 @@ def schema_lines(kinds):
                 queue.append(name)
             elif not suffix and not kind.endswith("Options"):
                 raise SystemExit(f"no schema for {group}/{version} {kind}")
-    for extra in ("Status", "DeleteOptions", "LabelSelector", "APIGroup", "APIGroupList", "APIResourceList", "APIVersions"):
-        queue.append("io.k8s.apimachinery.pkg.apis.meta.v1." + extra)
+    for extra in ("Status", "DeleteOptions", "LabelSelector", "APIGroup", "APIGroupList", "APIResourceList", "APIVersions",
+                  "PartialObjectMetadata", "PartialObjectMetadataList", "WatchEvent"):
+        queue.append(META + extra)
+    queue.append("io.k8s.apimachinery.pkg.version.Info")
     while queue:
         name = queue.pop()
         if name in wanted or name in SCALARS:
@@ -222,11 +244,57 @@ def column_lines(kinds):
     return lines
 
 
+def doc_lines(types):
+    """A line a type (name, description, extensions), a line a field below it (name, marks, description), and the same for
+    parameters. Marks: `z` its default is zero, `l` it says how its list is merged."""
+    lines, seen = [], set()
+    escape = lambda text: text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    parameters, options = {}, {}
+    for path in sorted((SOURCE / "openapi/v3").iterdir()):
+        document = json.loads(path.read_text())
+        schemas = document.get("components", {}).get("schemas", {})
+        for name in sorted(schemas):
+            node = schemas[name]
+            if name in seen or not (short(name) in types or name in SCALARS):
+                continue
+            seen.add(name)
+            unions = node.get("x-kubernetes-unions")
+            lines.append("\t".join(["type", short(name), escape(node.get("description", "")),
+                                    json.dumps(unions, separators=(",", ":")) if unions else ""]))
+            for field, p in sorted(node.get("properties", {}).items()):
+                marks = "z" if p.get("default") in ("", 0, False, {}) and "default" in p else ""
+                marks += "l" if "x-kubernetes-list-type" in p else ""
+                lines.append("\t".join([field, marks, escape(p.get("description", ""))]))
+        for route, item in document.get("paths", {}).items():
+            if not GA.match(route.split("/")[2 if route.startswith("/api/") else min(3, route.count("/"))]):
+                continue
+            for verb, operation in item.items():
+                if verb == "parameters":
+                    continue
+                kind = operation.get("x-kubernetes-group-version-kind", {}).get("kind", "")
+                for p in item.get("parameters", []) + operation.get("parameters", []):
+                    name = "fieldManager of patch" if p["name"] == "fieldManager" and verb == "patch" else p["name"]
+                    line = "\t".join([p["name"], p["schema"]["type"], escape(p.get("description", ""))])
+                    if operation.get("x-kubernetes-action") == "connect" or route.endswith("/log"):
+                        if p["in"] == "query":
+                            options.setdefault(kind if kind.endswith("Options") else "PodLogOptions", {})[name] = line
+                    elif name != "name":
+                        parameters[name] = line.replace(p["name"], name, 1)
+    for name, fields in [("parameters", parameters)] + sorted(options.items()):
+        lines.append("\t".join(["type", name, "", ""]))
+        lines += [fields[field] for field in sorted(fields)]
+    return lines
+
+
 def main():
     kinds, kind_lines = groups_and_kinds()
-    for path, lines in (("kinds.txt", kind_lines), ("schema.txt", schema_lines(kinds)), ("columns.txt", column_lines(kinds))):
+    schema = schema_lines(kinds)
+    for path, lines in (("kinds.txt", kind_lines), ("schema.txt", schema), ("columns.txt", column_lines(kinds))):
         (HERE / path).write_text("\n".join(lines) + "\n")
         print(path, len(lines), "lines")
+    docs = doc_lines({line.split()[1] for line in schema if line.startswith("type ")})
+    (HERE / "docs.gz").write_bytes(gzip.compress("\n".join(docs).encode(), 9, mtime=0))
+    print("docs.gz", len(docs), "lines")
 
 
 main()

@@ -2,11 +2,13 @@
 //! and the columns that `kubectl get` shows. The tables are text, generated from Kubernetes' own documents by
 //! `facts/generate.py`, embedded in the binary and parsed once, on first use, into borrowed slices.
 
+mod docs;
 mod kinds;
 mod schema;
 #[cfg(test)]
 mod tests;
 
+pub use docs::{Docs, FieldDocs, TypeDocs};
 pub use kinds::{
     Column, GroupFacts, KindFacts, SubresourceFacts, columns, groups, kind, kinds, preferred_kind, resource,
 };

@@ -13,6 +13,8 @@ pub struct TypeFacts {
     /// Server-side apply treats a value of it as one.
     pub atomic: bool,
     pub fields: Vec<FieldFacts>,
+    /// The fields that have protobuf numbers, in their order.
+    by_number: Vec<u16>,
 }
 
 /// One field of a type.
@@ -98,6 +100,13 @@ impl TypeFacts {
         self.fields.binary_search_by(|field| field.name.cmp(name)).ok().map(|at| &self.fields[at])
     }
 
+    /// The field at a path of protobuf numbers; or the first of those that lie below it, where Go inlines a struct.
+    pub fn field_at(&self, numbers: &[u32]) -> Option<&FieldFacts> {
+        let of = |at: u16| &self.fields[usize::from(at)];
+        let at = self.by_number.partition_point(|at| of(*at).numbers.as_slice() < numbers);
+        self.by_number.get(at).map(|at| of(*at)).filter(|field| field.numbers.starts_with(numbers))
+    }
+
     /// The Go struct's name: `Container`.
     pub fn struct_name(&self) -> &'static str {
         self.name.rsplit('.').next().unwrap_or(self.name)
@@ -154,6 +163,9 @@ impl Type {
 
 // === table ===
 
+/// The group of kinds that are about other objects.
+const META: &str = "meta.k8s.io";
+
 struct Schema {
     types: Vec<TypeFacts>,
     by_name: HashMap<&'static str, TypeId>,
@@ -182,12 +194,26 @@ fn parse(text: &'static str) -> Schema {
             owner.fields.push(field);
         }
     }
+    for facts in &mut types {
+        facts.fields.shrink_to_fit();
+        let numbered = (0_u16..).zip(&facts.fields).filter(|(_, field)| !field.numbers.is_empty());
+        let mut by_number: Vec<u16> = numbered.map(|(at, _)| at).collect();
+        by_number
+            .sort_unstable_by(|a, b| facts.fields[usize::from(*a)].numbers.cmp(&facts.fields[usize::from(*b)].numbers));
+        facts.by_number = by_number;
+    }
     Schema { types, by_name, by_kind }
 }
 
 fn parse_head(head: &'static str) -> TypeFacts {
     let mut words = head.split(' ');
-    let mut facts = TypeFacts { name: words.next().unwrap_or(""), gvk: None, atomic: false, fields: Vec::new() };
+    let mut facts = TypeFacts {
+        name: words.next().unwrap_or(""),
+        gvk: None,
+        atomic: false,
+        fields: Vec::new(),
+        by_number: Vec::new(),
+    };
     for word in words {
         if let Some(gvk) = word.strip_prefix("gvk=") {
             let mut parts = gvk.split('/');
@@ -256,7 +282,10 @@ pub fn schema_of(group: &str, version: &str, kind: &str) -> Option<&'static Type
     }
     match kind {
         "DeleteOptions" => schema("meta.v1.DeleteOptions"),
+        "WatchEvent" => schema("meta.v1.WatchEvent"),
         "Status" if group.is_empty() => schema("meta.v1.Status"),
+        "PartialObjectMetadata" if group == META => schema("meta.v1.PartialObjectMetadata"),
+        "PartialObjectMetadataList" if group == META => schema("meta.v1.PartialObjectMetadataList"),
         _ => None,
     }
 }

@@ -7,6 +7,7 @@ use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
 use crate::server::request_info::Query;
 use crate::storage::{Put, StoredObject};
 use apimachinery::status::{FieldError, StatusError};
+use apimachinery::facts::KindFacts;
 use apimachinery::{facts, protobuf};
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
@@ -18,9 +19,26 @@ const ATTEMPTS: usize = 8;
 const COLLECTION_CONCURRENCY: usize = 4;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
-/// Kinds whose deletion answers with the object rather than with a Status.
-const RETURN_OBJECT: [&str; 6] =
-    ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "resourcequotas", "serviceaccounts"];
+/// Kinds of the core group and of storage whose deletion answers with the object rather than with a Status.
+const RETURN_OBJECT: [&str; 12] = [
+    "persistentvolumeclaims",
+    "persistentvolumes",
+    "pods",
+    "podtemplates",
+    "resourcequotas",
+    "serviceaccounts",
+    "services",
+    "csidrivers",
+    "csinodes",
+    "storageclasses",
+    "volumeattachments",
+    "volumeattributesclasses",
+];
+
+/// Is a deletion of this kind answered with the object?
+pub fn returns_object(kind: &KindFacts) -> bool {
+    kind.group == "resource.k8s.io" || RETURN_OBJECT.contains(&kind.resource)
+}
 
 /// What became of an object.
 enum Deleted {
@@ -96,7 +114,7 @@ pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> R
     let orphans_said_no = options.orphan_dependents == Some(false);
     match delete_named(request, &request.info.name, options).await? {
         Deleted::Marked(object) => Ok(Outcome::stored(if orphans_said_no { 202 } else { 200 }, resource, object)),
-        Deleted::Gone(object) if RETURN_OBJECT.contains(&resource.gvr.resource.as_str()) => {
+        Deleted::Gone(object) if returns_object(resource.facts) => {
             Ok(Outcome::object(200, resource, object))
         }
         Deleted::Gone(object) => {

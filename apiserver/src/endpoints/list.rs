@@ -1,6 +1,7 @@
 //! GET of a collection: which state to serve, what of it is selected, and its bytes, chunk by chunk.
 
 use super::{Outcome, Payload, ResourceRequest, get, table};
+use crate::registry::Resource;
 use crate::server::body::{Body, BoxError};
 use crate::server::negotiation::{Encoding, Shape, Wanted};
 use crate::server::respond;
@@ -8,6 +9,7 @@ use crate::storage::StoredObject;
 use crate::storage::cache::{Snapshot, in_namespace};
 use apimachinery::fields::FieldSelector;
 use apimachinery::labels::Selector;
+use apimachinery::protobuf;
 use apimachinery::status::StatusError;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -119,6 +121,12 @@ pub async fn list(
         }
     }
     let response = match (wanted.shape, wanted.encoding) {
+        (Shape::AsIs, Encoding::Protobuf) => {
+            let items = Items::protobuf(resource, &selected.objects);
+            let kind = format!("{}List", resource.kind);
+            let head = protobuf::list::head(&resource.api_version, &kind, &metadata, items.size());
+            stream(wanted, head, items)
+        }
         (Shape::AsIs, Encoding::Json) => {
             let head = format!(
                 "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
@@ -129,8 +137,9 @@ pub async fn list(
             } else {
                 Items::Stored(selected.objects)
             };
-            stream(wanted, head, items)
+            stream(wanted, head.into(), items)
         }
+        (Shape::Metadata, _) => return Err(respond::wrong_shape(wanted)),
         (shape, _) => {
             let values: Vec<Value> = selected.objects.iter().map(|object| resource.value(object)).collect();
             let object = match shape {
@@ -140,13 +149,8 @@ pub async fn list(
                     "metadata": metadata,
                     "items": values,
                 }),
-                Shape::Metadata => json!({
-                    "kind": "PartialObjectMetadataList",
-                    "apiVersion": "meta.k8s.io/v1",
-                    "metadata": metadata,
-                    "items": values.iter().map(respond::metadata_only).collect::<Vec<_>>(),
-                }),
-                Shape::Table => table::many(resource, &values, metadata, include, true),
+                Shape::Metadata | Shape::MetadataList => respond::metadata_list(wanted, &values, metadata),
+                Shape::Table => table::many(wanted, resource, &values, metadata, include, true),
             };
             respond::value(wanted, 200, &object)
         }
@@ -276,33 +280,74 @@ async fn state(request: &ResourceRequest<'_>, limit: usize) -> Result<(Snapshot,
 enum Items {
     Stored(Vec<Arc<StoredObject>>),
     Rendered(Vec<Bytes>),
+    /// Objects whose protobuf has been made.
+    Protobuf(Vec<Arc<StoredObject>>),
+    Messages(Vec<Bytes>),
 }
 
 // === impl Items ===
 
 impl Items {
-    fn len(&self) -> usize {
-        match self {
-            Self::Stored(all) => all.len(),
-            Self::Rendered(all) => all.len(),
+    /// An object that has no protobuf could not be read; it is logged where that was found out.
+    fn protobuf(resource: &Resource, objects: &[Arc<StoredObject>]) -> Self {
+        match resource.schema {
+            Some(schema) if resource.strategy.converts() => {
+                let messages = objects.iter().map(|o| protobuf::encode(&resource.value(o), schema).into());
+                Self::Messages(messages.collect())
+            }
+            _ => Self::Protobuf(objects.iter().filter(|object| object.protobuf().is_some()).cloned().collect()),
         }
     }
 
-    /// An item behind its opening brace.
+    fn len(&self) -> usize {
+        match self {
+            Self::Stored(all) | Self::Protobuf(all) => all.len(),
+            Self::Rendered(all) | Self::Messages(all) => all.len(),
+        }
+    }
+
+    /// An item, in JSON behind its opening brace.
     fn item(&self, at: usize) -> &[u8] {
         match self {
             Self::Stored(all) => all[at].list_item(),
             Self::Rendered(all) => &all[at][1..],
+            Self::Protobuf(all) => all[at].protobuf().map_or(&[], protobuf::Encoded::message),
+            Self::Messages(all) => &all[at],
         }
+    }
+
+    fn is_protobuf(&self) -> bool {
+        matches!(self, Self::Protobuf(_) | Self::Messages(_))
+    }
+
+    /// How many bytes the items take, with what stands before each and between them.
+    fn size(&self) -> usize {
+        let sizes = (0..self.len()).map(|at| self.item(at).len());
+        if self.is_protobuf() {
+            sizes.map(|size| protobuf::list::item_head_size(size) + size).sum()
+        } else {
+            sizes.map(|size| size + 1).sum::<usize>() + self.len().saturating_sub(1)
+        }
+    }
+
+    fn put(&self, at: usize, chunk: &mut BytesMut) {
+        let item = self.item(at);
+        if self.is_protobuf() {
+            protobuf::list::item_head(chunk, item.len());
+        } else {
+            chunk.put_slice(if at > 0 { b",{" } else { b"{" });
+        }
+        chunk.put_slice(item);
+    }
+
+    fn end(&self) -> &'static [u8] {
+        if self.is_protobuf() { protobuf::list::END } else { b"]}" }
     }
 }
 
 /// The response for a list whose beginning is given.
-fn stream(wanted: Wanted, head: String, items: Items) -> http::Response<Body> {
-    let size = head.len() as u64
-        + (0..items.len()).map(|at| items.item(at).len() as u64 + 1).sum::<u64>()
-        + items.len().saturating_sub(1) as u64
-        + END.len() as u64;
+fn stream(wanted: Wanted, head: Vec<u8>, items: Items) -> http::Response<Body> {
+    let size = (head.len() + items.size() + items.end().len()) as u64;
     let gzip = wanted.gzip && size >= respond::GZIP_MIN as u64;
     let packer = gzip.then(|| GzEncoder::new(Vec::with_capacity(CHUNK), Compression::fast()));
     let mut body = ListBody { head: Some(head), items, next: 0, ended: false, left: size, packer };
@@ -315,11 +360,9 @@ fn stream(wanted: Wanted, head: String, items: Items) -> http::Response<Body> {
     response
 }
 
-const END: &[u8] = b"]}";
-
 /// Puts a list together as it is read, so that a big one never lies in memory as a whole.
 struct ListBody {
-    head: Option<String>,
+    head: Option<Vec<u8>>,
     items: Items,
     next: usize,
     ended: bool,
@@ -337,18 +380,14 @@ impl ListBody {
         }
         let mut chunk = BytesMut::with_capacity(CHUNK + 4096);
         if let Some(head) = self.head.take() {
-            chunk.put_slice(head.as_bytes());
+            chunk.put_slice(&head);
         }
         while chunk.len() < CHUNK && self.next < self.items.len() {
-            if self.next > 0 {
-                chunk.put_u8(b',');
-            }
-            chunk.put_u8(b'{');
-            chunk.put_slice(self.items.item(self.next));
+            self.items.put(self.next, &mut chunk);
             self.next += 1;
         }
         if self.next == self.items.len() {
-            chunk.put_slice(END);
+            chunk.put_slice(self.items.end());
             self.ended = true;
         }
         Some(chunk.freeze())

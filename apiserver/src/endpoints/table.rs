@@ -2,6 +2,7 @@
 
 use crate::registry::Resource;
 use crate::registry::strategy::Column;
+use crate::server::negotiation::Wanted;
 use crate::server::respond::metadata_only;
 use apimachinery::status::StatusError;
 use serde_json::{Map, Value, json};
@@ -36,14 +37,21 @@ impl Include {
 }
 
 /// The table of one object.
-pub fn one(resource: &Resource, object: &Value, include: Include) -> Value {
+pub fn one(wanted: Wanted, resource: &Resource, object: &Value, include: Include) -> Value {
     let metadata = object.get("metadata").and_then(|m| m.get("resourceVersion")).cloned();
     let metadata = metadata.map_or_else(|| json!({}), |version| json!({"resourceVersion": version}));
-    many(resource, std::slice::from_ref(object), metadata, include, true)
+    many(wanted, resource, std::slice::from_ref(object), metadata, include, true)
 }
 
 /// The table of a list, whose metadata is given. Watches send the column definitions with their first event only.
-pub fn many(resource: &Resource, objects: &[Value], metadata: Value, include: Include, with_columns: bool) -> Value {
+pub fn many(
+    wanted: Wanted,
+    resource: &Resource,
+    objects: &[Value],
+    metadata: Value,
+    include: Include,
+    with_columns: bool,
+) -> Value {
     let (columns, own_rows) = columns(resource, objects.first());
     let rows: Vec<Value> = objects
         .iter()
@@ -54,7 +62,7 @@ pub fn many(resource: &Resource, objects: &[Value], metadata: Value, include: In
             match include {
                 Include::None => {}
                 Include::Metadata => {
-                    row.insert("object".to_owned(), metadata_only(object));
+                    row.insert("object".to_owned(), metadata_only(wanted.meta_version, object));
                 }
                 Include::Object => {
                     row.insert("object".to_owned(), object.clone());
@@ -66,7 +74,7 @@ pub fn many(resource: &Resource, objects: &[Value], metadata: Value, include: In
     let definitions: Value = if with_columns { columns.iter().map(definition).collect() } else { json!([]) };
     json!({
         "kind": "Table",
-        "apiVersion": "meta.k8s.io/v1",
+        "apiVersion": wanted.meta_version,
         "metadata": metadata,
         "columnDefinitions": definitions,
         "rows": rows,

@@ -33,6 +33,7 @@ pub async fn watch(
     shutdown: &CancellationToken,
 ) -> Result<Outcome, StatusError> {
     let (query, resource, store) = (&request.info.query, request.resource, &request.context.store);
+    let wanted = wanted.streamed()?;
     let mut selectors = Selectors::of(request)?;
     if !request.info.name.is_empty() {
         // /api/v1/watch/…/pods/x
@@ -78,7 +79,7 @@ pub async fn watch(
             Err(too_old) => {
                 let oldest = too_old.oldest;
                 let error = StatusError::expired(format!("too old resource version: {revision} ({oldest})"));
-                stream.ready.push_back(error_frame(&error));
+                stream.ready.push_back(stream.render.error(&error));
                 stream.ended = true;
             }
         },
@@ -87,7 +88,7 @@ pub async fn watch(
             stream.begin_with(&snapshot, subscription, &scope, reached, bookmark_at_end && bookmarks);
         }
     }
-    let mut response = respond::plain(200, wanted.content_type(), Body::boxed(stream));
+    let mut response = respond::plain(200, wanted.stream_type(), Body::boxed(stream));
     response.headers_mut().remove(http::header::CONTENT_LENGTH);
     Ok(Outcome { code: 200, payload: Payload::Response(response), warnings: Vec::new() })
 }
@@ -284,10 +285,13 @@ impl Render {
     }
 
     fn frame(&mut self, kind: Kind, object: &StoredObject, revision: i64) -> Bytes {
-        let shared = self.wanted.shape == Shape::AsIs
-            && self.wanted.encoding != Encoding::Yaml
-            && !self.resource.strategy.converts();
-        if shared {
+        let shared = self.wanted.shape == Shape::AsIs && !self.resource.strategy.converts();
+        if shared && self.wanted.encoding == Encoding::Protobuf {
+            // What a deleted object says is its own: another revision.
+            if let Some(frame) = (kind != Kind::Deleted).then(|| object.protobuf_frame(kind == Kind::Added)).flatten() {
+                return frame;
+            }
+        } else if shared {
             return match kind {
                 Kind::Added => object.frame(true),
                 Kind::Modified => object.frame(false),
@@ -300,7 +304,7 @@ impl Render {
         }
         let value = match self.wanted.shape {
             Shape::AsIs => value,
-            Shape::Metadata => respond::metadata_only(&value),
+            Shape::Metadata | Shape::MetadataList => respond::metadata_only(self.wanted.meta_version, &value),
             Shape::Table => self.table(&value),
         };
         let kind = match kind {
@@ -308,14 +312,14 @@ impl Render {
             Kind::Modified => "MODIFIED",
             Kind::Deleted => "DELETED",
         };
-        self.encode(kind, value)
+        respond::event(self.wanted, kind, &value)
     }
 
     fn table(&mut self, object: &Value) -> Value {
         let version = super::metadata::text(object, "resourceVersion");
         let with_columns = !std::mem::replace(&mut self.columns_sent, true);
         let metadata = json!({"resourceVersion": version});
-        table::many(&self.resource, std::slice::from_ref(object), metadata, self.include, with_columns)
+        table::many(self.wanted, &self.resource, std::slice::from_ref(object), metadata, self.include, with_columns)
     }
 
     /// A bookmark: an object of the kind with nothing but a revision.
@@ -328,35 +332,24 @@ impl Render {
             Shape::AsIs => json!({
                 "kind": self.resource.kind, "apiVersion": self.resource.api_version, "metadata": metadata,
             }),
-            Shape::Metadata => {
-                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            Shape::Metadata | Shape::MetadataList => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": self.wanted.meta_version, "metadata": metadata})
             }
             Shape::Table => {
                 let row = json!({"cells": [], "object": {
-                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                    "kind": "PartialObjectMetadata", "apiVersion": self.wanted.meta_version, "metadata": metadata,
                 }});
                 json!({
-                    "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+                    "kind": "Table", "apiVersion": self.wanted.meta_version,
                     "metadata": {"resourceVersion": revision.to_string()},
                     "columnDefinitions": [], "rows": [row],
                 })
             }
         };
-        self.encode("BOOKMARK", object)
+        respond::event(self.wanted, "BOOKMARK", &object)
     }
 
-    fn encode(&self, kind: &str, object: Value) -> Bytes {
-        let event = json!({"type": kind, "object": object});
-        match self.wanted.encoding {
-            Encoding::Yaml => {
-                let text = apimachinery::yaml::to_string(&event).unwrap_or_default();
-                format!("---\n{text}").into()
-            }
-            _ => format!("{event}\n").into(),
-        }
+    fn error(&self, error: &StatusError) -> Bytes {
+        respond::event(self.wanted, "ERROR", &serde_json::to_value(&error.0).unwrap_or_default())
     }
-}
-
-fn error_frame(error: &StatusError) -> Bytes {
-    format!("{}\n", json!({"type": "ERROR", "object": error.0})).into()
 }

@@ -12,17 +12,16 @@ use serde_json::Value;
 const DEPTH_MAX: usize = 127;
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
-/// Read, not written (yet): who can read it can read JSON.
-const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-const SUPPORTED: [&str; 2] = [JSON, YAML];
-const READABLE: [&str; 3] = [JSON, YAML, PROTOBUF];
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+pub const SUPPORTED: [&str; 3] = [JSON, YAML, PROTOBUF];
 
-/// How text is written.
+/// How objects are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     Json,
     JsonPretty,
     Yaml,
+    Protobuf,
 }
 
 /// What is made of objects.
@@ -30,8 +29,10 @@ pub enum Encoding {
 pub enum Shape {
     AsIs,
     Table,
-    /// PartialObjectMetadata, or a list of them.
+    /// PartialObjectMetadata of one object.
     Metadata,
+    /// PartialObjectMetadataList of a list.
+    MetadataList,
 }
 
 /// What the client wants to read.
@@ -39,66 +40,140 @@ pub enum Shape {
 pub struct Wanted {
     pub encoding: Encoding,
     pub shape: Shape,
+    /// The apiVersion of tables and metadata.
+    pub meta_version: &'static str,
     pub gzip: bool,
 }
+
+const META_V1: &str = "meta.k8s.io/v1";
+const META_V1BETA1: &str = "meta.k8s.io/v1beta1";
 
 // === impl Wanted ===
 
 impl Wanted {
-    /// From the headers, and the `pretty` parameter (empty: absent). The first media type that can be had is taken.
+    /// JSON of the object itself: for errors of requests that cannot say what they want.
+    pub const PLAIN: Self = Self { encoding: Encoding::Json, shape: Shape::AsIs, meta_version: META_V1, gzip: false };
+
+    /// From the headers, and the `pretty` parameter (empty: absent). Of the media types that can be had the one with the
+    /// greatest weight is taken, of those the first. As `NegotiateOutputMediaType`.
     pub fn of(headers: &HeaderMap, pretty: &str) -> Result<Self, StatusError> {
-        let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
-        let (encoding, shape) = accept
-            .split(',')
-            .find_map(|item| media_type(item.trim()))
-            .or_else(|| accept.trim().is_empty().then_some((Encoding::Json, Shape::AsIs)))
-            .ok_or_else(|| StatusError::not_acceptable(&SUPPORTED))?;
+        let accept = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+        let mut clauses: Vec<Clause<'_>> =
+            accept.flat_map(|v| v.split(',')).map(Clause::parse).filter(|clause| !clause.is_empty()).collect();
+        // Stable: equals stay in the order of the header.
+        clauses.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.vagueness().cmp(&b.vagueness())));
+        let (encoding, shape, meta_version) = match clauses.as_slice() {
+            [] => (Encoding::Json, Shape::AsIs, META_V1),
+            clauses => {
+                clauses.iter().find_map(Clause::accept).ok_or_else(|| StatusError::not_acceptable(&SUPPORTED))?
+            }
+        };
         let pretty = match pretty {
             "" => headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).is_some_and(is_person),
             text => !matches!(text, "0" | "false"),
         };
         let encoding = if encoding == Encoding::Json && pretty { Encoding::JsonPretty } else { encoding };
         let gzip = headers.get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
-        Ok(Self { encoding, shape, gzip })
+        Ok(Self { encoding, shape, meta_version, gzip })
+    }
+
+    /// For a watch: its events are shaped one by one, and YAML has no stream.
+    pub fn streamed(self) -> Result<Self, StatusError> {
+        match (self.encoding, self.shape) {
+            (Encoding::Yaml, _) => Err(StatusError::not_acceptable(&[JSON, STREAMED_PROTOBUF])),
+            (_, Shape::MetadataList) => Err(StatusError::not_acceptable(&SUPPORTED)),
+            _ => Ok(self),
+        }
     }
 
     pub fn content_type(self) -> &'static str {
         match self.encoding {
             Encoding::Json | Encoding::JsonPretty => JSON,
             Encoding::Yaml => YAML,
+            Encoding::Protobuf => PROTOBUF,
         }
     }
+
+    /// The content type of a watch.
+    pub fn stream_type(self) -> &'static str {
+        if self.encoding == Encoding::Protobuf { STREAMED_PROTOBUF } else { JSON }
+    }
 }
+
+const STREAMED_PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
 /// Kubernetes indents for these.
 fn is_person(agent: &str) -> bool {
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|prefix| agent.starts_with(prefix))
 }
 
-fn media_type(item: &str) -> Option<(Encoding, Shape)> {
-    let mut parts = item.split(';').map(str::trim);
-    let encoding = match parts.next()? {
-        "application/json" | "*/*" | "application/*" => Encoding::Json,
-        "application/yaml" => Encoding::Yaml,
-        _ => return None,
-    };
-    let (mut kind, mut group, mut version) = ("", "", "");
-    for part in parts {
-        match part.split_once('=') {
-            Some(("as", value)) => kind = value,
-            Some(("g", value)) => group = value,
-            Some(("v", value)) => version = value,
-            _ => {}
+/// One media range of an Accept header.
+struct Clause<'h> {
+    media: &'h str,
+    weight: f32,
+    kind: &'h str,
+    group: &'h str,
+    version: &'h str,
+    stream: &'h str,
+}
+
+// === impl Clause ===
+
+impl<'h> Clause<'h> {
+    fn parse(text: &'h str) -> Self {
+        let mut parts = text.split(';').map(str::trim);
+        let media = parts.next().unwrap_or("");
+        let mut clause = Clause { media, weight: 1.0, kind: "", group: "", version: "", stream: "" };
+        for part in parts {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            match key.trim() {
+                "q" => clause.weight = value.trim().parse().unwrap_or(1.0),
+                "as" => clause.kind = value,
+                "g" => clause.group = value,
+                "v" => clause.version = value,
+                "stream" => clause.stream = value,
+                _ => {}
+            }
+        }
+        clause
+    }
+
+    fn is_empty(&self) -> bool {
+        self.media.is_empty()
+    }
+
+    /// `*/*` comes behind `application/*`, and that behind what is named.
+    fn vagueness(&self) -> u8 {
+        match self.media {
+            "*/*" => 2,
+            media if media.ends_with("/*") => 1,
+            _ => 0,
         }
     }
-    let shape = match kind {
-        "" => Shape::AsIs,
-        _ if group != "meta.k8s.io" || version != "v1" => return None,
-        "Table" => Shape::Table,
-        "PartialObjectMetadata" | "PartialObjectMetadataList" => Shape::Metadata,
-        _ => return None,
-    };
-    Some((encoding, shape))
+
+    /// What it asks for, if that can be had.
+    fn accept(&self) -> Option<(Encoding, Shape, &'static str)> {
+        let encoding = match self.media {
+            JSON | "*/*" | "application/*" => Encoding::Json,
+            YAML => Encoding::Yaml,
+            PROTOBUF => Encoding::Protobuf,
+            _ => return None,
+        };
+        let meta_version = match (self.group, self.version) {
+            _ if self.kind.is_empty() => META_V1,
+            ("meta.k8s.io", "v1") => META_V1,
+            ("meta.k8s.io", "v1beta1") => META_V1BETA1,
+            _ => return None,
+        };
+        let shape = match self.kind {
+            "" => Shape::AsIs,
+            "Table" if encoding != Encoding::Protobuf => Shape::Table,
+            "PartialObjectMetadata" => Shape::Metadata,
+            "PartialObjectMetadataList" => Shape::MetadataList,
+            _ => return None,
+        };
+        matches!(self.stream, "" | "watch").then_some((encoding, shape, meta_version))
+    }
 }
 
 /// The media type of a request's body, without parameters; JSON if it says nothing.
@@ -123,12 +198,10 @@ pub fn decode(
     field_validation: FieldValidation,
 ) -> Result<Incoming, StatusError> {
     let yaml = match content_type(headers) {
-        JSON | "text/json" | "*/*" | "" => false,
-        YAML | "text/yaml" | "application/x-yaml" => true,
-        // What curl sends when it is told nothing.
-        "application/x-www-form-urlencoded" => false,
+        JSON | "" => false,
+        YAML => true,
         PROTOBUF => return decode_protobuf(body, schema, api_version, kind),
-        _ => return Err(StatusError::unsupported_media_type(&READABLE)),
+        _ => return Err(StatusError::unsupported_media_type(&SUPPORTED)),
     };
     if depth(body) > DEPTH_MAX {
         return Err(StatusError::bad_request(format!("the object is nested deeper than {DEPTH_MAX} levels")));
@@ -158,7 +231,7 @@ fn decode_protobuf(
     api_version: &str,
     kind: &str,
 ) -> Result<Incoming, StatusError> {
-    let schema = schema.ok_or_else(|| StatusError::unsupported_media_type(&SUPPORTED))?;
+    let schema = schema.ok_or_else(|| StatusError::unsupported_media_type(&[JSON, YAML]))?;
     let refuse = |error: protobuf::ProtobufError| StatusError::bad_request(error.to_string());
     let envelope = protobuf::envelope(body).map_err(refuse)?;
     let object = protobuf::decode(&envelope, schema).map_err(refuse)?;
@@ -230,21 +303,30 @@ mod tests {
     }
 
     #[test]
-    fn the_first_media_type_that_can_be_had_is_taken() {
+    fn of_what_can_be_had_the_weightiest_is_taken() {
+        use Encoding::{Json, Protobuf, Yaml};
+        const METADATA: &str = "as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
         for (accept, expected) in [
-            ("application/json", Ok((Encoding::Json, Shape::AsIs))),
-            ("", Ok((Encoding::Json, Shape::AsIs))),
-            ("application/vnd.kubernetes.protobuf,application/json", Ok((Encoding::Json, Shape::AsIs))),
-            ("application/yaml", Ok((Encoding::Yaml, Shape::AsIs))),
+            ("application/json", Ok((Json, Shape::AsIs))),
+            ("", Ok((Json, Shape::AsIs))),
+            ("application/vnd.kubernetes.protobuf,application/json", Ok((Protobuf, Shape::AsIs))),
+            ("application/vnd.kubernetes.protobuf;stream=watch", Ok((Protobuf, Shape::AsIs))),
+            ("application/json;q=0.5, application/vnd.kubernetes.protobuf", Ok((Protobuf, Shape::AsIs))),
+            ("*/*, application/yaml", Ok((Yaml, Shape::AsIs))),
+            ("application/*;q=0.9,application/yaml;q=0.8", Ok((Json, Shape::AsIs))),
+            ("application/yaml", Ok((Yaml, Shape::AsIs))),
+            ("application/json;charset=utf-8", Ok((Json, Shape::AsIs))),
             (
                 "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-                Ok((Encoding::Json, Shape::Table)),
+                Ok((Json, Shape::Table)),
             ),
-            ("application/json;as=Table;v=v9;g=meta.k8s.io, application/json", Ok((Encoding::Json, Shape::AsIs))),
-            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Ok((Encoding::Json, Shape::Metadata))),
+            ("application/json;as=Table;v=v9;g=meta.k8s.io, application/json", Ok((Json, Shape::AsIs))),
+            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json", Ok((Json, Shape::AsIs))),
+            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Ok((Json, Shape::MetadataList))),
+            (&format!("application/vnd.kubernetes.protobuf;{METADATA}"), Ok((Protobuf, Shape::Metadata))),
+            ("application/json;as=Other;g=meta.k8s.io;v=v1", Err(406)),
             ("text/html", Err(406)),
-            ("application/vnd.kubernetes.protobuf", Err(406)),
-            ("text/html, */*;q=0.1", Ok((Encoding::Json, Shape::AsIs))),
+            ("text/html, */*;q=0.1", Ok((Json, Shape::AsIs))),
         ] {
             assert_eq!(wanted(accept), expected, "{accept}");
         }
@@ -276,6 +358,11 @@ mod tests {
     fn unknown_bodies_are_415() {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, "text/html".parse().unwrap());
-        assert_eq!(decode(&headers, b"{}", None, "v1", "X", FieldValidation::Warn).err().unwrap().code(), 415);
+        let error = decode(&headers, b"{}", None, "v1", "X", FieldValidation::Warn).err().unwrap();
+        let message = "the body of the request was in an unknown format - accepted media types include: application/json, \
+            application/yaml, application/vnd.kubernetes.protobuf";
+        assert_eq!((error.code(), error.message()), (415, message));
+        headers.insert(CONTENT_TYPE, "application/json; charset=utf-8".parse().unwrap());
+        assert!(decode(&headers, b"{}", None, "v1", "X", FieldValidation::Warn).is_ok());
     }
 }

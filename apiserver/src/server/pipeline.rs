@@ -44,7 +44,9 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     let info = RequestInfo::parse(request.method(), uri.path(), uri.query().unwrap_or(""));
     let dry_run = info.query.has("dryRun");
     let limit = context.options.request_timeout;
-    let answering = AssertUnwindSafe(answer(&context, &info, request)).catch_unwind();
+    let wanted = Wanted::of(request.headers(), info.query.get("pretty"));
+    let error_form = *wanted.as_ref().unwrap_or(&Wanted::PLAIN);
+    let answering = AssertUnwindSafe(answer(&context, &info, request, wanted)).catch_unwind();
     let result = if info.is_long_running() {
         answering.await
     } else {
@@ -55,10 +57,10 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     };
     let mut response = match result {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => respond::status(&error),
+        Ok(Err(error)) => respond::status(&error, error_form),
         Err(_) => {
             tracing::error!(path = info.path, verb = info.verb, "a request handler panicked");
-            respond::status(&StatusError::internal("the request could not be handled"))
+            respond::status(&StatusError::internal("the request could not be handled"), error_form)
         }
     };
     let audit_id = uuid::Uuid::new_v4().to_string();
@@ -75,6 +77,7 @@ async fn answer(
     context: &Arc<Context>,
     info: &RequestInfo,
     request: Request<Incoming>,
+    wanted: Result<Wanted, StatusError>,
 ) -> Result<Response<Body>, StatusError> {
     if context.store.progress() == 0 {
         // Nothing can be known of users and rights before the store has been read.
@@ -91,7 +94,7 @@ async fn answer(
         return document(context, info, &parts.method, &parts.headers);
     }
     let request = Request::from_parts(parts, body);
-    let Rendered { wanted, include, outcome } = resource(context, info, user, attributes, request).await?;
+    let Rendered { wanted, include, outcome } = resource(context, info, user, attributes, request, wanted).await?;
     let response = respond::outcome(wanted, include, outcome);
     // A watch lasts as long as its body.
     Ok(if info.is_long_running() { response.map(|body| body.holding(counted)) } else { response })
@@ -163,9 +166,11 @@ fn document(
         }
         _ => {}
     }
+    if let Some(answer) = openapi::document(path, info.query.get("hash"), headers) {
+        return answer;
+    }
     authentication::document(&context.options, path)
         .or_else(|| discovery::document(path, headers))
-        .or_else(|| openapi::document(path, headers))
         .map_or_else(|| Ok(respond::text(404, "404 page not found\n")), Ok)
 }
 
@@ -182,12 +187,13 @@ async fn resource(
     user: Arc<UserInfo>,
     attributes: Attributes,
     request: Request<Incoming>,
+    wanted: Result<Wanted, StatusError>,
 ) -> Result<Rendered, StatusError> {
     let (group, version) = (info.group.as_str(), info.version.as_str());
     if context.proxy.serves(&info.resource, &info.subresource) {
         return connect(context, info, user, attributes, request).await;
     }
-    let wanted = Wanted::of(request.headers(), info.query.get("pretty"))?;
+    let wanted = wanted?;
     let include = table::Include::parse(info.query.get("includeObject"))?;
     let render = |outcome| Rendered { wanted, include, outcome };
     let field_validation = field_validation(info)?;
@@ -275,8 +281,7 @@ async fn connect(
     let response = context.proxy.connect(context, info, &user, request).await?;
     let outcome =
         Outcome { code: response.status().as_u16(), payload: Payload::Response(response), warnings: Vec::new() };
-    let wanted = Wanted { encoding: negotiation::Encoding::Json, shape: negotiation::Shape::AsIs, gzip: false };
-    Ok(Rendered { wanted, include: table::Include::Metadata, outcome })
+    Ok(Rendered { wanted: Wanted::PLAIN, include: table::Include::Metadata, outcome })
 }
 
 /// Which part of the object the path addresses.

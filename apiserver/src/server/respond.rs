@@ -3,7 +3,10 @@
 use super::body::Body;
 use super::negotiation::{Encoding, Shape, Wanted};
 use crate::endpoints::{Outcome, Payload, table};
+use crate::registry::Resource;
+use apimachinery::meta::split_api_version;
 use apimachinery::status::StatusError;
+use apimachinery::{facts, protobuf};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -23,28 +26,73 @@ pub fn outcome(wanted: Wanted, include: table::Include, outcome: Outcome) -> Res
     let Outcome { code, payload, warnings } = outcome;
     let mut response = match payload {
         Payload::Response(response) => response,
-        Payload::Stored(resource, object) => match wanted.shape {
-            Shape::AsIs => encoded(wanted, code, resource.json(&object)),
-            Shape::Metadata => value(wanted, code, &metadata_only(&resource.value(&object))),
-            Shape::Table => value(wanted, code, &table::one(&resource, &resource.value(&object), include)),
+        Payload::Stored(resource, object) => match (wanted.shape, wanted.encoding) {
+            (Shape::AsIs, Encoding::Json) => compressed(wanted, code, resource.json(&object)),
+            (Shape::AsIs, Encoding::Protobuf) if !resource.strategy.converts() => match object.protobuf() {
+                Some(encoded) => compressed(wanted, code, encoded.object()),
+                None => value(wanted, code, &resource.value(&object)),
+            },
+            _ => shaped(wanted, include, code, &resource, resource.value(&object)),
         },
-        Payload::Object(resource, object) => match (wanted.shape, resource) {
-            (Shape::Metadata, Some(_)) => value(wanted, code, &metadata_only(&object)),
-            (Shape::Table, Some(resource)) => value(wanted, code, &table::one(&resource, &object, include)),
-            _ => value(wanted, code, &object),
-        },
+        Payload::Object(Some(resource), object) => shaped(wanted, include, code, &resource, object),
+        Payload::Object(None, object) => value(wanted, code, &object),
     };
     add_warnings(&mut response, &warnings);
     response
 }
 
-/// PartialObjectMetadata of an object.
-pub fn metadata_only(object: &Value) -> Value {
-    let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+/// An object, or a list of them, as the client wants it. What is no object of the resource (a Status) stays what it is.
+fn shaped(
+    wanted: Wanted,
+    include: table::Include,
+    code: u16,
+    resource: &Resource,
+    object: Value,
+) -> Response<Body> {
+    let items = object.get("items").and_then(Value::as_array).filter(|_| is_kind(&object, &format!("{}List", resource.kind)));
+    let shaped = match (wanted.shape, items) {
+        _ if items.is_none() && !is_kind(&object, &resource.kind) => object,
+        (Shape::AsIs, _) => object,
+        (Shape::Table, None) => table::one(wanted, resource, &object, include),
+        (Shape::Table, Some(items)) => {
+            table::many(wanted, resource, items, object["metadata"].clone(), include, true)
+        }
+        (Shape::Metadata, None) => metadata_only(wanted.meta_version, &object),
+        (Shape::MetadataList, Some(items)) => metadata_list(wanted, items, object["metadata"].clone()),
+        (Shape::Metadata, Some(_)) | (Shape::MetadataList, None) => return status(&wrong_shape(wanted), wanted),
+    };
+    value(wanted, code, &shaped)
 }
 
-/// A value in the client's encoding.
+fn is_kind(object: &Value, kind: &str) -> bool {
+    object.get("kind").and_then(Value::as_str) == Some(kind)
+}
+
+/// The metadata of one object was asked of a list, or the other way round.
+pub fn wrong_shape(wanted: Wanted) -> StatusError {
+    let message = if wanted.shape == Shape::Metadata {
+        "you requested PartialObjectMetadata, but the requested object is a list"
+    } else {
+        "you requested PartialObjectMetadataList, but the requested object is not a list"
+    };
+    StatusError::new(406, "NotAcceptable", message)
+}
+
+/// PartialObjectMetadata of an object.
+pub fn metadata_only(api_version: &str, object: &Value) -> Value {
+    let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    json!({"kind": "PartialObjectMetadata", "apiVersion": api_version, "metadata": metadata})
+}
+
+/// PartialObjectMetadataList of objects.
+pub fn metadata_list(wanted: Wanted, objects: &[Value], metadata: Value) -> Value {
+    let items: Vec<Value> = objects.iter().map(|object| metadata_only(wanted.meta_version, object)).collect();
+    json!({
+        "kind": "PartialObjectMetadataList", "apiVersion": wanted.meta_version, "metadata": metadata, "items": items,
+    })
+}
+
+/// A value in the client's encoding. What has no protobuf form goes as JSON.
 pub fn value(wanted: Wanted, code: u16, object: &Value) -> Response<Body> {
     match wanted.encoding {
         Encoding::Json => compressed(wanted, code, object.to_string().into()),
@@ -55,17 +103,32 @@ pub fn value(wanted: Wanted, code: u16, object: &Value) -> Response<Body> {
         }
         Encoding::Yaml => match apimachinery::yaml::to_string(object) {
             Ok(text) => compressed(wanted, code, text.into()),
-            Err(error) => status(&StatusError::internal(error)),
+            Err(error) => status(&StatusError::internal(error), Wanted::PLAIN),
+        },
+        Encoding::Protobuf => match protobuf_of(object) {
+            Some(bytes) => compressed(wanted, code, bytes.into()),
+            None => value(Wanted { encoding: Encoding::Json, ..wanted }, code, object),
         },
     }
 }
 
-/// JSON bytes in the client's encoding.
-pub fn encoded(wanted: Wanted, code: u16, json: Bytes) -> Response<Body> {
-    match wanted.encoding {
-        Encoding::Json => compressed(wanted, code, json),
-        _ => value(wanted, code, &serde_json::from_slice(&json).unwrap_or(Value::Null)),
+/// The protobuf of an object that says what it is, if it has any.
+pub fn protobuf_of(object: &Value) -> Option<Vec<u8>> {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let (group, version) = split_api_version(api_version);
+    let facts = facts::schema_of(group, version, kind)?;
+    Some(protobuf::enclose(api_version, kind, &protobuf::encode(object, facts)))
+}
+
+/// The frame of a watch event.
+pub fn event(wanted: Wanted, event: &str, object: &Value) -> Bytes {
+    if wanted.encoding == Encoding::Protobuf
+        && let Some(bytes) = protobuf_of(object)
+    {
+        return protobuf::watch_frame(event, &bytes).into();
     }
+    format!("{}\n", json!({"type": event, "object": object})).into()
 }
 
 fn compressed(wanted: Wanted, code: u16, bytes: Bytes) -> Response<Body> {
@@ -98,9 +161,9 @@ pub fn text(code: u16, text: impl Into<Body>) -> Response<Body> {
 }
 
 /// An error as `metav1.Status`.
-pub fn status(error: &StatusError) -> Response<Body> {
-    let body = serde_json::to_vec(&error.0).unwrap_or_default();
-    let mut response = plain(error.code(), super::negotiation::JSON, Body::Full(body.into()));
+pub fn status(error: &StatusError, wanted: Wanted) -> Response<Body> {
+    let status = serde_json::to_value(&error.0).unwrap_or_default();
+    let mut response = value(Wanted { gzip: false, ..wanted }, error.code(), &status);
     let retry = error.0.details.as_ref().and_then(|d| d.retry_after_seconds);
     if let Some(seconds) = retry {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.max(0) as u32));

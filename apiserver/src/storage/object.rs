@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::OnceLock;
 
 /// What a selector can ask of an object, known before its revision is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct StoredObject {
     frame: Bytes,
     /// Where in the frame `"metadata"` begins.
     item_at: usize,
+    /// The same as protobuf, made when it is first asked for.
+    protobuf: OnceLock<Option<Box<protobuf::Encoded>>>,
 }
 
 const ADDED: &[u8] = b"{\"type\":\"ADDED\",\"object\":";
@@ -99,7 +102,7 @@ impl StoredObject {
     pub fn new(identity: Identity, stored: &[u8], revision: i64, created: bool) -> Self {
         let event = if created { ADDED } else { MODIFIED };
         let (frame, item_at) = frame_with_version(event, stored, revision);
-        Self { identity, revision, created, frame, item_at }
+        Self { identity, revision, created, frame, item_at, protobuf: OnceLock::new() }
     }
 
     /// The object as JSON, with its resourceVersion.
@@ -148,9 +151,33 @@ impl StoredObject {
         }
     }
 
+    /// The object in protobuf, encoded once; None if it is of no known kind.
+    pub fn protobuf(&self) -> Option<&protobuf::Encoded> {
+        let encode = || {
+            let value = self.value();
+            let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or("");
+            let (api_version, kind) = (text("apiVersion"), text("kind"));
+            let (group, version) = split_api_version(api_version);
+            let facts = facts::schema_of(group, version, kind)?;
+            let event = if self.created { "ADDED" } else { "MODIFIED" };
+            Some(Box::new(protobuf::Encoded::new(event, api_version, kind, &value, facts)))
+        };
+        self.protobuf.get_or_init(encode).as_deref()
+    }
+
+    /// The event frame for a watcher who reads protobuf: shared where the type is the natural one.
+    pub fn protobuf_frame(&self, added: bool) -> Option<Bytes> {
+        let encoded = self.protobuf()?;
+        Some(if added == self.created {
+            encoded.frame()
+        } else {
+            protobuf::watch_frame(if added { "ADDED" } else { "MODIFIED" }, &encoded.object()).into()
+        })
+    }
+
     /// About how much memory it takes.
     pub fn size(&self) -> usize {
-        self.frame.len()
+        self.frame.len() + self.protobuf.get().and_then(Option::as_deref).map_or(0, protobuf::Encoded::size)
     }
 }
 

@@ -1,36 +1,19 @@
-//! Kubernetes protobuf to JSON values, guided by the schema facts: what Go clients send by default for built-in kinds.
-//!
-//! An encoded object is the four bytes `k8s\0` and a `runtime.Unknown` that names its kind and wraps its message. Go writes
-//! every field that is no pointer, be it zero or not; such zeros are dropped again, as JSON's `omitempty` does. The wire does
-//! not tell which zeros stand behind a pointer and mean something, so fields that are pointers are listed by name.
+//! Messages to JSON values. Go writes every field that is no pointer, be it zero or not; such zeros are dropped again, as
+//! JSON's `omitempty` does. The wire does not tell which zeros stand behind a pointer and mean something, so fields that are
+//! pointers are listed by name.
 
-use crate::facts::{FieldFacts, Type, TypeFacts};
+use super::wire::{Reader, Wire, utf8};
+use super::{Envelope, ProtobufError, envelope, is_protobuf};
+use crate::facts::{self, FieldFacts, Type, TypeFacts};
+use crate::meta::split_api_version;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Number, Value};
 
-const MAGIC: &[u8] = b"k8s\0";
 /// Messages nest no deeper than this.
 const DEPTH_MAX: usize = 64;
-
-/// What a client sent that is no object.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProtobufError {
-    #[error("provided data does not appear to be a protobuf message, expected prefix \"k8s\\0\"")]
-    Prefix,
-    #[error("the protobuf message ends too early")]
-    Truncated,
-    #[error("the protobuf message is malformed: {0}")]
-    Malformed(&'static str),
-}
-
-/// The envelope around an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Envelope<'a> {
-    pub api_version: &'a str,
-    pub kind: &'a str,
-    pub raw: &'a [u8],
-}
+/// Structs that Go inlines nest no deeper than this.
+const PATH_MAX: usize = 4;
 
 /// Scalars that Go holds by pointer, by their JSON names: a zero there has been written on purpose.
 const POINTERS: [&str; 74] = [
@@ -120,41 +103,14 @@ const PLAIN: [(&str, &str); 6] = [
     ("ResourceStatus", "ready"),
 ];
 
-/// Is this an encoded object?
-pub fn is_protobuf(bytes: &[u8]) -> bool {
-    bytes.starts_with(MAGIC)
-}
-
-/// Opens the envelope.
-pub fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, ProtobufError> {
-    let mut reader = Reader(bytes.strip_prefix(MAGIC).ok_or(ProtobufError::Prefix)?);
-    let mut envelope = Envelope { api_version: "", kind: "", raw: &[] };
-    while let Some((number, wire)) = reader.next()? {
-        match (number, wire) {
-            (1, Wire::Bytes(type_meta)) => {
-                let mut inner = Reader(type_meta);
-                while let Some((number, wire)) = inner.next()? {
-                    match (number, wire) {
-                        (1, Wire::Bytes(text)) => envelope.api_version = utf8(text)?,
-                        (2, Wire::Bytes(text)) => envelope.kind = utf8(text)?,
-                        _ => {}
-                    }
-                }
-            }
-            (2, Wire::Bytes(raw)) => envelope.raw = raw,
-            (3, Wire::Bytes(encoding)) if !encoding.is_empty() => {
-                return Err(ProtobufError::Malformed("its content is encoded"));
-            }
-            _ => {}
-        }
-    }
-    Ok(envelope)
-}
-
 /// Decodes the message in an envelope; `apiVersion` and `kind` are those of the envelope.
 pub fn decode(envelope: &Envelope<'_>, facts: &'static TypeFacts) -> Result<Value, ProtobufError> {
+    object(envelope, facts, 0)
+}
+
+fn object(envelope: &Envelope<'_>, facts: &'static TypeFacts, depth: usize) -> Result<Value, ProtobufError> {
     let mut object = Map::new();
-    message(envelope.raw, facts, &[], &mut object, 0)?;
+    message(envelope.raw, facts, &[], &mut object, depth)?;
     for (field, text) in [("apiVersion", envelope.api_version), ("kind", envelope.kind)] {
         if !text.is_empty() {
             object.insert(field.to_owned(), text.into());
@@ -162,72 +118,6 @@ pub fn decode(envelope: &Envelope<'_>, facts: &'static TypeFacts) -> Result<Valu
     }
     Ok(Value::Object(object))
 }
-
-// === wire ===
-
-struct Reader<'a>(&'a [u8]);
-
-#[derive(Clone, Copy)]
-enum Wire<'a> {
-    Varint(u64),
-    Fixed64(u64),
-    Bytes(&'a [u8]),
-    Fixed32,
-}
-
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, ProtobufError> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).map_err(|_| ProtobufError::Malformed("a field number is too big"))?;
-        let wire = match tag & 7 {
-            0 => Wire::Varint(self.varint()?),
-            1 => Wire::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| ProtobufError::Truncated)?)),
-            2 => {
-                let length = usize::try_from(self.varint()?).map_err(|_| ProtobufError::Truncated)?;
-                Wire::Bytes(self.take(length)?)
-            }
-            5 => {
-                self.take(4)?;
-                Wire::Fixed32
-            }
-            _ => return Err(ProtobufError::Malformed("an unknown wire type")),
-        };
-        Ok(Some((number, wire)))
-    }
-
-    fn varint(&mut self) -> Result<u64, ProtobufError> {
-        let mut value = 0_u64;
-        for shift in (0..70).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or(ProtobufError::Truncated)?;
-            self.0 = rest;
-            if shift < 64 {
-                value |= u64::from(byte & 0x7f) << shift;
-            }
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(ProtobufError::Malformed("a number is too long"))
-    }
-
-    fn take(&mut self, length: usize) -> Result<&'a [u8], ProtobufError> {
-        if length > self.0.len() {
-            return Err(ProtobufError::Truncated);
-        }
-        let (taken, rest) = self.0.split_at(length);
-        self.0 = rest;
-        Ok(taken)
-    }
-}
-
-fn utf8(bytes: &[u8]) -> Result<&str, ProtobufError> {
-    std::str::from_utf8(bytes).map_err(|_| ProtobufError::Malformed("text is not UTF-8"))
-}
-
-// === messages ===
 
 /// Decodes a message of a type into `object`. `path` leads to a struct that Go inlines in JSON: its fields belong to the same
 /// object.
@@ -241,15 +131,17 @@ fn message(
     if depth > DEPTH_MAX {
         return Err(ProtobufError::Malformed("it is nested too deep"));
     }
+    let mut at = [0; PATH_MAX];
+    let length = path.len() + 1;
+    let at = at.get_mut(..length).ok_or(ProtobufError::Malformed("it is nested too deep"))?;
+    at[..length - 1].copy_from_slice(path);
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next()? {
-        let at = [path, &[number]].concat();
-        if let Some(field) = facts.fields.iter().find(|field| field.numbers == at) {
-            add(field, facts, wire, object, depth)?;
-        } else if let Wire::Bytes(inner) = wire
-            && facts.fields.iter().any(|field| field.numbers.starts_with(&at))
-        {
-            message(inner, facts, &at, object, depth + 1)?;
+        at[length - 1] = number;
+        match (facts.field_at(at), wire) {
+            (Some(field), wire) if field.numbers.len() == length => add(field, facts, wire, object, depth)?,
+            (Some(_), Wire::Bytes(inner)) => message(inner, facts, at, object, depth + 1)?,
+            _ => {}
         }
     }
     Ok(())
@@ -301,7 +193,7 @@ fn add(
         }
         kind => {
             let decoded = value(kind, wire, depth)?;
-            let keep = field.required || is_pointer(field, owner) || !is_zero(&decoded);
+            let keep = !is_zero(field, &decoded) || field.required || is_pointer(field, owner);
             if keep && !decoded.is_null() {
                 object.insert(field.name.to_owned(), decoded);
             }
@@ -314,9 +206,10 @@ fn is_pointer(field: &FieldFacts, owner: &TypeFacts) -> bool {
     POINTERS.binary_search(&field.name).is_ok() && !PLAIN.contains(&(owner.struct_name(), field.name))
 }
 
-/// Zeros and what a struct of nothing but zeros leaves.
-fn is_zero(value: &Value) -> bool {
+/// Zeros that Go writes though nobody has set them. Of the numbers that may be texts, all but one are pointers.
+fn is_zero(field: &FieldFacts, value: &Value) -> bool {
     match value {
+        Value::Number(_) if field.kind == Type::IntOrString && field.name != "targetPort" => false,
         Value::Null => true,
         Value::Bool(flag) => !flag,
         Value::Number(number) => number.as_f64() == Some(0.0),
@@ -366,8 +259,7 @@ fn value(kind: &Type, wire: Wire<'_>, depth: usize) -> Result<Value, ProtobufErr
             let mut json = Value::Null;
             while let Some((number, wire)) = reader.next()? {
                 if let (1, Wire::Bytes(text)) = (number, wire) {
-                    json =
-                        serde_json::from_slice(text).map_err(|_| ProtobufError::Malformed("wrapped JSON is none"))?;
+                    json = wrapped(text, depth)?;
                 }
             }
             json
@@ -382,6 +274,18 @@ fn value(kind: &Type, wire: Wire<'_>, depth: usize) -> Result<Value, ProtobufErr
         }
         _ => return Err(ProtobufError::Malformed("a field has another wire type than its type")),
     })
+}
+
+/// JSON inside a message; or an object, encoded as this one is.
+fn wrapped(bytes: &[u8], depth: usize) -> Result<Value, ProtobufError> {
+    if !is_protobuf(bytes) {
+        return serde_json::from_slice(bytes).map_err(|_| ProtobufError::Malformed("wrapped JSON is none"));
+    }
+    let envelope = envelope(bytes)?;
+    let (group, version) = split_api_version(envelope.api_version);
+    let facts = facts::schema_of(group, version, envelope.kind)
+        .ok_or(ProtobufError::Malformed("a wrapped object is of no known kind"))?;
+    object(&envelope, facts, depth + 1)
 }
 
 fn text_in(bytes: &[u8], wanted: u32) -> Result<&str, ProtobufError> {
@@ -430,7 +334,7 @@ fn time(bytes: &[u8], micro: bool) -> Result<Value, ProtobufError> {
 
 /// The schema types of custom resource definitions that are a schema, or something else.
 fn schema_or(kind: &Type, bytes: &[u8], depth: usize) -> Result<Value, ProtobufError> {
-    let facts = crate::facts::schema("apiextensions.v1.JSONSchemaProps")
+    let facts = facts::schema("apiextensions.v1.JSONSchemaProps")
         .ok_or(ProtobufError::Malformed("its schema type is not known"))?;
     let props = |inner: &[u8]| {
         let mut object = Map::new();
@@ -458,64 +362,6 @@ fn schema_or(kind: &Type, bytes: &[u8], depth: usize) -> Result<Value, ProtobufE
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::facts;
-    use std::path::Path;
-
-    /// Every kind that is served, with every field set.
-    #[test]
-    fn an_object_is_the_same_in_protobuf_as_in_json() {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/kubernetes-1.36/objects");
-        if !directory.exists() {
-            eprintln!("left out: there are no objects in {}", directory.display());
-            return;
-        }
-        let mut compared = 0;
-        for kind in facts::kinds() {
-            let Some(schema) = facts::schema_of(kind.group, kind.version, kind.kind) else { continue };
-            let group = if kind.group.is_empty() { "core" } else { kind.group };
-            let file = directory.join(format!("{group}.{}.{}", kind.version, kind.kind));
-            let (Ok(pb), Ok(text)) = (
-                std::fs::read(
-                    file.with_extension("").with_file_name(format!("{group}.{}.{}.pb", kind.version, kind.kind)),
-                ),
-                std::fs::read(file.with_file_name(format!("{group}.{}.{}.json", kind.version, kind.kind))),
-            ) else {
-                continue;
-            };
-            let expected = crate::decode::decode_json(&text, schema, facts_mode()).unwrap().value;
-            let decoded = decode(&envelope(&pb).unwrap(), schema).unwrap();
-            let decoded = crate::decode::decode_value(decoded, schema, facts_mode()).unwrap().value;
-            assert_eq!(decoded, expected, "{} {}", kind.group, kind.kind);
-            compared += 1;
-        }
-        assert!(compared > 50, "only {compared} kinds were compared");
-    }
-
-    fn facts_mode() -> crate::decode::FieldValidation {
-        crate::decode::FieldValidation::Ignore
-    }
-
-    #[test]
-    fn pointers_are_sorted() {
-        assert!(POINTERS.is_sorted());
-    }
-
-    #[test]
-    fn zeros_count_only_behind_pointers() {
-        let schema = facts::schema("apps.v1.DeploymentSpec").unwrap();
-        // replicas: 0 (pointer), minReadySeconds: 0, paused: false
-        let envelope = Envelope { api_version: "", kind: "", raw: &[8, 0, 40, 0, 56, 0] };
-        assert_eq!(decode(&envelope, schema).unwrap(), serde_json::json!({"replicas": 0}));
-    }
-
-    #[test]
-    fn broken_messages_are_errors() {
-        let schema = facts::schema("core.v1.Pod").unwrap();
-        for raw in [&[0x0a_u8, 0x05, 0x01][..], &[0xff; 12], &[0x0b]] {
-            assert!(decode(&Envelope { api_version: "", kind: "", raw }, schema).is_err(), "{raw:?}");
-        }
-        assert_eq!(envelope(b"{}").unwrap_err(), ProtobufError::Prefix);
-    }
+pub(super) fn pointers_are_sorted() -> bool {
+    POINTERS.is_sorted()
 }
