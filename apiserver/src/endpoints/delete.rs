@@ -6,8 +6,8 @@ use crate::registry::Resource;
 use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
 use crate::server::request_info::Query;
 use crate::storage::{Put, StoredObject};
-use apimachinery::status::{FieldError, StatusError};
 use apimachinery::facts::KindFacts;
+use apimachinery::status::{FieldError, StatusError};
 use apimachinery::{facts, protobuf};
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
@@ -114,9 +114,7 @@ pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> R
     let orphans_said_no = options.orphan_dependents == Some(false);
     match delete_named(request, &request.info.name, options).await? {
         Deleted::Marked(object) => Ok(Outcome::stored(if orphans_said_no { 202 } else { 200 }, resource, object)),
-        Deleted::Gone(object) if returns_object(resource.facts) => {
-            Ok(Outcome::object(200, resource, object))
-        }
+        Deleted::Gone(object) if returns_object(resource.facts) => Ok(Outcome::object(200, resource, object)),
         Deleted::Gone(object) => {
             let mut details = json!({
                 "name": request.info.name,

@@ -321,7 +321,10 @@ mod tests {
                 Ok((Json, Shape::Table)),
             ),
             ("application/json;as=Table;v=v9;g=meta.k8s.io, application/json", Ok((Json, Shape::AsIs))),
-            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json", Ok((Json, Shape::AsIs))),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json",
+                Ok((Json, Shape::AsIs)),
+            ),
             ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Ok((Json, Shape::MetadataList))),
             (&format!("application/vnd.kubernetes.protobuf;{METADATA}"), Ok((Protobuf, Shape::Metadata))),
             ("application/json;as=Other;g=meta.k8s.io;v=v1", Err(406)),

@@ -42,21 +42,14 @@ pub fn outcome(wanted: Wanted, include: table::Include, outcome: Outcome) -> Res
 }
 
 /// An object, or a list of them, as the client wants it. What is no object of the resource (a Status) stays what it is.
-fn shaped(
-    wanted: Wanted,
-    include: table::Include,
-    code: u16,
-    resource: &Resource,
-    object: Value,
-) -> Response<Body> {
-    let items = object.get("items").and_then(Value::as_array).filter(|_| is_kind(&object, &format!("{}List", resource.kind)));
+fn shaped(wanted: Wanted, include: table::Include, code: u16, resource: &Resource, object: Value) -> Response<Body> {
+    let items =
+        object.get("items").and_then(Value::as_array).filter(|_| is_kind(&object, &format!("{}List", resource.kind)));
     let shaped = match (wanted.shape, items) {
         _ if items.is_none() && !is_kind(&object, &resource.kind) => object,
         (Shape::AsIs, _) => object,
         (Shape::Table, None) => table::one(wanted, resource, &object, include),
-        (Shape::Table, Some(items)) => {
-            table::many(wanted, resource, items, object["metadata"].clone(), include, true)
-        }
+        (Shape::Table, Some(items)) => table::many(wanted, resource, items, object["metadata"].clone(), include, true),
         (Shape::Metadata, None) => metadata_only(wanted.meta_version, &object),
         (Shape::MetadataList, Some(items)) => metadata_list(wanted, items, object["metadata"].clone()),
         (Shape::Metadata, Some(_)) | (Shape::MetadataList, None) => return status(&wrong_shape(wanted), wanted),

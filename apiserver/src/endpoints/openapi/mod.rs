@@ -33,8 +33,10 @@ use std::time::Duration;
 
 const JSON: &str = "application/json";
 /// The names of protobuf documents: the one in use, and the one that old clients ask for.
-const V2_PROTOBUF: [&str; 2] =
-    ["application/com.github.proto-openapi.spec.v2.v1.0+protobuf", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];
+const V2_PROTOBUF: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+];
 /// Addresses with a hash never mean another document.
 const IMMUTABLE_FOR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -192,11 +194,13 @@ fn v3(path: &str) -> Option<Value> {
     let (group, version) = match segments.as_slice() {
         ["api", version] => ("", *version),
         ["apis", group, version] => (*group, *version),
-        _ => return single(path).map(|(paths, types)| {
-            let mut schemas = Schemas::new(Dialect::V3, &docs, Vec::new());
-            schemas.add(types);
-            finished(paths, schemas)
-        }),
+        _ => {
+            return single(path).map(|(paths, types)| {
+                let mut schemas = Schemas::new(Dialect::V3, &docs, Vec::new());
+                schemas.add(types);
+                finished(paths, schemas)
+            });
+        }
     };
     let group = facts::groups().iter().find(|facts| facts.name == group)?;
     let version = group.versions.iter().find(|facts| **facts == version)?;
@@ -263,10 +267,9 @@ fn single(path: &str) -> Option<(Map<String, Value>, BTreeSet<&'static str>)> {
 }
 
 fn finished(paths: Map<String, Value>, schemas: Schemas<'_>) -> Value {
-    json!({
-        "openapi": "3.0.0",
-        "info": info(),
-        "paths": paths,
-        "components": {"schemas": schemas.finish(), "securitySchemes": bearer_token()},
-    })
+    let (schemas, mut components) = (schemas.finish(), json!({"securitySchemes": bearer_token()}));
+    if !schemas.is_empty() {
+        components["schemas"] = schemas.into();
+    }
+    json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": components})
 }

@@ -369,7 +369,8 @@ impl<'d> Paths<'d> {
             "proxy" => &["delete", "get", "head", "options", "patch", "post", "put"],
             _ => &["get", "post"],
         };
-        let ends: &[(&str, &str)] = if sub.name == "proxy" { &[("", ""), ("/{path}", "WithPath")] } else { &[("", "")] };
+        let ends: &[(&str, &str)] =
+            if sub.name == "proxy" { &[("", ""), ("/{path}", "WithPath")] } else { &[("", "")] };
         for (end, suffix) in ends {
             let mut operations = Vec::new();
             for method in methods {
@@ -448,7 +449,8 @@ impl<'d> Paths<'d> {
         if path.contains("{namespace}") {
             shared.push(path_parameter("namespace", "object name and auth scope, such as for teams and projects"));
         }
-        shared.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()).then(a["in"].as_str().cmp(&b["in"].as_str())));
+        shared
+            .sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()).then(a["in"].as_str().cmp(&b["in"].as_str())));
         if !shared.is_empty() {
             item.insert("parameters".to_owned(), shared.into());
         }

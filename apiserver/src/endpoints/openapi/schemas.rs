@@ -149,9 +149,7 @@ impl<'d> Schemas<'d> {
         let default = default.filter(|_| self.dialect == Dialect::V3);
         let description = docs.map(|docs| docs.description()).filter(|text| !text.is_empty());
         // In v3 nothing may stand beside a reference.
-        if self.dialect == Dialect::V3
-            && property.get("$ref").is_some()
-            && (default.is_some() || description.is_some())
+        if self.dialect == Dialect::V3 && property.get("$ref").is_some() && (default.is_some() || description.is_some())
         {
             property = json!({"allOf": [property]});
         }

@@ -1,7 +1,6 @@
 //! The documents equal Kubernetes' own, for the kinds that are served.
 
 use super::*;
-use http::Method;
 use std::path::Path;
 
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/kubernetes-1.36/openapi");
@@ -25,7 +24,8 @@ fn normal(value: &mut Value) {
             map.retain(|key, _| !key.starts_with("application/") || !key.contains("cbor"));
             for (key, value) in map.iter_mut() {
                 normal(value);
-                if let ("required" | "parameters" | "produces" | "consumes", Value::Array(list)) = (key.as_str(), value) {
+                if let ("required" | "parameters" | "produces" | "consumes", Value::Array(list)) = (key.as_str(), value)
+                {
                     list.retain(|item| item.as_str().is_none_or(|text| !text.contains("cbor")));
                     list.sort_by_key(Value::to_string);
                 }
@@ -88,7 +88,8 @@ fn version_2_equals_kubernetes_own_in_what_is_served() {
     }
     let beta = |path: &str| path.split('/').any(|part| part.contains("alpha") || part.contains("beta"));
     for (path, item) in theirs["paths"].as_object().unwrap() {
-        let group_without_versions = ["internal.apiserver", "storagemigration", "/logs"].iter().any(|g| path.contains(g));
+        let group_without_versions =
+            ["internal.apiserver", "storagemigration", "/logs"].iter().any(|g| path.contains(g));
         assert!(beta(path) || group_without_versions || ours["paths"].get(path).is_some(), "{path}: {item}");
     }
     for (name, ours) in ours["definitions"].as_object().unwrap() {
@@ -138,7 +139,6 @@ fn a_document_with_its_hash_never_changes() {
     assert_eq!((code, headers[LOCATION].to_str().unwrap()), (301, address));
     assert_eq!(ask(path, "", &[(ACCEPT, "text/html")]).0, 406);
     assert!(document("/openapi/v3/apis/none/v1", "", &HeaderMap::new()).is_none());
-    assert_eq!(Method::GET.as_str(), "GET");
 }
 
 #[test]
@@ -150,5 +150,7 @@ fn version_2_comes_as_json_and_as_protobuf() {
     assert_eq!(ask("/openapi/v2", "", &[(ACCEPT, "application/yaml")]).0, 406);
     let encoded = gnostic::encode(&json!({"swagger": "2.0", "info": {"title": "K", "version": "v"},
         "definitions": {"a": {"type": "string"}}}));
-    assert_eq!(encoded, b"\n\x032.0\x12\x06\n\x01K\x12\x01vB\0J\x13\n\x11\n\x01a\x12\x0c\xb2\x01\x09\n\x06stringj\0".as_slice().to_vec().as_slice());
+    let definition = b"\n\x01a\x12\x0b\xb2\x01\x08\n\x06string";
+    let expected = [b"\n\x032.0\x12\x06\n\x01K\x12\x01vB\0J\x12\n\x10".as_slice(), definition, b"j\0"].concat();
+    assert_eq!(encoded, expected);
 }

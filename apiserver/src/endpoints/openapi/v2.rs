@@ -49,10 +49,10 @@ fn path_item(item: Value) -> Value {
 
 fn operation(mut operation: Map<String, Value>) -> Value {
     let mut parameters: Vec<Value> = Vec::new();
-    let mut consumes = json!(["*/*"]);
+    let mut consumes = operation.contains_key("x-kubernetes-action").then(|| json!(["*/*"]));
     if let Some(body) = operation.remove("requestBody") {
         let content = body["content"].as_object();
-        consumes = content.into_iter().flat_map(Map::keys).map(String::as_str).collect();
+        consumes = Some(content.into_iter().flat_map(Map::keys).map(String::as_str).collect());
         let mut parameter = json!({"in": "body", "name": "body", "schema": schema(content)});
         if body["required"] == true {
             parameter["required"] = true.into();
@@ -68,12 +68,19 @@ fn operation(mut operation: Map<String, Value>) -> Value {
     let mut produces = Vec::new();
     if let Some(Value::Object(responses)) = operation.get_mut("responses") {
         for response in responses.values_mut() {
-            let Some(content) = response.as_object_mut().and_then(|response| response.remove("content")) else { continue };
+            let Some(content) = response.as_object_mut().and_then(|response| response.remove("content")) else {
+                continue;
+            };
             produces = content.as_object().into_iter().flat_map(Map::keys).cloned().collect();
             response["schema"] = schema(content.as_object());
         }
     }
-    operation.insert("consumes".to_owned(), consumes);
+    // Discovery says the same of what it reads; the keys of tokens nothing.
+    let of_keys = matches!(operation["tags"][0].as_str(), Some("openid" | "WellKnown"));
+    let consumes = consumes.or_else(|| (!of_keys).then(|| produces.iter().map(String::as_str).collect()));
+    if let Some(consumes) = consumes {
+        operation.insert("consumes".to_owned(), consumes);
+    }
     operation.insert("produces".to_owned(), produces.into());
     operation.insert("schemes".to_owned(), json!(["https"]));
     Value::Object(operation)
