@@ -340,7 +340,7 @@ impl<'d> Paths<'d> {
             let id = self.name(kind, "create", "", &capital(sub.name));
             operations.push(self.create(&spoken, id, description));
         }
-        self.put(&path, kind.kind, operations);
+        self.put(&path, sub.kind, operations);
     }
 
     fn log(&mut self, kind: &'static KindFacts, path: &str) {
