@@ -246,7 +246,7 @@ def column_lines(kinds):
 
 def doc_lines(types):
     """A line a type (name, description, extensions), a line a field below it (name, marks, description), and the same for
-    parameters. Marks: `z` its default is zero, `l` it says how its list is merged."""
+    parameters. Marks: `z` its default is zero, `l` it says how its list is merged, `g` it says that its map is granular."""
     lines, seen = [], set()
     escape = lambda text: text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
     parameters, options = {}, {}
@@ -264,6 +264,7 @@ def doc_lines(types):
             for field, p in sorted(node.get("properties", {}).items()):
                 marks = "z" if p.get("default") in ("", 0, False, {}) and "default" in p else ""
                 marks += "l" if "x-kubernetes-list-type" in p else ""
+                marks += "g" if p.get("x-kubernetes-map-type") == "granular" else ""
                 lines.append("\t".join([field, marks, escape(p.get("description", ""))]))
         for route, item in document.get("paths", {}).items():
             if not GA.match(route.split("/")[2 if route.startswith("/api/") else min(3, route.count("/"))]):

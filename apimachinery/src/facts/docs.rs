@@ -24,7 +24,8 @@ pub struct TypeDocs<'d> {
 /// What is said of a field or parameter.
 pub struct FieldDocs<'d> {
     pub name: &'d str,
-    /// Of a field: `z` if its default is zero, `l` if it says how its list is merged. Of a parameter: its type.
+    /// Of a field: `z` if its default is zero, `l` if it says how its list is merged, `g` if it says that its
+    /// map is granular. Of a parameter: its type.
     pub marks: &'d str,
     description: &'d str,
 }

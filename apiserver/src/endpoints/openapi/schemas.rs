@@ -170,8 +170,8 @@ impl<'d> Schemas<'d> {
         if !field.list_keys.is_empty() {
             property["x-kubernetes-list-map-keys"] = json!(field.list_keys);
         }
-        if field.atomic {
-            property["x-kubernetes-map-type"] = "atomic".into();
+        if field.atomic || marked('g') {
+            property["x-kubernetes-map-type"] = if field.atomic { "atomic" } else { "granular" }.into();
         }
         if let Some(key) = field.merge_key {
             property["x-kubernetes-patch-merge-key"] = key.into();
