@@ -6,6 +6,22 @@ use k8s_openapi::{
 };
 use std::collections::BTreeMap;
 
+/// Sysctls that concern a pod alone: any pod may set them. As `pod-security-admission` and the kubelet have them.
+pub const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
 /// Amounts by resource name.
 pub type Resources = BTreeMap<String, Quantity>;
 
@@ -47,6 +63,35 @@ pub fn is_sidecar(container: &Container) -> bool {
 /// that is more, and the overhead; pod-level requests win where given. As `resourcehelper.PodRequests`.
 pub fn requests(spec: &PodSpec) -> Resources {
     total(spec, requests_of)
+}
+
+/// As [`requests`], or what the node still holds for a container that is being resized, where that is more.
+/// As `resourcehelper.PodRequests` with `UseStatusResources`.
+pub fn requests_in_force(pod: &Pod) -> Resources {
+    let Some(spec) = &pod.spec else { return Resources::new() };
+    let status = pod.status.as_ref();
+    let statuses = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten();
+    let statuses = statuses.chain(status.and_then(|s| s.init_container_statuses.as_ref()).into_iter().flatten());
+    let held: BTreeMap<&str, Resources> = statuses
+        .filter(|s| s.allocated_resources.is_some() || s.resources.is_some())
+        .map(|status| {
+            let mut held = requests_of(status.resources.as_ref());
+            raise(&mut held, &amounts(status.allocated_resources.as_ref()));
+            (status.name.as_str(), held)
+        })
+        .collect();
+    if held.is_empty() {
+        return requests(spec);
+    }
+    let mut spec = spec.clone();
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        let Some(held) = held.get(container.name.as_str()) else { continue };
+        let resources = container.resources.get_or_insert_default();
+        let mut most = requests_of(Some(resources));
+        raise(&mut most, held);
+        resources.requests = Some(most.iter().map(|(name, amount)| (name.clone(), amount.to_api())).collect());
+    }
+    requests(&spec)
 }
 
 /// As [`requests`], of limits.

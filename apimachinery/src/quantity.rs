@@ -85,6 +85,11 @@ impl Quantity {
         self.rounded_up(NANO / 1000)
     }
 
+    /// The next whole number of units.
+    pub fn rounded_to_units(self) -> Self {
+        Self { nanos: i128::from(self.value()) * NANO, ..self }
+    }
+
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }
