@@ -9,6 +9,9 @@ use serde_json::Value;
 /// More operations than this in one JSON patch are refused. As `maxJSONPatchOperations`.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
+/// What the copies of one JSON patch may add together. As kube-apiserver's limit on bodies.
+const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
+
 /// A patch that cannot be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
@@ -32,7 +35,37 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     }
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|e| PatchError::Malformed(format!("invalid JSON patch: {e}")))?;
-    json_patch::patch(target, &patch).map_err(|e| PatchError::Unprocessable(e.to_string()))
+    let mut copied = 0;
+    for operation in patch.0 {
+        // Copies of copies double: a short patch must not grow beyond all memory.
+        if let json_patch::PatchOperation::Copy(copy) = &operation
+            && let Some(source) = target.pointer(copy.from.as_str())
+        {
+            copied += size(source, MAX_COPIED_BYTES);
+            if copied > MAX_COPIED_BYTES {
+                return Err(PatchError::Unprocessable(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {MAX_COPIED_BYTES}"
+                )));
+            }
+        }
+        let operation = json_patch::Patch(vec![operation]);
+        json_patch::patch(target, &operation).map_err(|e| PatchError::Unprocessable(e.to_string()))?;
+    }
+    Ok(())
+}
+
+/// About as many bytes as a value has in JSON; not counted on beyond `limit`.
+fn size(value: &Value, limit: usize) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => {
+            items.iter().fold(2, |sum, item| if sum > limit { sum } else { sum + 1 + size(item, limit) })
+        }
+        Value::Object(members) => members
+            .iter()
+            .fold(2, |sum, (key, value)| if sum > limit { sum } else { sum + key.len() + 4 + size(value, limit) }),
+        _ => 4,
+    }
 }
 
 /// Applies a merge patch: null deletes, objects merge, all else replaces.
