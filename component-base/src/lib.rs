@@ -12,5 +12,6 @@ pub mod informer;
 pub mod leader_election;
 pub mod metrics;
 pub mod serving;
+pub mod streams;
 pub mod tls;
 pub mod x509;

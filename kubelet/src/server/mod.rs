@@ -2,7 +2,6 @@
 //! lets. Each request is authenticated and authorized as a verb on a subresource of this node.
 
 mod logs;
-mod spdy;
 mod stats;
 mod streaming;
 
