@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use apimachinery::pod::SAFE_SYSCTLS;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
@@ -19,22 +20,6 @@ pub struct Allocatable {
     /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
     pub unsafe_sysctls: Vec<String>,
 }
-
-/// Sysctls that are a pod's own and hurt nobody else.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
 
 /// Resources that the node itself measures; others are for their plugins to check.
 const CHECKED: [(&str, &str); 3] =
