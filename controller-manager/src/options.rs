@@ -145,6 +145,11 @@ pub struct Flags {
     pub concurrent_service_endpoint_syncs: usize,
     #[arg(long, default_value_t = 20)]
     pub concurrent_gc_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_resource_quota_syncs: usize,
+    /// How often quotas are counted anew though nothing seems to have changed.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub resource_quota_sync_period: Duration,
     /// Endpoints in one EndpointSlice.
     #[arg(long, default_value_t = 100)]
     pub max_endpoints_per_slice: usize,
@@ -201,7 +206,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("concurrent-cron-job-syncs"),
     Ignored::Value("concurrent-ephemeralvolume-syncs"),
     Ignored::Value("concurrent-horizontal-pod-autoscaler-syncs"),
-    Ignored::Value("concurrent-resource-quota-syncs"),
     Ignored::Value("concurrent-serviceaccount-token-syncs"),
     Ignored::Value("concurrent-service-syncs"),
     Ignored::Value("concurrent-statefulset-syncs"),
@@ -263,7 +267,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("requestheader-group-headers"),
     Ignored::Value("requestheader-uid-headers"),
     Ignored::Value("requestheader-username-headers"),
-    Ignored::Value("resource-quota-sync-period"),
     Ignored::Value("route-reconciliation-period"),
     Ignored::Bool("show-hidden-metrics-for-version"),
     Ignored::Value("tls-cipher-suites"),

@@ -15,6 +15,7 @@ mod node_lifecycle;
 mod pod_control;
 mod pod_gc;
 mod replicaset;
+mod resourcequota;
 mod root_ca;
 mod service_backends;
 mod serviceaccount;
@@ -58,6 +59,7 @@ pub const ALL: &[Entry] = entries! {
     "taint-eviction-controller", "taint-eviction-controller" => taint_eviction::start;
     "node-ipam-controller", "nodeipam" => node_ipam::start;
     "namespace-controller", "namespace" => namespace::start;
+    "resourcequota-controller", "resourcequota" => resourcequota::start;
     "garbage-collector-controller", "garbagecollector" => garbage_collector::start;
     "pod-garbage-collector-controller", "podgc" => pod_gc::start;
     "certificatesigningrequest-approving-controller", "csrapproving" => certificates::start_approving;

@@ -11,8 +11,8 @@ use k8s_openapi::{
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
-            ConfigMap, Container, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service,
-            ServiceAccount,
+            ConfigMap, Container, Endpoints, Namespace, Node, Pod, ReplicationController, ResourceQuota, Secret,
+            Service, ServiceAccount,
         },
         discovery::v1::EndpointSlice,
         rbac::v1::ClusterRole,
@@ -176,6 +176,7 @@ impl Watched for Job {}
 impl Watched for ControllerRevision {}
 impl Watched for ReplicaSet {}
 impl Watched for ReplicationController {}
+impl Watched for ResourceQuota {}
 impl Watched for Service {}
 impl Watched for Endpoints {}
 impl Watched for EndpointSlice {}

@@ -1,0 +1,234 @@
+//! ResourceQuotas: their usage, counted anew from what there is.
+//!
+//! Admission claims usage when objects come; this controller notices when they go, grow less or end, and counts all that a
+//! quota counts. It writes only over the quota that it saw before it counted, so that no claim is lost which was made while
+//! it counted.
+mod watches;
+
+use crate::runtime::{Context, Next, Reconcile, ServerResource, SyncError, WorkQueue, discover, is_code, run};
+use apimachinery::meta::NamespacedName;
+use apimachinery::pod::Resources;
+use apimachinery::quantity::Quantity;
+use apimachinery::quota::{self, Quota};
+use component_base::informer::Informer;
+use k8s_openapi::{api::core::v1::ResourceQuota, jiff::Timestamp};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, PostParams},
+    core::DynamicObject,
+};
+use parking_lot::Mutex;
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tracing::debug;
+use watches::Watches;
+
+const NAME: &str = "resource_quota_controller_resource_changes";
+/// Changes of a namespace within this time are counted together.
+const GATHER: Duration = Duration::from_millis(100);
+/// A count that lowered the usage may have missed an object whose usage was claimed before it and which was written after it:
+/// it is repeated.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Objects that one list may hold.
+const PAGE: u32 = 500;
+/// How long what the server said of its kinds holds for one that it does not have.
+const DISCOVERY_AGE: Duration = Duration::from_secs(30);
+
+/// Group and plural name.
+type Kind = (String, String);
+
+struct Controller {
+    client: Client,
+    quotas: Informer<ResourceQuota>,
+    watches: Watches,
+    kinds: Mutex<Option<(Instant, HashMap<Kind, ServerResource>)>>,
+    sync_period: Duration,
+}
+
+/// Runs until shutdown.
+pub async fn start(context: Arc<Context>) {
+    let Some(client) = context.client_for("resourcequota-controller").await else { return };
+    let quotas = context.informers.get::<ResourceQuota>();
+    let queue = Arc::new(WorkQueue::new(NAME));
+    let to = queue.clone();
+    quotas.on_change(move |change| {
+        let Some(new) = change.new else { return };
+        // The status is this controller's own, and admission's.
+        if change.old.is_none_or(|old| old.spec != new.spec) || status_lacks(new) {
+            to.add(NamespacedName::new(new.namespace().unwrap_or_default(), new.name_any()));
+        }
+    });
+    quotas.synced().await;
+    let watches = Watches::new(context.clone(), quotas.clone(), queue.clone());
+    let sync_period = context.settings.resource_quota_sync_period;
+    let controller = Arc::new(Controller { client, quotas, watches, kinds: Mutex::default(), sync_period });
+    run(NAME, queue, controller, context.settings.concurrent_resource_quota_syncs, context.shutdown.clone()).await;
+}
+
+/// Whether the status was not counted for all limits.
+fn status_lacks(quota: &ResourceQuota) -> bool {
+    let hard = quota.spec.as_ref().and_then(|s| s.hard.as_ref());
+    let status = quota.status.as_ref();
+    hard.is_some_and(|hard| status.and_then(|s| s.hard.as_ref()) != Some(hard))
+        || status.is_some_and(|s| s.hard.is_some() && s.used.is_none())
+}
+
+/// The kinds that a quota counts.
+fn kinds_of(quota: &ResourceQuota) -> BTreeSet<Kind> {
+    let hard = quota.spec.iter().filter_map(|s| s.hard.as_ref()).flatten();
+    hard.filter_map(|(name, _)| quota::counted(name)).collect()
+}
+
+/// The usage to write: what was counted, what was said before of kinds that could not be, and nothing that is not limited.
+fn new_usage(quota: &Quota, hard: &Resources, counted: &BTreeMap<Kind, Resources>) -> Resources {
+    let mut used = Resources::new();
+    for name in hard.keys() {
+        let amount = match quota::counted(name).and_then(|kind| counted.get(&kind)) {
+            Some(usage) => Some(usage.get(name).copied().unwrap_or_default()),
+            None => quota.used.get(name).copied(),
+        };
+        used.extend(amount.map(|amount| (name.clone(), amount)));
+    }
+    used
+}
+
+impl Controller {
+    async fn resource(&self, kind: &Kind) -> Result<Option<ServerResource>, SyncError> {
+        if let Some((at, kinds)) = &*self.kinds.lock() {
+            match kinds.get(kind) {
+                None if at.elapsed() > DISCOVERY_AGE => {}
+                known => return Ok(known.cloned()),
+            }
+        }
+        let found = discover(&self.client).await?;
+        let kinds: HashMap<Kind, ServerResource> = found
+            .resources
+            .into_iter()
+            .filter(|r| r.namespaced && r.can("list"))
+            .map(|r| ((r.api.group.clone(), r.api.plural.clone()), r))
+            .collect();
+        let known = kinds.get(kind).cloned();
+        *self.kinds.lock() = Some((Instant::now(), kinds));
+        Ok(known)
+    }
+
+    /// What the objects of a kind use that a quota covers.
+    async fn count(
+        &self,
+        namespace: &str,
+        kind: &Kind,
+        resource: &ServerResource,
+        quota: &Quota,
+    ) -> Result<Resources, SyncError> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource.api);
+        let (group, plural) = (kind.0.as_str(), kind.1.as_str());
+        let mut used = Resources::new();
+        if !quota::is_measured(group, plural) {
+            let nothing = quota::Measured::default();
+            let count = if quota.covers(&nothing) { count(&api).await? } else { 0 };
+            let each = quota::measure(group, plural, &Value::Null, Timestamp::now()).usage;
+            used.extend(each.into_keys().map(|name| (name, Quantity::from_value(count))));
+            return Ok(used);
+        }
+        let mut page = ListParams::default().limit(PAGE);
+        let now = Timestamp::now();
+        loop {
+            let list = api.list(&page).await?;
+            for object in list.items {
+                let Ok(object) = serde_json::to_value(object) else { continue };
+                let measured = quota::measure(group, plural, &object, now);
+                if quota.covers(&measured) {
+                    for (name, amount) in measured.usage {
+                        *used.entry(name).or_default() += amount;
+                    }
+                }
+            }
+            match list.metadata.continue_.filter(|c| !c.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(used),
+            }
+        }
+    }
+}
+
+/// How many there are: the server says how many are left behind the first, or pages are counted.
+async fn count(api: &Api<DynamicObject>) -> Result<i64, SyncError> {
+    let first = api.list_metadata(&ListParams::default().limit(1)).await?;
+    let mut count = first.items.len() as i64;
+    if let Some(left) = first.metadata.remaining_item_count {
+        return Ok(count + left);
+    }
+    let mut next = first.metadata.continue_;
+    while let Some(token) = next.filter(|c| !c.is_empty()) {
+        let list = api.list_metadata(&ListParams::default().limit(PAGE).continue_token(&token)).await?;
+        count += list.items.len() as i64;
+        next = list.metadata.continue_;
+    }
+    Ok(count)
+}
+
+impl Reconcile for Controller {
+    type Key = NamespacedName;
+
+    async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
+        let Some(seen) = self.quotas.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
+        let object = serde_json::to_value(&*seen).map_err(|e| SyncError::Invalid(e.to_string()))?;
+        let quota = Quota::of(&object);
+        let hard = quota::amounts(&object, "/spec/hard");
+        let mut counted = BTreeMap::new();
+        for kind in kinds_of(&seen) {
+            // Kinds may come later; until then their limits say nothing.
+            let Some(resource) = self.resource(&kind).await? else { continue };
+            // Watched from before it is counted: no change is missed.
+            self.watches.ensure(&kind, &resource).await;
+            let usage = self.count(&key.namespace, &kind, &resource, &quota).await?;
+            counted.insert(kind, usage);
+        }
+        let used = new_usage(&quota, &hard, &counted);
+        if !status_lacks(&seen) && used == quota.used {
+            return Ok(Next::After(self.sync_period));
+        }
+        let lowered = quota.used.iter().any(|(name, before)| used.get(name).is_some_and(|now| now < before));
+        let mut updated = (*seen).clone();
+        let wire = |amounts: &Resources| amounts.iter().map(|(name, q)| (name.clone(), q.to_api())).collect();
+        let status = updated.status.get_or_insert_default();
+        status.hard = seen.spec.as_ref().and_then(|s| s.hard.clone());
+        status.used = Some(wire(&used));
+        let api: Api<ResourceQuota> = Api::namespaced(self.client.clone(), &key.namespace);
+        match api.replace_status(&key.name, &PostParams::default(), &updated).await {
+            Ok(_) => debug!(quota = %key, ?used, "counted"),
+            Err(error) if is_code(&error, 404) => return Ok(Next::Settled),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Next::After(if lowered { LOOK_AGAIN } else { self.sync_period }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_could_not_be_counted_stays_as_it_was() {
+        let object = json!({"spec": {"hard": {"pods": "5", "secrets": "3", "count/widgets.example.com": "1", "x": "1"}},
+            "status": {"hard": {"pods": "5"}, "used": {"pods": "2", "services": "1", "count/widgets.example.com": "1"}}});
+        let pods = Resources::from([
+            ("pods".to_owned(), Quantity::from_value(4)),
+            ("cpu".to_owned(), Quantity::from_value(1)),
+        ]);
+        let kind = |resource: &str| (String::new(), resource.to_owned());
+        let counted = BTreeMap::from([(kind("pods"), pods), (kind("secrets"), Resources::new())]);
+        let used = new_usage(&Quota::of(&object), &quota::amounts(&object, "/spec/hard"), &counted);
+        assert_eq!(quota::to_value(&used), json!({"pods": "4", "secrets": "0", "count/widgets.example.com": "1"}));
+        let quota: ResourceQuota = serde_json::from_value(object).unwrap();
+        assert!(status_lacks(&quota));
+        let kinds: Vec<String> =
+            kinds_of(&quota).into_iter().map(|(group, resource)| format!("{resource}.{group}")).collect();
+        assert_eq!(kinds, ["pods.", "secrets.", "widgets.example.com"]);
+    }
+}
