@@ -16,63 +16,73 @@ use crate::authorization::{Attributes, Authorizer, Decision};
 const GROUP: &str = "certificates.k8s.io";
 const REQUESTS: &str = "certificatesigningrequests";
 
+/// A write that needs a right on the signer that it concerns.
+#[derive(Clone, Copy)]
+pub struct OfSigner {
+    handles: fn(&AdmissionRequest<'_>) -> bool,
+    /// The verb on the signer, and what it is asked for.
+    verb: &'static str,
+    concern: &'static str,
+    /// Whether a write leaves alone what the right is about.
+    spares: fn(new: &Value, old: &Value) -> bool,
+}
+
+/// One with whom it asks.
+pub struct SignerPlugin(OfSigner, Arc<Authorizer>);
+
 /// CertificateApproval: approving needs the verb `approve` on the signer.
-pub struct CertificateApproval(Arc<Authorizer>);
+pub const ON_APPROVAL: OfSigner = OfSigner {
+    handles: |request| request.updates() && request.is(GROUP, REQUESTS, "approval"),
+    verb: "approve",
+    concern: "approve requests",
+    spares: |_, _| false,
+};
 /// CertificateSigning: signing needs the verb `sign` on the signer.
-pub struct CertificateSigning(Arc<Authorizer>);
+pub const ON_SIGNING: OfSigner = OfSigner {
+    handles: |request| request.updates() && request.is(GROUP, REQUESTS, "status"),
+    verb: "sign",
+    concern: "sign requests",
+    spares: |new, old| {
+        let failed = |csr: &Value| list(csr, "/status/conditions").iter().any(|c| text(c, "/type") == "Failed");
+        new.pointer("/status/certificate") == old.pointer("/status/certificate") && failed(new) == failed(old)
+    },
+};
+/// ClusterTrustBundleAttest: a bundle of a signer's needs the verb `attest` on it.
+pub const ON_ATTESTING: OfSigner = OfSigner {
+    handles: |request| request.writes() && request.is(GROUP, "clustertrustbundles", ""),
+    verb: "attest",
+    concern: "attest",
+    spares: |new, old| text(new, "/spec/signerName").is_empty() || new["spec"] == old["spec"],
+};
+
 /// CertificateSubjectRestriction: nobody becomes a cluster's master by certificate.
 pub struct CertificateSubjectRestriction;
 
-// === impl CertificateApproval ===
+// === impl OfSigner ===
 
-impl CertificateApproval {
-    pub fn new(authorizer: Arc<Authorizer>) -> Self {
-        Self(authorizer)
+impl OfSigner {
+    pub fn with(self, authorizer: &Arc<Authorizer>) -> SignerPlugin {
+        SignerPlugin(self, authorizer.clone())
     }
 }
 
-impl Plugin for CertificateApproval {
+impl Plugin for SignerPlugin {
     fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
-        request.updates() && request.is(GROUP, REQUESTS, "approval")
+        (self.0.handles)(request)
     }
 
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         Box::pin(async {
-            let signer = text(request.old(), "/spec/signerName");
-            if may(&self.0, request.attributes, "approve", signer).await {
-                return Ok(());
-            }
-            Err(request.forbidden(format!("user not permitted to approve requests with signerName {signer:?}")))
-        })
-    }
-}
-
-// === impl CertificateSigning ===
-
-impl CertificateSigning {
-    pub fn new(authorizer: Arc<Authorizer>) -> Self {
-        Self(authorizer)
-    }
-}
-
-impl Plugin for CertificateSigning {
-    fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
-        request.updates() && request.is(GROUP, REQUESTS, "status")
-    }
-
-    fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
-        Box::pin(async {
-            let failed = |csr: &Value| list(csr, "/status/conditions").iter().any(|c| text(c, "/type") == "Failed");
+            let Self(OfSigner { verb, concern, spares, .. }, authorizer) = self;
             let (new, old) = (request.new_object(), request.old());
-            let unchanged = new.pointer("/status/certificate") == old.pointer("/status/certificate");
-            if unchanged && failed(new) == failed(old) {
+            if spares(new, old) {
                 return Ok(());
             }
-            let signer = text(old, "/spec/signerName");
-            if may(&self.0, request.attributes, "sign", signer).await {
+            let signer = text(if old.is_null() { new } else { old }, "/spec/signerName");
+            if may(authorizer, request.attributes, verb, signer).await {
                 return Ok(());
             }
-            Err(request.forbidden(format!("user not permitted to sign requests with signerName {signer:?}")))
+            Err(request.forbidden(format!("user not permitted to {concern} with signerName {signer:?}")))
         })
     }
 }
@@ -157,13 +167,13 @@ mod tests {
             new["status"] = json!({"certificate": "eA=="});
             let approval = attributes("certificates.k8s.io/certificatesigningrequests/approval", "", "ann", &[]);
             let mut approve = request(&approval, Operation::Update, Some(&mut new), Some(&old));
-            assert_eq!(CertificateApproval(authorizer()).validate(&mut approve).await.is_ok(), allowed, "{signer}");
+            assert_eq!(ON_APPROVAL.with(&authorizer()).validate(&mut approve).await.is_ok(), allowed, "{signer}");
             let status = attributes("certificates.k8s.io/certificatesigningrequests/status", "", "ann", &[]);
             let mut sign = request(&status, Operation::Update, Some(&mut new), Some(&old));
-            assert_eq!(CertificateSigning(authorizer()).validate(&mut sign).await.is_ok(), allowed, "{signer}");
+            assert_eq!(ON_SIGNING.with(&authorizer()).validate(&mut sign).await.is_ok(), allowed, "{signer}");
             let mut same = old.clone();
             let mut touch = request(&status, Operation::Update, Some(&mut same), Some(&old));
-            assert!(CertificateSigning(authorizer()).validate(&mut touch).await.is_ok());
+            assert!(ON_SIGNING.with(&authorizer()).validate(&mut touch).await.is_ok());
         }
     }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use apimachinery::pod::{self, Resources as Amounts};
 use apimachinery::quantity::Quantity;
+use apimachinery::quota::amounts;
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem};
+use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem, PodSpec};
 use serde_json::{Value, json};
 
 use super::{AdmissionRequest, Plugin, entry, list, object_in, text};
@@ -14,7 +16,6 @@ use crate::authorization::lister::{LIMIT_RANGES, Lister, typed};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
-type Amounts = BTreeMap<String, Quantity>;
 type Given = BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>;
 
 pub struct LimitRanger {
@@ -35,12 +36,14 @@ impl LimitRanger {
 
 impl Plugin for LimitRanger {
     fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
-        (request.creates() && request.is("", "pods", ""))
-            || (request.writes() && request.is("", "persistentvolumeclaims", ""))
+        let kind = (request.creates() && request.is("", "pods", ""))
+            || (request.updates() && request.is("", "pods", "resize"))
+            || (request.writes() && request.is("", "persistentvolumeclaims", ""));
+        kind && request.old().pointer("/metadata/deletionTimestamp").is_none()
     }
 
     fn mutate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
-        if request.is("", "pods", "") {
+        if request.attributes.resource == "pods" {
             let ranges = self.ranges(request.namespace());
             if let Some(pod) = request.object.as_deref_mut() {
                 for range in &ranges {
@@ -54,7 +57,7 @@ impl Plugin for LimitRanger {
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         let check = || {
             for range in self.ranges(request.namespace()) {
-                let refusals = refusals(&range, request.new_object(), request.is("", "pods", ""));
+                let refusals = refusals(&range, request.new_object(), request.attributes.resource == "pods");
                 match refusals.as_slice() {
                     [] => {}
                     [one] => return Err(request.forbidden(one)),
@@ -89,7 +92,7 @@ fn give_defaults(range: &LimitRange, pod: &mut Value) {
         };
         for container in containers {
             let name = text(container, "/name").to_owned();
-            for (defaults, kind, word) in [(&limits, "limits", "limit"), (&requests, "requests", "request")] {
+            for (defaults, kind, word) in [(&requests, "requests", "request"), (&limits, "limits", "limit")] {
                 let mut set = Vec::new();
                 for (resource, amount) in defaults {
                     let pointer = format!("/resources/{kind}/{}", resource.replace('~', "~0").replace('/', "~1"));
@@ -100,15 +103,12 @@ fn give_defaults(range: &LimitRange, pod: &mut Value) {
                     }
                 }
                 if !set.is_empty() {
-                    notes.push((word, format!("{} {word} for {what} {name}", set.join(", "))));
+                    notes.push(format!("{} {word} for {what} {name}", set.join(", ")));
                 }
             }
         }
     }
     if !notes.is_empty() {
-        // Requests are named before limits.
-        notes.sort_by_key(|(word, _)| *word == "limit");
-        let notes: Vec<String> = notes.into_iter().map(|(_, note)| note).collect();
         let annotations = object_in(entry(pod, "metadata"), "annotations");
         annotations.insert(ANNOTATION.to_owned(), json!(format!("LimitRanger plugin set: {}", notes.join("; "))));
     }
@@ -124,7 +124,8 @@ fn refusals(range: &LimitRange, object: &Value, is_pod: bool) -> Vec<String> {
         for (resource, max) in item.max.iter().flatten() {
             refusals.extend(above(&item.type_, resource, &max.0, requests, limits));
         }
-        for (resource, ratio) in item.max_limit_request_ratio.iter().flatten() {
+        // A claim has no limits.
+        for (resource, ratio) in item.max_limit_request_ratio.iter().filter(|_| is_pod).flatten() {
             refusals.extend(beyond_ratio(&item.type_, resource, &ratio.0, requests, limits));
         }
     };
@@ -141,97 +142,57 @@ fn refusals(range: &LimitRange, object: &Value, is_pod: bool) -> Vec<String> {
             check(item, &amounts(container, "/resources/requests"), &amounts(container, "/resources/limits"));
         }
     }
+    let (requests, limits) = of_pod(object);
     for item in items(range, "Pod") {
-        check(item, &of_pod(object, "requests"), &of_pod(object, "limits"));
+        check(item, &requests, &limits);
     }
     refusals
 }
 
-fn amounts(value: &Value, pointer: &str) -> Amounts {
-    let map = value.pointer(pointer).and_then(Value::as_object);
-    let parsed = map.into_iter().flatten().filter_map(|(resource, amount)| {
-        let amount = amount.as_str().map(ToOwned::to_owned).unwrap_or_else(|| amount.to_string());
-        Some((resource.clone(), Quantity::parse(&amount).ok()?))
-    });
-    parsed.collect()
-}
-
-/// What a pod asks for as a whole: its containers together with its sidecars, or more if an init container needs more.
-fn of_pod(pod: &Value, kind: &str) -> Amounts {
-    let pointer = format!("/resources/{kind}");
-    let mut sum = Amounts::new();
-    let add = |sum: &mut Amounts, more: &Amounts| {
-        for (resource, amount) in more {
-            let total = match sum.get(resource) {
-                Some(have) => *have + *amount,
-                None => *amount,
-            };
-            sum.insert(resource.clone(), total);
-        }
-    };
-    for container in list(pod, "/spec/containers") {
-        add(&mut sum, &amounts(container, &pointer));
-    }
-    let mut sidecars = Amounts::new();
-    let mut peak = Amounts::new();
-    for container in list(pod, "/spec/initContainers") {
-        let own = amounts(container, &pointer);
-        let mut during = sidecars.clone();
-        add(&mut during, &own);
-        if text(container, "/restartPolicy") == "Always" {
-            sidecars = during.clone();
-            add(&mut sum, &own);
-        }
-        for (resource, amount) in during {
-            if peak.get(&resource).is_none_or(|most| *most < amount) {
-                peak.insert(resource, amount);
-            }
-        }
-    }
-    for (resource, amount) in peak {
-        if sum.get(&resource).is_none_or(|have| *have < amount) {
-            sum.insert(resource, amount);
-        }
-    }
-    sum
+/// What a pod asks for as a whole, its overhead aside.
+fn of_pod(pod: &Value) -> (Amounts, Amounts) {
+    let spec: Option<PodSpec> = serde_json::from_value(pod["spec"].clone()).ok();
+    let spec = spec.map(|spec| PodSpec { overhead: None, ..spec });
+    spec.map(|spec| (pod::requests(&spec), pod::limits(&spec))).unwrap_or_default()
 }
 
 /// As `minConstraint`.
 fn below(kind: &str, resource: &str, min: &str, requests: &Amounts, limits: &Amounts) -> Option<String> {
-    let least = Quantity::parse(min).ok()?;
+    let min = Quantity::parse(min).ok()?;
     let Some(request) = requests.get(resource) else {
         return Some(format!("minimum {resource} usage per {kind} is {min}.  No request is specified"));
     };
-    if *request < least {
+    if *request < min {
         return Some(format!("minimum {resource} usage per {kind} is {min}, but request is {request}"));
     }
-    let limit = limits.get(resource).filter(|limit| **limit < least)?;
+    let limit = limits.get(resource).filter(|limit| **limit < min)?;
     Some(format!("minimum {resource} usage per {kind} is {min}, but limit is {limit}"))
 }
 
 /// As `maxConstraint`; for claims, which have no limits, `maxRequestConstraint`.
 fn above(kind: &str, resource: &str, max: &str, requests: &Amounts, limits: &Amounts) -> Option<String> {
-    let most = Quantity::parse(max).ok()?;
+    let max = Quantity::parse(max).ok()?;
     if kind == "PersistentVolumeClaim" {
         let Some(request) = requests.get(resource) else {
             return Some(format!("maximum {resource} usage per {kind} is {max}.  No request is specified"));
         };
-        return (*request > most)
+        return (*request > max)
             .then(|| format!("maximum {resource} usage per {kind} is {max}, but request is {request}"));
     }
     let Some(limit) = limits.get(resource) else {
         return Some(format!("maximum {resource} usage per {kind} is {max}.  No limit is specified"));
     };
-    if *limit > most {
+    if *limit > max {
         return Some(format!("maximum {resource} usage per {kind} is {max}, but limit is {limit}"));
     }
-    let request = requests.get(resource).filter(|request| **request > most)?;
+    let request = requests.get(resource).filter(|request| **request > max)?;
     Some(format!("maximum {resource} usage per {kind} is {max}, but request is {request}"))
 }
 
 /// As `limitRequestRatioConstraint`.
 fn beyond_ratio(kind: &str, resource: &str, ratio: &str, requests: &Amounts, limits: &Amounts) -> Option<String> {
-    let most = Quantity::parse(ratio).ok()?.milli_value() as f64 / 1000.0;
+    let ratio = Quantity::parse(ratio).ok()?;
+    let most = ratio.milli_value() as f64 / 1000.0;
     let amount = |of: &Amounts| of.get(resource).map(Quantity::milli_value).filter(|milli| *milli != 0);
     let head = format!("{resource} max limit to request ratio per {kind} is {ratio}, but");
     let Some(request) = amount(requests) else {
@@ -267,7 +228,7 @@ mod tests {
         );
         assert_eq!(
             pod["metadata"]["annotations"][ANNOTATION],
-            "LimitRanger plugin set: cpu request for container c; cpu request for container d; cpu, memory limit for container c"
+            "LimitRanger plugin set: cpu request for container c; cpu, memory limit for container c; cpu request for container d"
         );
     }
 
@@ -315,15 +276,5 @@ mod tests {
         assert!(
             error.message().ends_with("maximum storage usage per PersistentVolumeClaim is 1Gi, but request is 2Gi")
         );
-    }
-
-    #[test]
-    fn a_pod_needs_what_its_containers_need_together_or_an_init_container_alone() {
-        let container = |cpu: &str| json!({"resources": {"requests": {"cpu": cpu}}});
-        let mut sidecar = container("300m");
-        sidecar["restartPolicy"] = json!("Always");
-        let pod = json!({"spec": {"containers": [container("100m"), container("200m")],
-            "initContainers": [sidecar, container("500m")]}});
-        assert_eq!(of_pod(&pod, "requests")["cpu"].milli_value(), 800);
     }
 }

@@ -2,6 +2,7 @@
 //! change the object, then to have a last word on it. A plugin is one file; a webhook or a policy is one more.
 
 mod certificates;
+mod configuration;
 mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -10,20 +11,26 @@ mod node_taint;
 mod pod_security;
 mod priority;
 mod rbac_escalation;
+mod resource_quota;
 mod runtime_class;
 mod service_account;
+mod simple;
 mod storage;
 mod toleration_seconds;
 
 use crate::authorization::lister::Lister;
 use crate::authorization::{Attributes, Authorizer};
 use crate::options::Options;
-use crate::registry::Resource;
+use crate::registry::{Registry, Resource};
 use crate::storage::Store;
+use anyhow::Context as _;
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
+use pod_security::PodSecurity;
+use resource_quota::{Ledger, StoredQuotas};
 use serde_json::{Map, Value};
 use std::sync::Arc;
+use toleration_seconds::DefaultTolerationSeconds;
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +74,20 @@ pub trait Plugin: Send + Sync + 'static {
     }
 }
 
+impl<P: Plugin> Plugin for Arc<P> {
+    fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
+        P::handles(self, request)
+    }
+
+    fn mutate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        P::mutate(self, request)
+    }
+
+    fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        P::validate(self, request)
+    }
+}
+
 /// The admission plugins that are on, in Kubernetes' order.
 pub struct AdmissionChain {
     plugins: Vec<Box<dyn Plugin>>,
@@ -76,20 +97,26 @@ pub struct AdmissionChain {
 struct Known {
     name: &'static str,
     default: bool,
-    make: Option<fn(&Parts) -> Box<dyn Plugin>>,
+    make: Option<Make>,
 }
 
+type Make = fn(&Parts) -> Box<dyn Plugin>;
+
 /// What plugins are made from.
+#[derive(Clone)]
 struct Parts {
     lister: Arc<dyn Lister>,
     authorizer: Arc<Authorizer>,
+    quotas: Arc<dyn Ledger>,
+    pod_security: Arc<PodSecurity>,
+    toleration_seconds: DefaultTolerationSeconds,
 }
 
-const fn on(name: &'static str, make: fn(&Parts) -> Box<dyn Plugin>) -> Known {
+const fn on(name: &'static str, make: Make) -> Known {
     Known { name, default: true, make: Some(make) }
 }
 
-const fn off(name: &'static str, make: fn(&Parts) -> Box<dyn Plugin>) -> Known {
+const fn off(name: &'static str, make: Make) -> Known {
     Known { name, default: false, make: Some(make) }
 }
 
@@ -99,54 +126,78 @@ const fn absent(name: &'static str, default: bool) -> Known {
 
 /// In the order of `AllOrderedPlugins`.
 const PLUGINS: &[Known] = &[
-    absent("AlwaysAdmit", false),
+    off("AlwaysAdmit", |parts| simple::ALWAYS_ADMIT.equip(parts)),
     absent("NamespaceAutoProvision", false),
     on("NamespaceLifecycle", |parts| Box::new(namespace_lifecycle::NamespaceLifecycle::new(parts.lister.clone()))),
-    absent("NamespaceExists", false),
-    absent("LimitPodHardAntiAffinityTopology", false),
+    off("NamespaceExists", |parts| simple::NAMESPACE_EXISTS.equip(parts)),
+    off("LimitPodHardAntiAffinityTopology", |parts| simple::LIMIT_ANTI_AFFINITY.equip(parts)),
     on("LimitRanger", |parts| Box::new(limit_ranger::LimitRanger::new(parts.lister.clone()))),
     on("ServiceAccount", |parts| Box::new(service_account::ServiceAccount::new(parts.lister.clone()))),
     off("NodeRestriction", |parts| Box::new(node_restriction::NodeRestriction::new(parts.lister.clone()))),
     on("TaintNodesByCondition", |_| Box::new(node_taint::TaintNodesByCondition)),
-    absent("AlwaysPullImages", false),
+    off("AlwaysPullImages", |parts| simple::ALWAYS_PULL_IMAGES.equip(parts)),
     absent("ImagePolicyWebhook", false),
-    on("PodSecurity", |parts| Box::new(pod_security::PodSecurity::new(parts.lister.clone()))),
-    absent("PodNodeSelector", false),
+    on("PodSecurity", |parts| Box::new(parts.pod_security.clone())),
+    off("PodNodeSelector", |parts| simple::POD_NODE_SELECTOR.equip(parts)),
     on("Priority", |parts| Box::new(priority::Priority::new(parts.lister.clone()))),
-    on("DefaultTolerationSeconds", |_| Box::new(toleration_seconds::DefaultTolerationSeconds)),
+    on("DefaultTolerationSeconds", |parts| Box::new(parts.toleration_seconds)),
     absent("PodTolerationRestriction", false),
     absent("EventRateLimit", false),
-    absent("ExtendedResourceToleration", false),
+    off("ExtendedResourceToleration", |parts| simple::EXTENDED_RESOURCE_TOLERATION.equip(parts)),
     on("DefaultStorageClass", |parts| Box::new(storage::DefaultStorageClass::new(parts.lister.clone()))),
     on("StorageObjectInUseProtection", |_| Box::new(storage::StorageObjectInUseProtection)),
-    absent("OwnerReferencesPermissionEnforcement", false),
+    off("OwnerReferencesPermissionEnforcement", |parts| simple::OWNER_REFERENCES.equip(parts)),
     on("PersistentVolumeClaimResize", |parts| {
         Box::new(storage::PersistentVolumeClaimResize::new(parts.lister.clone()))
     }),
     on("RuntimeClass", |parts| Box::new(runtime_class::RuntimeClass::new(parts.lister.clone()))),
-    on("CertificateApproval", |parts| Box::new(certificates::CertificateApproval::new(parts.authorizer.clone()))),
-    on("CertificateSigning", |parts| Box::new(certificates::CertificateSigning::new(parts.authorizer.clone()))),
-    absent("ClusterTrustBundleAttest", true),
+    on("CertificateApproval", |parts| Box::new(certificates::ON_APPROVAL.with(&parts.authorizer))),
+    on("CertificateSigning", |parts| Box::new(certificates::ON_SIGNING.with(&parts.authorizer))),
+    on("ClusterTrustBundleAttest", |parts| Box::new(certificates::ON_ATTESTING.with(&parts.authorizer))),
     on("CertificateSubjectRestriction", |_| Box::new(certificates::CertificateSubjectRestriction)),
     on("DefaultIngressClass", |parts| Box::new(ingress_class::DefaultIngressClass::new(parts.lister.clone()))),
-    absent("PodTopologyLabels", true),
+    on("PodTopologyLabels", |parts| simple::POD_TOPOLOGY_LABELS.equip(parts)),
     absent("NodeDeclaredFeatureValidator", true),
-    absent("DenyServiceExternalIPs", false),
+    off("DenyServiceExternalIPs", |parts| simple::DENY_EXTERNAL_IPS.equip(parts)),
     absent("MutatingAdmissionPolicy", true),
     absent("MutatingAdmissionWebhook", true),
     absent("ValidatingAdmissionPolicy", true),
     absent("ValidatingAdmissionWebhook", true),
-    absent("ResourceQuota", true),
-    absent("AlwaysDeny", false),
+    on("ResourceQuota", |parts| {
+        Box::new(resource_quota::ResourceQuota::new(parts.lister.clone(), parts.quotas.clone()))
+    }),
+    off("AlwaysDeny", |parts| simple::ALWAYS_DENY.equip(parts)),
 ];
 
 // === impl AdmissionChain ===
 
 impl AdmissionChain {
-    pub fn new(options: &Options, store: Arc<Store>, authorizer: Arc<Authorizer>) -> anyhow::Result<Self> {
+    pub fn new(
+        options: &Options,
+        registry: &Registry,
+        store: Arc<Store>,
+        authorizer: Arc<Authorizer>,
+    ) -> anyhow::Result<Self> {
         let named = |list: &[String]| -> Vec<String> { list.iter().filter(|name| !name.is_empty()).cloned().collect() };
         let (enabled, disabled) = (named(&options.enable_admission_plugins), named(&options.disable_admission_plugins));
-        Self::with(&enabled, &disabled, Parts { lister: store, authorizer })
+        let resource = registry.get("", "v1", "resourcequotas").context("there is no resource for quotas")?.clone();
+        let quotas = Arc::new(StoredQuotas { store: store.clone(), resource });
+        let mut configurations = match &options.admission_control_config_file {
+            Some(path) => configuration::read(path)?,
+            None => Default::default(),
+        };
+        let given = configurations.remove("PodSecurity").map(serde_json::from_value).transpose();
+        let given = given.context("--admission-control-config-file: PodSecurity")?.unwrap_or_default();
+        let pod_security = Arc::new(PodSecurity::new(store.clone(), given)?);
+        for plugin in configurations.keys() {
+            tracing::warn!(plugin, "this admission plugin takes no configuration; it is passed over");
+        }
+        let toleration_seconds = DefaultTolerationSeconds {
+            not_ready: options.default_not_ready_toleration_seconds,
+            unreachable: options.default_unreachable_toleration_seconds,
+        };
+        let parts = Parts { lister: store, authorizer, quotas, pod_security, toleration_seconds };
+        Self::with(&enabled, &disabled, parts)
     }
 
     fn with(enabled: &[String], disabled: &[String], parts: Parts) -> anyhow::Result<Self> {
@@ -336,6 +387,22 @@ mod testing {
         }
     }
 
+    struct NoQuotas;
+
+    impl Ledger for NoQuotas {
+        fn write<'a>(&'a self, _: &'a Value, _: i64) -> BoxFuture<'a, Result<crate::storage::Put, StatusError>> {
+            Box::pin(std::future::ready(Ok(crate::storage::Put::Conflict(None))))
+        }
+    }
+
+    /// What plugins are made from, over a few objects.
+    pub fn parts(objects: Arc<crate::authorization::lister::fake::Objects>) -> Parts {
+        let authorizer = Arc::new(Authorizer::with(&["RBAC".to_owned()], objects.clone()).unwrap());
+        let pod_security = PodSecurity::new(objects.clone(), pod_security::Configuration::default()).unwrap();
+        let (quotas, pod_security) = (Arc::new(NoQuotas), Arc::new(pod_security));
+        Parts { lister: objects, authorizer, quotas, pod_security, toleration_seconds: Default::default() }
+    }
+
     /// Runs a plugin's two steps on a creation.
     pub async fn create(
         plugin: &dyn Plugin,
@@ -362,9 +429,7 @@ mod tests {
     fn plugins_are_named_known_and_not_both_on_and_off() {
         let chain = |enabled: &[&str], disabled: &[&str]| {
             let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-            let objects = Objects::of([]);
-            let authorizer = Arc::new(Authorizer::with(&["RBAC".to_owned()], objects.clone()).unwrap());
-            AdmissionChain::with(&owned(enabled), &owned(disabled), Parts { lister: objects, authorizer })
+            AdmissionChain::with(&owned(enabled), &owned(disabled), testing::parts(Objects::of([])))
                 .map(|chain| chain.plugins.len())
                 .map_err(|error| error.to_string())
         };

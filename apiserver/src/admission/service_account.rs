@@ -10,8 +10,11 @@ use serde_json::{Value, json};
 
 use super::{AdmissionRequest, Plugin, entry, is_mirror_pod, list, list_in, text};
 use crate::authorization::lister::{Lister, SERVICE_ACCOUNTS};
+use crate::authorization::node;
 use crate::storage::StoredObject;
 
+/// Annotation of an account whose pods use no secrets but those that it lists.
+const ENFORCE_SECRETS: &str = "kubernetes.io/enforce-mountable-secrets";
 const DEFAULT: &str = "default";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
@@ -85,22 +88,67 @@ impl ServiceAccount {
 
 impl Plugin for ServiceAccount {
     fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
-        request.creates() && request.is("", "pods", "")
+        (request.creates() && request.is("", "pods", ""))
+            || (request.updates() && request.is("", "pods", "ephemeralcontainers"))
     }
 
     fn mutate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        if request.updates() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
         Box::pin(self.admit(request))
     }
 
     fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         let pod = request.new_object();
-        let outcome = if is_mirror_pod(pod) {
-            mirror_pod_refusal(pod).map_or(Ok(()), |why| Err(request.forbidden(why)))
+        let why = if is_mirror_pod(pod) {
+            mirror_pod_refusal(pod).map(ToOwned::to_owned)
         } else {
-            Ok(())
+            let name = text(pod, "/spec/serviceAccountName");
+            let account = self.lister.get(SERVICE_ACCOUNTS, request.namespace(), name).map(|account| account.value());
+            let enforced = |account: &Value| {
+                account.pointer("/metadata/annotations").is_some_and(|a| a[ENFORCE_SECRETS] == "true")
+            };
+            account.filter(enforced).and_then(|account| foreign_secret(pod, &account, name))
         };
-        Box::pin(std::future::ready(outcome))
+        Box::pin(std::future::ready(why.map_or(Ok(()), |why| Err(request.forbidden(why)))))
     }
+}
+
+/// A secret that a pod uses and its account does not list. As `limitSecretReferences`.
+fn foreign_secret(pod: &Value, account: &Value, name: &str) -> Option<String> {
+    let lists = |field: &str, secret: &str| list(account, field).iter().any(|s| text(s, "/name") == secret);
+    let foreign = |secret: &&str| !secret.is_empty() && !lists("/secrets", secret);
+    let mut volumes = list(pod, "/spec/volumes").iter().map(|volume| text(volume, "/secret/secretName"));
+    let not = |what: String| {
+        Some(format!("{what} is not allowed because service account {name} does not reference that secret"))
+    };
+    if let Some(secret) = volumes.find(foreign) {
+        return not(format!("volume with secret.secretName={secret:?}"));
+    }
+    let kinds = [
+        ("/spec/initContainers", "init container"),
+        ("/spec/containers", "container"),
+        ("/spec/ephemeralContainers", "ephemeral container"),
+    ];
+    for (container, kind) in kinds.iter().flat_map(|(member, kind)| list(pod, member).iter().map(move |c| (c, kind))) {
+        let of = text(container, "/name");
+        for variable in list(container, "/env") {
+            if let Some(secret) = Some(text(variable, "/valueFrom/secretKeyRef/name")).filter(foreign) {
+                let variable = text(variable, "/name");
+                return not(format!("{kind} {of} with envVar {variable} referencing secret.secretName={secret:?}"));
+            }
+        }
+        let mut sources = list(container, "/envFrom").iter().map(|source| text(source, "/secretRef/name"));
+        if let Some(secret) = sources.find(foreign) {
+            return not(format!("{kind} {of} with envFrom referencing secret.secretName={secret:?}"));
+        }
+    }
+    let pulls = list(pod, "/spec/imagePullSecrets").iter().map(|secret| text(secret, "/name")).enumerate();
+    let (at, secret) = pulls.into_iter().find(|(_, secret)| !lists("/imagePullSecrets", secret))?;
+    Some(format!(
+        "imagePullSecrets[{at}].name={secret:?} is not allowed because service account {name} does not reference that imagePullSecret"
+    ))
 }
 
 fn mirror_pod_refusal(pod: &Value) -> Option<&'static str> {
@@ -110,7 +158,14 @@ fn mirror_pod_refusal(pod: &Value) -> Option<&'static str> {
     let projects_token = list(pod, "/spec/volumes").iter().any(|volume| {
         list(volume, "/projected/sources").iter().any(|source| source.get("serviceAccountToken").is_some())
     });
-    projects_token.then_some("a mirror pod may not use ServiceAccountToken volume projections")
+    if projects_token {
+        return Some("a mirror pod may not use ServiceAccountToken volume projections");
+    }
+    // What else it refers to is looked at as if it were no mirror pod.
+    let mut plain = pod.clone();
+    super::object_in(entry(&mut plain, "metadata"), "annotations").clear();
+    let references = serde_json::from_value(plain).map(|pod| node::references(&pod)).unwrap_or_default();
+    (!references.secrets.is_empty()).then_some("a mirror pod may not reference secrets")
 }
 
 fn should_automount(account: &Value, pod: &Value) -> bool {
@@ -240,5 +295,45 @@ mod tests {
         assert!(pod["spec"].get("serviceAccountName").is_none());
         pod["spec"]["serviceAccountName"] = json!("default");
         assert!(create(&plugin(account("default")), "/pods", "a", &mut pod).await.is_err());
+    }
+    #[tokio::test]
+    async fn an_account_may_keep_its_pods_to_its_secrets() {
+        let mut account = account("robot");
+        account["metadata"]["annotations"] = json!({ENFORCE_SECRETS: "true"});
+        account["secrets"] = json!([{"name": "mine"}]);
+        account["imagePullSecrets"] = json!([{"name": "pull"}]);
+        let env = |secret: &str| json!([{"name": "c", "env": [{"name": "E", "valueFrom": {"secretKeyRef": {"name": secret}}}]}]);
+        for (field, value, why) in [
+            ("volumes", json!([{"name": "v", "secret": {"secretName": "mine"}}]), None),
+            (
+                "volumes",
+                json!([{"name": "v", "secret": {"secretName": "other"}}]),
+                Some(
+                    "volume with secret.secretName=\"other\" is not allowed because service account robot does not reference that secret",
+                ),
+            ),
+            ("containers", env("mine"), None),
+            (
+                "containers",
+                env("other"),
+                Some(
+                    "container c with envVar E referencing secret.secretName=\"other\" is not allowed because service account robot does not reference that secret",
+                ),
+            ),
+            (
+                "imagePullSecrets",
+                json!([{"name": "other"}]),
+                Some(
+                    "imagePullSecrets[0].name=\"other\" is not allowed because service account robot does not reference that imagePullSecret",
+                ),
+            ),
+        ] {
+            let mut pod = pod();
+            pod["spec"]["serviceAccountName"] = json!("robot");
+            pod["spec"][field] = value;
+            let refused = create(&plugin(account.clone()), "/pods", "a", &mut pod).await.err();
+            let why = why.map(|why| format!("pods \"p\" is forbidden: {why}"));
+            assert_eq!(refused.map(|error| error.message().to_owned()), why);
+        }
     }
 }

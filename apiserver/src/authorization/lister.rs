@@ -24,6 +24,7 @@ pub const PERSISTENT_VOLUMES: ResourceId = ("", "v1", "persistentvolumes");
 pub const PERSISTENT_VOLUME_CLAIMS: ResourceId = ("", "v1", "persistentvolumeclaims");
 pub const PODS: ResourceId = ("", "v1", "pods");
 pub const PRIORITY_CLASSES: ResourceId = ("scheduling.k8s.io", "v1", "priorityclasses");
+pub const RESOURCE_QUOTAS: ResourceId = ("", "v1", "resourcequotas");
 pub const RUNTIME_CLASSES: ResourceId = ("node.k8s.io", "v1", "runtimeclasses");
 pub const SECRETS: ResourceId = ("", "v1", "secrets");
 pub const SERVICE_ACCOUNTS: ResourceId = ("", "v1", "serviceaccounts");

@@ -41,9 +41,6 @@ pub struct Attributes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allow,
-    /// Refused for good; no later authorizer is asked. None of today's says so; webhooks do.
-    #[allow(dead_code)]
-    Deny(String),
     NoOpinion(String),
 }
 

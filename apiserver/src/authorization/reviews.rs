@@ -55,17 +55,27 @@ impl Review {
     fn answer(&self, authorizer: &Authorizer, asker: &Attributes, body: Value) -> Result<Value, StatusError> {
         match self {
             Self::Subject => {
+                let metadata = nothing_but(&body, &[], "must be empty");
                 let mut review: SubjectAccessReview = decode(body)?;
-                validate(&review.spec, "SubjectAccessReview")?;
+                refuse_if("SubjectAccessReview", [metadata, about(&review.spec)].concat())?;
                 review.status = Some(decide(authorizer, &subject_attributes(&review.spec)));
                 encode(&review, "SubjectAccessReview")
             }
             Self::LocalSubject => {
+                let metadata = nothing_but(&body, &["namespace"], "must be empty except for namespace");
                 let mut review: LocalSubjectAccessReview = decode(body)?;
-                validate(&review.spec, "LocalSubjectAccessReview")?;
+                let mut errors = [metadata, about(&review.spec)].concat();
+                if let Some(path) = &review.spec.non_resource_attributes {
+                    let path = serde_json::to_value(path).unwrap_or_default();
+                    errors.push(FieldError::invalid(
+                        "spec.nonResourceAttributes",
+                        path,
+                        "disallowed on this kind of request",
+                    ));
+                }
+                refuse_if("LocalSubjectAccessReview", errors)?;
                 let namespace = review.spec.resource_attributes.as_ref().and_then(|r| r.namespace.clone());
-                let namespace = namespace.unwrap_or_default();
-                if namespace != asker.namespace {
+                if namespace.unwrap_or_default() != asker.namespace {
                     return Err(StatusError::bad_request(format!(
                         "spec.resourceAttributes.namespace must match namespace: {}",
                         asker.namespace
@@ -75,10 +85,12 @@ impl Review {
                 encode(&review, "LocalSubjectAccessReview")
             }
             Self::SelfSubject => {
+                let metadata = nothing_but(&body, &[], "must be empty");
                 let mut review: SelfSubjectAccessReview = decode(body)?;
                 let resource = review.spec.resource_attributes.as_ref();
                 let path = review.spec.non_resource_attributes.as_ref();
-                exactly_one(resource, path, "SelfSubjectAccessReview")?;
+                let one = exactly_one(resource, path).into_iter().collect();
+                refuse_if("SelfSubjectAccessReview", [metadata, one].concat())?;
                 review.status = Some(decide(authorizer, &attributes(asker.user.clone(), resource, path)));
                 encode(&review, "SelfSubjectAccessReview")
             }
@@ -108,37 +120,46 @@ fn encode<K: Serialize>(review: &K, kind: &str) -> Result<Value, StatusError> {
     Ok(value)
 }
 
-/// As `ValidateSubjectAccessReviewSpec`.
-fn validate(spec: &SubjectAccessReviewSpec, kind: &str) -> Result<(), StatusError> {
-    exactly_one(spec.resource_attributes.as_ref(), spec.non_resource_attributes.as_ref(), kind)?;
-    let nobody =
-        spec.user.as_deref().unwrap_or_default().is_empty() && spec.groups.as_deref().unwrap_or_default().is_empty();
-    if nobody {
-        let error = FieldError::invalid("spec.user", "", "at least one of user or group must be specified");
-        return Err(StatusError::invalid(GROUP, kind, "", &[error]));
-    }
-    Ok(())
+/// A review is stored nowhere, so its metadata says nothing.
+fn nothing_but(body: &Value, allowed: &[&str], why: &str) -> Vec<FieldError> {
+    let metadata = body.get("metadata").and_then(Value::as_object);
+    let blank = |value: &Value| value.is_null() || value == "";
+    let mut said = metadata.into_iter().flatten().filter(|(key, value)| {
+        !blank(value)
+            && !allowed.contains(&key.as_str())
+            && !["managedFields", "creationTimestamp"].contains(&key.as_str())
+    });
+    said.next().map(|_| FieldError::invalid("metadata", body["metadata"].clone(), why)).into_iter().collect()
 }
 
-fn exactly_one(
-    resource: Option<&ResourceAttributes>,
-    path: Option<&NonResourceAttributes>,
-    kind: &str,
-) -> Result<(), StatusError> {
-    let error = match (resource, path) {
-        (Some(_), Some(_)) => FieldError::invalid(
+fn refuse_if(kind: &str, errors: Vec<FieldError>) -> Result<(), StatusError> {
+    if errors.is_empty() { Ok(()) } else { Err(StatusError::invalid(GROUP, kind, "", &errors)) }
+}
+
+/// As `ValidateSubjectAccessReviewSpec`.
+fn about(spec: &SubjectAccessReviewSpec) -> Vec<FieldError> {
+    let mut errors: Vec<FieldError> =
+        exactly_one(spec.resource_attributes.as_ref(), spec.non_resource_attributes.as_ref()).into_iter().collect();
+    if spec.user.as_deref().unwrap_or_default().is_empty() && spec.groups.as_deref().unwrap_or_default().is_empty() {
+        errors.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));
+    }
+    errors
+}
+
+fn exactly_one(resource: Option<&ResourceAttributes>, path: Option<&NonResourceAttributes>) -> Option<FieldError> {
+    match (resource, path) {
+        (Some(_), Some(_)) => Some(FieldError::invalid(
             "spec.nonResourceAttributes",
             serde_json::to_value(path).unwrap_or_default(),
             "cannot be specified in combination with resourceAttributes",
-        ),
-        (None, None) => FieldError::invalid(
+        )),
+        (None, None) => Some(FieldError::invalid(
             "spec.resourceAttributes",
             Value::Null,
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        ),
-        _ => return Ok(()),
-    };
-    Err(StatusError::invalid(GROUP, kind, "", &[error]))
+        )),
+        _ => None,
+    }
 }
 
 fn subject_attributes(spec: &SubjectAccessReviewSpec) -> Attributes {
@@ -204,9 +225,6 @@ fn decide(authorizer: &Authorizer, attributes: &Attributes) -> SubjectAccessRevi
     let given = |reason: String| (!reason.is_empty()).then_some(reason);
     match decision {
         Decision::Allow => SubjectAccessReviewStatus { allowed: true, reason: given(reason), ..Default::default() },
-        Decision::Deny(why) => {
-            SubjectAccessReviewStatus { denied: Some(true), reason: given(why), ..Default::default() }
-        }
         Decision::NoOpinion(why) => SubjectAccessReviewStatus { reason: given(why), ..Default::default() },
     }
 }
@@ -289,6 +307,9 @@ mod tests {
         assert_eq!(answer(Review::SelfSubject, asker("bob", ""), &mine), Ok(false));
         assert_eq!(answer(Review::Subject, asker("bob", ""), &mine).unwrap_err().code(), 422);
         assert_eq!(answer(Review::SelfSubject, asker("bob", ""), &json!({})).unwrap_err().code(), 422);
+        let named = json!({"metadata": {"name": "x", "creationTimestamp": null}, "spec": mine});
+        let refused = Review::SelfSubject.answer(&authorizer(), &asker("ann", ""), named).unwrap_err();
+        assert!(refused.message().contains("metadata: Invalid value") && refused.message().ends_with("must be empty"));
     }
 
     #[test]

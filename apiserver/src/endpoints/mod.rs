@@ -49,6 +49,11 @@ pub struct Answer {
 /// a `get` and an `update`).
 pub trait Endpoint: Send + Sync + 'static {
     fn call<'a>(&'a self, call: Call<'a>) -> BoxFuture<'a, Result<Answer, StatusError>>;
+
+    /// Versions of its kind, of the same shape, that bodies may be written in beside its own.
+    fn also_speaks(&self) -> &'static [&'static str] {
+        &[]
+    }
 }
 
 /// How a request ended well; rendered as the client wants it.

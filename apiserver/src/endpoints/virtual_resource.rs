@@ -34,7 +34,11 @@ pub async fn call(
     field_validation: FieldValidation,
     dry_run: bool,
 ) -> Result<Outcome, StatusError> {
-    let spoken = spoken(info).ok_or_else(StatusError::no_such_resource)?;
+    let mut spoken = spoken(info).ok_or_else(StatusError::no_such_resource)?;
+    let names = |version: &&str| body.windows(version.len()).any(|window| window == version.as_bytes());
+    if let Some(version) = endpoint.also_speaks().iter().copied().find(names) {
+        spoken.api_version = version.to_owned();
+    }
     let resource = context.registry.get(&info.group, &info.version, &info.resource);
     let mut warnings = Vec::new();
     let mut info = std::borrow::Cow::Borrowed(info);

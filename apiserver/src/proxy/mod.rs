@@ -1,6 +1,8 @@
 //! Requests that go on to someone else: a kubelet's log, exec, attach and port-forward; nodes, pods and services by proxy.
-//! Upgrades (SPDY/3.1 and WebSocket) are passed on as they are: the backend speaks the protocol, bytes are copied both ways.
+//! Upgrades (SPDY/3.1 and WebSocket) are passed on as they are: the backend speaks the protocol, bytes are copied both ways. Only
+//! where a kubelet does not know the client's WebSocket protocol is it translated to SPDY.
 
+mod rewrite;
 mod target;
 mod transport;
 
@@ -12,19 +14,27 @@ use crate::server::body::Body;
 use crate::server::request_info::RequestInfo;
 use apimachinery::status::StatusError;
 use bytes::Bytes;
+use component_base::streams::{self, TUNNEL, V5, Wanted};
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use futures::StreamExt as _;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, BodyStream, Limited, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rand::RngExt as _;
+use rewrite::Seen;
 use serde_json::Value;
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use target::{Address, Named};
 use transport::{Credentials, TransportError};
 
 /// How much of a backend's complaint is passed on.
 const COMPLAINT_BYTES_MAX: usize = 50_000;
+/// Pages whose links are led back are no greater.
+const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Of no concern to a backend: they end with a connection.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -132,9 +142,7 @@ impl Proxy {
             // A WebSocket cannot be asked for by anything but GET: reading alone must not suffice.
             let mut attributes = info.attributes(user.clone());
             attributes.verb = "create".to_owned();
-            if let Decision::Deny(reason) | Decision::NoOpinion(reason) =
-                context.authorizer.authorize(&attributes).await
-            {
+            if let Decision::NoOpinion(reason) = context.authorizer.authorize(&attributes).await {
                 return Err(forbidden(&attributes, &reason));
             }
         }
@@ -165,10 +173,10 @@ impl Proxy {
             return Err(StatusError::bad_request("Upgrade request required"));
         }
         let kubelet = self.kubelet(context, node).await?;
-        self.forward(&kubelet, Some(&self.kubelets), &path, request).await.map_err(|error| {
+        self.join(&kubelet, Some(&self.kubelets), &path, request, true).await.map_err(|error| {
             tracing::warn!(node, %error, "cannot reach a kubelet");
             StatusError::internal(format!("error dialing backend: {error}"))
-        })
+        })?
     }
 
     /// `nodes/proxy`, `pods/proxy`, `services/proxy`.
@@ -179,9 +187,15 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, StatusError> {
         let namespaced = info.resource != "nodes";
-        let Some(rest) = target::rest(request.uri().path(), namespaced) else {
-            return redirect_below(&request);
+        let full = request.uri().path().to_owned();
+        let rest = match target::rest(&full, namespaced) {
+            Some(rest) => rest,
+            None if matches!(*request.method(), Method::GET | Method::HEAD) && !wants_upgrade(request.headers()) => {
+                return redirect_below(&request);
+            }
+            None => "/",
         };
+        let below = full.strip_suffix(rest).unwrap_or(&full).to_owned();
         let path = match request.uri().query() {
             Some(query) => format!("{rest}?{query}"),
             None => rest.to_owned(),
@@ -216,9 +230,22 @@ impl Proxy {
                 (target::endpoint(&service, &slices, &named, pick)?, named.https.then_some(&any))
             }
         };
-        self.forward(&address, tls, &path, request)
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let asked = host.or(request.uri().authority().map(|a| a.as_str())).unwrap_or_default().to_owned();
+        let mut request = request;
+        for (name, value) in
+            [("x-forwarded-uri", full.as_str()), ("x-forwarded-host", &asked), ("x-forwarded-proto", "https")]
+        {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                request.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
+        let answer = self
+            .forward(&address, tls, &path, request)
             .await
-            .map_err(|error| StatusError::service_unavailable(format!("error trying to reach service: {error}")))
+            .map_err(|error| StatusError::service_unavailable(format!("error trying to reach service: {error}")))?;
+        let backend = address.authority();
+        Ok(lead_back(answer, &Seen { below: &below, hosts: [&backend, &asked] }).await)
     }
 
     async fn kubelet(&self, context: &Arc<Context>, node: &str) -> Result<Address, StatusError> {
@@ -232,40 +259,15 @@ impl Proxy {
         address: &Address,
         tls: Option<&Credentials>,
         path: &str,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Result<Response<Body>, TransportError> {
-        let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
+        if wants_upgrade(request.headers()) {
+            let joined = self.join(address, tls, path, request, false).await?;
+            return Ok(joined.unwrap_or_else(|error| crate::server::respond::status(&error)));
+        }
         let (parts, body) = request.into_parts();
-        let mut outgoing = Request::new(if upgrade.is_some() { Body::Empty } else { stream_body(body) });
-        *outgoing.method_mut() = parts.method;
-        *outgoing.uri_mut() = path.parse().unwrap_or_default();
-        *outgoing.headers_mut() = self.headers(&parts.headers, upgrade.is_some());
-        if let Ok(host) = HeaderValue::from_str(&address.authority()) {
-            outgoing.headers_mut().insert(header::HOST, host);
-        }
-        let mut answer = transport::send(address, tls, outgoing).await?;
-        if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) = (answer.status(), upgrade) {
-            let backend = hyper::upgrade::on(&mut answer);
-            // Ends when either side does; nobody else owns the two connections.
-            tokio::spawn(async move {
-                let (client, backend) = match tokio::join!(client, backend) {
-                    (Ok(client), Ok(backend)) => (client, backend),
-                    (Err(error), _) | (_, Err(error)) => {
-                        tracing::debug!(%error, "an upgrade was not carried out");
-                        return;
-                    }
-                };
-                let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-                if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
-                    tracing::debug!(%error, "an upgraded connection ended");
-                }
-            });
-            let mut response = Response::new(Body::Empty);
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            *response.headers_mut() = answer.headers().clone();
-            return Ok(response);
-        }
-        let (mut parts, body) = answer.into_parts();
+        let outgoing = self.outgoing(address, path, &parts.method, &parts.headers, stream_body(body));
+        let (mut parts, body) = transport::send(address, tls, outgoing).await?.into_parts();
         for name in HOP_BY_HOP {
             parts.headers.remove(name);
         }
@@ -273,6 +275,97 @@ impl Proxy {
         *response.status_mut() = parts.status;
         *response.headers_mut() = parts.headers;
         Ok(response)
+    }
+
+    fn outgoing(
+        &self,
+        address: &Address,
+        path: &str,
+        method: &Method,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Request<Body> {
+        let upgrade = matches!(body, Body::Empty) && wants_upgrade(headers);
+        let mut outgoing = Request::new(body);
+        *outgoing.method_mut() = method.clone();
+        *outgoing.uri_mut() = path.parse().unwrap_or_default();
+        *outgoing.headers_mut() = self.headers(headers, upgrade);
+        if let Ok(host) = HeaderValue::from_str(&address.authority()) {
+            outgoing.headers_mut().insert(header::HOST, host);
+        }
+        outgoing
+    }
+
+    /// Joins the client's connection with the backend's, once that upgrades. A backend of commands (a kubelet) that
+    /// does not speak the client's WebSocket protocol is spoken to in SPDY, and what it says is translated.
+    async fn join(
+        &self,
+        address: &Address,
+        tls: Option<&Credentials>,
+        path: &str,
+        mut request: Request<Incoming>,
+        commands: bool,
+    ) -> Result<Result<Response<Body>, StatusError>, TransportError> {
+        let outgoing = self.outgoing(address, path, request.method(), request.headers(), Body::Empty);
+        let mut answer = transport::send(address, tls, outgoing).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let otherwise = commands && answer.status().is_client_error();
+            if let Some(protocol) = streams::chosen(request.headers(), &[V5, TUNNEL]).filter(|_| otherwise) {
+                return self.translate(address, tls, path, request, protocol).await;
+            }
+            let (parts, body) = answer.into_parts();
+            return Ok(Ok(Response::from_parts(parts, stream_body(body))));
+        }
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = answer.headers().clone();
+        let (client, backend) = (hyper::upgrade::on(&mut request), hyper::upgrade::on(&mut answer));
+        // Ends when either side does; nobody else owns the two connections.
+        tokio::spawn(async move {
+            let (client, backend) = match tokio::join!(client, backend) {
+                (Ok(client), Ok(backend)) => (client, backend),
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::debug!(%error, "an upgrade was not carried out");
+                    return;
+                }
+            };
+            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
+                tracing::debug!(%error, "an upgraded connection ended");
+            }
+        });
+        Ok(Ok(response))
+    }
+
+    /// A WebSocket client's streams, carried to a kubelet that knows SPDY only.
+    async fn translate(
+        &self,
+        address: &Address,
+        tls: Option<&Credentials>,
+        path: &str,
+        request: Request<Incoming>,
+        protocol: &'static str,
+    ) -> Result<Result<Response<Body>, StatusError>, TransportError> {
+        let inner = if protocol == TUNNEL { streams::PORT_FORWARD } else { streams::COMMAND };
+        let mut outgoing = self.outgoing(address, path, &Method::POST, &HeaderMap::new(), Body::Empty);
+        outgoing.headers_mut().extend(streams::spdy_headers(inner));
+        let answer = transport::send(address, tls, outgoing).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let (parts, body) = answer.into_parts();
+            return Ok(Ok(Response::from_parts(parts, stream_body(body))));
+        }
+        let backend = hyper::upgrade::on(answer).await?;
+        let accepted = if protocol == TUNNEL {
+            streams::accept(request, protocol, move |client| streams::unwrap_tunnel(client, backend))
+        } else {
+            match Wanted::parse(path.split_once('?').map_or("", |(_, query)| query)) {
+                Ok(wanted) => {
+                    streams::accept(request, protocol, move |client| streams::translate(client, backend, wanted))
+                }
+                Err(why) => Err(StatusError::bad_request(why)),
+            }
+        };
+        Ok(accepted.map(|response| response.map(|()| Body::Empty)))
     }
 
     /// What a backend is told: nothing of the client's credentials, nor of this connection but an upgrade.
@@ -334,6 +427,56 @@ fn slices_of(context: &Arc<Context>, namespace: &str, service: &str) -> Vec<Valu
 
 fn stream_body(body: Incoming) -> Body {
     Body::boxed(body.map_err(|error| -> crate::server::body::BoxError { Box::new(error) }))
+}
+
+/// Leads redirects and the links of pages back below the proxied path.
+async fn lead_back(mut answer: Response<Body>, seen: &Seen<'_>) -> Response<Body> {
+    let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    if let Some(value) = location.and_then(|link| seen.link(link)).and_then(|link| HeaderValue::from_str(&link).ok()) {
+        answer.headers_mut().insert(header::LOCATION, value);
+    }
+    let text =
+        |name| answer.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
+    let kind = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let gzip = text(header::CONTENT_ENCODING) == "gzip";
+    if kind != "text/html" || !(gzip || text(header::CONTENT_ENCODING).is_empty()) {
+        return answer;
+    }
+    let (mut parts, mut body) = answer.into_parts();
+    let mut page = Vec::new();
+    // A page that is greater is passed on as it is: nobody waits for the whole of it.
+    while page.len() <= PAGE_BYTES_MAX {
+        match body.frame().await {
+            Some(Ok(frame)) => page.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a proxied page broke off");
+                break;
+            }
+            None => {
+                page = rewritten(&page, gzip, seen).unwrap_or(page);
+                parts.headers.remove(header::CONTENT_LENGTH);
+                return Response::from_parts(parts, page.into());
+            }
+        }
+    }
+    let read = futures::stream::once(std::future::ready(Ok(Frame::data(Bytes::from(page)))));
+    let whole = StreamBody::new(read.chain(BodyStream::new(body)));
+    Response::from_parts(parts, Body::boxed(whole))
+}
+
+fn rewritten(page: &[u8], gzip: bool, seen: &Seen<'_>) -> std::io::Result<Vec<u8>> {
+    if !gzip {
+        return Ok(seen.page(page));
+    }
+    let mut plain = Vec::new();
+    let limit = PAGE_BYTES_MAX as u64 * 8;
+    GzDecoder::new(page).take(limit + 1).read_to_end(&mut plain)?;
+    if plain.len() as u64 > limit {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&seen.page(&plain))?;
+    packed.finish()
 }
 
 fn plain_text(body: Body) -> Response<Body> {

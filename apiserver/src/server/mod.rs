@@ -87,7 +87,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let store = Arc::new(Store::new(etcd.clone(), &options.etcd_prefix, registry.resources()));
     let authenticator = Authenticator::new(&options, store.clone())?;
     let authorizer = Arc::new(Authorizer::new(&options, store.clone())?);
-    let admission = AdmissionChain::new(&options, store.clone(), authorizer.clone())?;
+    let admission = AdmissionChain::new(&options, &registry, store.clone(), authorizer.clone())?;
     let proxy = Proxy::new(&options)?;
     let state = State {
         etcd_answers: AtomicBool::new(false),
@@ -174,7 +174,7 @@ fn tls_config(options: &Options) -> anyhow::Result<rustls::ServerConfig> {
     let builder = rustls::ServerConfig::builder();
     let builder = match (&options.client_ca_file, &options.requestheader_client_ca_file) {
         (None, None) => builder.with_no_client_auth(),
-        _ => builder.with_client_cert_verifier(Arc::new(authentication::x509::RequestClientCertificate::default())),
+        _ => builder.with_client_cert_verifier(component_base::tls::AnyCertificate::new()),
     };
     let mut config = builder.with_cert_resolver(Arc::new(pair));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -111,7 +111,7 @@ async fn authorize(
     let attributes = info.attributes(user.clone());
     match context.authorizer.authorize(&attributes).await {
         Decision::Allow => Ok((user, attributes)),
-        Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
+        Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
     }
 }
 

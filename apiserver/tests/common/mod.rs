@@ -1,17 +1,19 @@
-//! An apiserver over an etcd of its own, for tests; both end with the test.
+//! An apiserver over an etcd of its own, for tests, with or without the controllers; all end with the test.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use base64::Engine as _;
 use http::Request;
 use serde_json::Value;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub const JSON: &str = "application/json";
 pub const MERGE: &str = "application/merge-patch+json";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+const EVENTUALLY: Duration = Duration::from_secs(60);
+pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// A process that ends with the test.
 struct Process(Child);
@@ -26,6 +28,7 @@ impl Drop for Process {
 pub struct Server {
     pub client: kube::Client,
     pub url: String,
+    controllers: Option<Process>,
     apiserver: Option<Process>,
     args: Vec<String>,
     etcd: Option<Process>,
@@ -49,6 +52,34 @@ pub fn has_etcd() -> bool {
     found
 }
 
+/// A program of this build: `target/PROFILE/NAME`, as seen from `target/PROFILE/deps/TEST`.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().join(name)
+}
+
+/// Whether there is all that a control plane is made of.
+pub fn has_controllers() -> bool {
+    let found = built("controller-manager").exists();
+    if !found {
+        assert!(std::env::var_os("CI").is_none(), "the controller-manager is not built");
+        println!("skipped: the controller-manager is not built; `./test` builds it");
+    }
+    found && has_etcd()
+}
+
+/// Waits until a check passes; it says what it sees instead.
+pub async fn eventually<T>(what: &str, check: impl AsyncFn() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + EVENTUALLY;
+    loop {
+        match check().await {
+            Ok(value) => return value,
+            Err(seen) => assert!(Instant::now() < deadline, "not in time: {what}: {seen}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn spawn(program: &Path, args: &[String], log: &Path) -> Process {
     let log = std::fs::File::create(log).unwrap();
     let mut command = Command::new(program);
@@ -63,7 +94,51 @@ impl Server {
 
     /// With more flags for the apiserver.
     pub async fn start_with(flags: &[&str]) -> Server {
+        Self::start_in(tempfile::tempdir().unwrap(), flags).await
+    }
+
+    /// With ServiceAccounts, and with all controllers, each under an account of its own.
+    pub async fn start_with_controllers() -> Server {
         let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name).display().to_string();
+        let key = file("sa.key");
+        std::fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let flags = [
+            format!("--service-account-issuer={ISSUER}"),
+            format!("--service-account-key-file={key}"),
+            format!("--service-account-signing-key-file={key}"),
+            "--enable-admission-plugins=ServiceAccount".to_owned(),
+        ];
+        let (ca, ca_key, kubeconfig) = (file("ca.crt"), file("ca.key"), file("admin.conf"));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let mut server = Self::start_in(directory, &flags).await;
+        let user = serde_json::json!({
+            "client-certificate-data": base64(&server.admin.0), "client-key-data": base64(&server.admin.1)});
+        let config = serde_json::json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": server.url, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "c", "user": user}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let args = [
+            format!("--kubeconfig={kubeconfig}"),
+            "--leader-elect=false".to_owned(),
+            "--secure-port=0".to_owned(),
+            "--use-service-account-credentials=true".to_owned(),
+            format!("--root-ca-file={ca}"),
+            format!("--service-account-private-key-file={key}"),
+            format!("--cluster-signing-cert-file={ca}"),
+            format!("--cluster-signing-key-file={ca_key}"),
+        ];
+        let log = server.directory.path().join("controller-manager.log");
+        server.controllers = Some(spawn(&built("controller-manager"), &args, &log));
+        server
+    }
+
+    /// What the controllers said, for a test that fails.
+    pub fn controllers_log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("controller-manager.log")).unwrap_or_default()
+    }
+
+    async fn start_in(directory: tempfile::TempDir, flags: &[&str]) -> Server {
         let path = |name: &str| directory.path().join(name);
         let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
         let (etcd_url, peer_url) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
@@ -83,15 +158,18 @@ impl Server {
             format!("--cert-dir={}", path("certs").display()),
             format!("--client-ca-file={}", path("ca.crt").display()),
             "--authorization-mode=RBAC".to_owned(),
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
+        if !flags.iter().any(|flag| flag.contains("ServiceAccount")) {
+            args.push("--disable-admission-plugins=ServiceAccount".to_owned());
+        }
         let admin = admin(&path("ca.crt"));
         args.extend(flags.iter().map(ToString::to_string));
-        let apiserver = spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &path("apiserver.log"));
+        let apiserver = spawn(&built("apiserver"), &args, &path("apiserver.log"));
         let url = format!("https://127.0.0.1:{port}");
         let client = client(&url, &admin);
         let (apiserver, etcd) = (Some(apiserver), Some(etcd));
-        let server = Server { client, url, apiserver, args, etcd, etcd_args, etcd_url, admin, directory };
+        let server =
+            Server { client, url, controllers: None, apiserver, args, etcd, etcd_args, etcd_url, admin, directory };
         server.ready().await;
         server
     }
@@ -103,11 +181,22 @@ impl Server {
         args.retain(|arg| !arg.starts_with("--secure-port="));
         args.push(format!("--secure-port={port}"));
         let log = directory.path().join("apiserver.log");
-        let apiserver = Some(spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &args, &log));
+        let apiserver = Some(spawn(&built("apiserver"), &args, &log));
         let url = format!("https://127.0.0.1:{port}");
         let client = client(&url, &self.admin);
         let (etcd_args, etcd_url, admin) = (Vec::new(), self.etcd_url.clone(), self.admin.clone());
-        let server = Server { client, url, apiserver, args, etcd: None, etcd_args, etcd_url, admin, directory };
+        let server = Server {
+            client,
+            url,
+            controllers: None,
+            apiserver,
+            args,
+            etcd: None,
+            etcd_args,
+            etcd_url,
+            admin,
+            directory,
+        };
         server.ready().await;
         server
     }
@@ -125,7 +214,7 @@ impl Server {
     pub async fn restart(&mut self) {
         self.apiserver = None;
         let log = self.directory.path().join("apiserver.log");
-        self.apiserver = Some(spawn(Path::new(env!("CARGO_BIN_EXE_apiserver")), &self.args, &log));
+        self.apiserver = Some(spawn(&built("apiserver"), &self.args, &log));
         self.ready().await;
     }
 
@@ -176,6 +265,46 @@ impl Server {
         self.call("GET", path, &Value::Null, "application/json").await
     }
 
+    /// A request in someone's name.
+    pub async fn call_as(
+        &self,
+        (user, groups): (&str, &[&str]),
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> Result<Value, (u16, String)> {
+        let mut request = Request::builder().method(method).uri(path).header("content-type", JSON);
+        request = request.header("impersonate-user", user);
+        for group in groups {
+            request = request.header("impersonate-group", *group);
+        }
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        self.client.request::<Value>(request.body(body).unwrap()).await.map_err(|error| match error {
+            kube::Error::Api(status) => (status.code, status.message.clone()),
+            other => (0, other.to_string()),
+        })
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value, (u16, String)> {
+        self.call("PUT", path, body, JSON).await
+    }
+
+    /// The names of a list's items.
+    pub async fn names(&self, path: &str) -> Vec<String> {
+        let list = self.get(path).await.unwrap();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        items.iter().filter_map(|item| item["metadata"]["name"].as_str().map(ToOwned::to_owned)).collect()
+    }
+
+    /// Waits until an object is gone.
+    pub async fn gone(&self, path: &str) {
+        eventually(&format!("{path} is gone"), async || match self.get(path).await {
+            Err((404, _)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
     pub async fn table(&self, path: &str) -> Value {
         let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
         let request = Request::get(path).header("accept", accept).body(Vec::new()).unwrap();
@@ -209,6 +338,7 @@ fn admin(authority: &Path) -> (String, String) {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let ca = params.self_signed(&ca_key).unwrap();
     std::fs::write(authority, ca.pem()).unwrap();
+    std::fs::write(authority.with_extension("key"), ca_key.serialize_pem()).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");

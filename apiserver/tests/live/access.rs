@@ -333,3 +333,116 @@ async fn a_terminal_is_passed_through_to_the_kubelet() {
     let status = running.take_status().unwrap().await.unwrap();
     assert_eq!(status.status.as_deref(), Some("Success"));
 }
+
+/// A kubelet that knows SPDY only: it says on stdout what it got on stdin, once that has ended.
+async fn answer_in_spdy(mut stream: TlsStream<TcpStream>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    if !head.contains("upgrade: spdy/3.1") {
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        return;
+    }
+    assert!(head.starts_with("post /exec/default/n1/c?input=1&output=1&command=cat http/1.1"), "{head}");
+    assert!(head.contains("x-stream-protocol-version: v4.channel.k8s.io"), "{head}");
+    let upgraded = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+    stream.write_all(upgraded).await.unwrap();
+    // The streams in the order in which they are opened: error, stdin, stdout.
+    let (error, stdin, stdout) = (1_u32, 3_u32, 5_u32);
+    let mut given = Vec::new();
+    loop {
+        let id = stream.read_u32().await.unwrap();
+        let rest = stream.read_u32().await.unwrap();
+        let (flags, length) = (rest >> 24, rest & 0xff_ffff);
+        let mut data = vec![0; length as usize];
+        stream.read_exact(&mut data).await.unwrap();
+        if id == stdin {
+            given.extend(data);
+            if flags & 1 == 1 {
+                break;
+            }
+        }
+    }
+    for (id, data) in [(stdout, given), (error, br#"{"status":"Success"}"#.to_vec())] {
+        stream.write_u32(id).await.unwrap();
+        stream.write_u32(1 << 24 | data.len() as u32).await.unwrap();
+        stream.write_all(&data).await.unwrap();
+    }
+    // The other side closes.
+    let _ = stream.read(&mut [0; 1024]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kubelet_without_websockets_is_spoken_to_in_spdy() {
+    let Some((server, _keys)) = start().await else { return };
+    let port = kubelet(answer_in_spdy).await;
+    node_and_pod(&server, "n1", port).await;
+    let pods: Api<Pod> = Api::namespaced(server.client.clone(), "default");
+    let parameters = AttachParams::default().stdin(true).stderr(false).container("c");
+    let mut running = pods.exec("n1", ["cat"], &parameters).await.unwrap();
+    let (mut stdin, mut stdout) = (running.stdin().unwrap(), running.stdout().unwrap());
+    stdin.write_all(b"hi\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    let mut output = String::new();
+    stdout.read_to_string(&mut output).await.unwrap();
+    assert_eq!(output, "hi\n");
+    let status = running.take_status().unwrap().await.unwrap();
+    assert_eq!(status.status.as_deref(), Some("Success"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_through_a_proxy_leads_back_below_it() {
+    let Some((server, _keys)) = start().await else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = vec![0; 4096];
+            let read = stream.read(&mut head).await.unwrap();
+            let head = String::from_utf8_lossy(&head[..read]).into_owned();
+            let target = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+            let method = head.split_whitespace().next().unwrap_or_default().to_owned();
+            let answer = match target.as_str() {
+                "/moved" => "HTTP/1.1 302 Found\r\nLocation: /elsewhere/\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                "/page" => {
+                    let page = "<a href=\"/rewriteme\">test</a>";
+                    format!(
+                        "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\r\n{page}",
+                        page.len()
+                    )
+                }
+                _ => {
+                    let said = format!("{method} {target} {}", head.contains("x-forwarded-uri: /api/v1/"));
+                    format!(
+                        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{said}",
+                        said.len()
+                    )
+                }
+            };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            _ = stream.shutdown().await;
+        }
+    });
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "x", "ports": [{"containerPort": port}]}]}});
+    server.post("/api/v1/namespaces/default/pods", &pod).await.unwrap();
+    let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1"}});
+    server.merge("/api/v1/namespaces/default/pods/p/status", &status).await.unwrap();
+    let proxied = "/api/v1/namespaces/default/pods/p/proxy";
+    let send = async |method: &str, path: String| {
+        let request = Request::builder().method(method).uri(path).body(kube::client::Body::empty()).unwrap();
+        let answer = server.client.send(request).await.unwrap();
+        let location = answer.headers().get("location").map(|l| l.to_str().unwrap().to_owned());
+        let (code, body) = (answer.status().as_u16(), answer.into_body().collect_bytes().await.unwrap());
+        (code, location, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let page = send("GET", format!("{proxied}/page")).await;
+    assert_eq!(page, (200, None, format!("<a href=\"{proxied}/rewriteme\">test</a>")));
+    assert_eq!(send("GET", format!("{proxied}/moved")).await.1, Some(format!("{proxied}/elsewhere/")));
+    assert_eq!(send("GET", format!("{proxied}?a=b")).await.1, Some(format!("{proxied}/?a=b")));
+    for method in ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"] {
+        assert_eq!(send(method, format!("{proxied}/x?y=z")).await.2, format!("{method} /x?y=z true"), "{method}");
+    }
+    assert_eq!(send("POST", proxied.to_owned()).await.2, "POST / true");
+}

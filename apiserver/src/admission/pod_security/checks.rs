@@ -1,5 +1,6 @@
 //! The Pod Security Standards: what `baseline` and `restricted` ask of a pod. Pure; the words are those of
 //! `pod-security-admission/policy`.
+use apimachinery::pod::SAFE_SYSCTLS;
 use serde_json::Value;
 
 use crate::admission::{list, text};
@@ -20,30 +21,43 @@ pub enum Level {
 
 type Check = fn(&Pod<'_>) -> Option<Violation>;
 
-/// In the order in which violations are named. Those marked are replaced by a stricter one in `restricted`.
-const BASELINE: [(Check, bool); 12] = [
-    (app_armor, false),
-    (capabilities_baseline, true),
-    (host_namespaces, false),
-    (host_path_volumes, true),
-    (host_ports, false),
-    (host_probes, false),
-    (privileged, false),
-    (proc_mount, true),
-    (seccomp_baseline, true),
-    (selinux_options, false),
-    (sysctls, false),
-    (windows_host_process, false),
+/// No version replaces it.
+const NEVER: u32 = u32::MAX;
+/// In the order in which violations are named, each with the minor version in which it came, and that from which `restricted`
+/// has a stricter one in its place.
+const BASELINE: [(Check, u32, u32); 12] = [
+    (app_armor, 0, NEVER),
+    (capabilities_baseline, 0, 22),
+    (host_namespaces, 0, NEVER),
+    (host_path_volumes, 0, 0),
+    (host_ports, 0, NEVER),
+    (host_probes, 34, NEVER),
+    (privileged, 0, NEVER),
+    (proc_mount, 0, 35),
+    (seccomp_baseline, 19, 19),
+    (selinux_options, 0, NEVER),
+    (sysctls, 0, NEVER),
+    (windows_host_process, 0, NEVER),
 ];
 
-const RESTRICTED: [Check; 7] = [
-    allow_privilege_escalation,
-    capabilities_restricted,
-    proc_mount_restricted,
-    restricted_volumes,
-    run_as_non_root,
-    run_as_user,
-    seccomp_restricted,
+const RESTRICTED: [(Check, u32); 7] = [
+    (allow_privilege_escalation, 8),
+    (capabilities_restricted, 22),
+    (proc_mount_restricted, 35),
+    (restricted_volumes, 0),
+    (run_as_non_root, 0),
+    (run_as_user, 23),
+    (seccomp_restricted, 19),
+];
+/// Sysctls that became safe later, with the minor version; the others always were.
+const LATER_SYSCTLS: [(&str, u32); 7] = [
+    ("net.ipv4.ip_local_reserved_ports", 27),
+    ("net.ipv4.tcp_fin_timeout", 29),
+    ("net.ipv4.tcp_keepalive_intvl", 29),
+    ("net.ipv4.tcp_keepalive_probes", 29),
+    ("net.ipv4.tcp_keepalive_time", 29),
+    ("net.ipv4.tcp_rmem", 32),
+    ("net.ipv4.tcp_wmem", 32),
 ];
 
 const CAPABILITIES: [&str; 13] = [
@@ -61,20 +75,6 @@ const CAPABILITIES: [&str; 13] = [
     "SETUID",
     "SYS_CHROOT",
 ];
-const SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
 const SELINUX_TYPES: [&str; 5] = ["", "container_engine_t", "container_init_t", "container_kvm_t", "container_t"];
 const VOLUMES: [&str; 8] =
     ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
@@ -85,19 +85,26 @@ struct Pod<'p> {
     metadata: &'p Value,
     spec: &'p Value,
     containers: Vec<&'p Value>,
+    /// The minor version of the standards; the newest is `u32::MAX`.
+    minor: u32,
 }
 
-/// Everything that a pod (or template) does wrong at a level.
-pub fn violations(level: Level, metadata: &Value, spec: &Value) -> Vec<Violation> {
+/// Everything that a pod (or template) does wrong at a level, by the standards of a minor version.
+pub fn violations(level: Level, minor: u32, metadata: &Value, spec: &Value) -> Vec<Violation> {
     let containers = ["/initContainers", "/containers", "/ephemeralContainers"];
     let containers = containers.into_iter().flat_map(|member| list(spec, member)).collect();
-    let pod = Pod { metadata, spec, containers };
+    let pod = Pod { metadata, spec, containers, minor };
     let restricted = level == Level::Restricted;
-    let baseline = BASELINE.iter().filter(|(_, replaced)| !(restricted && *replaced)).map(|(check, _)| check);
-    match level {
-        Level::Baseline => baseline.filter_map(|check| check(&pod)).collect(),
-        Level::Restricted => baseline.chain(RESTRICTED.iter()).filter_map(|check| check(&pod)).collect(),
-    }
+    let replaced = |until: u32| restricted && until <= minor && until != NEVER;
+    let baseline = BASELINE.iter().filter(|(_, since, until)| *since <= minor && !replaced(*until));
+    let more = RESTRICTED.iter().filter(|(_, since)| restricted && *since <= minor);
+    let checks = baseline.map(|(check, ..)| check).chain(more.map(|(check, _)| check));
+    checks.filter_map(|check| check(&pod)).collect()
+}
+
+/// `reason, reason`.
+pub fn reasons(violations: &[Violation]) -> String {
+    violations.iter().map(|violation| violation.reason).collect::<Vec<_>>().join(", ")
 }
 
 /// `reason (detail), reason (detail)`.
@@ -119,11 +126,11 @@ impl Pod<'_> {
     }
 
     fn is_windows(&self) -> bool {
-        text(self.spec, "/os/name") == "windows"
+        self.minor >= 25 && text(self.spec, "/os/name") == "windows"
     }
 
     fn has_own_users(&self) -> bool {
-        self.spec["hostUsers"] == false
+        self.minor >= 35 && self.spec["hostUsers"] == false
     }
 }
 
@@ -408,17 +415,16 @@ fn seccomp_restricted(pod: &Pod<'_>) -> Option<Violation> {
 fn selinux_options(pod: &Pod<'_>) -> Option<Violation> {
     const OPTIONS: &str = "/securityContext/seLinuxOptions";
     let part = |value: &Value, name: &str| text(value, &format!("{OPTIONS}/{name}")).to_owned();
+    let allowed = |kind: &str| SELINUX_TYPES.contains(&kind) && (kind != "container_engine_t" || pod.minor >= 31);
     let bad_one = |value: &Value| {
-        !SELINUX_TYPES.contains(&part(value, "type").as_str())
-            || !part(value, "user").is_empty()
-            || !part(value, "role").is_empty()
+        !allowed(&part(value, "type")) || !part(value, "user").is_empty() || !part(value, "role").is_empty()
     };
     let (pod_bad, bad) = (bad_one(pod.spec), pod.failing(bad_one));
     if !pod_bad && bad.is_empty() {
         return None;
     }
     let all = || pod.containers.iter().copied().chain([pod.spec]);
-    let types = distinct(all().map(|v| part(v, "type")).filter(|t| !SELINUX_TYPES.contains(&t.as_str())).collect());
+    let types = distinct(all().map(|v| part(v, "type")).filter(|t| !allowed(t)).collect());
     let mut what = Vec::new();
     if !types.is_empty() {
         what.push(format!("{} {}", if types.len() == 1 { "type" } else { "types" }, quoted(&types)));
@@ -436,7 +442,9 @@ fn selinux_options(pod: &Pod<'_>) -> Option<Violation> {
 
 fn sysctls(pod: &Pod<'_>) -> Option<Violation> {
     let names = list(pod.spec, "/securityContext/sysctls").iter().map(|sysctl| text(sysctl, "/name"));
-    let bad: Vec<String> = names.filter(|name| !SYSCTLS.contains(name)).map(ToOwned::to_owned).collect();
+    let later = |name: &str| LATER_SYSCTLS.iter().any(|(later, since)| *later == name && pod.minor < *since);
+    let safe = |name: &str| SAFE_SYSCTLS.contains(&name) && !later(name);
+    let bad: Vec<String> = names.filter(|name| !safe(name)).map(ToOwned::to_owned).collect();
     if bad.is_empty() { None } else { violation("forbidden sysctls", bad.join(", ")) }
 }
 
@@ -472,7 +480,7 @@ mod tests {
                     let path = entry.unwrap().path();
                     let pod =
                         apimachinery::yaml::documents(&std::fs::read_to_string(&path).unwrap()).unwrap().remove(0);
-                    let found = violations(level, &pod["metadata"], &pod["spec"]);
+                    let found = violations(level, u32::MAX, &pod["metadata"], &pod["spec"]);
                     assert_eq!(found.is_empty(), passes, "{} {found:?}", path.display());
                 }
             }
@@ -483,11 +491,11 @@ mod tests {
     fn violations_are_worded_as_kubernetes_words_them() {
         let spec = json!({"hostNetwork": true, "containers": [{"name": "a", "securityContext": {"privileged": true}}, {"name": "b"}]});
         assert_eq!(
-            describe(&violations(Level::Baseline, &json!({}), &spec)),
+            describe(&violations(Level::Baseline, u32::MAX, &json!({}), &spec)),
             r#"host namespaces (hostNetwork=true), privileged (container "a" must not set securityContext.privileged=true)"#
         );
         assert_eq!(
-            describe(&violations(Level::Restricted, &json!({}), &json!({"containers": [{"name": "a"}]}))),
+            describe(&violations(Level::Restricted, u32::MAX, &json!({}), &json!({"containers": [{"name": "a"}]}))),
             concat!(
                 r#"allowPrivilegeEscalation != false (container "a" must set securityContext.allowPrivilegeEscalation=false), "#,
                 r#"unrestricted capabilities (container "a" must set securityContext.capabilities.drop=["ALL"]), "#,
@@ -495,5 +503,19 @@ mod tests {
                 r#"seccompProfile (pod or container "a" must set securityContext.seccompProfile.type to "RuntimeDefault" or "Localhost")"#
             )
         );
+    }
+    #[test]
+    fn older_standards_ask_less() {
+        let spec = json!({"securityContext": {"runAsUser": 0, "runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"},
+            "sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1"}]},
+            "containers": [{"name": "a", "securityContext": {"allowPrivilegeEscalation": false}}]});
+        for (minor, expected) in [
+            (7, "forbidden sysctls"),
+            (22, "forbidden sysctls, unrestricted capabilities"),
+            (31, "forbidden sysctls, unrestricted capabilities, runAsUser=0"),
+            (u32::MAX, "unrestricted capabilities, runAsUser=0"),
+        ] {
+            assert_eq!(reasons(&violations(Level::Restricted, minor, &json!({}), &spec)), expected, "v1.{minor}");
+        }
     }
 }

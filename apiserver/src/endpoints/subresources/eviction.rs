@@ -1,7 +1,7 @@
 //! `pods/eviction`: deletes a pod if its disruption budget allows that now.
 
 use super::{OnObject, success};
-use crate::endpoints::{Answer, Call, Endpoint, delete, metadata, update};
+use crate::endpoints::{Answer, Call, Endpoint, delete, metadata};
 use crate::registry::core::pod::condition;
 use crate::registry::object::{child, int, list, map, set, text};
 use crate::registry::workload;
@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 /// A budget that has noted so many pods and not seen them go is behind. As `MaxDisruptedPodSize`.
 const DISRUPTED_PODS_MAX: usize = 2000;
+/// Attempts to delete a pod that changes meanwhile.
+const ATTEMPTS: usize = 20;
 const VIOLATES: &str = "Cannot evict pod as it would violate the pod's disruption budget.";
 
 pub(super) struct Eviction;
@@ -26,15 +28,27 @@ impl Endpoint for Eviction {
             Ok(Answer::created(success(201)))
         })
     }
+
+    fn also_speaks(&self) -> &'static [&'static str] {
+        &["policy/v1beta1"]
+    }
+}
+
+/// What the pod must still be when it is deleted.
+enum Guard {
+    None,
+    /// As it was judged: not running. If it changed, it is judged anew.
+    Pending,
+    /// As it was judged, by this budget: unready. If it changed, the client is to come again.
+    Unready(String),
 }
 
 async fn evict(call: &Call<'_>) -> Result<(), StatusError> {
     let name = call.info.name.as_str();
-    let given = metadata::text(&call.body, "name");
-    if !given.is_empty() && given != name {
+    if metadata::text(&call.body, "name") != name {
         return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
     }
-    let mut options: DeleteOptions = match call.body.get("deleteOptions") {
+    let options: DeleteOptions = match call.body.get("deleteOptions") {
         Some(options) => {
             serde_json::from_value(options.clone()).map_err(|e| StatusError::bad_request(e.to_string()))?
         }
@@ -42,38 +56,69 @@ async fn evict(call: &Call<'_>) -> Result<(), StatusError> {
     };
     let mut pods = OnObject::new(call, "", "v1", "pods", name)?;
     pods.dry_run |= options.dry_run.as_ref().is_some_and(|all| !all.is_empty());
-    let request = pods.request();
-    let current = update::newest(&request).await?.ok_or_else(|| request.not_found())?;
-    let pod = pods.resource.value(&current);
-
-    if needs_budget(&pod) {
-        let budgets = OnObject::new(call, "policy", "v1", "poddisruptionbudgets", "")?;
-        let matching = matching_budgets(call, &budgets, &pod)?;
-        match matching.as_slice() {
-            [] => {}
-            [budget] => {
-                if disrupts(budget, &pod) {
-                    take(call, &budgets, budget, &pod, pods.dry_run).await?;
-                } else {
-                    // What is judged is this pod, as it is now: unready.
-                    let version = metadata::text(&pod, "resourceVersion").to_owned();
-                    let preconditions = options.preconditions.get_or_insert_with(Preconditions::default);
-                    preconditions.resource_version.get_or_insert(version);
-                }
-            }
-            _ => {
-                return Err(StatusError::new(
-                    500,
-                    "InternalError",
-                    "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-                ));
-            }
-        }
-        if !pods.dry_run {
-            mark(call, &pods, name).await?;
-        }
+    let versioned = options.preconditions.as_ref().is_some_and(|p| p.resource_version.is_some());
+    let mut attempts = 0;
+    loop {
+        let pod = call.context.store.get(&pods.resource, &call.info.namespace, name).await?;
+        let pod = pods.resource.value(&pod);
+        let guard = admit(call, &pods, &pod).await?;
+        let outcome = remove(&pods, &pod, options.clone(), &guard).await;
+        attempts += 1;
+        return match outcome {
+            Err(error) if error.code() == 409 && !versioned => match guard {
+                Guard::Pending if attempts < ATTEMPTS => continue,
+                Guard::Unready(budget) => Err(behind(&budget)),
+                _ => Err(error),
+            },
+            outcome => outcome,
+        };
     }
-    delete::delete(&request, &options).await.map(|_| ())
+}
+
+/// Takes the disruption from the pod's budget, if it is one.
+async fn admit(call: &Call<'_>, pods: &OnObject<'_>, pod: &Value) -> Result<Guard, StatusError> {
+    if !needs_budget(pod) {
+        let pending = text(pod, "/status/phase") == "Pending" && !metadata::is_being_deleted(pod);
+        return Ok(if pending { Guard::Pending } else { Guard::None });
+    }
+    let budgets = OnObject::new(call, "policy", "v1", "poddisruptionbudgets", "")?;
+    match matching_budgets(call, &budgets, pod)?.as_slice() {
+        [] => Ok(Guard::None),
+        [budget] if !disrupts(budget, pod) => Ok(Guard::Unready(metadata::text(budget, "name").to_owned())),
+        [budget] => {
+            take(call, &budgets, budget, pod, pods.dry_run).await?;
+            Ok(Guard::None)
+        }
+        _ => Err(StatusError::new(
+            500,
+            "",
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+        )),
+    }
+}
+
+/// Says on the pod why it goes, and deletes it. As `addConditionAndDeletePod`.
+async fn remove(
+    pods: &OnObject<'_>,
+    pod: &Value,
+    mut options: DeleteOptions,
+    guard: &Guard,
+) -> Result<(), StatusError> {
+    let asked = options.preconditions.as_ref().and_then(|p| p.resource_version.clone());
+    let version = match guard {
+        Guard::None => asked,
+        _ => Some(asked.unwrap_or_else(|| metadata::text(pod, "resourceVersion").to_owned())),
+    };
+    let mut current = version;
+    let ended = matches!(text(pod, "/status/phase"), "Succeeded" | "Failed") || metadata::is_being_deleted(pod);
+    if !pods.dry_run && !ended {
+        let marked = mark(pods, current.as_deref()).await?;
+        current = current.map(|_| marked);
+    }
+    if current.is_some() {
+        options.preconditions.get_or_insert_with(Preconditions::default).resource_version = current;
+    }
+    delete::delete(&pods.request(), &options).await.map(|_| ())
 }
 
 /// As `canIgnorePDB`, the other way round: a pod that does not run, or goes already, disrupts nothing.
@@ -126,13 +171,18 @@ async fn take(
         .map(|_| ())
 }
 
+/// The budget does not know yet how things stand. As `createTooManyRequestsError`.
+fn behind(budget: &str) -> StatusError {
+    let cause = format!("The disruption budget {budget} is still being processed by the server.");
+    StatusError::too_many_requests(VIOLATES, 10).with_cause("DisruptionBudget", &cause, None)
+}
+
 /// As `checkAndDecrement`.
 fn decrement(budget: &mut Value, pod: &str) -> Result<(), StatusError> {
     let name = metadata::text(budget, "name").to_owned();
     let status = |field: &str| int(budget, &format!("/status/{field}")).unwrap_or(0);
     if status("observedGeneration") < metadata::number(budget, "generation").unwrap_or(0) {
-        let cause = format!("The disruption budget {name} is still being processed by the server.");
-        return Err(StatusError::too_many_requests(VIOLATES, 10).with_cause("DisruptionBudget", &cause, None));
+        return Err(behind(&name));
     }
     let allowed = status("disruptionsAllowed");
     if allowed < 0 {
@@ -171,22 +221,23 @@ fn decrement(budget: &mut Value, pod: &str) -> Result<(), StatusError> {
     Ok(())
 }
 
-/// Says on the pod why it goes.
-async fn mark(call: &Call<'_>, pods: &OnObject<'_>, name: &str) -> Result<(), StatusError> {
+/// Notes the disruption on the pod, if it is of this version. Gives the version that it has by that.
+async fn mark(pods: &OnObject<'_>, version: Option<&str>) -> Result<String, StatusError> {
     let now = apimachinery::time::rfc3339(jiff::Timestamp::now());
-    call.context
-        .store
-        .guaranteed_update(&pods.resource, &call.info.namespace, name, |pod| {
-            let status = child(pod, "status");
-            let mut conditions = list(status, "/conditions").to_vec();
-            conditions.retain(|c| c["type"] != "DisruptionTarget");
-            conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
-                "message": "Eviction API: evicting", "lastTransitionTime": now}));
-            set(status, "conditions", conditions);
-            Ok(true)
-        })
-        .await
-        .map(|_| ())
+    let (store, info) = (&pods.context.store, &pods.info);
+    let marked = store.guaranteed_update(&pods.resource, &info.namespace, &info.name, |pod| {
+        if version.is_some_and(|version| version != metadata::text(pod, "resourceVersion")) {
+            return Err(pods.request().stale());
+        }
+        let status = child(pod, "status");
+        let mut conditions = list(status, "/conditions").to_vec();
+        conditions.retain(|c| c["type"] != "DisruptionTarget");
+        conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting", "lastTransitionTime": now}));
+        set(status, "conditions", conditions);
+        Ok(true)
+    });
+    Ok(marked.await?.revision.to_string())
 }
 
 #[cfg(test)]

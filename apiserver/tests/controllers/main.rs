@@ -1,0 +1,27 @@
+//! The apiserver and the controllers together, without nodes: what a cluster promises of quotas, namespaces, owners and
+//! identities, as the conformance programme describes it.
+
+mod accounts;
+#[path = "../common/mod.rs"]
+mod common;
+mod garbage;
+mod namespaces;
+mod quota;
+
+/// A control plane with a namespace `t`; None where it cannot be set up.
+async fn start() -> Option<common::Server> {
+    if !common::has_controllers() {
+        return None;
+    }
+    let server = common::Server::start_with_controllers().await;
+    server.namespace("t").await;
+    // Pods need it.
+    common::eventually("the default ServiceAccount", async || {
+        server
+            .get("/api/v1/namespaces/t/serviceaccounts/default")
+            .await
+            .map_err(|error| format!("{error:?} {}", server.controllers_log()))
+    })
+    .await;
+    Some(server)
+}

@@ -1,0 +1,111 @@
+//! What a pod finds of its identity: a token that the API server knows it by, the authority, its namespace; and quotas and
+//! evictions of pods that run.
+use base64::Engine as _;
+use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const MOUNTED: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+#[tokio::test]
+async fn pods_know_who_they_are() {
+    if !can_run_hosts("pods_know_who_they_are") {
+        return;
+    }
+    let cluster = Cluster::start("identities", Setup::Hosts(1)).await;
+    tokens_are_mounted(&cluster).await;
+    a_budget_is_heeded_and_a_quota_released(&cluster).await;
+}
+
+/// Applies a manifest on the host.
+#[track_caller]
+fn apply(cluster: &Cluster, manifest: &Value) {
+    cluster.hosts[0].exec(&format!("/usr/local/lib/pilothouse/ctl apply -f - <<'END'\n{manifest}\nEND\n")).success();
+}
+
+/// A request of the administrator's: what is answered, or the failure's code and message.
+async fn call(cluster: &Cluster, method: &str, path: &str, body: &Value) -> Result<Value, (u16, String)> {
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let content_type = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let request = http::Request::builder().method(method).uri(path).header("content-type", content_type).body(body);
+    cluster.client().request::<Value>(request.expect("a request")).await.map_err(|error| match error {
+        kube::Error::Api(status) => (status.code, status.message.clone()),
+        other => (0, other.to_string()),
+    })
+}
+
+async fn tokens_are_mounted(cluster: &Cluster) {
+    let sleeps = |name: &str| json!({"name": name, "image": "busybox:stable", "command": ["sleep", "600"]});
+    let mut projected = sleeps("b");
+    projected["volumeMounts"] = json!([{"name": "vault", "mountPath": "/vault"}]);
+    let token = json!({"serviceAccountToken": {"path": "token", "audience": "vault", "expirationSeconds": 7200}});
+    let spec = json!({"terminationGracePeriodSeconds": 0, "containers": [sleeps("a"), projected],
+        "volumes": [{"name": "vault", "projected": {"sources": [token]}}]});
+    apply(
+        cluster,
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "who", "labels": {"app": "who"}}, "spec": spec}),
+    );
+    cluster.ready_pods("app=who", 1, MINUTE).await;
+    let read = |container: &str, file: &str| cluster.ctl(&format!("exec who -c {container} -- cat {file}")).success();
+    for container in ["a", "b"] {
+        assert_eq!(read(container, &format!("{MOUNTED}/namespace")), "default");
+        assert!(read(container, &format!("{MOUNTED}/ca.crt")).contains("BEGIN CERTIFICATE"));
+    }
+    let keys = call(cluster, "GET", "/openid/v1/jwks", &Value::Null).await.expect("the keys");
+    let issuer = call(cluster, "GET", "/.well-known/openid-configuration", &Value::Null).await.expect("the issuer");
+    for (token, audience) in
+        [(read("a", &format!("{MOUNTED}/token")), None), (read("b", "/vault/token"), Some("vault"))]
+    {
+        let review = json!({"spec": {"token": token.trim(), "audiences": audience.map(|audience| vec![audience])}});
+        let review =
+            call(cluster, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", &review).await.expect("a review");
+        let user = &review["status"]["user"];
+        assert_eq!(user["username"], "system:serviceaccount:default:default", "{review}");
+        assert_eq!(user["extra"]["authentication.kubernetes.io/pod-name"], json!(["who"]));
+        // Whoever asks the issuer's documents can check it, too.
+        let part = |at: usize| -> Value {
+            let text = token.trim().split('.').nth(at).expect("a part of a token");
+            let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).expect("base64");
+            serde_json::from_slice(&bytes).expect("JSON")
+        };
+        assert_eq!(part(1)["iss"], issuer["issuer"]);
+        assert!(
+            keys["keys"].as_array().is_some_and(|keys| keys.iter().any(|key| key["kid"] == part(0)["kid"])),
+            "{keys}"
+        );
+    }
+}
+
+/// A pod that runs is evicted as far as its budget goes; what it used is free when it has gone.
+async fn a_budget_is_heeded_and_a_quota_released(cluster: &Cluster) {
+    let default = "/api/v1/namespaces/default";
+    apply(
+        cluster,
+        &json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"count/pods": "2"}}}),
+    );
+    let used = async |wanted: &'static str| {
+        eventually(&format!("{wanted} pods count"), MINUTE, || async {
+            let quota = call(cluster, "GET", &format!("{default}/resourcequotas/q"), &Value::Null).await;
+            let quota = quota.map_err(|error| format!("{error:?}"))?;
+            if quota["status"]["used"]["count/pods"] == wanted { Ok(()) } else { Err(quota["status"].to_string()) }
+        })
+        .await;
+    };
+    used("1").await;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    // What the disruption controller says of a budget, for where there is none.
+    for (needed, allowed, code) in [(1, 0, Some(429)), (0, 1, None)] {
+        let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b"},
+            "spec": {"minAvailable": needed, "selector": {"matchLabels": {"app": "who"}}}});
+        apply(cluster, &budget);
+        let current = call(cluster, "GET", &format!("{budgets}/b"), &Value::Null).await.expect("the budget");
+        let status = json!({"status": {"observedGeneration": current["metadata"]["generation"], "disruptionsAllowed": allowed,
+            "currentHealthy": 1, "desiredHealthy": needed, "expectedPods": 1}});
+        call(cluster, "PATCH", &format!("{budgets}/b/status"), &status).await.expect("its status");
+        let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "who"}});
+        let answer = call(cluster, "POST", &format!("{default}/pods/who/eviction"), &eviction).await;
+        assert_eq!(answer.err().map(|(code, _)| code), code);
+    }
+    used("0").await;
+}
