@@ -14,6 +14,8 @@ use super::files;
 
 /// containerd's namespace of what CRI sees.
 const CRI_NAMESPACE: &str = "k8s.io";
+/// The label by which containerd's CRI plugin knows an image that garbage collection leaves alone.
+const PINNED: &str = "io.cri-containerd.pinned=pinned";
 
 /// `ctl bootstrap image`.
 #[derive(Debug, Subcommand)]
@@ -93,25 +95,37 @@ fn build(names: &[String], out: &Path, binaries: Option<PathBuf>) -> Result<Vec<
     Ok(archives)
 }
 
-/// Has containerd's own client import an archive: it is wherever containerd is.
+/// Has containerd's own client import an archive: it is wherever containerd is. What was imported is pinned, since a kubelet
+/// that collected it as unused could not pull it again.
 async fn import(archive: &Path, runtime: &RuntimeFlags) -> Result<()> {
+    let what = archive.display().to_string();
+    let printed = ctr(runtime, &["import", &what]).await.with_context(|| format!("importing {what}"))?;
+    print!("{printed}");
+    for name in imported_names(&printed) {
+        ctr(runtime, &["label", name, PINNED]).await.with_context(|| format!("pinning {name}"))?;
+    }
+    Ok(())
+}
+
+/// What `ctr images import` says it unpacked: `unpacking NAME (DIGEST)...done`.
+fn imported_names(printed: &str) -> Vec<&str> {
+    printed.lines().filter_map(|line| line.trim().strip_prefix("unpacking ")?.split(' ').next()).collect()
+}
+
+/// Runs `ctr images` in the namespace of the kubelet's images.
+async fn ctr(runtime: &RuntimeFlags, arguments: &[&str]) -> Result<String> {
     let address = runtime.container_runtime_endpoint.trim_start_matches("unix://");
     let output = Command::new("ctr")
-        .args(["--address", address, "--namespace", CRI_NAMESPACE, "images", "import"])
-        .arg(archive)
+        .args(["--address", address, "--namespace", CRI_NAMESPACE, "images"])
+        .args(arguments)
         .kill_on_drop(true)
         .output()
         .await
         .context("cannot run ctr, which comes with containerd")?;
     if !output.status.success() {
-        bail!(
-            "containerd at {address} did not import {}: {}",
-            archive.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("containerd at {address} refused: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// This machine's architecture by Go's name.
@@ -120,5 +134,17 @@ fn architecture() -> Result<&'static str> {
         "x86_64" => Ok("amd64"),
         "aarch64" => Ok("arm64"),
         other => bail!("images for {other} are not known"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imported_names_are_read_from_what_ctr_prints() {
+        let printed = "unpacking docker.io/library/busybox:latest (sha256:0a1b)...done\nunpacking localhost/pause:3.10 (sha256:2c)...done\n";
+        assert_eq!(imported_names(printed), ["docker.io/library/busybox:latest", "localhost/pause:3.10"]);
+        assert!(imported_names("saved\n").is_empty());
     }
 }
