@@ -173,10 +173,13 @@ impl Proxy {
             return Err(StatusError::bad_request("Upgrade request required"));
         }
         let kubelet = self.kubelet(context, node).await?;
-        self.join(&kubelet, Some(&self.kubelets), &path, request, true).await.map_err(|error| {
-            tracing::warn!(node, %error, "cannot reach a kubelet");
-            StatusError::internal(format!("error dialing backend: {error}"))
-        })?
+        self.join(&kubelet, Some(&self.kubelets), &path, request, true).await.map_err(|error| match error {
+            TransportError::Client(error) => error,
+            error => {
+                tracing::warn!(node, %error, "cannot reach a kubelet");
+                StatusError::internal(format!("error dialing backend: {error}"))
+            }
+        })
     }
 
     /// `nodes/proxy`, `pods/proxy`, `services/proxy`.
@@ -262,8 +265,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, TransportError> {
         if wants_upgrade(request.headers()) {
-            let joined = self.join(address, tls, path, request, false).await?;
-            return Ok(joined.unwrap_or_else(|error| crate::server::respond::status(&error)));
+            return self.join(address, tls, path, request, false).await;
         }
         let (parts, body) = request.into_parts();
         let outgoing = self.outgoing(address, path, &parts.method, &parts.headers, stream_body(body));
@@ -305,7 +307,7 @@ impl Proxy {
         path: &str,
         mut request: Request<Incoming>,
         commands: bool,
-    ) -> Result<Result<Response<Body>, StatusError>, TransportError> {
+    ) -> Result<Response<Body>, TransportError> {
         let outgoing = self.outgoing(address, path, request.method(), request.headers(), Body::Empty);
         let mut answer = transport::send(address, tls, outgoing).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -314,7 +316,7 @@ impl Proxy {
                 return self.translate(address, tls, path, request, protocol).await;
             }
             let (parts, body) = answer.into_parts();
-            return Ok(Ok(Response::from_parts(parts, stream_body(body))));
+            return Ok(Response::from_parts(parts, stream_body(body)));
         }
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -334,7 +336,7 @@ impl Proxy {
                 tracing::debug!(%error, "an upgraded connection ended");
             }
         });
-        Ok(Ok(response))
+        Ok(response)
     }
 
     /// A WebSocket client's streams, carried to a kubelet that knows SPDY only.
@@ -345,14 +347,14 @@ impl Proxy {
         path: &str,
         request: Request<Incoming>,
         protocol: &'static str,
-    ) -> Result<Result<Response<Body>, StatusError>, TransportError> {
+    ) -> Result<Response<Body>, TransportError> {
         let inner = if protocol == TUNNEL { streams::PORT_FORWARD } else { streams::COMMAND };
         let mut outgoing = self.outgoing(address, path, &Method::POST, &HeaderMap::new(), Body::Empty);
         outgoing.headers_mut().extend(streams::spdy_headers(inner));
         let answer = transport::send(address, tls, outgoing).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (parts, body) = answer.into_parts();
-            return Ok(Ok(Response::from_parts(parts, stream_body(body))));
+            return Ok(Response::from_parts(parts, stream_body(body)));
         }
         let backend = hyper::upgrade::on(answer).await?;
         let accepted = if protocol == TUNNEL {
@@ -365,7 +367,7 @@ impl Proxy {
                 Err(why) => Err(StatusError::bad_request(why)),
             }
         };
-        Ok(accepted.map(|response| response.map(|()| Body::Empty)))
+        Ok(accepted?.map(|()| Body::Empty))
     }
 
     /// What a backend is told: nothing of the client's credentials, nor of this connection but an upgrade.

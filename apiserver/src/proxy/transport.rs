@@ -3,6 +3,7 @@
 use super::target::Address;
 use crate::options::Options;
 use crate::server::body::Body;
+use apimachinery::status::StatusError;
 use component_base::tls::AnyCertificate;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -29,6 +30,9 @@ pub enum TransportError {
     Tls(String),
     #[error("{0}")]
     Http(#[from] hyper::Error),
+    /// It is the client's fault.
+    #[error("{0}")]
+    Client(#[from] StatusError),
 }
 
 /// How backends are spoken to: whose certificate we show, and whose we believe.

@@ -3,6 +3,7 @@
 mod access;
 #[path = "../common/mod.rs"]
 mod common;
+mod hostile;
 mod kinds;
 mod services;
 mod subresources;
