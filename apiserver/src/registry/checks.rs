@@ -26,14 +26,10 @@ pub enum Is {
     RequiredOneOf(&'static [&'static str]),
     NotNegative,
     Positive,
-    /// From, to.
-    Range(i64, i64),
     /// A name of this form, where it is not blank.
     Named(NameRule),
     RequiredName(NameRule),
     LabelSelector,
-    /// A map of labels.
-    Labels,
     Conditions,
     /// So many items at most; the list is not looked into any further if there are more.
     AtMost(usize),
@@ -119,7 +115,6 @@ impl Is {
             Is::RequiredOneOf(values) => errors.need_one_of(field, values),
             Is::NotNegative => errors.not_negative(field),
             Is::Positive => errors.positive(field),
-            Is::Range(low, high) => errors.in_range(field, low, high),
             Is::Named(rule) => {
                 if !field.is_blank() {
                     errors.all(field, rule(field.str()));
@@ -131,7 +126,6 @@ impl Is {
                 }
             }
             Is::LabelSelector => metadata::label_selector(field, errors),
-            Is::Labels => metadata::labels(field, errors),
             Is::Conditions => conditions(field, errors),
             Is::AtMost(max) => {
                 if field.len() > max {

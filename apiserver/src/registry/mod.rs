@@ -25,6 +25,8 @@ pub mod object;
 pub mod policy;
 pub mod print;
 pub mod rbac;
+#[cfg(test)]
+mod refusal_tests;
 pub mod resource;
 pub mod rules;
 pub mod scheduling;

@@ -5,5 +5,6 @@ mod access;
 mod common;
 mod hostile;
 mod kinds;
+mod lifecycles;
 mod services;
 mod subresources;
