@@ -9,8 +9,27 @@ const DEPTH_MAX: usize = 96;
 /// The parser and the tree that it makes recurse.
 const STACK_BYTES: usize = 64 * 1024 * 1024;
 const RESERVED: [&str; 21] = [
-    "as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop",
-    "namespace", "null", "package", "return", "true", "var", "void", "while",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "false",
+    "for",
+    "function",
+    "if",
+    "import",
+    "in",
+    "let",
+    "loop",
+    "namespace",
+    "null",
+    "package",
+    "return",
+    "true",
+    "var",
+    "void",
+    "while",
 ];
 
 /// Reports an expression that does not parse. One that `old` held already is left alone.
@@ -93,7 +112,8 @@ mod tests {
 
     #[test]
     fn hostile_expressions_are_refused_not_recursed_into() {
-        for hostile in ["(".repeat(10_000), "!".repeat(10_000), "[".repeat(16_000), "-".repeat(300), "a".repeat(17_000)] {
+        for hostile in ["(".repeat(10_000), "!".repeat(10_000), "[".repeat(16_000), "-".repeat(300), "a".repeat(17_000)]
+        {
             assert!(parse(&hostile).is_err());
         }
         assert_eq!(parse(&format!("1{}", "+1".repeat(8_000))), Ok(()));

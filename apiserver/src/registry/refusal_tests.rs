@@ -1,10 +1,10 @@
 //! What each kind refuses, and with which words: the tables of `refusals/`, held against the rules. An expectation is how an
 //! error begins; a case without one is accepted.
 
+use super::allocation::Allocator;
 use super::builtin::{Builtin, Settings};
 use super::object::set;
 use super::strategy::{Part, Strategy as _};
-use super::allocation::Allocator;
 use apimachinery::decode::{FieldValidation, decode_value};
 use apimachinery::facts::{self, KindFacts};
 use apimachinery::meta::Gvk;
@@ -136,9 +136,12 @@ fn every_kind_refuses_what_kubernetes_refuses_in_its_words() {
             if !base.is_empty() {
                 wrong.push(format!("{file}: {name}: the base: {base:#?}"));
             }
-            for (verb, part) in
-                [("create", None), ("update", Some(Part::Main)), ("status", Some(Part::Status)), ("approval", Some(Part::Approval))]
-            {
+            for (verb, part) in [
+                ("create", None),
+                ("update", Some(Part::Main)),
+                ("status", Some(Part::Status)),
+                ("approval", Some(Part::Approval)),
+            ] {
                 for case in super::object::list(&kind, &format!("/{verb}")) {
                     cases += 1;
                     let case = case.as_array().unwrap_or_else(|| panic!("{name}: {case}"));
@@ -151,9 +154,13 @@ fn every_kind_refuses_what_kubernetes_refuses_in_its_words() {
                         (Some(part), [was, changes]) => subject.update(part, was, changes),
                         _ => panic!("{name}: {case:?}"),
                     };
-                    let agrees = found.len() == expected.len() && found.iter().zip(&expected).all(|(f, e)| f.starts_with(e));
+                    let agrees =
+                        found.len() == expected.len() && found.iter().zip(&expected).all(|(f, e)| f.starts_with(e));
                     if !agrees {
-                        wrong.push(format!("{name}: {verb} {:?}\n   found {found:#?}\n   not {expected:#?}", maps.last()));
+                        wrong.push(format!(
+                            "{name}: {verb} {:?}\n   found {found:#?}\n   not {expected:#?}",
+                            maps.last()
+                        ));
                     }
                 }
             }

@@ -18,7 +18,10 @@ pub fn webhook_client(config: &Field<'_, '_>, errors: &mut Errors) {
 
 fn url(field: &Field<'_, '_>, errors: &mut Errors) {
     let Ok(uri) = field.str().split('#').next().unwrap_or("").parse::<http::Uri>() else {
-        errors.required(field, &format!("url must be a valid URL: parse {:?}: invalid URI for request{FORM}", field.str()));
+        errors.required(
+            field,
+            &format!("url must be a valid URL: parse {:?}: invalid URI for request{FORM}", field.str()),
+        );
         return;
     };
     let mut refuse = |value: &str, why: &str| {

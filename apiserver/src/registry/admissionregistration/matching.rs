@@ -50,9 +50,7 @@ fn named_rule(rule: &Field<'_, '_>, errors: &mut Errors) {
 
 /// As `validateRuleWithOperations`.
 pub fn rule(rule: &Field<'_, '_>, errors: &mut Errors) {
-    for (name, what) in
-        [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")]
-    {
+    for (name, what) in [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")] {
         let list = rule.at(name);
         if list.is_empty() {
             errors.required(&list, "");

@@ -67,8 +67,7 @@ pub const BINDING: Rules = Rules {
     ..Rules::DEFAULT
 };
 
-pub const MUTATING_BINDING: Rules =
-    Rules { validate: |root, errors| check(root, BINDING_TABLE, errors), ..BINDING };
+pub const MUTATING_BINDING: Rules = Rules { validate: |root, errors| check(root, BINDING_TABLE, errors), ..BINDING };
 
 const BINDING_TABLE: Table = &[
     ("spec.policyName", Is::RequiredName(subdomain)),

@@ -256,9 +256,11 @@ fn subresources(subresources: &Field<'_, '_>, errors: &mut Errors) {
     if !scale.is_set() {
         return;
     }
-    for (name, under) in
-        [("specReplicasPath", &[".spec."][..]), ("statusReplicasPath", &[".status."]), ("labelSelectorPath", &[".spec.", ".status."])]
-    {
+    for (name, under) in [
+        ("specReplicasPath", &[".spec."][..]),
+        ("statusReplicasPath", &[".status."]),
+        ("labelSelectorPath", &[".spec.", ".status."]),
+    ] {
         let path = scale.at(name);
         if path.is_blank() {
             if name != "labelSelectorPath" {
@@ -307,7 +309,8 @@ fn conversion(conversion: &Field<'_, '_>, errors: &mut Errors) {
     errors.need_one_of(&strategy, &["None", "Webhook"]);
     let webhook = conversion.at("webhook");
     let (client, versions) = (webhook.at("clientConfig"), webhook.at("conversionReviewVersions"));
-    let (client_shown, versions_shown) = (conversion.at("webhookClientConfig"), conversion.at("conversionReviewVersions"));
+    let (client_shown, versions_shown) =
+        (conversion.at("webhookClientConfig"), conversion.at("conversionReviewVersions"));
     if strategy.str() != "Webhook" {
         if client.is_set() {
             errors.forbidden(&client_shown, "should not be set when strategy is not set to Webhook");

@@ -66,7 +66,8 @@ pub fn validate(schema: &Field<'_, '_>, has_status: bool, known: &HashSet<String
 
 fn root_for_status(root: &Field<'_, '_>, errors: &mut Errors) {
     if !matches!(root.at("type").str(), "" | "object") {
-        let why = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        let why =
+            "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         errors.invalid(&root.at("type"), why);
     }
     let empty = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || *value == "";

@@ -104,7 +104,9 @@ fn meta(properties: &Field<'_, '_>, root: bool, check: bool, errors: &mut Errors
         return;
     }
     let only_names = |properties: &Value| {
-        properties.as_object().is_some_and(|map| map.keys().all(|name| matches!(name.as_str(), "name" | "generateName")))
+        properties
+            .as_object()
+            .is_some_and(|map| map.keys().all(|name| matches!(name.as_str(), "name" | "generateName")))
     };
     let bare = metadata.value.as_object().into_iter().flatten().all(|(field, value)| match field.as_str() {
         "type" | "default" => true,

@@ -3,9 +3,7 @@
 use crate::registry::checks::{Is, check};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
-use crate::registry::object::{
-    child, copy_field, default, int, items_mut, list, semantically_equal, set, text,
-};
+use crate::registry::object::{child, copy_field, default, int, items_mut, list, semantically_equal, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use crate::registry::workload;
@@ -35,7 +33,8 @@ pub const RULES: Rules = Rules {
     },
     warnings: |new, _| {
         let negative = int(new, "/spec/revisionHistoryLimit").is_some_and(|n| n < 0);
-        let warning = "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
+        let warning =
+            "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
         negative.then(|| warning.to_owned()).into_iter().collect()
     },
     row: Some(row),

@@ -75,7 +75,10 @@ fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Erro
     }
     check(
         &spec,
-        &[("scaleTargetRef.kind", Is::RequiredName(path_segment)), ("scaleTargetRef.name", Is::RequiredName(path_segment))],
+        &[
+            ("scaleTargetRef.kind", Is::RequiredName(path_segment)),
+            ("scaleTargetRef.name", Is::RequiredName(path_segment)),
+        ],
         errors,
     );
     let metrics = spec.at("metrics");
@@ -111,7 +114,8 @@ fn metric(metric: &Field<'_, '_>, errors: &mut Errors) {
     if expected.is_none() {
         errors.not_supported(&kind, &["ContainerResource", "External", "Object", "Pods", "Resource"]);
     }
-    let present: Vec<&str> = SOURCES.iter().map(|(_, field)| *field).filter(|field| metric.at(field).is_set()).collect();
+    let present: Vec<&str> =
+        SOURCES.iter().map(|(_, field)| *field).filter(|field| metric.at(field).is_set()).collect();
     if let Some(first) = present.first() {
         source(first, &metric.at(first), errors);
     }
@@ -148,10 +152,13 @@ fn source(kind: &str, source: &Field<'_, '_>, errors: &mut Errors) {
         Is::Named(label).check(&container, errors);
     }
     metric_target(&target, errors);
-    let (value, average, utilization) = (target.at("value"), target.at("averageValue"), target.at("averageUtilization"));
+    let (value, average, utilization) =
+        (target.at("value"), target.at("averageValue"), target.at("averageUtilization"));
     let (has_value, has_average) = (value.is_set(), average.is_set());
     match kind {
-        "object" if !has_value && !has_average => errors.required(&average, "must set either a target value or averageValue"),
+        "object" if !has_value && !has_average => {
+            errors.required(&average, "must set either a target value or averageValue")
+        }
         "external" if !has_value && !has_average => {
             errors.required(&average, "must set either a target value for metric or a per-pod target");
         }

@@ -161,7 +161,11 @@ pub fn job_spec(spec: &Field<'_, '_>, errors: &mut Errors) {
         domain_prefixed_path(&manager, errors);
         Is::Bytes(MANAGED_BY_MAX).check(&manager, errors);
     }
-    if spec.at("completionMode").str() == "Indexed" { indexed(spec, errors) } else { not_indexed(spec, errors) }
+    if spec.at("completionMode").str() == "Indexed" {
+        indexed(spec, errors)
+    } else {
+        not_indexed(spec, errors)
+    }
     failure_policy(spec, errors);
     let policy = spec.at("successPolicy");
     if policy.is_set() && spec.at("completionMode").str() == "Indexed" {
@@ -185,7 +189,8 @@ pub fn job_spec(spec: &Field<'_, '_>, errors: &mut Errors) {
 
 /// Limits that keep the lists of indexes in a status short.
 fn indexed(spec: &Field<'_, '_>, errors: &mut Errors) {
-    let (completions, parallelism, most) = (spec.at("completions"), spec.at("parallelism"), spec.at("maxFailedIndexes"));
+    let (completions, parallelism, most) =
+        (spec.at("completions"), spec.at("parallelism"), spec.at("maxFailedIndexes"));
     if !completions.is_set() {
         errors.required(&completions, "when completion mode is Indexed");
     }
@@ -258,11 +263,9 @@ fn failure_policy(spec: &Field<'_, '_>, errors: &mut Errors) {
             }
         }
         match (codes.is_set(), conditions.is_empty()) {
-            (true, false) => invalid_without_value(
-                &rule,
-                "specifying both OnExitCodes and OnPodConditions is not supported",
-                errors,
-            ),
+            (true, false) => {
+                invalid_without_value(&rule, "specifying both OnExitCodes and OnPodConditions is not supported", errors)
+            }
             (false, true) => {
                 invalid_without_value(&rule, "specifying one of OnExitCodes and OnPodConditions is required", errors);
             }

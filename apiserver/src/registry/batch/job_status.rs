@@ -26,9 +26,10 @@ pub fn validate(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
     times(new, old, errors);
     let changed = |field: &str| new.value.pointer(field) != old.value.pointer(field);
     let newly_finished = is_finished(new.value) && !is_finished(old.value);
-    for (field, why) in
-        [("active", "active>0 is invalid for finished job"), ("terminating", "terminating>0 is invalid for finished job")]
-    {
+    for (field, why) in [
+        ("active", "active>0 is invalid for finished job"),
+        ("terminating", "terminating>0 is invalid for finished job"),
+    ] {
         let count = status.at(field);
         if (newly_finished || changed(&format!("/status/{field}")))
             && is_finished(new.value)
@@ -91,10 +92,7 @@ fn conditions(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
             has("Complete") && !had("Complete") && !has("SuccessCriteriaMet"),
             "cannot set Complete=True condition without the SuccessCriteriaMet=true condition",
         ),
-        (
-            has("SuccessCriteriaMet") && has("Failed"),
-            "cannot set SuccessCriteriaMet=True and Failed=true conditions",
-        ),
+        (has("SuccessCriteriaMet") && has("Failed"), "cannot set SuccessCriteriaMet=True and Failed=true conditions"),
         (
             has("SuccessCriteriaMet") && has("FailureTarget"),
             "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions",
@@ -106,7 +104,10 @@ fn conditions(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
         (had("Failed") && !has("Failed"), "cannot disable the terminal Failed=True condition"),
         (had("Complete") && !has("Complete"), "cannot disable the terminal Complete=True condition"),
         (had("FailureTarget") && !has("FailureTarget"), "cannot disable the terminal FailureTarget=True condition"),
-        (had("SuccessCriteriaMet") && !has("SuccessCriteriaMet"), "cannot disable the SuccessCriteriaMet=True condition"),
+        (
+            had("SuccessCriteriaMet") && !has("SuccessCriteriaMet"),
+            "cannot disable the SuccessCriteriaMet=True condition",
+        ),
         (
             had("Complete") && !had("SuccessCriteriaMet") && has("SuccessCriteriaMet"),
             "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions",

@@ -16,11 +16,7 @@ pub const RULES: Rules = Rules {
     prepare_create: |object| drop_disabled(object, None, "/spec", &COORDINATED),
     prepare_update: |new, old| drop_disabled(new, Some(old), "/spec", &COORDINATED),
     validate: |root, errors| {
-        check(
-            root,
-            &[("spec.leaseDurationSeconds", Is::Positive), ("spec.leaseTransitions", Is::NotNegative)],
-            errors,
-        );
+        check(root, &[("spec.leaseDurationSeconds", Is::Positive), ("spec.leaseTransitions", Is::NotNegative)], errors);
         let spec = root.at("spec");
         let (strategy, preferred) = (spec.at("strategy"), spec.at("preferredHolder"));
         if strategy.str().contains('/') {

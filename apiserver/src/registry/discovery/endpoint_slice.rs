@@ -86,8 +86,7 @@ fn endpoint(endpoint: &Field<'_, '_>, family: &str, errors: &mut Errors) {
         1..=ADDRESSES_MAX => addresses.items().for_each(|address| self::address(&address, family, errors)),
         _ => errors.too_many(&addresses, ADDRESSES_MAX),
     }
-    let (node, topology, host) =
-        (endpoint.at("nodeName"), endpoint.at("deprecatedTopology"), endpoint.at("hostname"));
+    let (node, topology, host) = (endpoint.at("nodeName"), endpoint.at("deprecatedTopology"), endpoint.at("hostname"));
     if node.is_set() {
         errors.all(&node, is_dns1123_subdomain(node.str()));
     }
@@ -118,7 +117,8 @@ fn endpoint(endpoint: &Field<'_, '_>, family: &str, errors: &mut Errors) {
             if !seen.insert(name.str()) {
                 errors.duplicate(&name);
             }
-            errors.all(&name, if what == "zone" { is_label_value(name.str()) } else { is_dns1123_subdomain(name.str()) });
+            errors
+                .all(&name, if what == "zone" { is_label_value(name.str()) } else { is_dns1123_subdomain(name.str()) });
         }
     }
 }

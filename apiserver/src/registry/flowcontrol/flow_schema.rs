@@ -10,8 +10,7 @@ use crate::registry::rules::Rules;
 use serde_json::{Value, json};
 
 const PRECEDENCE_MAX: i64 = 10_000;
-const VERBS: [&str; 9] =
-    ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+const VERBS: [&str; 9] = ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 
 pub const RULES: Rules = Rules {
     generation: true,

@@ -10,10 +10,7 @@ use super::field::{Errors, Field};
 fn conditions(root: &Field<'_, '_>, errors: &mut Errors) {
     check(
         root,
-        &[
-            ("status.conditions", Is::UniqueBy("type")),
-            ("status.conditions[].type", Is::Required("must not be empty")),
-        ],
+        &[("status.conditions", Is::UniqueBy("type")), ("status.conditions[].type", Is::Required("must not be empty"))],
         errors,
     );
 }

@@ -32,7 +32,8 @@ pub const RULES: Rules = Rules {
     },
     warnings: |new, old| {
         let annotated = new.pointer("/metadata/annotations").is_some_and(|a| a.get(CLASS_ANNOTATION).is_some());
-        let warning = format!("annotation {CLASS_ANNOTATION:?} is deprecated, please use 'spec.ingressClassName' instead");
+        let warning =
+            format!("annotation {CLASS_ANNOTATION:?} is deprecated, please use 'spec.ingressClassName' instead");
         (old.is_none() && annotated).then_some(warning).into_iter().collect()
     },
     row: Some(row),
@@ -48,7 +49,8 @@ struct Lenient {
 
 impl Lenient {
     fn towards(old: &Value) -> Self {
-        let bad_name = |tls: &Value| !text(tls, "/secretName").is_empty() && !secret_name(text(tls, "/secretName")).is_empty();
+        let bad_name =
+            |tls: &Value| !text(tls, "/secretName").is_empty() && !secret_name(text(tls, "/secretName")).is_empty();
         let bad_rule = |rule: &Value| {
             let mut errors = Errors::default();
             http(&Field::root(rule).at("http"), &mut errors);

@@ -10,6 +10,7 @@ use crate::registry::object::{default, items_mut, list, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_qualified_name};
+use apimachinery::status::FieldError;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
@@ -109,7 +110,8 @@ impl<'v> Requests<'v> {
 
     /// `request`, or `request/alternative`. As `validateRequestNameRef`.
     pub fn check(&self, reference: &Field<'_, '_>, errors: &mut Errors) {
-        let why = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+        let why =
+            "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
         let (name, sub) = reference.str().split_once('/').map_or((reference.str(), None), |(n, s)| (n, Some(s)));
         if sub.is_some_and(|sub| sub.contains('/')) {
             errors.invalid(reference, why);
@@ -117,7 +119,7 @@ impl<'v> Requests<'v> {
         }
         for part in [Some(name), sub].into_iter().flatten() {
             for message in is_dns1123_label(part) {
-                errors.0.push(apimachinery::status::FieldError::invalid(reference.path(), part, message));
+                errors.0.push(FieldError::invalid(reference.path(), part, message));
             }
         }
         if !self.0.get(name).is_some_and(|known| sub.is_none_or(|sub| known.contains(sub))) {
@@ -191,7 +193,7 @@ fn request(request: &Field<'_, '_>, errors: &mut Errors) {
         (false, false) => errors.required(request, "exactly one of `exactly` or `firstAvailable` is required"),
         (true, true) => {
             let why = "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
-            errors.invalid(&request.with(&Value::Null), why);
+            errors.0.push(FieldError::invalid(request.path(), Value::Null, why));
         }
         (true, false) => wanted(&exactly, errors),
         (false, true) if first.len() > ALTERNATIVES_MAX => errors.too_many(&first, ALTERNATIVES_MAX),

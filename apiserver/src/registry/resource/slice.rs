@@ -255,7 +255,8 @@ fn is_semver(text: &str) -> bool {
 fn request_policy(policy: &Field<'_, '_>, capacity: &Field<'_, '_>, errors: &mut Errors) {
     let (values, range, fallback) = (policy.at("validValues"), policy.at("validRange"), policy.at("default"));
     if !values.is_empty() && range.is_set() {
-        let why = r#"exactly one policy can be specified, cannot specify "validValues" and "validRange" at the same time"#;
+        let why =
+            r#"exactly one policy can be specified, cannot specify "validValues" and "validRange" at the same time"#;
         errors.forbidden(policy, why);
         return;
     }
@@ -304,12 +305,20 @@ fn request_policy(policy: &Field<'_, '_>, capacity: &Field<'_, '_>, errors: &mut
         errors.invalid(&low, larger("min"));
     }
     if usual < least {
-        errors.0.push(FieldError::invalid(low.path(), fallback.str(), format!("default is less than min: {}", low.str())));
+        errors.0.push(FieldError::invalid(
+            low.path(),
+            fallback.str(),
+            format!("default is less than min: {}", low.str()),
+        ));
     }
     let most = amount(&high);
     if let Some(most) = most {
         if least > most {
-            errors.0.push(FieldError::invalid(high.path(), low.str(), format!("min is larger than max: {}", high.str())));
+            errors.0.push(FieldError::invalid(
+                high.path(),
+                low.str(),
+                format!("min is larger than max: {}", high.str()),
+            ));
         }
         if most > all {
             errors.invalid(&high, larger("max"));
@@ -321,7 +330,8 @@ fn request_policy(policy: &Field<'_, '_>, capacity: &Field<'_, '_>, errors: &mut
     }
     let Some(by) = amount(&step).map(|step| step.value()).filter(|by| *by != 0) else { return };
     if least.value().saturating_add(by) > all.value() {
-        let why = format!("one step {} is larger than capacity value: {}", least.value().saturating_add(by), capacity.str());
+        let why =
+            format!("one step {} is larger than capacity value: {}", least.value().saturating_add(by), capacity.str());
         errors.invalid(&step, why);
     }
     for (value, shown) in [(Some(usual), &fallback), (most, &high)] {

@@ -101,7 +101,10 @@ fn validate_driver(root: &Field<'_, '_>, errors: &mut Errors) {
         errors.invalid(&period, "must be greater than or equal to 10 seconds");
     }
     if spec.at("serviceAccountTokenInSecrets").is_set() && spec.at("tokenRequests").is_empty() {
-        errors.invalid(&spec.at("serviceAccountTokenInSecrets"), "serviceAccountTokenInSecrets cannot be set without tokenRequests");
+        errors.invalid(
+            &spec.at("serviceAccountTokenInSecrets"),
+            "serviceAccountTokenInSecrets cannot be set without tokenRequests",
+        );
     }
 }
 

@@ -28,7 +28,10 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let one = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
     check(
         &spec,
-        &[("attacher", Is::By(driver_name)), ("nodeName", Is::By(|node, errors| errors.all(node, is_dns1123_subdomain(node.str()))))],
+        &[
+            ("attacher", Is::By(driver_name)),
+            ("nodeName", Is::By(|node, errors| errors.all(node, is_dns1123_subdomain(node.str())))),
+        ],
         errors,
     );
     match (inline.is_set(), name.is_set()) {
