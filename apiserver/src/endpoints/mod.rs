@@ -1,5 +1,6 @@
 //! One file a verb, generic over kinds; and the trait of what answers in a way of its own.
 
+pub mod component_status;
 pub mod create;
 pub mod delete;
 pub mod discovery;

@@ -82,7 +82,7 @@ pub async fn call(
     }
     let answer = endpoint.call(Call { context, info: &info, attributes, body: object, dry_run }).await?;
     warnings.extend(answer.warnings);
-    Ok(Outcome { code: answer.code, payload: Payload::Object(None, answer.object), warnings })
+    Ok(Outcome { code: answer.code, payload: Payload::Object(resource.cloned(), answer.object), warnings })
 }
 
 fn spoken(info: &RequestInfo) -> Option<Spoken> {

@@ -28,6 +28,7 @@ use rewrite::Seen;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
+use std::time::Duration;
 use target::{Address, Named};
 use transport::{Credentials, TransportError};
 
@@ -52,6 +53,24 @@ pub struct Proxy {
     preferred_addresses: Vec<String>,
     /// Lower-case prefixes of the front proxy's headers, which must not reach a backend in a client's name.
     request_headers: Vec<String>,
+}
+
+/// What a component on this host says at its `/healthz`, whoever signed its certificate; or why it cannot be asked.
+pub async fn health(port: u16) -> Result<String, String> {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    let address = Address { host: "127.0.0.1".to_owned(), port };
+    let (authority, path) = (address.authority(), "/healthz");
+    let ask = async {
+        let request = Request::builder().uri(path).header(header::HOST, &authority).body(Body::Empty);
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = transport::send(&address, Some(&Credentials::default()), request).await;
+        let answer = answer.map_err(|error| format!("Get \"https://{authority}{path}\": {error}"))?;
+        let (code, body) = (answer.status(), Limited::new(answer.into_body(), COMPLAINT_BYTES_MAX).collect().await);
+        let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
+        let text = text.map_err(|error| error.to_string())?;
+        if code.is_success() { Ok(text) } else { Err(format!("unhealthy http status code: {}", code.as_u16())) }
+    };
+    tokio::time::timeout(TIMEOUT, ask).await.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
 }
 
 // === impl Proxy ===

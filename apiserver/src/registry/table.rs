@@ -20,6 +20,7 @@ macro_rules! table {
 /// The rules of a kind.
 pub fn rules(group: &str, kind: &str) -> &'static Rules {
     table!(group, kind, {
+        "" "ComponentStatus" => core::component_status::RULES,
         "" "ConfigMap" => core::config_map::RULES,
         "" "Endpoints" => core::endpoints::RULES,
         "" "Event" => core::event::RULES,

@@ -1,39 +1,53 @@
 //! What the server counts of itself, under kube-apiserver's names.
+//!
+//! Labels are borrowed from the facts: what is asked of a resource that does not exist is counted without its name, so that no
+//! client can make up series.
 
+use super::body::Body;
 use super::request_info::RequestInfo;
+use crate::endpoints::health::platform;
 use crate::storage::Store;
+use apimachinery::facts;
 use component_base::metrics::register;
+use http::header::{HeaderMap, USER_AGENT};
+use http::Response;
+use http_body::Body as _;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use std::hash::Hash;
 use std::sync::LazyLock;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
+
+/// What a request is about, as far as series tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Target {
+    component: &'static str,
+    group: &'static str,
+    resource: &'static str,
+    scope: &'static str,
+    subresource: &'static str,
+    verb: &'static str,
+    version: &'static str,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     code: u16,
-    component: &'static str,
     dry_run: &'static str,
-    group: String,
-    resource: String,
-    scope: &'static str,
-    subresource: String,
-    verb: &'static str,
-    version: String,
+    system_client: &'static str,
+    #[prometheus(flatten)]
+    target: Target,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DurationLabels {
-    component: &'static str,
     dry_run: &'static str,
-    group: String,
-    resource: String,
-    scope: &'static str,
-    subresource: String,
-    verb: &'static str,
-    version: String,
+    #[prometheus(flatten)]
+    target: Target,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,27 +56,81 @@ struct KindLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LongLabels {
-    component: &'static str,
-    group: String,
-    resource: String,
-    scope: &'static str,
-    subresource: String,
-    verb: &'static str,
-    version: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResourceLabels {
     resource: String,
 }
 
-const BUCKETS: [f64; 23] = [
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StorageLabels {
+    storage_cluster_id: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeprecatedLabels {
+    group: &'static str,
+    removed_release: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    version: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabels {
+    operation: &'static str,
+    rejected: &'static str,
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ControllerLabels {
+    name: &'static str,
+    #[prometheus(flatten)]
+    step: StepLabels,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabels {
+    name: &'static str,
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckedLabels {
+    name: &'static str,
+    status: &'static str,
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    build_date: &'static str,
+    compiler: &'static str,
+    git_commit: &'static str,
+    git_tree_state: &'static str,
+    git_version: &'static str,
+    go_version: &'static str,
+    major: &'static str,
+    minor: &'static str,
+    platform: String,
+}
+
+const LATENCIES: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
     45.0, 60.0,
 ];
+const SIZES: [f64; 7] = [1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+const ADMISSIONS: [f64; 6] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
+const COMPONENT: &str = "apiserver";
+/// Kinds that are served and should not be used any more.
+const DEPRECATED: [&str; 2] = ["componentstatuses", "endpoints"];
 
-type Histograms = Family<DurationLabels, Histogram, fn() -> Histogram>;
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+/// An -1 tells that something could not be counted.
+type Size = Gauge<i64, AtomicI64>;
+
+fn histograms<L: Clone + Hash + Eq>(buckets: fn() -> Histogram) -> Histograms<L> {
+    Family::new_with_constructor(buckets)
+}
 
 static REQUESTS: LazyLock<Family<RequestLabels, Counter>> = LazyLock::new(|| {
     register(
@@ -71,21 +139,29 @@ static REQUESTS: LazyLock<Family<RequestLabels, Counter>> = LazyLock::new(|| {
         Family::default(),
     )
 });
-static DURATIONS: LazyLock<Histograms> = LazyLock::new(|| {
-    let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
+static DURATIONS: LazyLock<Histograms<DurationLabels>> = LazyLock::new(|| {
     register(
         "apiserver_request_duration_seconds",
-        "Response latency distribution in seconds for each verb, group, version, resource, subresource, scope and component",
-        Family::new_with_constructor(histogram),
+        "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component",
+        histograms(|| Histogram::new(LATENCIES)),
+    )
+});
+static RESPONSE_SIZES: LazyLock<Histograms<Target>> = LazyLock::new(|| {
+    register(
+        "apiserver_response_sizes",
+        "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component",
+        histograms(|| Histogram::new(SIZES)),
     )
 });
 static IN_FLIGHT: LazyLock<Family<KindLabels, Gauge>> = LazyLock::new(|| {
     register("apiserver_current_inflight_requests", "Currently executing requests per request kind", Family::default())
 });
-static LONG_RUNNING: LazyLock<Family<LongLabels, Gauge>> = LazyLock::new(|| {
+static LONG_RUNNING: LazyLock<Family<Target, Gauge>> = LazyLock::new(|| {
     register("apiserver_longrunning_requests", "Gauge of all active long-running apiserver requests", Family::default())
 });
-
+static DEPRECATED_USE: LazyLock<Family<DeprecatedLabels, Gauge>> = LazyLock::new(|| {
+    register("apiserver_requested_deprecated_apis", "Gauge of deprecated APIs that have been requested", Family::default())
+});
 static OBJECTS: LazyLock<Family<ResourceLabels, Gauge>> = LazyLock::new(|| {
     register(
         "apiserver_storage_objects",
@@ -93,45 +169,126 @@ static OBJECTS: LazyLock<Family<ResourceLabels, Gauge>> = LazyLock::new(|| {
         Family::default(),
     )
 });
+static STORAGE_SIZE: LazyLock<Family<StorageLabels, Size>> = LazyLock::new(|| {
+    register(
+        "apiserver_storage_size_bytes",
+        "Size of the storage database file physically allocated in bytes",
+        Family::default(),
+    )
+});
+static ADMISSION_CONTROLLERS: LazyLock<Histograms<ControllerLabels>> = LazyLock::new(|| {
+    register(
+        "apiserver_admission_controller_admission_duration_seconds",
+        "Admission controller latency histogram in seconds, identified by name and broken out for each operation and type",
+        histograms(|| Histogram::new(ADMISSIONS)),
+    )
+});
+static ADMISSION_STEPS: LazyLock<Histograms<StepLabels>> = LazyLock::new(|| {
+    register(
+        "apiserver_admission_step_admission_duration_seconds",
+        "Admission sub-step latency histogram in seconds, broken out for each operation and step type",
+        histograms(|| Histogram::new(ADMISSIONS)),
+    )
+});
+static HEALTH: LazyLock<Family<CheckLabels, Gauge>> = LazyLock::new(|| {
+    register("kubernetes_healthcheck", "This metric records the result of a single healthcheck", Family::default())
+});
+static HEALTH_CHECKS: LazyLock<Family<CheckedLabels, Counter>> = LazyLock::new(|| {
+    register("kubernetes_healthchecks", "This metric records the results of all healthcheck", Family::default())
+});
+static BUILD: LazyLock<Family<BuildLabels, Gauge>> = LazyLock::new(|| {
+    register("kubernetes_build_info", "A metric with a constant '1' value labeled by what was built", Family::default())
+});
 
 /// All metrics, as text.
 pub fn text(store: &Store) -> String {
     for (resource, count) in store.counts() {
         OBJECTS.get_or_create(&ResourceLabels { resource }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
+    let build = BuildLabels {
+        build_date: "",
+        compiler: "rustc",
+        git_commit: "",
+        git_tree_state: "clean",
+        git_version: crate::KUBERNETES_VERSION,
+        go_version: "none",
+        major: "1",
+        minor: "36",
+        platform: platform(),
+    };
+    BUILD.get_or_create(&build).set(1);
     component_base::metrics::encode()
 }
 
+/// How big etcd's database is.
+pub fn storage_size(bytes: i64) {
+    STORAGE_SIZE.get_or_create(&StorageLabels { storage_cluster_id: "etcd-0" }).set(bytes);
+}
+
+/// The components of the control plane are told apart from other clients.
+pub fn system_client(headers: &HeaderMap) -> &'static str {
+    let agent = headers.get(USER_AGENT).map_or(&[][..], |agent| agent.as_bytes());
+    let product = agent.split(|byte| matches!(byte, b'/' | b' ')).next().unwrap_or(agent);
+    ["kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+        .into_iter()
+        .find(|name| name.as_bytes() == product)
+        .unwrap_or("")
+}
+
 /// Counts a request that has been answered.
-pub fn answered(info: &RequestInfo, dry_run: bool, code: u16, duration: Duration) {
-    let verb = verb(info);
-    let scope = scope(info);
-    let labels = RequestLabels {
-        code,
-        component: "apiserver",
-        dry_run: if dry_run { "All" } else { "" },
-        group: info.group.clone(),
-        resource: info.resource.clone(),
-        scope,
-        subresource: info.subresource.clone(),
-        verb,
-        version: info.version.clone(),
-    };
-    REQUESTS.get_or_create(&labels).inc();
+pub fn answered(
+    info: &RequestInfo,
+    dry_run: bool,
+    system_client: &'static str,
+    response: &Response<Body>,
+    duration: Duration,
+) {
+    let target = target(info);
+    let dry_run = if dry_run { "All" } else { "" };
+    let code = response.status().as_u16();
+    REQUESTS.get_or_create(&RequestLabels { code, dry_run, system_client, target }).inc();
     if info.is_long_running() {
         return;
     }
-    let labels = DurationLabels {
-        component: "apiserver",
-        dry_run: labels.dry_run,
-        group: labels.group,
-        resource: labels.resource,
-        scope,
-        subresource: labels.subresource,
-        verb,
-        version: labels.version,
-    };
-    DURATIONS.get_or_create(&labels).observe(duration.as_secs_f64());
+    DURATIONS.get_or_create(&DurationLabels { dry_run, target }).observe(duration.as_secs_f64());
+    if matches!(target.verb, "GET" | "LIST") {
+        let size = response.body().size_hint().lower();
+        RESPONSE_SIZES.get_or_create(&target).observe(size as f64);
+    }
+    if target.group.is_empty() && DEPRECATED.contains(&target.resource) {
+        let Target { group, resource, subresource, version, .. } = target;
+        let labels = DeprecatedLabels { group, removed_release: "", resource, subresource, version };
+        DEPRECATED_USE.get_or_create(&labels).set(1);
+    }
+}
+
+/// One step of admission (all plugins, to mutate or to validate) is done.
+pub fn admission_step(operation: &'static str, mutating: bool, rejected: bool, duration: Duration) {
+    ADMISSION_STEPS.get_or_create(&step(operation, mutating, rejected)).observe(duration.as_secs_f64());
+}
+
+/// One plugin is done.
+pub fn admission_plugin(
+    name: &'static str,
+    operation: &'static str,
+    mutating: bool,
+    rejected: bool,
+    duration: Duration,
+) {
+    let labels = ControllerLabels { name, step: step(operation, mutating, rejected) };
+    ADMISSION_CONTROLLERS.get_or_create(&labels).observe(duration.as_secs_f64());
+}
+
+fn step(operation: &'static str, mutating: bool, rejected: bool) -> StepLabels {
+    let (rejected, kind) = (if rejected { "true" } else { "false" }, if mutating { "admit" } else { "validate" });
+    StepLabels { operation, rejected, r#type: kind }
+}
+
+/// A health check has been asked.
+pub fn checked(name: &'static str, endpoint: &'static str, passed: bool) {
+    HEALTH.get_or_create(&CheckLabels { name, r#type: endpoint }).set(i64::from(passed));
+    let status = if passed { "success" } else { "error" };
+    HEALTH_CHECKS.get_or_create(&CheckedLabels { name, status, r#type: endpoint }).inc();
 }
 
 /// One more request, until the guard is dropped.
@@ -143,16 +300,7 @@ pub fn in_flight(mutating: bool) -> Counted {
 }
 
 pub fn long_running(info: &RequestInfo) -> Counted {
-    let labels = LongLabels {
-        component: "apiserver",
-        group: info.group.clone(),
-        resource: info.resource.clone(),
-        scope: scope(info),
-        subresource: info.subresource.clone(),
-        verb: verb(info),
-        version: info.version.clone(),
-    };
-    count(LONG_RUNNING.get_or_create(&labels).clone())
+    count(LONG_RUNNING.get_or_create(&target(info)).clone())
 }
 
 fn count(gauge: Gauge) -> Counted {
@@ -163,6 +311,21 @@ fn count(gauge: Gauge) -> Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+fn target(info: &RequestInfo) -> Target {
+    let known = info.is_resource.then(|| facts::resource(&info.group, &info.version, &info.resource)).flatten();
+    let (verb, scope) = (verb(info), scope(info));
+    match known {
+        Some(kind) => {
+            let subresource = kind.subresource(&info.subresource).map_or("", |sub| sub.name);
+            let (group, resource, version) = (kind.group, kind.resource, kind.version);
+            Target { component: COMPONENT, group, resource, scope, subresource, verb, version }
+        }
+        None => {
+            Target { component: COMPONENT, group: "", resource: "", scope, subresource: "", verb, version: "" }
+        }
     }
 }
 
@@ -187,5 +350,80 @@ fn scope(info: &RequestInfo) -> &'static str {
         _ if !info.name.is_empty() => "resource",
         _ if !info.namespace.is_empty() => "namespace",
         _ => "cluster",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Every metric in the text: its type and the labels of its samples (but for `le`).
+    fn read(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+        let mut metrics: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+        for line in text.lines() {
+            if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                metrics.entry(name.to_owned()).or_default().0 = kind.to_owned();
+            } else if let Some((sample, rest)) = line.split_once('{') {
+                let base = ["_total", "_bucket", "_sum", "_count"].iter().find_map(|end| sample.strip_suffix(end));
+                let name = [Some(sample), base].into_iter().flatten().find(|name| metrics.contains_key(*name));
+                let labels = rest.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(name, _)| name.to_owned());
+                if let Some(metric) = name.and_then(|name| metrics.get_mut(name)) {
+                    metric.1.extend(labels.filter(|name| name != "le"));
+                }
+            }
+        }
+        metrics
+    }
+
+    #[test]
+    fn stable_metrics_have_their_names_types_and_labels() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/kubernetes-1.36/stable-metrics-list.yaml");
+        let Ok(text) = std::fs::read_to_string(file) else {
+            assert!(std::env::var_os("CI").is_none(), "{file} is missing");
+            println!("skipped: {file} is missing");
+            return;
+        };
+        let get = RequestInfo::parse(&Method::GET, "/api/v1/componentstatuses/x", "");
+        answered(&get, false, "", &Response::new(Body::from("ok")), Duration::from_millis(1));
+        drop((in_flight(true), long_running(&get)));
+        admission_step("CREATE", true, false, Duration::ZERO);
+        admission_plugin("Priority", "CREATE", true, false, Duration::ZERO);
+        checked("ping", "livez", true);
+        storage_size(1);
+        OBJECTS.get_or_create(&ResourceLabels { resource: "pods".into() }).set(1);
+        let ours = read(&component_base::metrics::encode());
+
+        let mut compared = 0;
+        for metric in &apimachinery::yaml::documents(&text).unwrap()[0].as_array().unwrap().clone() {
+            let of = |field: &str| metric[field].as_str().unwrap_or("");
+            let parts = [of("namespace"), of("subsystem"), of("name")];
+            let name = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("_");
+            let belongs = name.starts_with("apiserver_") || name.starts_with("kubernetes_health");
+            // Webhooks are not called yet.
+            if of("stabilityLevel") != "STABLE" || !belongs || name.contains("webhook") {
+                continue;
+            }
+            let (kind, labels) = ours.get(name.trim_end_matches("_total")).unwrap_or_else(|| panic!("{name} is missing"));
+            let theirs: BTreeSet<String> =
+                metric["labels"].as_array().into_iter().flatten().filter_map(|l| l.as_str().map(str::to_owned)).collect();
+            assert_eq!(labels, &theirs, "{name}");
+            let expected = match of("type") {
+                "Custom" => "gauge".to_owned(),
+                kind => kind.to_lowercase(),
+            };
+            assert_eq!(kind, &expected, "{name}");
+            compared += 1;
+        }
+        assert!(compared >= 12, "{compared}");
+    }
+
+    #[test]
+    fn what_does_not_exist_has_no_series_of_its_own() {
+        let info = RequestInfo::parse(&Method::GET, "/api/v1/namespaces/a/madeup/x/y", "");
+        assert_eq!((target(&info).resource, target(&info).subresource, target(&info).scope), ("", "", "resource"));
+        let info = RequestInfo::parse(&Method::PUT, "/apis/apps/v1/namespaces/a/deployments/x/scale", "");
+        assert_eq!((target(&info).group, target(&info).subresource), ("apps", "scale"));
     }
 }

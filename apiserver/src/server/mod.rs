@@ -1,7 +1,7 @@
 //! The server around the endpoints: what all requests share, how it starts and ends, and the pipeline.
 
 pub mod body;
-mod metrics;
+pub mod metrics;
 pub mod negotiation;
 pub mod pipeline;
 pub mod request_info;
@@ -11,6 +11,7 @@ use crate::admission::AdmissionChain;
 use crate::authentication::{self, Authenticator};
 use crate::authorization::{self, Authorizer};
 use crate::bootstrap;
+use crate::endpoints::component_status;
 use crate::options::Options;
 use crate::proxy::Proxy;
 use crate::registry::{self, Registry};
@@ -83,6 +84,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let mut endpoints = registry::endpoints();
     endpoints.extend(authentication::endpoints(&options)?);
     endpoints.extend(authorization::endpoints());
+    endpoints.extend(component_status::endpoints());
     let registry = Registry::new(registry::strategies(settings.clone()), endpoints);
     let store = Arc::new(Store::new(etcd.clone(), &options.etcd_prefix, registry.resources()));
     let authenticator = Authenticator::new(&options, store.clone())?;

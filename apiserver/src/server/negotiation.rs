@@ -57,11 +57,7 @@ impl Wanted {
     /// From the headers, and the `pretty` parameter (empty: absent). Of the media types that can be had the one with the
     /// greatest weight is taken, of those the first. As `NegotiateOutputMediaType`.
     pub fn of(headers: &HeaderMap, pretty: &str) -> Result<Self, StatusError> {
-        let accept = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
-        let mut clauses: Vec<Clause<'_>> =
-            accept.flat_map(|v| v.split(',')).map(Clause::parse).filter(|clause| !clause.is_empty()).collect();
-        // Stable: equals stay in the order of the header.
-        clauses.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.vagueness().cmp(&b.vagueness())));
+        let clauses = clauses(headers);
         let (encoding, shape, meta_version) = match clauses.as_slice() {
             [] => (Encoding::Json, Shape::AsIs, META_V1),
             clauses => {
@@ -101,6 +97,28 @@ impl Wanted {
 }
 
 const STREAMED_PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
+
+/// The version of aggregated discovery that is wanted most, if any is wanted more than the plain documents.
+pub fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
+    let clauses = clauses(headers);
+    let mut answers = clauses.iter().filter_map(|clause| match (clause.media, clause.kind, clause.group) {
+        (JSON | "*/*" | "application/*", "APIGroupDiscoveryList", "apidiscovery.k8s.io") => {
+            ["v2", "v2beta1"].into_iter().find(|version| *version == clause.version).map(Some)
+        }
+        _ => clause.accept().map(|_| None),
+    });
+    answers.next().flatten()
+}
+
+/// The clauses of the Accept headers, the best first.
+fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
+    let accept = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let mut clauses: Vec<Clause<'_>> =
+        accept.flat_map(|v| v.split(',')).map(Clause::parse).filter(|clause| !clause.is_empty()).collect();
+    // Stable: equals stay in the order of the header.
+    clauses.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.vagueness().cmp(&b.vagueness())));
+    clauses
+}
 
 /// Kubernetes indents for these.
 fn is_person(agent: &str) -> bool {

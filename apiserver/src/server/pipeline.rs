@@ -35,6 +35,20 @@ const BODY_BYTES_DRAINED: usize = 32 * 1024 * 1024;
 const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// Its holders are never refused for want of room.
 const SUPERUSERS: &str = "system:masters";
+/// What `/` names beside discovery.
+const OTHER_PATHS: [&str; 11] = [
+    "/.well-known/openid-configuration",
+    "/configz",
+    "/healthz",
+    "/healthz/etcd",
+    "/livez",
+    "/metrics",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/openid/v1/jwks",
+    "/readyz",
+    "/version",
+];
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// Answers one request, whatever happens.
@@ -44,6 +58,7 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     let info = RequestInfo::parse(request.method(), uri.path(), uri.query().unwrap_or(""));
     let dry_run = info.query.has("dryRun");
     let limit = context.options.request_timeout;
+    let client = metrics::system_client(request.headers());
     let wanted = Wanted::of(request.headers(), info.query.get("pretty"));
     let error_form = *wanted.as_ref().unwrap_or(&Wanted::PLAIN);
     let answering = AssertUnwindSafe(answer(&context, &info, request, wanted)).catch_unwind();
@@ -68,7 +83,7 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
         response.headers_mut().insert(AUDIT_ID, value);
     }
     let (code, took) = (response.status().as_u16(), started.elapsed());
-    metrics::answered(&info, dry_run, code, took);
+    metrics::answered(&info, dry_run, client, &response, took);
     tracing::debug!(verb = info.verb, path = info.path, code, took_ms = took.as_millis() as u64, "answered");
     response
 }
@@ -91,7 +106,7 @@ async fn answer(
     let (user, attributes) = authorize(context, info, user, &parts.headers).await?;
     let (_permit, counted) = room(context, info, &user).await?;
     if !info.is_resource {
-        return document(context, info, &parts.method, &parts.headers);
+        return document(context, info, &parts.method, &parts.headers, wanted);
     }
     let request = Request::from_parts(parts, body);
     let Rendered { wanted, include, outcome } = resource(context, info, user, attributes, request, wanted).await?;
@@ -144,6 +159,7 @@ fn document(
     info: &RequestInfo,
     method: &Method,
     headers: &http::HeaderMap,
+    wanted: Result<Wanted, StatusError>,
 ) -> Result<Response<Body>, StatusError> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(StatusError::method_not_allowed());
@@ -154,24 +170,29 @@ fn document(
     }
     match path.trim_end_matches('/') {
         "/version" => return Ok(health::version()),
+        "/configz" => return Ok(health::configuration()),
         "/metrics" => {
             let text = metrics::text(&context.store);
             return Ok(respond::plain(200, component_base::metrics::CONTENT_TYPE, text.into()));
         }
         "" => {
             let mut paths = discovery::paths();
-            paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]);
-            let body = json!({ "paths": paths }).to_string();
-            return Ok(respond::plain(200, negotiation::JSON, body.into()));
+            paths.extend(OTHER_PATHS);
+            paths.sort_unstable();
+            let body = json!({ "paths": paths });
+            return Ok(respond::value(wanted.unwrap_or(Wanted::PLAIN), 200, &body));
         }
         _ => {}
     }
     if let Some(answer) = openapi::document(path, info.query.get("hash"), headers) {
         return answer;
     }
-    authentication::document(&context.options, path)
-        .or_else(|| discovery::document(path, headers))
-        .map_or_else(|| Ok(respond::text(404, "404 page not found\n")), Ok)
+    let address = format!("{}:{}", context.options.public_address(), context.options.secure_port);
+    if let Some(answer) = discovery::document(path, headers, wanted, &address) {
+        return answer;
+    }
+    let document = authentication::document(&context.options, path);
+    Ok(document.unwrap_or_else(|| respond::text(404, "404 page not found\n")))
 }
 
 struct Rendered {

@@ -108,7 +108,9 @@ pub fn value(wanted: Wanted, code: u16, object: &Value) -> Response<Body> {
 /// The protobuf of an object that says what it is, if it has any.
 pub fn protobuf_of(object: &Value) -> Option<Vec<u8>> {
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or("");
-    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let kind = text("kind");
+    // `/api` does not say.
+    let api_version = if kind == "APIVersions" { "v1" } else { text("apiVersion") };
     let (group, version) = split_api_version(api_version);
     let facts = facts::schema_of(group, version, kind)?;
     Some(protobuf::enclose(api_version, kind, &protobuf::encode(object, facts)))
