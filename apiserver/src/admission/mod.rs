@@ -22,6 +22,7 @@ use crate::authorization::lister::Lister;
 use crate::authorization::{Attributes, Authorizer};
 use crate::options::Options;
 use crate::registry::{Registry, Resource};
+use crate::server::metrics;
 use crate::storage::Store;
 use anyhow::Context as _;
 use apimachinery::status::StatusError;
@@ -30,6 +31,7 @@ use pod_security::PodSecurity;
 use resource_quota::{Ledger, StoredQuotas};
 use serde_json::{Map, Value};
 use std::sync::Arc;
+use std::time::Instant;
 use toleration_seconds::DefaultTolerationSeconds;
 
 /// What is being done.
@@ -90,7 +92,8 @@ impl<P: Plugin> Plugin for Arc<P> {
 
 /// The admission plugins that are on, in Kubernetes' order.
 pub struct AdmissionChain {
-    plugins: Vec<Box<dyn Plugin>>,
+    /// With their names.
+    plugins: Vec<(&'static str, Box<dyn Plugin>)>,
 }
 
 /// Whether a plugin is on without being named, and how to make it; None for one that is not built.
@@ -169,6 +172,20 @@ const PLUGINS: &[Known] = &[
     off("AlwaysDeny", |parts| simple::ALWAYS_DENY.equip(parts)),
 ];
 
+// === impl Operation ===
+
+impl Operation {
+    /// As admission reviews and metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
 // === impl AdmissionChain ===
 
 impl AdmissionChain {
@@ -212,15 +229,15 @@ impl AdmissionChain {
             );
         }
         // Granting more than one holds is forbidden whatever plugins are on; in Kubernetes the roles' storage sees to it.
-        let mut plugins: Vec<Box<dyn Plugin>> =
-            vec![Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()))];
+        let escalation: Box<dyn Plugin> = Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()));
+        let mut plugins = vec![("RBACEscalation", escalation)];
         for plugin in PLUGINS {
             let wanted = enabled.iter().any(|name| name == plugin.name);
             if (!plugin.default && !wanted) || disabled.iter().any(|name| name == plugin.name) {
                 continue;
             }
             match plugin.make {
-                Some(make) => plugins.push(make(&parts)),
+                Some(make) => plugins.push((plugin.name, make(&parts))),
                 None if wanted => {
                     tracing::warn!(plugin = plugin.name, "admission plugin is not available; it is passed over")
                 }
@@ -231,21 +248,31 @@ impl AdmissionChain {
     }
 
     pub async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
-        for plugin in &self.plugins {
-            if plugin.handles(request) {
-                plugin.mutate(request).await?;
-            }
-        }
-        Ok(())
+        self.run(request, true).await
     }
 
     pub async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
-        for plugin in &self.plugins {
-            if plugin.handles(request) {
-                plugin.validate(request).await?;
+        self.run(request, false).await
+    }
+
+    /// One step: every plugin that has to do with the request, until one refuses it.
+    async fn run(&self, request: &mut AdmissionRequest<'_>, mutating: bool) -> Result<(), StatusError> {
+        let (operation, began) = (request.operation.name(), Instant::now());
+        let (mut result, mut last) = (Ok(()), began);
+        for (name, plugin) in &self.plugins {
+            if !plugin.handles(request) {
+                continue;
+            }
+            result = if mutating { plugin.mutate(request) } else { plugin.validate(request) }.await;
+            let now = Instant::now();
+            metrics::admission_plugin(name, operation, mutating, result.is_err(), now - last);
+            last = now;
+            if result.is_err() {
+                break;
             }
         }
-        Ok(())
+        metrics::admission_step(operation, mutating, result.is_err(), last - began);
+        result
     }
 }
 
