@@ -2,11 +2,16 @@
 //! fields are found (an error, a warning or nothing), wrong types are refused in Go's words, nulls and empty lists are
 //! dropped, and quantities and times take their canonical form. One pass over the text, guided by the schema facts.
 
+mod duplicates;
+
+pub(crate) use duplicates::{Duplicate, Noted};
+
 use crate::facts::{FieldFacts, Type, TypeFacts, schema};
 use crate::quantity::Quantity;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -14,6 +19,8 @@ use std::fmt;
 
 /// How many unknown or duplicate fields are told apart before the rest goes unmentioned.
 const STRICT_ERRORS_MAX: usize = 100;
+
+const MANAGED_FIELDS: &str = "managedFields";
 
 /// What becomes of unknown and duplicate fields: the `fieldValidation` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +47,8 @@ pub enum DecodeError {
     /// A value of the wrong type, in the words of Go's encoding/json.
     #[error("{0}")]
     Type(String),
+    #[error("{0}")]
+    Yaml(String),
     /// With `fieldValidation=Strict`.
     #[error("strict decoding error: {}", .0.join(", "))]
     Strict(Vec<String>),
@@ -73,7 +82,15 @@ impl DecodeError {
 
 /// Decodes JSON text.
 pub fn decode_json(text: &[u8], facts: &'static TypeFacts, mode: FieldValidation) -> Result<Decoded, DecodeError> {
-    let context = Context::default();
+    decode_text(text, facts, mode, Context::default())
+}
+
+fn decode_text(
+    text: &[u8],
+    facts: &'static TypeFacts,
+    mode: FieldValidation,
+    context: Context,
+) -> Result<Decoded, DecodeError> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let seed = Seed { kind: Shape::Struct(facts), context: &context, owner: "" };
     let value = seed.deserialize(&mut deserializer).map_err(|error| DecodeError::Syntax(error.to_string()))?;
@@ -81,9 +98,39 @@ pub fn decode_json(text: &[u8], facts: &'static TypeFacts, mode: FieldValidation
     context.finish(value, mode)
 }
 
+/// As [`decode_json`], of what a client has sent to be stored: managedFields stay text (a JSON string of it), since most
+/// writes hand them on as they are.
+pub fn decode_sent(text: &[u8], facts: &'static TypeFacts, mode: FieldValidation) -> Result<Decoded, DecodeError> {
+    let context = Context { managed_fields_as_text: true, ..Context::default() };
+    decode_text(text, facts, mode, context)
+}
+
+/// Decodes YAML text.
+pub fn decode_yaml(text: &str, facts: &'static TypeFacts, mode: FieldValidation) -> Result<Decoded, DecodeError> {
+    let (document, duplicates) = crate::yaml::document(text).map_err(|error| DecodeError::Yaml(error.to_string()))?;
+    let mut context = Context { managed_fields_as_text: true, ..Context::default() };
+    context.strict.get_mut().extend(duplicates);
+    decode_document(document, facts, mode, context)
+}
+
+/// Parses JSON text of no particular type; names the fields that stand in it more than once: `duplicate field "spec.a"`.
+pub fn parse_noting_duplicates(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
+    let noted: Noted<String> = serde_json::from_slice(text)?;
+    let told = noted.duplicates.iter().map(|duplicate| format!("duplicate field \"{}\"", duplicate.path));
+    Ok((noted.value, told.collect()))
+}
+
 /// Decodes a document that was parsed before (from YAML, or the result of a patch): duplicate fields are gone by then.
 pub fn decode_value(document: Value, facts: &'static TypeFacts, mode: FieldValidation) -> Result<Decoded, DecodeError> {
-    let context = Context::default();
+    decode_document(document, facts, mode, Context::default())
+}
+
+fn decode_document(
+    document: Value,
+    facts: &'static TypeFacts,
+    mode: FieldValidation,
+    context: Context,
+) -> Result<Decoded, DecodeError> {
     let seed = Seed { kind: Shape::Struct(facts), context: &context, owner: "" };
     let value = seed.deserialize(document).map_err(|error| DecodeError::Syntax(error.to_string()))?;
     context.finish(value, mode)
@@ -95,6 +142,7 @@ struct Context {
     path: RefCell<Vec<Segment>>,
     strict: RefCell<Vec<String>>,
     mistake: RefCell<Option<String>>,
+    managed_fields_as_text: bool,
 }
 
 enum Segment {
@@ -386,7 +434,12 @@ impl Seed<'_> {
                     let seed = Seed { kind: Shape::of(&field.kind), context: self.context, owner: facts.struct_name() };
                     let mut value = None;
                     self.context.enter(Segment::Field(Cow::Borrowed(field.name)), || {
-                        value = map.next_value_seed(seed)?;
+                        value = if self.context.managed_fields_as_text && field.name == MANAGED_FIELDS {
+                            let text = map.next_value::<Box<RawValue>>()?;
+                            Some(Value::from(text.get())).filter(|text| text != "null")
+                        } else {
+                            map.next_value_seed(seed)?
+                        };
                         Ok(())
                     })?;
                     if let Some(value) = value.filter(|value| field.required || !is_empty(field, value)) {

@@ -1,6 +1,8 @@
 //! YAML in and out, always by way of JSON values: what the API knows is JSON.
+use crate::decode::{Duplicate, Noted};
 use serde::Serialize;
 use serde_json::Value;
+use serde_saphyr::Spanned;
 
 /// YAML that cannot be read or written; the message has line and column.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +13,20 @@ pub struct YamlError(String);
 pub fn documents(text: &str) -> Result<Vec<Value>, YamlError> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| YamlError(e.to_string()))?;
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+}
+
+/// The first document of a stream, null if there is none, in which keys may repeat: the last one counts, and Kubernetes' word
+/// for it is given.
+pub fn document(text: &str) -> Result<(Value, Option<String>), YamlError> {
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins };
+    let documents: Vec<Noted<Spanned<String>>> =
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| YamlError(e.to_string()))?;
+    let Some(noted) = documents.into_iter().find(|noted| !noted.value.is_null()) else {
+        return Ok((Value::Null, None));
+    };
+    let line = |d: &Duplicate| format!("\n  line {}: key {:?} already set in map", d.line, d.name);
+    let lines: String = noted.duplicates.iter().map(line).collect();
+    Ok((noted.value, (!lines.is_empty()).then(|| format!("yaml: unmarshal errors:{lines}"))))
 }
 
 /// One document into a type.
@@ -40,6 +56,21 @@ mod tests {
         assert_eq!(read, vec![json!({"a": 1}), json!({"b": "2", "c": ["x", "z"]})]);
         assert_eq!(documents("{\"a\": {\"b\": null}}").unwrap(), vec![json!({"a": {"b": null}})]);
         assert!(documents("a: [").is_err());
+    }
+
+    #[test]
+    fn keys_that_repeat_are_told_with_their_lines() {
+        let (value, told) = document("a: 1\nb:\n  c: [{d: 1}]\n  c:\n  - d: 2\n    d: 3\na: 4\n").unwrap();
+        assert_eq!(value, json!({"a": 4, "b": {"c": [{"d": 3}]}}));
+        let told = told.unwrap();
+        for line in ["line 4: key \"c\"", "line 6: key \"d\"", "line 7: key \"a\" already set in map"] {
+            assert!(told.contains(line), "{told}");
+        }
+        assert_eq!(
+            document("a: [1, 1.5, true, null, x, {}]").unwrap(),
+            (json!({"a": [1, 1.5, true, null, "x", {}]}), None)
+        );
+        assert_eq!(document("").unwrap().0, Value::Null);
     }
 
     #[test]

@@ -129,3 +129,26 @@ fn every_full_object_decodes_without_a_stranger() {
     }
     assert!(seen > 60, "{seen}");
 }
+
+#[test]
+fn what_is_sent_keeps_managed_fields_as_text() {
+    let pod = crate::facts::schema("core.v1.Pod").unwrap();
+    let text = br#"{"metadata":{"name":"a","managedFields":[{"manager":"m","fieldsV1":{"f:a":{}}}]},"spec":{"containers":[{"name":"c","name":"d","x":1}]}}"#;
+    let sent = decode_sent(text, pod, FieldValidation::Warn).unwrap();
+    assert_eq!(sent.value["metadata"]["managedFields"], r#"[{"manager":"m","fieldsV1":{"f:a":{}}}]"#);
+    assert_eq!(
+        sent.warnings,
+        [r#"duplicate field "spec.containers[0].name""#, r#"unknown field "spec.containers[0].x""#]
+    );
+    let yaml =
+        decode_yaml("metadata: {name: a}\nspec:\n  nodeName: a\n  nodeName: b\n  x: 1\n", pod, FieldValidation::Strict);
+    assert_eq!(
+        yaml.unwrap_err().to_string(),
+        "strict decoding error: yaml: unmarshal errors:\n  line 4: key \"nodeName\" already set in map, unknown field \"spec.x\""
+    );
+    let (value, told) = parse_noting_duplicates(br#"{"a":{"b":1,"b":2},"c":[{"d":1,"d":2}]}"#).unwrap();
+    assert_eq!(
+        (value["a"]["b"].as_i64(), told),
+        (Some(2), vec![r#"duplicate field "a.b""#.into(), r#"duplicate field "c[0].d""#.into()])
+    );
+}

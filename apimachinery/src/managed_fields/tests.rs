@@ -315,3 +315,48 @@ fn ignored_fields_come_to_nobody() {
     managed.update(place, &json!({"spec": {"containers": [{"name": "a"}]}}), &new, &writer, &ignored, NOW);
     assert!(managed.write().contains(r#""fieldsV1":{"f:spec":{"f:containers":{"k:{\"name\":\"a\"}":{"f:resources":{"f:limits":{".":{},"f:cpu":{}}}}}}}"#), "{}", managed.write());
 }
+
+#[test]
+fn every_field_of_every_kind_can_be_owned() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/kubernetes-1.36/objects");
+    let mut seen = 0;
+    for kind in facts::kinds().iter().filter(|kind| kind.is_stored()) {
+        let (package, _) = kind.schema.split_once('.').unwrap();
+        let name = format!("{package}.{}.{}.json", kind.version, kind.kind);
+        let group = if kind.group.is_empty() { "core" } else { kind.group };
+        let other = format!("{group}.{}.{}.json", kind.version, kind.kind);
+        let Ok(text) = std::fs::read(root.join(name)).or_else(|_| std::fs::read(root.join(other))) else { continue };
+        seen += 1;
+        let schema = facts::schema(kind.schema).unwrap();
+        let mut object = crate::decode::decode_json(&text, schema, Default::default()).unwrap().value;
+        object["metadata"].as_object_mut().unwrap().remove("managedFields");
+        let place = Place::Struct(schema);
+        assert_eq!(mistakes(place, &object), Vec::<String>::new(), "{}", kind.kind);
+
+        // Applied, applied again, half of it applied; then another's, who takes nothing that is not changed.
+        let mut managed = Managed::new(kind.group, kind.version, kind.kind);
+        managed.apply("one", false, &object).unwrap();
+        assert_eq!(managed.object, plain(object.clone()), "{}", kind.kind);
+        let before = managed.managed.write();
+        managed.apply("one", false, &object).unwrap();
+        assert_eq!(managed.managed.write(), before, "{}", kind.kind);
+        managed.apply("two", false, &object).unwrap();
+        assert_eq!(managed.fields_of("one"), managed.fields_of("two"), "{}", kind.kind);
+        managed.apply("one", false, &json!({"metadata": {"name": "x"}})).unwrap_err();
+        let name = object["metadata"]["name"].clone();
+        managed.apply("one", false, &json!({"metadata": {"name": name}})).unwrap();
+        assert_eq!(managed.object, plain(object.clone()), "{}: the other holds it", kind.kind);
+
+        let mut created = Managed::new(kind.group, kind.version, kind.kind);
+        created.update("creator", object.clone());
+        let all = FieldSet::parse(&created.fields_of("creator")).unwrap();
+        let mut missing = FieldSet::parse(&managed.fields_of("two")).unwrap();
+        missing.subtract(&all);
+        assert!(missing.is_empty(), "{}: {missing}", kind.kind);
+    }
+    if seen == 0 {
+        println!("skipped: {} is absent", root.display());
+    } else {
+        assert!(seen > 50, "{seen}");
+    }
+}

@@ -21,6 +21,9 @@ pub enum PatchError {
     /// It does not fit the object (a `test` failed, a path leads nowhere): 422.
     #[error("{0}")]
     Unprocessable(String),
+    /// Kubernetes has no better word for it than a server error: 500.
+    #[error("{0}")]
+    Failed(String),
     /// More than [`MAX_JSON_PATCH_OPERATIONS`]: 413.
     #[error("The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {0}")]
     TooManyOperations(usize),
@@ -33,8 +36,8 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(PatchError::TooManyOperations(operations.len()));
     }
-    let patch: json_patch::Patch =
-        serde_json::from_value(patch.clone()).map_err(|e| PatchError::Malformed(format!("invalid JSON patch: {e}")))?;
+    let patch: json_patch::Patch = serde_json::from_value(patch.clone())
+        .map_err(|e| PatchError::Unprocessable(format!("invalid JSON patch: {e}")))?;
     let mut copied = 0;
     for operation in patch.0 {
         // Copies of copies double: a short patch must not grow beyond all memory.
@@ -87,7 +90,7 @@ mod tests {
         let error = json(&mut object, &json!([{"op": "test", "path": "/a/c", "value": 3}])).unwrap_err();
         assert!(matches!(error, PatchError::Unprocessable(_)), "{error}");
         let error = json(&mut object, &json!([{"op": "grow", "path": "/a"}])).unwrap_err();
-        assert!(matches!(error, PatchError::Malformed(_)), "{error}");
+        assert!(matches!(error, PatchError::Unprocessable(_)), "{error}");
         assert!(matches!(json(&mut object, &json!({})), Err(PatchError::Malformed(_))));
     }
 

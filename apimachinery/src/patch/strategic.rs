@@ -37,15 +37,19 @@ fn merge_object(
             target.clear();
             return Ok(());
         }
-        Some(other) => return Err(malformed(format!("invalid value for special key {PATCH}: {other:?}"))),
+        Some(other) => return Err(unknown(other, patch)),
     }
     if let Some(keep) = patch.get(RETAIN_KEYS) {
-        let keep = keep.as_array().ok_or_else(|| malformed(format!("{RETAIN_KEYS} must be a list of strings")))?;
+        let keep = keep.as_array().ok_or_else(|| malformed("invalid patch format of retainKeys"))?;
+        let mut set = patch.iter().filter(|(key, value)| !key.starts_with('$') && !value.is_null());
+        if !set.all(|(key, _)| keep.iter().any(|k| k == key)) {
+            return Err(PatchError::Unprocessable("patch content doesn't match retainKeys list".into()));
+        }
         target.retain(|key, _| keep.iter().any(|k| k == key));
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(DELETE_FROM_LIST) {
-            let gone = value.as_array().ok_or_else(|| malformed(format!("{key} must be a list")))?;
+            let gone = value.as_array().ok_or_else(|| malformed("invalid patch format of primitive list"))?;
             if let Some(Value::Array(list)) = target.get_mut(field) {
                 list.retain(|item| !gone.contains(item));
             }
@@ -90,9 +94,6 @@ fn merge_field(
             if let Value::Object(slot) = slot {
                 merge_object(slot, patch, child)?;
             }
-            if patch.get(PATCH).is_some_and(|d| d == "delete") {
-                target.remove(key);
-            }
         }
         Value::Array(items) if field.is_some_and(|f| f.strategy.merge) => {
             let slot = target.entry(key).or_insert_with(|| Value::Array(Vec::new()));
@@ -109,6 +110,7 @@ fn merge_field(
                     }
                 }
                 if let Some(order) = order {
+                    check_order(items, order, merge_key)?;
                     set_order(list, &server_order, order, merge_key)?;
                 }
             }
@@ -138,10 +140,11 @@ fn merge_keyed(
             .ok_or_else(|| malformed(format!("items of {field} must be objects with the merge key {merge_key:?}")))?;
         let id = object
             .get(merge_key)
-            .ok_or_else(|| malformed(format!("map: {item} does not contain declared merge key: {merge_key}")))?;
+            .ok_or_else(|| failed(format!("map: {item} does not contain declared merge key: {merge_key}")))?;
         match directive(item).as_deref() {
             Some("delete") => list.retain(|have| have.get(merge_key) != Some(id)),
-            None | Some("merge") => match list.iter_mut().find(|have| have.get(merge_key) == Some(id)) {
+            Some("merge") => return Err(failed("merging lists cannot yet be specified in the patch")),
+            None => match list.iter_mut().find(|have| have.get(merge_key) == Some(id)) {
                 Some(Value::Object(have)) => merge_object(have, object, item_type)?,
                 _ => {
                     let mut new = Map::new();
@@ -149,10 +152,25 @@ fn merge_keyed(
                     list.push(Value::Object(new));
                 }
             },
-            Some(other) => return Err(malformed(format!("invalid value for special key {PATCH}: {other:?}"))),
+            Some(other) => return Err(unknown(other, object)),
         }
     }
     Ok(())
+}
+
+/// What the patch adds or changes must stand in the order that it asks for. As `validatePatchWithSetOrderList`.
+fn check_order(items: &[Value], order: &Value, merge_key: Option<&str>) -> Result<(), PatchError> {
+    let id = |item: &Value| merge_key.map_or_else(|| Some(item.clone()), |key| item.get(key).cloned());
+    let Some(order_items) = order.as_array() else { return Ok(()) };
+    let mut places = order_items.iter();
+    let there = |item: &Value| item.get(PATCH).is_none();
+    if items.iter().filter(|item| there(item)).all(|item| places.any(|place| id(place) == id(item))) {
+        return Ok(());
+    }
+    Err(failed(format!(
+        "The order in patch list:\n{}\n doesn't match {SET_ORDER} list:\n{order}\n",
+        Value::from(items)
+    )))
 }
 
 /// Brings `list` into the order that the patch asks for. Items that it does not name stay where they stood among those
@@ -163,7 +181,7 @@ fn set_order(
     order: &Value,
     merge_key: Option<&str>,
 ) -> Result<(), PatchError> {
-    let order = order.as_array().ok_or_else(|| malformed(format!("{SET_ORDER} needs a list")))?;
+    let order = order.as_array().ok_or_else(|| malformed("invalid patch format of setElementOrder list"))?;
     let id = |item: &Value| merge_key.map_or_else(|| Some(item.clone()), |key| item.get(key).cloned());
     let place = |item: &Value, among: &[Value]| among.iter().position(|other| id(other) == id(item));
     let (mut named, unnamed): (Vec<Value>, Vec<Value>) =
@@ -198,6 +216,14 @@ fn without_directives(map: &Map<String, Value>) -> Map<String, Value> {
         key == PATCH || key == RETAIN_KEYS || key.starts_with(DELETE_FROM_LIST) || key.starts_with(SET_ORDER)
     };
     map.iter().filter(|(k, v)| !directive(k) && !v.is_null()).map(|(k, v)| (k.clone(), stripped(v))).collect()
+}
+
+fn failed(message: impl Into<String>) -> PatchError {
+    PatchError::Failed(message.into())
+}
+
+fn unknown(directive: &str, patch: &Map<String, Value>) -> PatchError {
+    failed(format!("unknown patch type: {directive} in map: {}", Value::Object(patch.clone())))
 }
 
 fn malformed(message: impl Into<String>) -> PatchError {
@@ -277,15 +303,32 @@ mod tests {
     }
 
     #[test]
+    fn a_map_is_emptied_by_its_deletion() {
+        let object = json!({"spec": {"securityContext": {"runAsUser": 1}, "nodeName": "n"}});
+        let patch = json!({"spec": {"securityContext": {"$patch": "delete"}}});
+        assert_eq!(patched("Pod", object, patch).unwrap(), json!({"spec": {"securityContext": {}, "nodeName": "n"}}));
+    }
+
+    #[test]
     fn what_is_malformed_is_refused() {
-        for patch in [
-            json!([]),
-            json!({"$patch": "grow"}),
-            json!({"spec": {"containers": [{"image": "x"}]}}),
-            json!({"spec": {"containers": ["x"]}}),
-        ] {
-            let error = patched("Pod", json!({}), patch.clone()).unwrap_err();
-            assert!(matches!(error, PatchError::Malformed(_)), "{patch}: {error}");
+        let malformed = |error: &PatchError| matches!(error, PatchError::Malformed(_));
+        let failed = |error: &PatchError| matches!(error, PatchError::Failed(_));
+        let unprocessable = |error: &PatchError| matches!(error, PatchError::Unprocessable(_));
+        let cases: Vec<(Value, &dyn Fn(&PatchError) -> bool)> = vec![
+            (json!([]), &malformed),
+            (json!({"spec": {"containers": ["x"]}}), &malformed),
+            (json!({"spec": {"$retainKeys": "x"}}), &malformed),
+            (json!({"metadata": {"$deleteFromPrimitiveList/finalizers": 1}}), &malformed),
+            (json!({"spec": {"$setElementOrder/containers": 1, "containers": [{"name": "a"}]}}), &malformed),
+            (json!({"$patch": "grow"}), &failed),
+            (json!({"spec": {"containers": [{"image": "x"}]}}), &failed),
+            (json!({"spec": {"containers": [{"name": "x", "$patch": "merge"}]}}), &failed),
+            (json!({"spec": {"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "a"}]}}), &failed),
+            (json!({"spec": {"$retainKeys": ["nodeName"], "hostname": "x"}}), &unprocessable),
+        ];
+        for (patch, expected) in cases {
+            let error = patched("Pod", json!({"spec": {}}), patch.clone()).unwrap_err();
+            assert!(expected(&error), "{patch}: {error:?}");
         }
     }
 }

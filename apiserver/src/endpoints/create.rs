@@ -1,19 +1,27 @@
 //! POST: a new object.
 
+use super::ownership::{self, Ownership};
+use super::update::Produced;
 use super::{Outcome, ResourceRequest, metadata};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::registry::strategy::HookContext;
 use crate::server::negotiation::Incoming;
 use crate::storage::Put;
 use apimachinery::status::{FieldError, StatusError};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Attempts to find a free name behind a generateName.
 const NAME_ATTEMPTS: usize = 8;
 
 /// Stores what came in, decoded already.
 pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Result<Outcome, StatusError> {
-    let Incoming { mut object, mut warnings } = incoming;
+    let Incoming { object, warnings } = incoming;
+    create_owned(request, Produced { object, warnings, ownership: Ownership::OfWriter }).await
+}
+
+/// Stores a new object whose fields belong to whom `produced` says.
+pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced) -> Result<Outcome, StatusError> {
+    let Produced { mut object, mut warnings, ownership } = produced;
     let (context, resource) = (request.context, request.resource);
     let strategy = &resource.strategy;
     metadata::ensure_namespace(&mut object, request.namespace())?;
@@ -21,7 +29,12 @@ pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Re
         return Err(StatusError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     request.attributes.name = metadata::text(&object, "name").to_owned();
+    let sent = ownership::take(&mut object);
     strategy.defaults(&mut object);
+    let managed = match ownership {
+        Ownership::OfWriter => ownership::updated(request, &Value::Object(Map::new()), "", &object, sent),
+        Ownership::Given(text) => text,
+    };
     let options = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
     warnings.extend(admit(request, &mut object, &options, true).await?);
     strategy.defaults(&mut object);
@@ -55,8 +68,10 @@ pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Re
         if !generated && context.store.get(resource, request.namespace(), &request.attributes.name).await.is_ok() {
             return Err(exists(request, None));
         }
+        ownership::put_list(&mut object, &managed);
         return Ok(Outcome::object(201, resource, object).with_warnings(warnings));
     }
+    ownership::put(&mut object, &managed);
     for _ in 0..NAME_ATTEMPTS {
         match context.store.create(resource, &object).await? {
             Put::Written(stored) => {

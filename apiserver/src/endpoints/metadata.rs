@@ -63,6 +63,15 @@ pub fn ensure_namespace(object: &mut Value, namespace: &str) -> Result<(), Statu
     ))
 }
 
+/// The object must have the name that the request has.
+pub fn check_name(object: &Value, name: &str) -> Result<(), StatusError> {
+    let own = text(object, "name");
+    if own == name {
+        return Ok(());
+    }
+    Err(StatusError::bad_request(format!("the name of the object ({own}) does not match the name on the URL ({name})")))
+}
+
 /// What a creator has no say in goes; uid and time are set. The name must be there by now.
 pub fn fill_system_fields(object: &mut Value, tracks_generation: bool) {
     let meta = of(object);

@@ -1,5 +1,6 @@
 //! One file a verb, generic over kinds; and the trait of what answers in a way of its own.
 
+pub mod apply;
 pub mod component_status;
 pub mod create;
 pub mod delete;
@@ -9,12 +10,14 @@ pub mod health;
 pub mod list;
 pub mod metadata;
 pub mod openapi;
+pub mod ownership;
 pub mod patch;
 pub mod subresources;
 pub mod table;
 pub mod update;
 pub mod virtual_resource;
 pub mod watch;
+pub mod write_options;
 
 use crate::authorization::Attributes;
 use crate::registry::Resource;
@@ -47,7 +50,7 @@ pub struct Answer {
 }
 
 /// Answers a virtual resource or subresource. `info.verb` says what is asked (`create`, `get`, `update`; a `patch` arrives as
-/// a `get` and an `update`).
+/// a `get` and an `update`, one that is to be applied as an `apply`).
 pub trait Endpoint: Send + Sync + 'static {
     fn call<'a>(&'a self, call: Call<'a>) -> BoxFuture<'a, Result<Answer, StatusError>>;
 

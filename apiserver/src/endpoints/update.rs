@@ -1,6 +1,7 @@
 //! PUT, and the part that PATCH shares with it: a new version of an object, made from the old one, checked, and written if
 //! nobody came between.
 
+use super::ownership::{self, Ownership};
 use super::{Outcome, ResourceRequest, create, delete, get, metadata};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::registry::strategy::{HookContext, Part};
@@ -15,17 +16,26 @@ const ATTEMPTS: usize = 5;
 
 /// Gives the object as it shall be, from what it is.
 pub trait Produce: Send {
-    fn produce(&mut self, old: &Value) -> Result<Incoming, StatusError>;
+    /// `old` comes without its managedFields: `managed` is their text.
+    fn produce(&mut self, old: &Value, managed: &str) -> Result<Produced, StatusError>;
     /// `UpdateOptions` or `PatchOptions`.
     fn options(&self) -> Value;
+}
+
+/// A new version of an object.
+pub struct Produced {
+    pub object: Value,
+    pub warnings: Vec<String>,
+    pub ownership: Ownership,
 }
 
 /// What came in by PUT.
 struct Whole(Incoming);
 
 impl Produce for Whole {
-    fn produce(&mut self, _old: &Value) -> Result<Incoming, StatusError> {
-        Ok(Incoming { object: self.0.object.clone(), warnings: self.0.warnings.clone() })
+    fn produce(&mut self, _old: &Value, _managed: &str) -> Result<Produced, StatusError> {
+        let (object, warnings) = (self.0.object.clone(), self.0.warnings.clone());
+        Ok(Produced { object, warnings, ownership: Ownership::OfWriter })
     }
 
     fn options(&self) -> Value {
@@ -41,15 +51,12 @@ pub async fn update(request: &mut ResourceRequest<'_>, mut incoming: Incoming) -
         let resource = request.resource;
         return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
     }
-    if name != request.info.name {
-        return Err(StatusError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            request.info.name
-        )));
-    }
+    metadata::check_name(&incoming.object, &request.info.name)?;
     metadata::ensure_namespace(&mut incoming.object, request.namespace())?;
+    let uid = metadata::text(&incoming.object, "uid");
     let current = match newest(request).await? {
         Some(current) => current,
+        None if !uid.is_empty() => return Err(other_uid(request, uid, "", 0)),
         None if request.resource.strategy.allow_create_on_update() && request.part == Part::Main => {
             metadata::of(&mut incoming.object).remove("resourceVersion");
             return create::create(request, incoming).await;
@@ -116,9 +123,14 @@ async fn attempt(
 ) -> Result<Attempt, StatusError> {
     let (context, resource) = (request.context, request.resource);
     let strategy = &resource.strategy;
-    let old = resource.value(current);
-    let Incoming { object: mut new, mut warnings } = produce.produce(&old)?;
+    let (old, stored) = ownership::split(resource, current);
+    let Produced { object: mut new, mut warnings, ownership } = produce.produce(&old, &stored)?;
+    let sent = ownership::take(&mut new);
     strategy.defaults(&mut new);
+    let managed = match ownership {
+        Ownership::OfWriter => ownership::updated(request, &old, &stored, &new, sent),
+        Ownership::Given(text) => text,
+    };
     check_version(request, &mut new, &old, current.revision)?;
     let options = produce.options();
     warnings.extend(admit(request, &mut new, &old, &options, true).await?);
@@ -138,18 +150,21 @@ async fn attempt(
     let reservation = strategy.reserve(hooks, &mut new, Some(&old)).await?;
     warnings.extend(admit(request, &mut new, &old, &options, false).await?);
 
-    if new == old {
+    if new == old && ownership::equal_but_for_times(&managed, &stored) {
         return Ok(Attempt::Unchanged(Outcome::stored(200, resource, current.clone()).with_warnings(warnings)));
     }
     if request.dry_run {
+        ownership::put_list(&mut new, &managed);
         return Ok(Attempt::Done(Outcome::object(200, resource, new).with_warnings(warnings)));
     }
     if delete::completes(resource, &new) {
+        ownership::put_list(&mut new, &managed);
         return Ok(match delete::remove(request, &request.info.name, current).await? {
             Ok(_) => Attempt::Done(Outcome::object(200, resource, new).with_warnings(warnings)),
             Err(other) => Attempt::Overtaken(other),
         });
     }
+    ownership::put(&mut new, &managed);
     match context.store.put(resource, &new, current.revision).await? {
         Put::Written(stored) => {
             if let Some(reservation) = reservation {
@@ -180,11 +195,20 @@ fn check_version(
     }
     let (uid, current) = (metadata::text(new, "uid"), metadata::text(old, "uid"));
     if !uid.is_empty() && uid != current {
-        let cause = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {current}");
-        return Err(StatusError::conflict(&request.info.group, &request.info.resource, &request.info.name, &cause));
+        return Err(other_uid(request, uid, current, revision));
     }
     metadata::of(new).insert("resourceVersion".to_owned(), revision.to_string().into());
     Ok(())
+}
+
+/// The object is not the one that the writer means. As etcd3's `Preconditions.Check`.
+fn other_uid(request: &ResourceRequest<'_>, wanted: &str, is: &str, revision: i64) -> StatusError {
+    let (info, prefix) = (request.info, &request.resource.storage_prefix);
+    let key = crate::storage::keys::object_key(request.namespace(), &info.name);
+    let cause = format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{prefix}/{key}, ResourceVersion: {revision}, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}"
+    );
+    StatusError::conflict(&info.group, &info.resource, &info.name, &cause)
 }
 
 /// Asks admission about an update; gives its warnings.

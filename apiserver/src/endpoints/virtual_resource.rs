@@ -1,12 +1,13 @@
 //! Requests on what is not stored: the endpoints that the registry names, with the generic part (decoding, admission,
 //! patching of what they answer) around them.
 
-use super::patch::Patch;
+use super::apply::Configuration;
+use super::patch::{APPLY_PATCH, Patch};
 use super::{Call, Endpoint, Outcome, Payload};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::authorization::Attributes;
 use crate::server::Context;
-use crate::server::negotiation::decode;
+use crate::server::negotiation::{content_type, decode};
 use crate::server::request_info::RequestInfo;
 use apimachinery::decode::FieldValidation;
 use apimachinery::facts;
@@ -48,13 +49,22 @@ pub async fn call(
             warnings = incoming.warnings;
             incoming.object
         }
+        "patch"
+            if content_type(headers) == APPLY_PATCH
+                && let Some(schema) = spoken.schema =>
+        {
+            let config = Configuration::parse(body, &spoken.api_version, spoken.kind, schema, field_validation)?;
+            warnings = config.warnings;
+            info.to_mut().verb = "apply";
+            config.object
+        }
         "patch" => {
-            let patch = Patch::parse(headers, body)?;
+            let patch = Patch::parse(headers, body, field_validation)?;
             let mut get = info.clone().into_owned();
             get.verb = "get";
             let call = Call { context, info: &get, attributes, body: Value::Null, dry_run };
-            let mut object = endpoint.call(call).await?.object;
-            patch.apply(&mut object, spoken.schema)?;
+            let (object, told) = patch.apply(endpoint.call(call).await?.object, spoken.schema)?;
+            warnings = told;
             info.to_mut().verb = "update";
             object
         }
@@ -62,7 +72,7 @@ pub async fn call(
     };
     let operation = match info.verb {
         "create" => Some(Operation::Create),
-        "update" => Some(Operation::Update),
+        "update" | "apply" => Some(Operation::Update),
         _ => None,
     };
     if let Some(operation) = operation {

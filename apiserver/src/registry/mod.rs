@@ -27,6 +27,7 @@ pub mod print;
 pub mod rbac;
 #[cfg(test)]
 mod refusal_tests;
+pub mod reset_fields;
 pub mod resource;
 pub mod rules;
 pub mod scheduling;

@@ -1,6 +1,6 @@
 //! Content types: what the client wants to read, and what it has sent.
 
-use apimachinery::decode::{FieldValidation, decode_json, decode_value};
+use apimachinery::decode::{FieldValidation, decode_sent, decode_value, decode_yaml};
 use apimachinery::facts::TypeFacts;
 use apimachinery::protobuf;
 use apimachinery::status::StatusError;
@@ -227,8 +227,8 @@ pub fn decode(
     let version = apimachinery::meta::split_api_version(api_version).1;
     let refuse = |message: String| StatusError::bad_request(message);
     let decoded = match schema {
-        Some(schema) if yaml => decode_value(yaml_document(body)?, schema, field_validation),
-        Some(schema) => decode_json(body, schema, field_validation),
+        Some(schema) if yaml => decode_yaml(utf8(body)?, schema, field_validation),
+        Some(schema) => decode_sent(body, schema, field_validation),
         None => {
             let object = if yaml {
                 yaml_document(body)?
@@ -259,8 +259,12 @@ fn decode_protobuf(
     Ok(Incoming { object: typed(decoded.value, api_version, kind)?, warnings: Vec::new() })
 }
 
+fn utf8(body: &[u8]) -> Result<&str, StatusError> {
+    std::str::from_utf8(body).map_err(|_| StatusError::bad_request("the body is not UTF-8"))
+}
+
 fn yaml_document(body: &[u8]) -> Result<Value, StatusError> {
-    let text = std::str::from_utf8(body).map_err(|_| StatusError::bad_request("the body is not UTF-8"))?;
+    let text = utf8(body)?;
     let documents = apimachinery::yaml::documents(text).map_err(|e| StatusError::bad_request(format!("yaml: {e}")))?;
     documents.into_iter().next().ok_or_else(|| StatusError::bad_request("the body is empty"))
 }

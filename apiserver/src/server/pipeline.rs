@@ -7,12 +7,12 @@ use super::{Context, metrics, respond};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::authentication::{self, UserInfo};
 use crate::authorization::{Attributes, Decision, forbidden};
+use crate::endpoints::write_options::WriteOptions;
 use crate::endpoints::{
-    Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, openapi, patch, table, update,
-    virtual_resource, watch,
+    Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, openapi, ownership, patch, table,
+    update, virtual_resource, watch,
 };
 use crate::registry::strategy::Part;
-use apimachinery::decode::FieldValidation;
 use apimachinery::status::StatusError;
 use bytes::Bytes;
 use component_base::serving::Peer;
@@ -55,7 +55,10 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Response<Body> {
     let started = Instant::now();
     let uri = request.uri();
-    let info = RequestInfo::parse(request.method(), uri.path(), uri.query().unwrap_or(""));
+    let mut info = RequestInfo::parse(request.method(), uri.path(), uri.query().unwrap_or(""));
+    if matches!(info.verb, "create" | "update" | "patch") {
+        info.manager = ownership::manager_of(info.query.get("fieldManager"), request.headers());
+    }
     let dry_run = info.query.has("dryRun");
     let limit = context.options.request_timeout;
     let client = metrics::system_client(request.headers());
@@ -217,8 +220,7 @@ async fn resource(
     let wanted = wanted?;
     let include = table::Include::parse(info.query.get("includeObject"))?;
     let render = |outcome| Rendered { wanted, include, outcome };
-    let field_validation = field_validation(info)?;
-    let mut dry_run = dry_run(info)?;
+    let WriteOptions { field_validation, mut dry_run } = WriteOptions::of(info, request.headers())?;
 
     if let Some(endpoint) = context.registry.endpoint(group, version, &info.resource, &info.subresource) {
         let endpoint = endpoint.clone();
@@ -258,8 +260,7 @@ async fn resource(
         "patch" => {
             let headers = request.headers().clone();
             let body = read(request).await?;
-            let patch = patch::Patch::parse(&headers, &body)?;
-            patch::patch(&target, &patch, field_validation).await?
+            patch::patch(&mut target, &headers, &body, field_validation).await?
         }
         "delete" | "deletecollection" => {
             let body = read(request).await?;
@@ -332,31 +333,6 @@ fn check_method(facts: &'static apimachinery::facts::KindFacts, info: &RequestIn
         return Err(StatusError::method_not_allowed());
     }
     Ok(())
-}
-
-fn field_validation(info: &RequestInfo) -> Result<FieldValidation, StatusError> {
-    let text = info.query.get("fieldValidation");
-    FieldValidation::parse(text).ok_or_else(|| {
-        StatusError::bad_request(format!(
-            "fieldValidation: Unsupported value: {text:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-        ))
-    })
-}
-
-fn dry_run(info: &RequestInfo) -> Result<bool, StatusError> {
-    let mut dry = false;
-    for value in info.query.all("dryRun") {
-        match value {
-            "All" => dry = true,
-            "" => {}
-            _ => {
-                return Err(StatusError::bad_request(format!(
-                    "dryRun: Unsupported value: {value:?}: supported values: \"All\""
-                )));
-            }
-        }
-    }
-    Ok(dry)
 }
 
 /// The body, up to the limit. Of a bigger one the rest is let pass, so that the client comes to read the answer.

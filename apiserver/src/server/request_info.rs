@@ -22,6 +22,8 @@ pub struct RequestInfo {
     pub rest: String,
     pub path: String,
     pub query: Query,
+    /// As whom the client's writes are noted in managedFields. Not read here: it may be named by a header.
+    pub manager: String,
 }
 
 /// Query parameters in their order, decoded.

@@ -220,36 +220,54 @@ pub fn encode(object: &Value) -> Vec<u8> {
     let map = object.as_object().unwrap_or(&empty);
     out.push(b'{');
     let mut first = true;
-    let mut member = |out: &mut Vec<u8>, key: &str, value: &Value| {
-        if !std::mem::replace(&mut first, false) {
-            out.push(b',');
-        }
-        write_json(out, key);
-        out.push(b':');
-        write_json(out, value);
-    };
     for key in ["kind", "apiVersion"] {
         if let Some(value) = map.get(key) {
-            member(&mut out, key, value);
+            member(&mut out, &mut first, key, value);
         }
     }
     if let Some(meta) = map.get("metadata") {
         match meta.as_object() {
-            Some(meta) if meta.contains_key("resourceVersion") => {
-                let mut meta = meta.clone();
-                meta.remove("resourceVersion");
-                member(&mut out, "metadata", &Value::Object(meta));
+            Some(meta) => {
+                out.extend_from_slice(if first { b"\"metadata\":{" } else { b",\"metadata\":{" });
+                first = false;
+                write_metadata(&mut out, meta);
             }
-            _ => member(&mut out, "metadata", meta),
+            None => member(&mut out, &mut first, "metadata", meta),
         }
     }
     for (key, value) in map {
         if !matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
-            member(&mut out, key, value);
+            member(&mut out, &mut first, key, value);
         }
     }
     out.push(b'}');
     out
+}
+
+fn member(out: &mut Vec<u8>, first: &mut bool, key: &str, value: &Value) {
+    if !std::mem::replace(first, false) {
+        out.push(b',');
+    }
+    write_json(out, key);
+    out.push(b':');
+    write_json(out, value);
+}
+
+/// The members of metadata and the closing brace. managedFields may be the text of a list.
+fn write_metadata(out: &mut Vec<u8>, meta: &Map<String, Value>) {
+    let mut first = true;
+    for (key, value) in meta {
+        match (key.as_str(), value) {
+            ("resourceVersion", _) => {}
+            ("managedFields", Value::String(text)) => {
+                out.extend_from_slice(if first { b"\"managedFields\":" } else { b",\"managedFields\":" });
+                out.extend_from_slice(text.as_bytes());
+                first = false;
+            }
+            _ => member(out, &mut first, key, value),
+        }
+    }
+    out.push(b'}');
 }
 
 fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {

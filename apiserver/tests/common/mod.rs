@@ -223,6 +223,16 @@ impl Server {
         config(&self.url, &self.admin)
     }
 
+    /// For kubectl.
+    pub fn kubeconfig(&self) -> String {
+        let user = serde_json::json!({"client-certificate-data": base64(&self.admin.0), "client-key-data": base64(&self.admin.1)});
+        serde_json::json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": self.url, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "c", "user": user}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]})
+        .to_string()
+    }
+
     /// Ends etcd with SIGKILL.
     pub fn kill_etcd(&mut self) {
         self.etcd = None;

@@ -9,13 +9,13 @@ use std::collections::BTreeSet;
 const NAMESPACE: &str = "sweep";
 const NAME: &str = "sweep-object";
 
-fn collection_path(kind: &KindFacts) -> String {
+pub fn collection_path(kind: &KindFacts) -> String {
     let root = if kind.group.is_empty() { "/api/v1".into() } else { format!("/apis/{}/{}", kind.group, kind.version) };
     let namespace = if kind.namespaced { format!("/namespaces/{NAMESPACE}") } else { String::new() };
     format!("{root}{namespace}/{}", kind.resource)
 }
 
-fn version_of(object: &Value) -> u64 {
+pub fn version_of(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
@@ -42,7 +42,7 @@ async fn live(server: &Server, kind: &KindFacts, object: &Value) {
     }
     assert_eq!(patched.get("spec"), made.get("spec"), "{what}: a label changes nothing else");
     let unknown = server.call("PATCH", &strict, &json!({"bogus": 1}), MERGE).await;
-    assert_eq!(unknown.unwrap_err().0, 400, "{what}: unknown field");
+    assert_eq!(unknown.unwrap_err().0, 422, "{what}: unknown field");
 
     let mut same = patched.clone();
     same["metadata"]["annotations"] = json!({"a": "b"});
@@ -98,28 +98,34 @@ fn signing_request() -> Value {
         "spec": {"request": request, "signerName": "a.b/c", "usages": ["client auth"]}})
 }
 
+/// An object of every stored kind.
+pub fn one_of_each() -> Vec<(&'static KindFacts, Value)> {
+    let mut objects = apimachinery::yaml::documents(include_str!("objects.yaml")).unwrap();
+    objects.push(signing_request());
+    let kind_of = |mut object: Value| {
+        let text = |field: &str| object[field].as_str().unwrap();
+        let gvk = apimachinery::meta::Gvk::from_api_version(text("apiVersion"), text("kind"));
+        let kind = facts::kind(&gvk.group, &gvk.version, &gvk.kind).unwrap_or_else(|| panic!("{gvk}"));
+        if object["metadata"]["name"].is_null() {
+            object["metadata"]["name"] = json!(NAME);
+        }
+        (kind, object)
+    };
+    objects.into_iter().map(kind_of).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_stored_kind_lives_its_life() {
     if !has_etcd() {
         return;
     }
-    let mut objects = apimachinery::yaml::documents(include_str!("objects.yaml")).unwrap();
-    objects.push(signing_request());
     let server = Server::start().await;
     let namespace = json!({"metadata": {"name": NAMESPACE}});
     server.call("POST", "/api/v1/namespaces", &namespace, "application/json").await.unwrap();
     let mut left: BTreeSet<(&str, &str, &str)> =
         facts::kinds().iter().filter(|k| k.is_stored()).map(|k| (k.group, k.version, k.kind)).collect();
-    for mut object in objects {
-        let gvk = apimachinery::meta::Gvk::from_api_version(
-            object["apiVersion"].as_str().unwrap(),
-            object["kind"].as_str().unwrap(),
-        );
-        let kind = facts::kind(&gvk.group, &gvk.version, &gvk.kind).unwrap_or_else(|| panic!("{gvk}"));
+    for (kind, object) in one_of_each() {
         left.remove(&(kind.group, kind.version, kind.kind));
-        if object["metadata"]["name"].is_null() {
-            object["metadata"]["name"] = json!(NAME);
-        }
         live(&server, kind, &object).await;
     }
     assert!(left.is_empty(), "kinds without an object: {left:?}");

@@ -1,11 +1,13 @@
 //! `scale`: the number of replicas of whatever has replicas, as autoscaling/v1 Scale.
 
 use super::OnObject;
-use crate::endpoints::update::{self, Produce};
+use crate::endpoints::apply::{Applying, Configuration};
+use crate::endpoints::ownership::Ownership;
+use crate::endpoints::update::{self, Produce, Produced};
 use crate::endpoints::{Answer, Call, Endpoint, Payload, metadata};
+use crate::registry::Resource;
 use crate::registry::object::{child, int, map, set, text};
 use crate::registry::print;
-use crate::server::negotiation::Incoming;
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
@@ -23,11 +25,14 @@ impl Endpoint for Scale {
                     let object = call.context.store.get(&target.resource, request.namespace(), &info.name).await?;
                     return Ok(Answer::ok(scale_of(&target.resource.value(&object))));
                 }
-                "update" => update::newest(&request).await?.ok_or_else(|| request.not_found())?,
+                "update" | "apply" => update::newest(&request).await?.ok_or_else(|| request.not_found())?,
                 _ => return Err(StatusError::method_not_allowed()),
             };
-            let mut produce = Replicas::parse(&call.body, &info.name)?;
-            let outcome = update::replace(&request, current, &mut produce).await?;
+            let mut replicas = Replicas::parse(&call.body, &info.name)?;
+            let config = replicas.configuration(&target.resource, &call.body);
+            let mut applying = Applying::new(&request, &config);
+            let produce: &mut dyn Produce = if info.verb == "apply" { &mut applying } else { &mut replicas };
+            let outcome = update::replace(&request, current, produce).await?;
             let object = match outcome.payload {
                 Payload::Stored(resource, object) => resource.value(&object),
                 Payload::Object(_, object) => object,
@@ -62,10 +67,25 @@ impl Replicas {
             uid: metadata::text(body, "uid").to_owned(),
         })
     }
+
+    /// What is applied to the object itself by applying a Scale.
+    fn configuration(&self, resource: &Resource, body: &Value) -> Configuration {
+        let mut object = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {}});
+        for field in ["name", "namespace", "uid", "resourceVersion"] {
+            let value = metadata::text(body, field);
+            if !value.is_empty() {
+                set(child(&mut object, "metadata"), field, value);
+            }
+        }
+        if int(body, "/spec/replicas").is_some() {
+            set(child(&mut object, "spec"), "replicas", self.replicas);
+        }
+        Configuration { object, warnings: Vec::new() }
+    }
 }
 
 impl Produce for Replicas {
-    fn produce(&mut self, old: &Value) -> Result<Incoming, StatusError> {
+    fn produce(&mut self, old: &Value, _managed: &str) -> Result<Produced, StatusError> {
         let mut object = old.clone();
         set(child(&mut object, "spec"), "replicas", self.replicas);
         let meta = metadata::of(&mut object);
@@ -73,7 +93,7 @@ impl Produce for Replicas {
         if !self.uid.is_empty() {
             meta.insert("uid".to_owned(), self.uid.as_str().into());
         }
-        Ok(Incoming { object, warnings: Vec::new() })
+        Ok(Produced { object, warnings: Vec::new(), ownership: Ownership::OfWriter })
     }
 
     fn options(&self) -> Value {
@@ -118,7 +138,7 @@ mod tests {
         assert_eq!(scale["spec"], json!({"replicas": 2}));
         assert_eq!(scale["status"], json!({"replicas": 1, "selector": "a=b"}));
         let wanted = json!({"metadata": {"name": "web"}, "spec": {"replicas": 5}});
-        let produced = Replicas::parse(&wanted, "web").unwrap().produce(&object).unwrap();
+        let produced = Replicas::parse(&wanted, "web").unwrap().produce(&object, "").unwrap();
         assert_eq!(
             (&produced.object["spec"]["replicas"], &produced.object["metadata"]["resourceVersion"]),
             (&json!(5), &json!(""))
