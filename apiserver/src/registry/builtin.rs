@@ -1,6 +1,6 @@
 //! The strategy of built-in kinds: carries out a kind's [`Rules`], and what the few kinds ask that have more to them.
 
-use super::autoscaling::horizontal_pod_autoscaler as hpa;
+use super::autoscaling::v1 as autoscaling_v1;
 use super::certificates::certificate_signing_request as csr;
 use super::core::{event, namespace, pod};
 use super::field::{Errors, Field};
@@ -287,7 +287,7 @@ impl Strategy for Builtin {
                 set(object, "apiVersion", "events.k8s.io/v1");
             }
             Special::HpaV1 => {
-                hpa::to_v1(object);
+                autoscaling_v1::to_v1(object);
                 set(object, "apiVersion", "autoscaling/v1");
             }
             _ => {}
@@ -301,7 +301,7 @@ impl Strategy for Builtin {
                 set(object, "apiVersion", "v1");
             }
             Special::HpaV1 => {
-                hpa::from_v1(object);
+                autoscaling_v1::from_v1(object);
                 set(object, "apiVersion", "autoscaling/v2");
             }
             _ => {}

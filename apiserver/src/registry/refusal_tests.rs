@@ -14,6 +14,14 @@ use std::sync::Arc;
 
 const TABLES: [&str; 5] = ["admission.yaml", "cluster.yaml", "devices.yaml", "network.yaml", "workloads.yaml"];
 
+const VERBS: [(&str, Option<Part>); 5] = [
+    ("create", None),
+    ("warnings", None),
+    ("update", Some(Part::Main)),
+    ("status", Some(Part::Status)),
+    ("approval", Some(Part::Approval)),
+];
+
 /// Writes values at JSON pointers, making what is not there; null removes.
 fn write(object: &mut Value, changes: &Map<String, Value>) {
     for (pointer, value) in changes {
@@ -136,12 +144,7 @@ fn every_kind_refuses_what_kubernetes_refuses_in_its_words() {
             if !base.is_empty() {
                 wrong.push(format!("{file}: {name}: the base: {base:#?}"));
             }
-            for (verb, part) in [
-                ("create", None),
-                ("update", Some(Part::Main)),
-                ("status", Some(Part::Status)),
-                ("approval", Some(Part::Approval)),
-            ] {
+            for (verb, part) in VERBS {
                 for case in super::object::list(&kind, &format!("/{verb}")) {
                     cases += 1;
                     let case = case.as_array().unwrap_or_else(|| panic!("{name}: {case}"));
@@ -149,6 +152,9 @@ fn every_kind_refuses_what_kubernetes_refuses_in_its_words() {
                     let expected: Vec<&str> = case.iter().filter_map(Value::as_str).collect();
                     let nothing = Map::new();
                     let found = match (part, maps.as_slice()) {
+                        (None, [changes]) if verb == "warnings" => {
+                            subject.strategy.warnings(&subject.create(changes).0, None)
+                        }
                         (None, [changes]) => subject.create(changes).1,
                         (Some(part), [changes]) => subject.update(part, &nothing, changes),
                         (Some(part), [was, changes]) => subject.update(part, was, changes),

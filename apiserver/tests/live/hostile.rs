@@ -47,7 +47,9 @@ async fn malice_is_refused_and_leaves_nothing() {
     }
     for text in samples("[a-z0-9!=,() <>./_-]{0,40}", 60) {
         let text: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
-        for parameter in ["labelSelector", "fieldSelector", "resourceVersion", "resourceVersionMatch", "limit", "timeoutSeconds"] {
+        for parameter in
+            ["labelSelector", "fieldSelector", "resourceVersion", "resourceVersionMatch", "limit", "timeoutSeconds"]
+        {
             let code = send(&server, "GET", &format!("{MAPS}?{parameter}={text}"), JSON, Vec::new()).await;
             assert!(code < 500 || code == 504, "{code}: {parameter}={text}");
         }

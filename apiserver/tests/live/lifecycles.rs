@@ -3,7 +3,7 @@
 //! read, listed here and everywhere, watched, changed by update and by three patches, its status written on its own, deleted,
 //! and deleted by collection. And Kubernetes' own full objects, which are no valid ones, are understood and refused by name.
 
-use crate::common::{JSON, MERGE, Server, has_etcd};
+use crate::common::{JSON, MERGE, Server, base64, has_etcd};
 use apimachinery::facts::{self, KindFacts};
 use apimachinery::meta::Gvk;
 use futures::{AsyncBufReadExt as _, TryStreamExt as _};
@@ -89,7 +89,12 @@ impl Life<'_> {
         let what = &self.what;
         let name = object["metadata"]["name"].as_str().unwrap();
         let path = format!("{}/{name}", self.collection);
-        let made = self.ask("POST", &self.collection, object, JSON).await;
+        let mut with_status = object.clone();
+        if let Some(status) = status {
+            with_status["status"] = status.clone();
+        }
+        let made = self.ask("POST", &self.collection, &with_status, JSON).await;
+        assert!(status.is_none_or(|status| made["status"] != *status), "{what}: a status is not made");
         holds(&made, object).unwrap_or_else(|lost| panic!("{what}: {lost}"));
         let read = self.ask("GET", &path, &Value::Null, JSON).await;
         assert_eq!(read, made, "{what}");
@@ -263,6 +268,57 @@ async fn a_workload_s_generations_and_labels_are_kept_as_kubernetes_keeps_them()
     let undone = json!({"status": {"conditions": []}});
     let (code, message) = server.merge(&format!("{jobs}/j/status"), &undone).await.unwrap_err();
     assert!(code == 422 && message.contains("cannot disable the terminal Complete=True condition"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signing_request_is_approved_and_signed_each_by_its_own_way() {
+    if !has_etcd() {
+        return;
+    }
+    let server = Server::start().await;
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::default();
+    let pem = base64(&params.serialize_request(&key).unwrap().pem().unwrap());
+    let object = json!({"metadata": {"name": "r"}, "spec": {"request": pem, "signerName": "example.com/signer",
+        "usages": ["client auth"], "expirationSeconds": 3600, "username": "somebody else"}});
+    let made = server.post(requests, &object).await.unwrap();
+    assert_ne!(made["spec"]["username"], "somebody else", "who asks is told by the server");
+    let path = format!("{requests}/r");
+    let elsewhere = json!({"spec": {"signerName": "example.com/other"}, "metadata": {"labels": {"a": "b"}}});
+    let patched = server.merge(&path, &elsewhere).await.unwrap();
+    assert_eq!(
+        (&patched["spec"], &patched["metadata"]["labels"]["a"]),
+        (&made["spec"], &json!("b")),
+        "what was asked stays"
+    );
+    let found = server.get(&format!("{requests}?fieldSelector=spec.signerName%3Dexample.com%2Fsigner")).await.unwrap();
+    assert_eq!(found["items"].as_array().unwrap().len(), 1);
+
+    let approved =
+        json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "R", "message": "m"}]}});
+    let (code, message) = server.merge(&format!("{path}/status"), &approved).await.unwrap_err();
+    assert!(code == 422 && message.contains("updates may not add a condition of type \"Approved\""), "{message}");
+    let approved = server.merge(&format!("{path}/approval"), &approved).await.unwrap();
+    assert!(approved["status"]["conditions"][0]["lastUpdateTime"].is_string(), "{approved}");
+    assert_eq!(server.get(&format!("{path}/approval")).await.unwrap(), approved);
+    let mut denied = approved.clone();
+    denied["status"]["conditions"].as_array_mut().unwrap().push(json!({"type": "Denied", "status": "True"}));
+    let (code, message) = server.call("PUT", &format!("{path}/approval"), &denied, JSON).await.unwrap_err();
+    assert!(code == 422 && message.contains("mutually exclusive"), "{message}");
+
+    let certificate = base64(&params.self_signed(&key).unwrap().pem());
+    let mut signed = approved.clone();
+    signed["status"]["certificate"] = json!(certificate);
+    let signed = server.call("PUT", &format!("{path}/status"), &signed, JSON).await.unwrap();
+    assert_eq!(signed["status"]["certificate"], json!(certificate));
+    let again = json!({"status": {"certificate": base64("x")}});
+    let (code, message) = server.merge(&format!("{path}/status"), &again).await.unwrap_err();
+    assert!(code == 422 && message.contains("updates may not modify existing certificate content"), "{message}");
+    let row = server.table(&path).await["rows"][0]["cells"].clone();
+    assert_eq!((&row[2], &row[4], &row[5]), (&json!("example.com/signer"), &json!("60m"), &json!("Approved,Issued")));
+    server.delete(&format!("{requests}?labelSelector=a%3Db"), &Value::Null).await.unwrap();
+    assert_eq!(server.get(&path).await.unwrap_err().0, 404);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

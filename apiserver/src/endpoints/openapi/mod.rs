@@ -261,7 +261,9 @@ fn single(path: &str) -> Option<(Map<String, Value>, BTreeSet<&'static str>)> {
             );
             (paths::single("/openid/v1/jwks/", id, description, "openid", &["application/jwk-set+json"], &text), vec![])
         }
-        path => (paths::group(path.strip_prefix("apis/").filter(|group| !group.contains('/'))?), vec!["meta.v1.APIGroup"]),
+        path => {
+            (paths::group(path.strip_prefix("apis/").filter(|group| !group.contains('/'))?), vec!["meta.v1.APIGroup"])
+        }
     };
     Some((Map::from_iter([(route, item)]), types.into_iter().collect()))
 }

@@ -20,6 +20,7 @@ const ANNOTATION_EXPRESSION_MAX_BYTES: usize = 5 * 1024;
 
 pub const POLICY: Rules = Rules {
     generation: true,
+    unconditional_update: false,
     default: |object| {
         let spec = child(object, "spec");
         default(spec, "failurePolicy", "Fail");
@@ -53,6 +54,7 @@ pub const MUTATING_POLICY: Rules = Rules {
 
 pub const BINDING: Rules = Rules {
     generation: true,
+    unconditional_update: false,
     default: |object| {
         if let Some(resources) = object.pointer_mut("/spec/matchResources") {
             match_defaults(resources);

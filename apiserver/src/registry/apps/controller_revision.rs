@@ -31,7 +31,7 @@ fn row(object: &Value, clock: &Clock) -> Vec<Value> {
     vec![
         print::name(object),
         print::or_none(&controller),
-        Value::from(int(object, "/revision").unwrap_or(0).to_string()),
+        Value::from(int(object, "/revision").unwrap_or(0)),
         clock.age(object),
     ]
 }

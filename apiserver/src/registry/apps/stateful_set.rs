@@ -53,8 +53,10 @@ fn defaults(object: &mut Value) {
     default(strategy, "type", "RollingUpdate");
     if strategy["type"] == "RollingUpdate" {
         let rolling = child(strategy, "rollingUpdate");
-        if rolling.get("partition").is_none_or(Value::is_null) {
-            set(rolling, "partition", 0);
+        for (field, value) in [("partition", 0), ("maxUnavailable", 1)] {
+            if rolling.get(field).is_none_or(Value::is_null) {
+                set(rolling, field, value);
+            }
         }
     }
     let retention = child(spec, "persistentVolumeClaimRetentionPolicy");

@@ -1,21 +1,15 @@
-//! HorizontalPodAutoscalers: stored as autoscaling/v2; autoscaling/v1 shows the cpu metric by fields of its own and the
-//! rest in annotations, as Kubernetes converts them.
+//! HorizontalPodAutoscalers, as autoscaling/v2 has them and as they are stored.
 
 use crate::registry::checks::{self, Is, check};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata::{label, path_segment};
-use crate::registry::object::{child, default, int, list, remove, set, text};
+use crate::registry::object::{child, default, int, list, set, text};
 use crate::registry::print::{self, Clock, UNKNOWN, UNSET};
 use crate::registry::rules::Rules;
 use crate::registry::workload;
 use apimachinery::quantity::Quantity;
 use apimachinery::status::FieldError;
 use serde_json::{Value, json};
-
-const METRICS_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/metrics";
-const CURRENT_METRICS_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
-const CONDITIONS_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/conditions";
-const BEHAVIOR_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/behavior";
 
 const WINDOW_MAX_SECONDS: i64 = 3600;
 const PERIOD_MAX_SECONDS: i64 = 1800;
@@ -281,128 +275,4 @@ fn targets(object: &Value) -> String {
     texts.truncate(SHOWN_MAX);
     let text = texts.join(", ");
     if more > 0 { format!("{text} + {more} more...") } else { text }
-}
-
-// === autoscaling/v1 ===
-
-fn is_cpu_utilization(metric: &Value) -> bool {
-    metric["type"] == "Resource"
-        && text(metric, "/resource/name") == "cpu"
-        && metric.pointer("/resource/target/averageUtilization").is_some()
-}
-
-/// Takes a list apart: the cpu utilization that v1 has a field for, and the rest.
-fn split_cpu(metrics: &[Value]) -> (Option<Value>, Vec<Value>) {
-    let cpu = metrics.iter().position(is_cpu_utilization);
-    let rest = metrics.iter().enumerate().filter(|(at, _)| Some(*at) != cpu).map(|(_, m)| m.clone()).collect();
-    (cpu.map(|at| metrics[at].clone()), rest)
-}
-
-fn annotate(object: &mut Value, key: &str, value: &Value) {
-    set(child(child(object, "metadata"), "annotations"), key, value.to_string());
-}
-
-fn unannotate(object: &mut Value, key: &str) -> Option<Value> {
-    let annotations = object.pointer_mut("/metadata/annotations")?;
-    let text = remove(annotations, key)?;
-    let empty = annotations.as_object().is_some_and(serde_json::Map::is_empty);
-    if empty {
-        remove(child(object, "metadata"), "annotations");
-    }
-    serde_json::from_str(text.as_str()?).ok()
-}
-
-/// From v2, in which it is stored.
-pub fn to_v1(object: &mut Value) {
-    let (cpu, rest) = split_cpu(list(object, "/spec/metrics"));
-    let (current_cpu, current_rest) = {
-        let current = list(object, "/status/currentMetrics");
-        let cpu = current.iter().position(|m| m["type"] == "Resource" && text(m, "/resource/name") == "cpu");
-        let rest: Vec<Value> =
-            current.iter().enumerate().filter(|(at, _)| Some(*at) != cpu).map(|(_, m)| m.clone()).collect();
-        (cpu.map(|at| current[at].clone()), rest)
-    };
-    let spec = child(object, "spec");
-    remove(spec, "metrics");
-    let behavior = remove(spec, "behavior");
-    if let Some(percent) = cpu.and_then(|m| m.pointer("/resource/target/averageUtilization").cloned()) {
-        set(spec, "targetCPUUtilizationPercentage", percent);
-    }
-    let mut conditions = None;
-    if object.get("status").is_some() {
-        let status = child(object, "status");
-        remove(status, "currentMetrics");
-        conditions = remove(status, "conditions");
-        if let Some(percent) = current_cpu.and_then(|m| m.pointer("/resource/current/averageUtilization").cloned()) {
-            set(status, "currentCPUUtilizationPercentage", percent);
-        }
-    }
-    if !rest.is_empty() {
-        annotate(object, METRICS_ANNOTATION, &Value::from(rest));
-    }
-    if !current_rest.is_empty() {
-        annotate(object, CURRENT_METRICS_ANNOTATION, &Value::from(current_rest));
-    }
-    for (key, value) in [(BEHAVIOR_ANNOTATION, behavior), (CONDITIONS_ANNOTATION, conditions)] {
-        if let Some(value) = value {
-            annotate(object, key, &value);
-        }
-    }
-}
-
-/// To v2.
-pub fn from_v1(object: &mut Value) {
-    let list_of = |value: Option<Value>| value.and_then(|v| v.as_array().cloned()).unwrap_or_default();
-    let mut metrics = list_of(unannotate(object, METRICS_ANNOTATION));
-    let mut current = list_of(unannotate(object, CURRENT_METRICS_ANNOTATION));
-    let behavior = unannotate(object, BEHAVIOR_ANNOTATION);
-    let conditions = unannotate(object, CONDITIONS_ANNOTATION);
-    let spec = child(object, "spec");
-    if let Some(percent) = remove(spec, "targetCPUUtilizationPercentage") {
-        metrics.insert(
-            0,
-            json!({"type": "Resource", "resource": {"name": "cpu",
-            "target": {"type": "Utilization", "averageUtilization": percent}}}),
-        );
-    }
-    if !metrics.is_empty() {
-        set(spec, "metrics", metrics);
-    }
-    if let Some(behavior) = behavior {
-        set(spec, "behavior", behavior);
-    }
-    if object.get("status").is_some() {
-        let status = child(object, "status");
-        if let Some(percent) = remove(status, "currentCPUUtilizationPercentage") {
-            current.insert(
-                0,
-                json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent}}}),
-            );
-        }
-        if !current.is_empty() {
-            set(status, "currentMetrics", current);
-        }
-        if let Some(conditions) = conditions {
-            set(status, "conditions", conditions);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn v1_says_the_same_as_v2() {
-        let v2 = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "behavior": {"scaleUp": {}}, "metrics": [
-            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}},
-            {"type": "Pods", "pods": {"metric": {"name": "x"}}}]},
-            "status": {"currentReplicas": 1, "conditions": [{"type": "AbleToScale"}]}});
-        let mut object = v2.clone();
-        to_v1(&mut object);
-        assert_eq!(object["spec"]["targetCPUUtilizationPercentage"], 70);
-        assert!(object["metadata"]["annotations"][METRICS_ANNOTATION].is_string());
-        from_v1(&mut object);
-        assert_eq!(object, v2);
-    }
 }

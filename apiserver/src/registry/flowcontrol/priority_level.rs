@@ -128,7 +128,7 @@ fn entropy_bits(deck: i64, cards: i64) -> i64 {
 fn row(object: &Value, clock: &Clock) -> Vec<Value> {
     let number = |pointers: &[&str]| {
         let found = pointers.iter().find_map(|pointer| int(object, pointer));
-        Value::from(found.map_or(NONE.to_owned(), |n| n.to_string()))
+        found.map_or_else(|| Value::from(NONE), Value::from)
     };
     let queuing = "/spec/limited/limitResponse/queuing";
     vec![

@@ -191,6 +191,7 @@ fn row(object: &Value, clock: &Clock) -> Vec<Value> {
         .map(|i| if text(i, "/ip").is_empty() { text(i, "/hostname") } else { text(i, "/ip") })
         .collect();
     addresses.sort_unstable();
+    addresses.dedup();
     let ports = if list(object, "/spec/tls").is_empty() { "80" } else { "80, 443" };
     let class = text(object, "/spec/ingressClassName");
     vec![

@@ -13,6 +13,7 @@ const COUNTS: [&str; 4] = ["disruptionsAllowed", "currentHealthy", "desiredHealt
 
 pub const RULES: Rules = Rules {
     generation: true,
+    unconditional_update: false,
     validate,
     validate_status: |new, _, errors| {
         workload::counts(new, &COUNTS, errors);

@@ -30,6 +30,7 @@ const OPEN: [&str; 8] = [
 const DISABLED: [&str; 1] = ["preventPodSchedulingIfMissing"];
 
 pub const DRIVER: Rules = Rules {
+    unconditional_update: false,
     default: |object| {
         let spec = child(object, "spec");
         for (field, value) in [
@@ -109,6 +110,7 @@ fn validate_driver(root: &Field<'_, '_>, errors: &mut Errors) {
 }
 
 pub const NODE: Rules = Rules {
+    unconditional_update: false,
     validate: |root, errors| {
         let spec = root.at("spec");
         let drivers = spec.at("drivers");
@@ -156,6 +158,7 @@ fn node_driver(driver: &Field<'_, '_>, errors: &mut Errors) {
 }
 
 pub const STORAGE_CAPACITY: Rules = Rules {
+    unconditional_update: false,
     default: |object| default(object, "storageClassName", ""),
     validate: |root, errors| {
         let class = root.at("storageClassName");

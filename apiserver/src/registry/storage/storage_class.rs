@@ -10,6 +10,8 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+const DEFAULT_ANNOTATIONS: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_MAX_BYTES: usize = 256 * 1024;
 /// Labels of nodes that have other names by now.
@@ -58,7 +60,7 @@ pub const VOLUME_ATTRIBUTES_CLASS: Rules = Rules {
     },
     validate_update: |new, old, errors| forbid_updates(new, old, &["driverName", "parameters"], errors),
     row: Some(|object, clock: &Clock| {
-        let name = marked(object, "storageclass.kubernetes.io/is-default-class");
+        let name = marked(object, &["volumeattributesclass.alpha.kubernetes.io/is-default-class"]);
         vec![name, Value::from(text(object, "/driverName")), clock.age(object)]
     }),
     ..Rules::DEFAULT
@@ -126,9 +128,9 @@ fn topology(expressions: &Field<'_, '_>, errors: &mut Errors) -> BTreeMap<String
 }
 
 /// The name, with a mark if it is the default.
-fn marked(object: &Value, annotation: &str) -> Value {
+fn marked(object: &Value, marks: &[&str]) -> Value {
     let annotations = object.pointer("/metadata/annotations");
-    let default = annotations.and_then(|a| a.get(annotation)).is_some_and(|v| v == "true");
+    let default = marks.iter().any(|mark| annotations.and_then(|a| a.get(*mark)).is_some_and(|v| v == "true"));
     let name = text(object, "/metadata/name");
     Value::from(if default { format!("{name} (default)") } else { name.to_owned() })
 }
@@ -136,7 +138,7 @@ fn marked(object: &Value, annotation: &str) -> Value {
 fn row(object: &Value, clock: &Clock) -> Vec<Value> {
     let expands = if flag(object, "/allowVolumeExpansion") { "true" } else { "false" };
     vec![
-        marked(object, "storageclass.kubernetes.io/is-default-class"),
+        marked(object, &DEFAULT_ANNOTATIONS),
         Value::from(text(object, "/provisioner")),
         print::or(text(object, "/reclaimPolicy"), "Delete"),
         print::or(text(object, "/volumeBindingMode"), "Immediate"),

@@ -14,6 +14,7 @@ const MESSAGE_MAX_BYTES: usize = 1024;
 pub const RULES: Rules = Rules {
     initial_status: Some(|_| json!({"attached": false})),
     status_keeps_metadata: true,
+    unconditional_update: false,
     validate,
     validate_update: |new, old, errors| fixed(new, old, &["spec"], errors),
     validate_status: |new, _, errors| status(&new.at("status"), errors),
