@@ -58,13 +58,13 @@ impl NodeRestriction {
                 }),
                 other => Err(format!(
                     "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
-                    name_of(other)
+                    other.name()
                 )),
             },
             ("", "pods", "status") => update_pod_status(request, node),
             ("", "pods", "eviction") => {
                 if request.operation != Operation::Create {
-                    return Err(format!("unexpected operation {}", name_of(request.operation)));
+                    return Err(format!("unexpected operation {}", request.operation.name()));
                 }
                 self.own_pod(request, node, || {
                     format!("node {node} can only evict pods with spec.nodeName set to itself")
@@ -198,15 +198,6 @@ impl Plugin for NodeRestriction {
     }
 }
 
-fn name_of(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-        Operation::Connect => "CONNECT",
-    }
-}
-
 /// The references of a mirror pod, which count for this purpose.
 fn with_secrets(pod: &Value) -> node::References {
     let mut plain = pod.clone();
@@ -218,7 +209,7 @@ fn with_secrets(pod: &Value) -> node::References {
 
 fn update_pod_status(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {
     if request.operation != Operation::Update {
-        return Err(format!("unexpected operation {}", name_of(request.operation)));
+        return Err(format!("unexpected operation {}", request.operation.name()));
     }
     let (new, old) = (request.new_object(), request.old());
     if text(old, "/spec/nodeName") != node {
@@ -313,7 +304,7 @@ fn forbidden_labels(labels: BTreeSet<String>) -> BTreeSet<String> {
 /// Only capacity, conditions and what resizing writes may differ.
 fn claim_status(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {
     if request.operation != Operation::Update {
-        return Err(format!("unexpected operation {}", name_of(request.operation)));
+        return Err(format!("unexpected operation {}", request.operation.name()));
     }
     let strip = |claim: &Value| {
         let mut claim = claim.clone();

@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn ask(path: &str, headers: &HeaderMap) -> Option<(u16, HeaderMap)> {
-        let response = document(path, headers, Wanted::of(headers, ""), "10.0.0.1:6443")?;
+        let response = document(path, headers, Wanted::of(headers, "", true), "10.0.0.1:6443")?;
         Some(response.map_or_else(
             |error| (error.code(), HeaderMap::new()),
             |response| (response.status().as_u16(), response.headers().clone()),

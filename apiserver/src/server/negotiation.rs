@@ -55,13 +55,14 @@ impl Wanted {
     pub const PLAIN: Self = Self { encoding: Encoding::Json, shape: Shape::AsIs, meta_version: META_V1, gzip: false };
 
     /// From the headers, and the `pretty` parameter (empty: absent). Of the media types that can be had the one with the
-    /// greatest weight is taken, of those the first. As `NegotiateOutputMediaType`.
-    pub fn of(headers: &HeaderMap, pretty: &str) -> Result<Self, StatusError> {
+    /// greatest weight is taken, of those the first. `tables`: can what is asked be had as a table? As
+    /// `NegotiateOutputMediaType`.
+    pub fn of(headers: &HeaderMap, pretty: &str, tables: bool) -> Result<Self, StatusError> {
         let clauses = clauses(headers);
         let (encoding, shape, meta_version) = match clauses.as_slice() {
             [] => (Encoding::Json, Shape::AsIs, META_V1),
             clauses => {
-                clauses.iter().find_map(Clause::accept).ok_or_else(|| StatusError::not_acceptable(&SUPPORTED))?
+                clauses.iter().find_map(|clause| clause.accept(tables)).ok_or_else(|| StatusError::not_acceptable(&SUPPORTED))?
             }
         };
         let pretty = match pretty {
@@ -105,7 +106,7 @@ pub fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
         (JSON | "*/*" | "application/*", "APIGroupDiscoveryList", "apidiscovery.k8s.io") => {
             ["v2", "v2beta1"].into_iter().find(|version| *version == clause.version).map(Some)
         }
-        _ => clause.accept().map(|_| None),
+        _ => clause.accept(true).map(|_| None),
     });
     answers.next().flatten()
 }
@@ -170,7 +171,7 @@ impl<'h> Clause<'h> {
     }
 
     /// What it asks for, if that can be had.
-    fn accept(&self) -> Option<(Encoding, Shape, &'static str)> {
+    fn accept(&self, tables: bool) -> Option<(Encoding, Shape, &'static str)> {
         let encoding = match self.media {
             JSON | "*/*" | "application/*" => Encoding::Json,
             YAML => Encoding::Yaml,
@@ -185,7 +186,7 @@ impl<'h> Clause<'h> {
         };
         let shape = match self.kind {
             "" => Shape::AsIs,
-            "Table" if encoding != Encoding::Protobuf => Shape::Table,
+            "Table" if tables && encoding != Encoding::Protobuf => Shape::Table,
             "PartialObjectMetadata" => Shape::Metadata,
             "PartialObjectMetadataList" => Shape::MetadataList,
             _ => return None,
@@ -321,7 +322,7 @@ mod tests {
     fn wanted(accept: &str) -> Result<(Encoding, Shape), u16> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
-        Wanted::of(&headers, "").map(|w| (w.encoding, w.shape)).map_err(|e| e.code())
+        Wanted::of(&headers, "", true).map(|w| (w.encoding, w.shape)).map_err(|e| e.code())
     }
 
     #[test]
@@ -355,6 +356,15 @@ mod tests {
         ] {
             assert_eq!(wanted(accept), expected, "{accept}");
         }
+    }
+
+    #[test]
+    fn what_is_no_table_is_not_had_as_one() {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, "application/json;as=Table;v=v1;g=meta.k8s.io".parse().unwrap());
+        assert_eq!(Wanted::of(&headers, "", false).unwrap_err().code(), 406);
+        headers.append(ACCEPT, "application/json".parse().unwrap());
+        assert_eq!(Wanted::of(&headers, "", false).unwrap().shape, Shape::AsIs);
     }
 
     #[test]

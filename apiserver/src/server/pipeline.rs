@@ -13,6 +13,7 @@ use crate::endpoints::{
     update, virtual_resource, watch,
 };
 use crate::registry::strategy::Part;
+use apimachinery::facts;
 use apimachinery::status::StatusError;
 use bytes::Bytes;
 use component_base::serving::Peer;
@@ -62,7 +63,7 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     let dry_run = info.query.has("dryRun");
     let limit = context.options.request_timeout;
     let client = metrics::system_client(request.headers());
-    let wanted = Wanted::of(request.headers(), info.query.get("pretty"));
+    let wanted = Wanted::of(request.headers(), info.query.get("pretty"), has_table(&info));
     let error_form = *wanted.as_ref().unwrap_or(&Wanted::PLAIN);
     let answering = AssertUnwindSafe(answer(&context, &info, request, wanted)).catch_unwind();
     let result = if info.is_long_running() {
@@ -89,6 +90,12 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     metrics::answered(&info, dry_run, client, &response, took);
     tracing::debug!(verb = info.verb, path = info.path, code, took_ms = took.as_millis() as u64, "answered");
     response
+}
+
+/// Can what is asked be had as a table? Reviews and the like cannot.
+fn has_table(info: &RequestInfo) -> bool {
+    let kind = facts::resource(&info.group, &info.version, &info.resource);
+    kind.is_none_or(|kind| kind.is_stored() || kind.has_verb("list"))
 }
 
 async fn answer(
@@ -320,7 +327,7 @@ fn part(info: &RequestInfo) -> Result<Part, StatusError> {
 }
 
 /// 404 for what does not exist, 405 for what cannot be done with it.
-fn check_method(facts: &'static apimachinery::facts::KindFacts, info: &RequestInfo) -> Result<(), StatusError> {
+fn check_method(facts: &'static facts::KindFacts, info: &RequestInfo) -> Result<(), StatusError> {
     let verbs = match info.subresource.as_str() {
         "" => &facts.verbs,
         name => &facts.subresource(name).ok_or_else(StatusError::no_such_resource)?.verbs,

@@ -4,6 +4,8 @@ mod access;
 mod apply;
 #[path = "../common/mod.rs"]
 mod common;
+mod content;
+mod documents;
 mod hostile;
 mod field_validation;
 mod kinds;

@@ -86,11 +86,13 @@ pub fn document(path: &str, hash: &str, headers: &HeaderMap) -> Option<Result<Re
 fn v2_document(headers: &HeaderMap) -> Result<Response<Body>, StatusError> {
     let kinds = [JSON, V2_PROTOBUF[0], V2_PROTOBUF[1]];
     let kind = accepted(headers, &kinds).ok_or_else(|| StatusError::not_acceptable(&kinds))?;
-    let document = if kind == JSON {
-        V2_JSON.get_or_init(|| Packed::of(v2::document().to_string().as_bytes()))
-    } else {
-        V2_PB.get_or_init(|| Packed::of(&gnostic::encode(&v2::document())))
-    };
+    if kind == JSON {
+        let document = V2_JSON.get_or_init(|| Packed::of(v2::document().to_string().as_bytes()));
+        return Ok(serve(document, JSON, &fingerprint(JSON), headers));
+    }
+    // Go does not take the old name for a media type.
+    let kind = V2_PROTOBUF[0];
+    let document = V2_PB.get_or_init(|| Packed::of(&gnostic::encode(&v2::document())));
     Ok(serve(document, kind, &fingerprint(kind), headers))
 }
 
