@@ -299,8 +299,11 @@ async fn a_signing_request_is_approved_and_signed_each_by_its_own_way() {
         json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "R", "message": "m"}]}});
     let (code, message) = server.merge(&format!("{path}/status"), &approved).await.unwrap_err();
     assert!(code == 422 && message.contains("updates may not add a condition of type \"Approved\""), "{message}");
-    let approved = server.merge(&format!("{path}/approval"), &approved).await.unwrap();
-    assert!(approved["status"]["conditions"][0]["lastUpdateTime"].is_string(), "{approved}");
+    let mut with_certificate = approved.clone();
+    with_certificate["status"]["certificate"] = json!("eA==");
+    let approved = server.merge(&format!("{path}/approval"), &with_certificate).await.unwrap();
+    let status = &approved["status"];
+    assert!(status["conditions"][0]["lastUpdateTime"].is_string() && status.get("certificate").is_none(), "{approved}");
     assert_eq!(server.get(&format!("{path}/approval")).await.unwrap(), approved);
     let mut denied = approved.clone();
     denied["status"]["conditions"].as_array_mut().unwrap().push(json!({"type": "Denied", "status": "True"}));

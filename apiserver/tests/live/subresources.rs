@@ -1,6 +1,6 @@
-//! `scale`, `binding`, `eviction`, `finalize`, `approval`, `ephemeralcontainers`, `resize`, `status`, and pods' slow goodbye.
+//! `scale`, `binding`, `eviction`, `finalize`, `ephemeralcontainers`, `resize`, `status`, and pods' slow goodbye.
 
-use crate::common::{JSON, Server, base64, has_etcd};
+use crate::common::{JSON, Server, has_etcd};
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/sub/pods";
@@ -154,29 +154,4 @@ async fn a_namespace_goes_when_it_is_finalized() {
     going["spec"]["finalizers"] = json!([]);
     server.call("PUT", &format!("{path}/finalize"), &going, JSON).await.unwrap();
     assert_eq!(server.get(path).await.unwrap_err().0, 404);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signing_request_is_approved_once() {
-    let Some(server) = start().await else { return };
-    let key = rcgen::KeyPair::generate().unwrap();
-    let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
-    let path = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-    let spec = json!({"request": base64(&request), "signerName": "a.b/c", "usages": ["client auth"], "username": "somebody else"});
-    let made = server.post(path, &json!({"metadata": {"name": "r"}, "spec": spec})).await.unwrap();
-    assert_eq!(made["spec"]["username"], "admin");
-    let path = format!("{path}/r");
-    let condition = |kind: &str| json!({"status": {"conditions": [{"type": kind, "status": "True", "reason": "R"}], "certificate": "YQ=="}});
-    assert_eq!(server.merge(&format!("{path}/status"), &condition("Approved")).await.unwrap_err().0, 422);
-    let approved = server.merge(&format!("{path}/approval"), &condition("Approved")).await.unwrap();
-    assert!(
-        approved["status"]["conditions"][0]["lastTransitionTime"].is_string()
-            && approved["status"].get("certificate").is_none()
-    );
-    assert_eq!(server.merge(&format!("{path}/approval"), &condition("Denied")).await.unwrap_err().0, 422);
-    let signed = server.merge(&format!("{path}/status"), &json!({"status": {"certificate": "YQ=="}})).await.unwrap();
-    assert_eq!(signed["status"]["certificate"], "YQ==");
-    assert_eq!(server.table(&path).await["rows"][0]["cells"][5], "Approved,Issued");
-    let changed = server.merge(&path, &json!({"spec": {"signerName": "x.y/z"}})).await.unwrap();
-    assert_eq!(changed["spec"]["signerName"], "a.b/c");
 }
