@@ -58,7 +58,12 @@ pub struct AdmissionRequest<'a> {
     pub dry_run: bool,
     /// Warnings for the client.
     pub warnings: Vec<String>,
+    /// What is to be done if the object is not stored after all.
+    pub undo: Vec<Undo>,
 }
+
+/// Takes something back.
+pub type Undo = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// One link of the chain.
 pub trait Plugin: Send + Sync + 'static {
@@ -136,7 +141,9 @@ const PLUGINS: &[Known] = &[
     off("LimitPodHardAntiAffinityTopology", |parts| simple::LIMIT_ANTI_AFFINITY.equip(parts)),
     on("LimitRanger", |parts| Box::new(limit_ranger::LimitRanger::new(parts.lister.clone()))),
     on("ServiceAccount", |parts| Box::new(service_account::ServiceAccount::new(parts.lister.clone()))),
-    off("NodeRestriction", |parts| Box::new(node_restriction::NodeRestriction::new(parts.lister.clone()))),
+    off("NodeRestriction", |parts| {
+        Box::new(node_restriction::NodeRestriction::new(parts.lister.clone(), parts.authorizer.clone()))
+    }),
     on("TaintNodesByCondition", |_| Box::new(node_taint::TaintNodesByCondition)),
     off("AlwaysPullImages", |parts| simple::ALWAYS_PULL_IMAGES.equip(parts)),
     absent("ImagePolicyWebhook", false),
@@ -411,6 +418,7 @@ mod testing {
             options: None,
             dry_run: false,
             warnings: Vec::new(),
+            undo: Vec::new(),
         }
     }
 

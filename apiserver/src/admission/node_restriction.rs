@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use super::{AdmissionRequest, Operation, Plugin, is_mirror_pod, list, text};
-use crate::authorization::lister::{Lister, NODES, PODS};
-use crate::authorization::node;
+use crate::authorization::lister::{CSI_DRIVERS, Lister, NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS};
+use crate::authorization::{Attributes, Authorizer, Decision, node};
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const NODE_LEASES: &str = "kube-node-lease";
@@ -36,13 +36,14 @@ const RESTRICTED_LABEL_NAMESPACE: &str = "node-restriction.kubernetes.io";
 
 pub struct NodeRestriction {
     lister: Arc<dyn Lister>,
+    authorizer: Arc<Authorizer>,
 }
 
 // === impl NodeRestriction ===
 
 impl NodeRestriction {
-    pub fn new(lister: Arc<dyn Lister>) -> Self {
-        Self { lister }
+    pub fn new(lister: Arc<dyn Lister>, authorizer: Arc<Authorizer>) -> Self {
+        Self { lister, authorizer }
     }
 
     fn check(&self, request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {
@@ -182,7 +183,62 @@ impl NodeRestriction {
         if pod.identity.field("spec.nodeName") != Some(node) {
             return Err("node requested token bound to a pod scheduled on a different node".to_owned());
         }
-        Ok(())
+        self.audience(request, &pod.value())
+    }
+
+    /// As `validateNodeServiceAccountAudience`: a token is for whom the pod says in a volume, or the node is allowed to name.
+    fn audience(&self, request: &AdmissionRequest<'_>, pod: &Value) -> Result<(), String> {
+        let audience = match list(request.new_object(), "/spec/audiences") {
+            [] => "",
+            [one] => one.as_str().unwrap_or_default(),
+            _ => return Err("node may only request 0 or 1 audiences".to_owned()),
+        };
+        let namespace = request.namespace();
+        let pod_name = text(pod, "/metadata/name");
+        let named = list(pod, "/spec/volumes").iter().any(|volume| {
+            let tokens =
+                list(volume, "/projected/sources").iter().filter_map(|source| source.get("serviceAccountToken"));
+            tokens.map(|token| text(token, "/audience")).any(|of| of == audience)
+                || self.driver(namespace, pod_name, volume).is_some_and(|driver| {
+                    let driver = self.lister.get(CSI_DRIVERS, "", &driver).map(|driver| driver.value());
+                    let driver = driver.unwrap_or_default();
+                    list(&driver, "/spec/tokenRequests").iter().any(|token| text(token, "/audience") == audience)
+                })
+        });
+        if named {
+            return Ok(());
+        }
+        let user = &request.attributes.user;
+        let question = Attributes {
+            user: user.clone(),
+            verb: "request-serviceaccounts-token-audience".to_owned(),
+            resource: audience.to_owned(),
+            namespace: namespace.to_owned(),
+            name: request.attributes.name.clone(),
+            is_resource: true,
+            ..Attributes::default()
+        };
+        match self.authorizer.explain(&question).0 {
+            Decision::Allow => Ok(()),
+            Decision::NoOpinion(_) => Err(format!(
+                "audience {audience:?} not found in pod spec volume, {} is not authorized to request a service account token for this audience",
+                user.name
+            )),
+        }
+    }
+
+    /// The CSI driver behind a volume of a pod.
+    fn driver(&self, namespace: &str, pod: &str, volume: &Value) -> Option<String> {
+        if let Some(driver) = volume.pointer("/csi/driver") {
+            return driver.as_str().map(ToOwned::to_owned);
+        }
+        let claim = match text(volume, "/persistentVolumeClaim/claimName") {
+            "" => volume.get("ephemeral").map(|_| format!("{pod}-{}", text(volume, "/name")))?,
+            claim => claim.to_owned(),
+        };
+        let claim = self.lister.get(PERSISTENT_VOLUME_CLAIMS, namespace, &claim)?.value();
+        let volume = self.lister.get(PERSISTENT_VOLUMES, "", text(&claim, "/spec/volumeName"))?.value();
+        Some(text(&volume, "/spec/csi/driver").to_owned())
     }
 }
 
@@ -370,12 +426,21 @@ mod tests {
     use serde_json::json;
 
     fn plugin() -> NodeRestriction {
-        let pod = |name: &str, node: &str| json!({"metadata": {"name": name, "namespace": "a", "uid": name}, "spec": {"nodeName": node}});
-        NodeRestriction::new(Objects::of([
+        let pod = |name: &str, node: &str| {
+            json!({"metadata": {"name": name, "namespace": "a", "uid": name}, "spec": {"nodeName": node, "volumes": [
+            {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}, {"serviceAccountToken": {"path": "t", "audience": "vault"}}]}},
+            {"name": "w", "csi": {"driver": "csi.example.com"}}]}})
+        };
+        let driver =
+            json!({"metadata": {"name": "csi.example.com"}, "spec": {"tokenRequests": [{"audience": "cloud"}]}});
+        let objects = Objects::of([
             (NODES, json!({"metadata": {"name": "n1", "uid": "u1"}})),
             (PODS, pod("mine", "n1")),
             (PODS, pod("theirs", "n2")),
-        ]))
+            (CSI_DRIVERS, driver),
+        ]);
+        let authorizer = Authorizer::with(&["RBAC".to_owned()], objects.clone()).unwrap();
+        NodeRestriction::new(objects, Arc::new(authorizer))
     }
 
     fn ask(
@@ -472,16 +537,11 @@ mod tests {
 
     #[test]
     fn tokens_are_bound_to_pods_of_the_node() {
-        let ask = |bound: Value| {
-            ask(
-                "/serviceaccounts/token",
-                "a",
-                "robot",
-                Operation::Create,
-                json!({"spec": {"boundObjectRef": bound}}),
-                Value::Null,
-            )
+        let ask_for = |bound: Value, audiences: &[&str]| {
+            let body = json!({"spec": {"boundObjectRef": bound, "audiences": audiences}});
+            ask("/serviceaccounts/token", "a", "robot", Operation::Create, body, Value::Null)
         };
+        let ask = |bound: Value| ask_for(bound, &[]);
         let pod = |name: &str, uid: &str| json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid});
         assert_eq!(ask(pod("mine", "mine")), Ok(()));
         for (bound, why) in [
@@ -492,6 +552,11 @@ mod tests {
             assert_eq!(ask(bound), Err(why.to_owned()));
         }
         assert!(ask(pod("mine", "other")).is_err());
+        for (audiences, allowed) in
+            [(&["vault"][..], true), (&["cloud"], true), (&["bank"], false), (&["vault", "cloud"], false)]
+        {
+            assert_eq!(ask_for(pod("mine", "mine"), audiences).is_ok(), allowed, "{audiences:?}");
+        }
     }
 
     #[test]

@@ -54,10 +54,12 @@ struct Claim {
     verdict: Option<Result<(), Refusal>>,
     /// Why it was refused by a quota to which others came first.
     overtaken: Option<String>,
-    /// What has been claimed, by the quota's name.
-    claimed: Vec<(String, Resources)>,
-    answer: oneshot::Sender<Result<(), Refusal>>,
+    claimed: Claimed,
+    answer: oneshot::Sender<Result<Claimed, Refusal>>,
 }
+
+/// What was claimed, by the quota's name.
+type Claimed = Vec<(String, Resources)>;
 
 /// Why a claim was refused.
 #[derive(Clone, Debug)]
@@ -80,13 +82,15 @@ impl ResourceQuota {
         Self { rounds: Arc::new(Rounds { lister, ledger, waiting: Mutex::default() }) }
     }
 
-    async fn claim(&self, request: &AdmissionRequest<'_>) -> Result<(), StatusError> {
-        let namespace = request.namespace();
-        if self.rounds.lister.list(RESOURCE_QUOTAS, Some(namespace)).is_empty() {
+    async fn claim(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
+        let attributes = request.attributes;
+        let namespace = attributes.namespace.as_str();
+        let (group, resource) = (attributes.group.as_str(), attributes.resource.as_str());
+        let quotas = self.rounds.lister.list(RESOURCE_QUOTAS, Some(namespace));
+        let counts = |quota: Quota| quota.hard.keys().any(|name| quota::counts(group, resource, name));
+        if !quotas.iter().any(|quota| counts(Quota::of(&quota.value()))) {
             return Ok(());
         }
-        let attributes = request.attributes;
-        let (group, resource) = (attributes.group.as_str(), attributes.resource.as_str());
         let now = jiff::Timestamp::now();
         let (answer, answered) = oneshot::channel();
         let claim = Claim {
@@ -103,7 +107,15 @@ impl ResourceQuota {
         self.rounds.clone().join(namespace, claim);
         let late = || StatusError::internal("resource quota evaluation timed out");
         match tokio::time::timeout(WAIT, answered).await {
-            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Ok(claimed))) => {
+                if !claimed.is_empty() {
+                    let (rounds, namespace) = (self.rounds.clone(), namespace.to_owned());
+                    request
+                        .undo
+                        .push(Box::new(|| Box::pin(async move { rounds.give_back(&namespace, claimed).await })));
+                }
+                Ok(())
+            }
             Ok(Ok(Err(Refusal::Quota(why)))) => Err(request.forbidden(why)),
             Ok(Ok(Err(Refusal::Failed(error)))) => Err(error),
             Ok(Err(_)) | Err(_) => Err(late()),
@@ -168,12 +180,7 @@ impl Rounds {
                 if matches!(claim.verdict, Some(Ok(()))) {
                     continue;
                 }
-                for (quota, added) in std::mem::take(&mut claim.claimed) {
-                    if let Err(error) = self.release(namespace, &quota, &added).await {
-                        // The controller counts anew before long.
-                        tracing::warn!(namespace, quota, %error, "what was claimed in vain could not be given back");
-                    }
-                }
+                self.give_back(namespace, std::mem::take(&mut claim.claimed)).await;
             }
             if claims.iter().all(|claim| claim.verdict.is_some()) {
                 break;
@@ -181,7 +188,8 @@ impl Rounds {
         }
         for claim in claims {
             // Who does not listen any more has left.
-            let _ = claim.answer.send(claim.verdict.unwrap_or(Ok(())));
+            let claimed = claim.claimed;
+            let _ = claim.answer.send(claim.verdict.unwrap_or(Ok(())).map(|()| claimed));
         }
     }
 
@@ -241,6 +249,15 @@ impl Rounds {
             }
         }
         Err(StatusError::stale("", "resourcequotas", &current.identity.name))
+    }
+
+    async fn give_back(&self, namespace: &str, claimed: Claimed) {
+        for (quota, added) in claimed {
+            if let Err(error) = self.release(namespace, &quota, &added).await {
+                // The controller counts anew before long.
+                tracing::warn!(namespace, quota, %error, "what was claimed in vain could not be given back");
+            }
+        }
     }
 
     async fn release(&self, namespace: &str, name: &str, added: &Resources) -> Result<(), StatusError> {
@@ -349,7 +366,7 @@ mod tests {
                 let mut writes = self.writes.lock();
                 *writes += 1;
                 let current = self.objects.get(RESOURCE_QUOTAS, "a", name).unwrap();
-                if *writes % 3 == 0 {
+                if writes.is_multiple_of(3) {
                     // Another server claims one, too.
                     let mut other = current.value();
                     let mut theirs = Quota::of(&other);

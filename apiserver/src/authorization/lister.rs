@@ -16,6 +16,7 @@ pub const CLUSTER_ROLES: ResourceId = ("rbac.authorization.k8s.io", "v1", "clust
 pub const CLUSTER_ROLE_BINDINGS: ResourceId = ("rbac.authorization.k8s.io", "v1", "clusterrolebindings");
 pub const ROLES: ResourceId = ("rbac.authorization.k8s.io", "v1", "roles");
 pub const ROLE_BINDINGS: ResourceId = ("rbac.authorization.k8s.io", "v1", "rolebindings");
+pub const CSI_DRIVERS: ResourceId = ("storage.k8s.io", "v1", "csidrivers");
 pub const INGRESS_CLASSES: ResourceId = ("networking.k8s.io", "v1", "ingressclasses");
 pub const LIMIT_RANGES: ResourceId = ("", "v1", "limitranges");
 pub const NAMESPACES: ResourceId = ("", "v1", "namespaces");

@@ -3,7 +3,7 @@
 use super::ownership::{self, Ownership};
 use super::update::Produced;
 use super::{Outcome, ResourceRequest, metadata};
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::Operation;
 use crate::registry::strategy::HookContext;
 use crate::server::negotiation::Incoming;
 use crate::storage::Put;
@@ -36,7 +36,8 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
         Ownership::Given(text) => text,
     };
     let options = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
-    warnings.extend(admit(request, &mut object, &options, true).await?);
+    let admitted = request.admit(Operation::Create, Some(&mut object), None, &options, true).await?;
+    warnings.extend(admitted.warnings);
     strategy.defaults(&mut object);
 
     let generated = metadata::text(&object, "name").is_empty() && metadata::generate_name(&mut object);
@@ -62,7 +63,8 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
     let hooks = HookContext { store: &context.store, dry_run: request.dry_run };
     let reservation = strategy.reserve(hooks, &mut object, None).await?;
     request.attributes.name = name;
-    warnings.extend(admit(request, &mut object, &options, false).await?);
+    let mut admitted = request.admit(Operation::Create, Some(&mut object), None, &options, false).await?;
+    warnings.append(&mut admitted.warnings);
 
     if request.dry_run {
         if !generated && context.store.get(resource, request.namespace(), &request.attributes.name).await.is_ok() {
@@ -84,6 +86,7 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
                 metadata::generate_name(&mut object);
             }
             Put::Conflict(current) => {
+                admitted.take_back().await;
                 return Err(exists(request, current.map(|stored| stored.value()).as_ref()));
             }
         }
@@ -99,30 +102,4 @@ fn exists(request: &ResourceRequest<'_>, current: Option<&Value>) -> StatusError
         error.0.message = Some(format!("object is being deleted: {}", error.message()));
     }
     error
-}
-
-/// Asks admission about a creation; gives its warnings.
-async fn admit(
-    request: &ResourceRequest<'_>,
-    object: &mut Value,
-    options: &Value,
-    mutating: bool,
-) -> Result<Vec<String>, StatusError> {
-    let mut admission = AdmissionRequest {
-        attributes: &request.attributes,
-        resource: Some(request.resource),
-        operation: Operation::Create,
-        object: Some(object),
-        old_object: None,
-        options: Some(options),
-        dry_run: request.dry_run,
-        warnings: Vec::new(),
-    };
-    let chain = &request.context.admission;
-    if mutating {
-        chain.mutate(&mut admission).await?
-    } else {
-        chain.validate(&mut admission).await?
-    }
-    Ok(admission.warnings)
 }

@@ -1,7 +1,7 @@
 //! DELETE of one object and of many: preconditions, graceful deletion, propagation to dependents, finalizers.
 
 use super::{Outcome, ResourceRequest, list, metadata, update};
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::Operation;
 use crate::registry::Resource;
 use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
 use crate::server::request_info::Query;
@@ -189,7 +189,9 @@ async fn delete_named(
             continue;
         }
         if !std::mem::replace(&mut admitted, true) {
-            admit(request, &old, &options_value).await?;
+            for mutating in [true, false] {
+                request.admit(Operation::Delete, None, Some(&old), &options_value, mutating).await?;
+            }
         }
         let outcome = match decide(resource, &old, options) {
             Decision::Nothing if certain => return Ok(Deleted::Marked(current)),
@@ -340,21 +342,6 @@ fn check_preconditions(request: &ResourceRequest<'_>, old: &Value, options: &Del
         }
     }
     Ok(())
-}
-
-async fn admit(request: &ResourceRequest<'_>, old: &Value, options: &Value) -> Result<(), StatusError> {
-    let mut admission = AdmissionRequest {
-        attributes: &request.attributes,
-        resource: Some(request.resource),
-        operation: Operation::Delete,
-        object: None,
-        old_object: Some(old),
-        options: Some(options),
-        dry_run: request.dry_run,
-        warnings: Vec::new(),
-    };
-    request.context.admission.mutate(&mut admission).await?;
-    request.context.admission.validate(&mut admission).await
 }
 
 #[cfg(test)]

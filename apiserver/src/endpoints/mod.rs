@@ -19,6 +19,7 @@ pub mod virtual_resource;
 pub mod watch;
 pub mod write_options;
 
+use crate::admission::{AdmissionRequest, Operation, Undo};
 use crate::authorization::Attributes;
 use crate::registry::Resource;
 use crate::registry::strategy::Part;
@@ -77,6 +78,12 @@ pub enum Payload {
     Response(http::Response<Body>),
 }
 
+/// What admission says of a write that it lets pass.
+pub struct Admitted {
+    pub warnings: Vec<String>,
+    undo: Vec<Undo>,
+}
+
 /// A request on a resource, past authorization.
 pub struct ResourceRequest<'a> {
     pub context: &'a Arc<Context>,
@@ -115,9 +122,49 @@ impl ResourceRequest<'_> {
         StatusError::stale(&self.info.group, &self.info.resource, &self.info.name)
     }
 
+    /// Asks admission about one of its two steps; gives its warnings, and how to take back what it did.
+    pub async fn admit(
+        &self,
+        operation: Operation,
+        object: Option<&mut Value>,
+        old_object: Option<&Value>,
+        options: &Value,
+        mutating: bool,
+    ) -> Result<Admitted, StatusError> {
+        let mut admission = AdmissionRequest {
+            attributes: &self.attributes,
+            resource: Some(self.resource),
+            operation,
+            object,
+            old_object,
+            options: Some(options),
+            dry_run: self.dry_run,
+            warnings: Vec::new(),
+            undo: Vec::new(),
+        };
+        let chain = &self.context.admission;
+        if mutating {
+            chain.mutate(&mut admission).await?
+        } else {
+            chain.validate(&mut admission).await?
+        }
+        Ok(Admitted { warnings: admission.warnings, undo: admission.undo })
+    }
+
     /// The namespace that objects of this request lie in; empty for cluster-scoped resources.
     pub fn namespace(&self) -> &str {
         if self.resource.namespaced { &self.info.namespace } else { "" }
+    }
+}
+
+// === impl Admitted ===
+
+impl Admitted {
+    /// What was admitted did not come to be.
+    pub async fn take_back(self) {
+        for undo in self.undo {
+            undo().await;
+        }
     }
 }
 

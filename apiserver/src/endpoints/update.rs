@@ -3,7 +3,7 @@
 
 use super::ownership::{self, Ownership};
 use super::{Outcome, ResourceRequest, create, delete, get, metadata};
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::Operation;
 use crate::registry::strategy::{HookContext, Part};
 use crate::server::negotiation::Incoming;
 use crate::storage::{Put, StoredObject};
@@ -133,7 +133,8 @@ async fn attempt(
     };
     check_version(request, &mut new, &old, current.revision)?;
     let options = produce.options();
-    warnings.extend(admit(request, &mut new, &old, &options, true).await?);
+    let admitted = request.admit(Operation::Update, Some(&mut new), Some(&old), &options, true).await?;
+    warnings.extend(admitted.warnings);
     strategy.defaults(&mut new);
 
     metadata::prepare_update(resource, request.part, &mut new, &old);
@@ -148,7 +149,8 @@ async fn attempt(
     warnings.extend(strategy.warnings(&new, Some(&old)));
     let hooks = HookContext { store: &context.store, dry_run: request.dry_run };
     let reservation = strategy.reserve(hooks, &mut new, Some(&old)).await?;
-    warnings.extend(admit(request, &mut new, &old, &options, false).await?);
+    let mut admitted = request.admit(Operation::Update, Some(&mut new), Some(&old), &options, false).await?;
+    warnings.append(&mut admitted.warnings);
 
     if new == old && ownership::equal_but_for_times(&managed, &stored) {
         return Ok(Attempt::Unchanged(Outcome::stored(200, resource, current.clone()).with_warnings(warnings)));
@@ -172,7 +174,10 @@ async fn attempt(
             }
             Ok(Attempt::Done(Outcome::stored(200, resource, stored).with_warnings(warnings)))
         }
-        Put::Conflict(current) => Ok(Attempt::Overtaken(current)),
+        Put::Conflict(current) => {
+            admitted.take_back().await;
+            Ok(Attempt::Overtaken(current))
+        }
     }
 }
 
@@ -209,31 +214,4 @@ fn other_uid(request: &ResourceRequest<'_>, wanted: &str, is: &str, revision: i6
         "StorageError: invalid object, Code: 4, Key: /registry/{prefix}/{key}, ResourceVersion: {revision}, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}"
     );
     StatusError::conflict(&info.group, &info.resource, &info.name, &cause)
-}
-
-/// Asks admission about an update; gives its warnings.
-async fn admit(
-    request: &ResourceRequest<'_>,
-    new: &mut Value,
-    old: &Value,
-    options: &Value,
-    mutating: bool,
-) -> Result<Vec<String>, StatusError> {
-    let mut admission = AdmissionRequest {
-        attributes: &request.attributes,
-        resource: Some(request.resource),
-        operation: Operation::Update,
-        object: Some(new),
-        old_object: Some(old),
-        options: Some(options),
-        dry_run: request.dry_run,
-        warnings: Vec::new(),
-    };
-    let chain = &request.context.admission;
-    if mutating {
-        chain.mutate(&mut admission).await?
-    } else {
-        chain.validate(&mut admission).await?
-    }
-    Ok(admission.warnings)
 }

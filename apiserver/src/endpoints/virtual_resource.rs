@@ -85,6 +85,7 @@ pub async fn call(
             options: None,
             dry_run,
             warnings: Vec::new(),
+            undo: Vec::new(),
         };
         context.admission.mutate(&mut admission).await?;
         context.admission.validate(&mut admission).await?;

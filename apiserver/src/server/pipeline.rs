@@ -302,6 +302,7 @@ async fn connect(
         options: None,
         dry_run: false,
         warnings: Vec::new(),
+        undo: Vec::new(),
     };
     if info.subresource != "log" {
         context.admission.mutate(&mut admission).await?;

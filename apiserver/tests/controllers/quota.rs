@@ -87,6 +87,9 @@ async fn a_quota_captures_the_life_of_what_it_counts() {
         let mut object = body;
         object["metadata"] = json!({"name": "o"});
         server.post(&path, &object).await.unwrap();
+        // What is not stored after all is given back.
+        let again = server.post(&path, &object).await.map_err(|(code, _)| code);
+        assert!(matches!(again, Err(403 | 409)), "{again:?}");
         // At once: what is admitted is claimed.
         let quota = server.get(&format!("{QUOTAS}/q")).await.unwrap();
         assert_eq!(quota["status"]["used"][name], taken, "{name}");
