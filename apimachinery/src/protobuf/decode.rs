@@ -16,8 +16,10 @@ const DEPTH_MAX: usize = 64;
 const PATH_MAX: usize = 4;
 
 /// Scalars that Go holds by pointer, by their JSON names: a zero there has been written on purpose.
-const POINTERS: [&str; 74] = [
+const POINTERS: [&str; 96] = [
     "activeDeadlineSeconds",
+    "adminAccess",
+    "allNodes",
     "allocateLoadBalancerNodePorts",
     "allowPrivilegeEscalation",
     "allowVolumeExpansion",
@@ -27,6 +29,7 @@ const POINTERS: [&str; 74] = [
     "backoffLimit",
     "backoffLimitPerIndex",
     "blockOwnerDeletion",
+    "borrowingLimitPercent",
     "collisionCount",
     "completions",
     "controller",
@@ -34,26 +37,40 @@ const POINTERS: [&str; 74] = [
     "defaultMode",
     "deletionGracePeriodSeconds",
     "enableServiceLinks",
+    "endPort",
     "exitCode",
     "expirationSeconds",
     "failedJobsHistoryLimit",
     "fsGroup",
     "gracePeriodSeconds",
     "healthCheckNodePort",
+    "hostProcess",
     "hostUsers",
     "immutable",
     "leaseDurationSeconds",
     "leaseTransitions",
+    "lendablePercent",
     "limit",
     "managedBy",
+    "manualSelector",
     "maxFailedIndexes",
+    "maxItems",
+    "maxLength",
+    "maxProperties",
+    "maximum",
     "minDomains",
+    "minItems",
+    "minLength",
+    "minProperties",
     "minReplicas",
+    "minimum",
     "mode",
+    "multipleOf",
     "nominalConcurrencyShares",
     "optional",
     "orphanDependents",
     "parallelism",
+    "partition",
     "podInfoOnMount",
     "preemptionPolicy",
     "priority",
@@ -65,6 +82,7 @@ const POINTERS: [&str; 74] = [
     "readOnlyRootFilesystem",
     "ready",
     "recursiveReadOnly",
+    "recursiveReadOnlyMounts",
     "remainingItemCount",
     "replicas",
     "requiresRepublish",
@@ -84,14 +102,21 @@ const POINTERS: [&str; 74] = [
     "storageClassName",
     "succeeded",
     "successfulJobsHistoryLimit",
+    "supplementalGroupsPolicy",
     "suspend",
     "terminating",
+    "terminatingReplicas",
     "terminationGracePeriodSeconds",
     "timeoutSeconds",
     "tolerationSeconds",
     "ttlSecondsAfterFinished",
+    "userNamespaces",
     "volumeAttributesClassName",
+    "x-kubernetes-preserve-unknown-fields",
 ];
+
+/// Pointers in these types alone: (struct, field).
+const ONLY_POINTERS: [(&str, &str); 2] = [("VolumeNodeResources", "count"), ("PodDNSConfigOption", "value")];
 
 /// Pointers in most types, but plain in these: (struct, field).
 const PLAIN: [(&str, &str); 6] = [
@@ -136,7 +161,7 @@ fn message(
     let at = at.get_mut(..length).ok_or(ProtobufError::Malformed("it is nested too deep"))?;
     at[..length - 1].copy_from_slice(path);
     let mut reader = Reader(bytes);
-    while let Some((number, wire)) = reader.next()? {
+    while let Some((number, wire)) = reader.field()? {
         at[length - 1] = number;
         match (facts.field_at(at), wire) {
             (Some(field), wire) if field.numbers.len() == length => add(field, facts, wire, object, depth)?,
@@ -178,7 +203,7 @@ fn add(
             let Wire::Bytes(entry) = wire else { return Err(ProtobufError::Malformed("a map entry is no message")) };
             let mut reader = Reader(entry);
             let (mut key, mut content) = (String::new(), None);
-            while let Some((number, wire)) = reader.next()? {
+            while let Some((number, wire)) = reader.field()? {
                 match (number, wire) {
                     (1, Wire::Bytes(text)) => key = utf8(text)?.to_owned(),
                     (2, wire) => content = Some(map_value(item, wire, depth)?),
@@ -203,7 +228,8 @@ fn add(
 }
 
 fn is_pointer(field: &FieldFacts, owner: &TypeFacts) -> bool {
-    POINTERS.binary_search(&field.name).is_ok() && !PLAIN.contains(&(owner.struct_name(), field.name))
+    let at = (owner.struct_name(), field.name);
+    (POINTERS.binary_search(&field.name).is_ok() && !PLAIN.contains(&at)) || ONLY_POINTERS.contains(&at)
 }
 
 /// Zeros that Go writes though nobody has set them. Of the numbers that may be texts, all but one are pointers.
@@ -224,7 +250,7 @@ fn map_value(kind: &Type, wire: Wire<'_>, depth: usize) -> Result<Value, Protobu
     let (Type::List(item), Wire::Bytes(inner)) = (kind, wire) else { return value(kind, wire, depth) };
     let mut reader = Reader(inner);
     let mut items = Vec::new();
-    while let Some((number, wire)) = reader.next()? {
+    while let Some((number, wire)) = reader.field()? {
         if number == 1 {
             items.push(value(item, wire, depth)?);
         }
@@ -257,7 +283,7 @@ fn value(kind: &Type, wire: Wire<'_>, depth: usize) -> Result<Value, ProtobufErr
         (Type::Raw | Type::Json | Type::Fields, Wire::Bytes(inner)) => {
             let mut reader = Reader(inner);
             let mut json = Value::Null;
-            while let Some((number, wire)) = reader.next()? {
+            while let Some((number, wire)) = reader.field()? {
                 if let (1, Wire::Bytes(text)) = (number, wire) {
                     json = wrapped(text, depth)?;
                 }
@@ -291,7 +317,7 @@ fn wrapped(bytes: &[u8], depth: usize) -> Result<Value, ProtobufError> {
 fn text_in(bytes: &[u8], wanted: u32) -> Result<&str, ProtobufError> {
     let mut reader = Reader(bytes);
     let mut found = "";
-    while let Some((number, wire)) = reader.next()? {
+    while let Some((number, wire)) = reader.field()? {
         if let (true, Wire::Bytes(text)) = (number == wanted, wire) {
             found = utf8(text)?;
         }
@@ -302,7 +328,7 @@ fn text_in(bytes: &[u8], wanted: u32) -> Result<&str, ProtobufError> {
 fn int_or_string(bytes: &[u8]) -> Result<Value, ProtobufError> {
     let mut reader = Reader(bytes);
     let (mut is_text, mut number, mut text) = (false, 0_i64, "");
-    while let Some((field, wire)) = reader.next()? {
+    while let Some((field, wire)) = reader.field()? {
         match (field, wire) {
             (1, Wire::Varint(kind)) => is_text = kind == 1,
             (2, Wire::Varint(value)) => number = value as i64,
@@ -320,7 +346,7 @@ fn time(bytes: &[u8], micro: bool) -> Result<Value, ProtobufError> {
     }
     let mut reader = Reader(bytes);
     let (mut seconds, mut nanos) = (0_i64, 0_i64);
-    while let Some((number, wire)) = reader.next()? {
+    while let Some((number, wire)) = reader.field()? {
         match (number, wire) {
             (1, Wire::Varint(value)) => seconds = value as i64,
             (2, Wire::Varint(value)) => nanos = value as i64,
@@ -342,7 +368,7 @@ fn schema_or(kind: &Type, bytes: &[u8], depth: usize) -> Result<Value, ProtobufE
     };
     let mut reader = Reader(bytes);
     let (mut schema, mut list, mut allows) = (None, Vec::new(), false);
-    while let Some((number, wire)) = reader.next()? {
+    while let Some((number, wire)) = reader.field()? {
         match (kind, number, wire) {
             (Type::SchemaOrBool, 1, Wire::Varint(value)) => allows = value != 0,
             (Type::SchemaOrBool, 2, Wire::Bytes(inner))

@@ -44,11 +44,11 @@ pub fn is_protobuf(bytes: &[u8]) -> bool {
 pub fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, ProtobufError> {
     let mut reader = Reader(bytes.strip_prefix(MAGIC).ok_or(ProtobufError::Prefix)?);
     let mut envelope = Envelope { api_version: "", kind: "", raw: &[] };
-    while let Some((number, wire)) = reader.next()? {
+    while let Some((number, wire)) = reader.field()? {
         match (number, wire) {
             (1, Wire::Bytes(type_meta)) => {
                 let mut inner = Reader(type_meta);
-                while let Some((number, wire)) = inner.next()? {
+                while let Some((number, wire)) = inner.field()? {
                     match (number, wire) {
                         (1, Wire::Bytes(text)) => envelope.api_version = utf8(text)?,
                         (2, Wire::Bytes(text)) => envelope.kind = utf8(text)?,

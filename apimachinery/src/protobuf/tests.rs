@@ -57,7 +57,7 @@ fn an_object_is_the_same_in_json_yaml_and_protobuf() {
         let document = crate::yaml::documents(&yaml).unwrap().remove(0);
         assert_eq!(canonical(document, facts), expected, "{name} from YAML");
         let written = crate::yaml::to_string(&expected).unwrap();
-        assert_eq!(crate::yaml::documents(&written).unwrap(), [expected.clone()], "{name} to YAML");
+        assert_eq!(crate::yaml::documents(&written).unwrap().first(), Some(&expected), "{name} to YAML");
 
         let encoded = enclose(
             expected["apiVersion"].as_str().unwrap_or(""),

@@ -3,6 +3,7 @@
 use super::ProtobufError;
 use bytes::BufMut;
 
+/// Reads a message, field by field.
 pub struct Reader<'a>(pub &'a [u8]);
 
 #[derive(Clone, Copy)]
@@ -14,7 +15,8 @@ pub enum Wire<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, ProtobufError> {
+    /// The next field: its number and what stands there.
+    pub fn field(&mut self) -> Result<Option<(u32, Wire<'a>)>, ProtobufError> {
         if self.0.is_empty() {
             return Ok(None);
         }

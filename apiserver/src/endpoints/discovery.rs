@@ -179,8 +179,7 @@ fn aggregated(
 ) -> Aggregated {
     let items: Vec<Value> = facts::groups().iter().filter(|group| wanted(group)).map(aggregated_group).collect();
     let api_version = format!("apidiscovery.k8s.io/{version}");
-    let document =
-        json!({"kind": "APIGroupDiscoveryList", "apiVersion": api_version, "metadata": {}, "items": items});
+    let document = json!({"kind": "APIGroupDiscoveryList", "apiVersion": api_version, "metadata": {}, "items": items});
     let bytes = Bytes::from(document.to_string());
     let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
     Aggregated { path, version, content_type, bytes, etag: format!("\"{hash}\"") }

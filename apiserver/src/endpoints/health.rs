@@ -185,7 +185,10 @@ mod tests {
         assert_eq!(answer("healthz", Some("etcd"), &[], false, no_etcd).0, 500);
         assert_eq!(answer("livez", Some("poststarthook/rbac/bootstrap-roles"), &[], false, well).0, 200);
         assert_eq!(answer("livez", Some("shutdown"), &[], false, well).0, 404);
-        assert_eq!(split("/readyz/poststarthook/rbac/bootstrap-roles").unwrap().1, Some("poststarthook/rbac/bootstrap-roles"));
+        assert_eq!(
+            split("/readyz/poststarthook/rbac/bootstrap-roles").unwrap().1,
+            Some("poststarthook/rbac/bootstrap-roles")
+        );
         assert!(split("/healthy").is_none());
     }
 }

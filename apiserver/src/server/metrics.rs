@@ -9,8 +9,8 @@ use crate::endpoints::health::platform;
 use crate::storage::Store;
 use apimachinery::facts;
 use component_base::metrics::register;
-use http::header::{HeaderMap, USER_AGENT};
 use http::Response;
+use http::header::{HeaderMap, USER_AGENT};
 use http_body::Body as _;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -121,8 +121,11 @@ const LATENCIES: [f64; 23] = [
 const SIZES: [f64; 7] = [1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 const ADMISSIONS: [f64; 6] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
 const COMPONENT: &str = "apiserver";
-/// Kinds that are served and should not be used any more.
-const DEPRECATED: [&str; 2] = ["componentstatuses", "endpoints"];
+/// Resources of the core group that are served and should not be used any more, and what their users are told.
+const DEPRECATED: [(&str, &str); 2] = [
+    ("componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    ("endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+];
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 /// An -1 tells that something could not be counted.
@@ -160,7 +163,11 @@ static LONG_RUNNING: LazyLock<Family<Target, Gauge>> = LazyLock::new(|| {
     register("apiserver_longrunning_requests", "Gauge of all active long-running apiserver requests", Family::default())
 });
 static DEPRECATED_USE: LazyLock<Family<DeprecatedLabels, Gauge>> = LazyLock::new(|| {
-    register("apiserver_requested_deprecated_apis", "Gauge of deprecated APIs that have been requested", Family::default())
+    register(
+        "apiserver_requested_deprecated_apis",
+        "Gauge of deprecated APIs that have been requested",
+        Family::default(),
+    )
 });
 static OBJECTS: LazyLock<Family<ResourceLabels, Gauge>> = LazyLock::new(|| {
     register(
@@ -255,11 +262,17 @@ pub fn answered(
         let size = response.body().size_hint().lower();
         RESPONSE_SIZES.get_or_create(&target).observe(size as f64);
     }
-    if target.group.is_empty() && DEPRECATED.contains(&target.resource) {
+    if deprecation(info).is_some() {
         let Target { group, resource, subresource, version, .. } = target;
         let labels = DeprecatedLabels { group, removed_release: "", resource, subresource, version };
         DEPRECATED_USE.get_or_create(&labels).set(1);
     }
+}
+
+/// What users of a deprecated resource are told.
+pub fn deprecation(info: &RequestInfo) -> Option<&'static str> {
+    let found = DEPRECATED.iter().find(|(resource, _)| *resource == info.resource && info.group.is_empty());
+    found.map(|(_, warning)| *warning)
 }
 
 /// One step of admission (all plugins, to mutate or to validate) is done.
@@ -323,9 +336,7 @@ fn target(info: &RequestInfo) -> Target {
             let (group, resource, version) = (kind.group, kind.resource, kind.version);
             Target { component: COMPONENT, group, resource, scope, subresource, verb, version }
         }
-        None => {
-            Target { component: COMPONENT, group: "", resource: "", scope, subresource: "", verb, version: "" }
-        }
+        None => Target { component: COMPONENT, group: "", resource: "", scope, subresource: "", verb, version: "" },
     }
 }
 
@@ -368,7 +379,8 @@ mod tests {
             } else if let Some((sample, rest)) = line.split_once('{') {
                 let base = ["_total", "_bucket", "_sum", "_count"].iter().find_map(|end| sample.strip_suffix(end));
                 let name = [Some(sample), base].into_iter().flatten().find(|name| metrics.contains_key(*name));
-                let labels = rest.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(name, _)| name.to_owned());
+                let labels =
+                    rest.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(name, _)| name.to_owned());
                 if let Some(metric) = name.and_then(|name| metrics.get_mut(name)) {
                     metric.1.extend(labels.filter(|name| name != "le"));
                 }
@@ -405,9 +417,14 @@ mod tests {
             if of("stabilityLevel") != "STABLE" || !belongs || name.contains("webhook") {
                 continue;
             }
-            let (kind, labels) = ours.get(name.trim_end_matches("_total")).unwrap_or_else(|| panic!("{name} is missing"));
-            let theirs: BTreeSet<String> =
-                metric["labels"].as_array().into_iter().flatten().filter_map(|l| l.as_str().map(str::to_owned)).collect();
+            let (kind, labels) =
+                ours.get(name.trim_end_matches("_total")).unwrap_or_else(|| panic!("{name} is missing"));
+            let theirs: BTreeSet<String> = metric["labels"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|l| l.as_str().map(str::to_owned))
+                .collect();
             assert_eq!(labels, &theirs, "{name}");
             let expected = match of("type") {
                 "Custom" => "gauge".to_owned(),

@@ -61,9 +61,10 @@ impl Wanted {
         let clauses = clauses(headers);
         let (encoding, shape, meta_version) = match clauses.as_slice() {
             [] => (Encoding::Json, Shape::AsIs, META_V1),
-            clauses => {
-                clauses.iter().find_map(|clause| clause.accept(tables)).ok_or_else(|| StatusError::not_acceptable(&SUPPORTED))?
-            }
+            clauses => clauses
+                .iter()
+                .find_map(|clause| clause.accept(tables))
+                .ok_or_else(|| StatusError::not_acceptable(&SUPPORTED))?,
         };
         let pretty = match pretty {
             "" => headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).is_some_and(is_person),

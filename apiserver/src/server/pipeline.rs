@@ -120,7 +120,10 @@ async fn answer(
     }
     let request = Request::from_parts(parts, body);
     let Rendered { wanted, include, outcome } = resource(context, info, user, attributes, request, wanted).await?;
-    let response = respond::outcome(wanted, include, outcome);
+    let mut response = respond::outcome(wanted, include, outcome);
+    if let Some(warning) = metrics::deprecation(info) {
+        respond::add_warnings(&mut response, &[warning.to_owned()]);
+    }
     // A watch lasts as long as its body.
     Ok(if info.is_long_running() { response.map(|body| body.holding(counted)) } else { response })
 }

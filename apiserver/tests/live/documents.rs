@@ -1,7 +1,7 @@
 //! What the server says of itself: discovery, OpenAPI, version, health, metrics, keys; read by plain requests, by kubectl, and
 //! by the client for Python.
 
-use crate::common::{JSON, Server, has_etcd};
+use crate::common::{ISSUER, JSON, Server, has_etcd};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -114,7 +114,15 @@ async fn version_health_metrics_and_keys_are_told() {
     if !has_etcd() {
         return;
     }
-    let server = Server::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("sa.key").display().to_string();
+    std::fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let server = Server::start_with(&[
+        &format!("--service-account-issuer={ISSUER}"),
+        &format!("--service-account-key-file={key}"),
+        &format!("--service-account-signing-key-file={key}"),
+    ])
+    .await;
     let version = server.get("/version").await.unwrap();
     assert!(
         version["major"].as_str().unwrap().parse::<u32>().is_ok()
@@ -146,14 +154,16 @@ async fn version_health_metrics_and_keys_are_told() {
         assert!(metrics.contains(series), "{series}");
     }
     assert!(text("/configz").await.1.contains("etcd-servers"));
-    let configuration = server.get("/.well-known/openid-configuration").await;
-    let keys = server.get("/openid/v1/jwks").await;
-    if let Ok(configuration) = configuration {
-        assert!(configuration["jwks_uri"].as_str().unwrap().ends_with("/openid/v1/jwks"), "{configuration}");
-        assert!(keys.unwrap()["keys"].is_array());
-    }
+    let (_, headers, configuration) = get(&server, "/.well-known/openid-configuration", &[]).await;
+    assert_eq!((headers["content-type"].to_str().unwrap(), &configuration["issuer"]), (JSON, &json!(ISSUER)));
+    assert!(configuration["jwks_uri"].as_str().unwrap().ends_with("/openid/v1/jwks"), "{configuration}");
+    assert_eq!(configuration["response_types_supported"], json!(["id_token"]));
+    let (_, headers, keys) = get(&server, "/openid/v1/jwks", &[]).await;
+    assert_eq!(headers["content-type"], "application/jwk-set+json");
+    assert_eq!((&keys["keys"][0]["use"], &keys["keys"][0]["kty"]), (&json!("sig"), &json!("EC")), "{keys}");
 
-    let statuses = server.get("/api/v1/componentstatuses").await.unwrap();
+    let (_, headers, statuses) = get(&server, "/api/v1/componentstatuses", &[]).await;
+    assert_eq!(headers["warning"], "299 - \"v1 ComponentStatus is deprecated in v1.19+\"");
     let names: Vec<&str> =
         statuses["items"].as_array().unwrap().iter().map(|s| s["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["controller-manager", "etcd-0", "scheduler"]);
