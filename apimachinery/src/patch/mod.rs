@@ -1,5 +1,7 @@
 //! Patches: JSON patch (RFC 6902), merge patch (RFC 7386), and Kubernetes' strategic merge patch. All over JSON values; only
 //! the strategic one needs to know types.
+#[cfg(test)]
+mod laws;
 mod strategic;
 
 pub use strategic::strategic;

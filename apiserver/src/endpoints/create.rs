@@ -29,6 +29,7 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
         return Err(StatusError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     request.attributes.name = metadata::text(&object, "name").to_owned();
+    warnings.extend(metadata::dedup_owners(&mut object));
     let sent = ownership::take(&mut object);
     strategy.defaults(&mut object);
     let managed = match ownership {

@@ -63,6 +63,26 @@ pub fn ensure_namespace(object: &mut Value, namespace: &str) -> Result<(), Statu
     ))
 }
 
+/// Owners that are named twice are named once; the author is told. As `dedupOwnerReferencesAndAddWarning`.
+pub fn dedup_owners(object: &mut Value) -> Option<String> {
+    let owners = object.get_mut("metadata")?.get_mut("ownerReferences")?.as_array_mut()?;
+    let mut twice = Vec::new();
+    for at in (1..owners.len()).rev() {
+        if owners[..at].contains(&owners[at]) {
+            let uid = owners.remove(at).get("uid").and_then(Value::as_str).unwrap_or("").to_owned();
+            if !twice.contains(&uid) {
+                twice.insert(0, uid);
+            }
+        }
+    }
+    (!twice.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        )
+    })
+}
+
 /// The object must have the name that the request has.
 pub fn check_name(object: &Value, name: &str) -> Result<(), StatusError> {
     let own = text(object, "name");
@@ -185,6 +205,15 @@ mod tests {
                 "{own} {requested}"
             );
         }
+    }
+
+    #[test]
+    fn an_owner_is_named_once() {
+        let owner = |uid: &str| json!({"kind": "X", "uid": uid});
+        let mut object = json!({"metadata": {"ownerReferences": [owner("a"), owner("b"), owner("a"), owner("a")]}});
+        assert!(dedup_owners(&mut object).unwrap().ends_with("observed: a"));
+        assert_eq!(object["metadata"]["ownerReferences"], json!([owner("a"), owner("b")]));
+        assert_eq!(dedup_owners(&mut object), None);
     }
 
     #[test]

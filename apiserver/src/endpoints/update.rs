@@ -125,6 +125,7 @@ async fn attempt(
     let strategy = &resource.strategy;
     let (old, stored) = ownership::split(resource, current);
     let Produced { object: mut new, mut warnings, ownership } = produce.produce(&old, &stored)?;
+    warnings.extend(metadata::dedup_owners(&mut new));
     let sent = ownership::take(&mut new);
     strategy.defaults(&mut new);
     let managed = match ownership {
