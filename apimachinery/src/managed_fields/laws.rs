@@ -83,7 +83,8 @@ fn part_of(config: &Value, keep: &mut impl FnMut() -> bool, depth: u8) -> Value 
                 .collect::<Map<_, _>>(),
         ),
         Value::Array(list) => {
-            Value::Array(list.iter().filter_map(|v| keep().then(|| part_of(v, keep, depth + 1))).collect())
+            let kept: Vec<&Value> = list.iter().filter(|_| keep()).collect();
+            Value::Array(kept.into_iter().map(|v| part_of(v, keep, depth + 1)).collect())
         }
         other => other.clone(),
     }

@@ -338,7 +338,8 @@ fn merge_items<T: Typing>(at: T, item: T, old: &[Value], new: &[Value]) -> Vec<V
             (Some((a, values)), Some((b, wanted))) if a == b => {
                 merged.push(merge(item, values[0], wanted[0]));
                 next_shared = shared.next();
-                (was.next(), is.next());
+                was.next();
+                is.next();
             }
             // It comes when its turn in the new order comes.
             (Some((a, _)), Some(_)) if in_new.contains(&**a) && next_shared.is_some_and(|next| next != &**a) => {
