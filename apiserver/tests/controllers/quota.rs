@@ -258,3 +258,35 @@ async fn two_servers_grant_no_more_than_there_is() {
     says_used(&server, "q", json!({"secrets": "0"})).await;
     says_used(&server, "another", json!({"count/secrets": "0"})).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_and_goes_never_is_more_than_there_may_be() {
+    const HARD: usize = 8;
+    let Some(server) = start().await else { return };
+    let sibling = server.sibling().await;
+    make(&server, "q", json!({"hard": {"secrets": HARD.to_string()}})).await;
+    says_used(&server, "q", json!({"secrets": "0"})).await;
+    let secrets = format!("{V1}/secrets");
+    let churn = (0..12).map(|n| {
+        let (asked, secrets) = (if n % 2 == 0 { &server } else { &sibling }, &secrets);
+        async move {
+            let mut made = 0;
+            for _ in 0..40 {
+                let name = format!("s{n}");
+                if asked.post(secrets, &json!({"metadata": {"name": name}})).await.is_ok() {
+                    made += 1;
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    asked.delete(&format!("{secrets}/{name}"), &Value::Null).await.unwrap();
+                } else {
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+                let there = asked.names(secrets).await.len();
+                assert!(there <= HARD, "{there} of {HARD}");
+            }
+            made
+        }
+    });
+    let made: usize = futures::future::join_all(churn).await.into_iter().sum();
+    assert!(made > 2 * HARD, "what went made room: {made}");
+    says_used(&server, "q", json!({"secrets": "0"})).await;
+}

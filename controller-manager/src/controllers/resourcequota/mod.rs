@@ -2,7 +2,8 @@
 //!
 //! Admission claims usage when objects come; this controller notices when they go, grow less or end, and counts all that a
 //! quota counts. It writes only over the quota that it saw before it counted, so that no claim is lost which was made while
-//! it counted.
+//! it counted. Nor one whose object was still on its way to the store: usage is lowered only when the last claim is a moment
+//! old. (While there is room, nobody needs what is free; when there is none, nothing is claimed.)
 mod watches;
 
 use crate::runtime::{Context, Next, Reconcile, ServerResource, SyncError, WorkQueue, discover, is_code, run};
@@ -30,8 +31,9 @@ use watches::Watches;
 const NAME: &str = "resource_quota_controller_resource_changes";
 /// Changes of a namespace within this time are counted together.
 const GATHER: Duration = Duration::from_millis(100);
-/// A count that lowered the usage may have missed an object whose usage was claimed before it and which was written after it:
-/// it is repeated.
+/// How old the last claim must be for usage to be lowered: its object is stored by then.
+const QUIET: Duration = Duration::from_secs(1);
+/// Should one have taken longer, a count that lowered the usage is repeated.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Objects that one list may hold.
 const PAGE: u32 = 500;
@@ -46,26 +48,36 @@ struct Controller {
     quotas: Informer<ResourceQuota>,
     watches: Watches,
     kinds: Mutex<Option<(Instant, HashMap<Kind, ServerResource>)>>,
+    claims: Arc<Claims>,
     sync_period: Duration,
 }
+
+/// When the usage of a quota was last seen to rise.
+#[derive(Default)]
+struct Claims(Mutex<HashMap<NamespacedName, Instant>>);
 
 /// Runs until shutdown.
 pub async fn start(context: Arc<Context>) {
     let Some(client) = context.client_for("resourcequota-controller").await else { return };
     let quotas = context.informers.get::<ResourceQuota>();
     let queue = Arc::new(WorkQueue::new(NAME));
-    let to = queue.clone();
+    let (to, claims) = (queue.clone(), Arc::new(Claims::default()));
+    let noted = claims.clone();
     quotas.on_change(move |change| {
-        let Some(new) = change.new else { return };
+        let Some(quota) = change.latest() else { return };
+        let key = NamespacedName::new(quota.namespace().unwrap_or_default(), quota.name_any());
+        noted.note(&key, change.old.map(|q| &**q), change.new.map(|q| &**q));
         // The status is this controller's own, and admission's.
-        if change.old.is_none_or(|old| old.spec != new.spec) || status_lacks(new) {
-            to.add(NamespacedName::new(new.namespace().unwrap_or_default(), new.name_any()));
+        if let Some(new) = change.new
+            && (change.old.is_none_or(|old| old.spec != new.spec) || status_lacks(new))
+        {
+            to.add(key);
         }
     });
     quotas.synced().await;
     let watches = Watches::new(context.clone(), quotas.clone(), queue.clone());
     let sync_period = context.settings.resource_quota_sync_period;
-    let controller = Arc::new(Controller { client, quotas, watches, kinds: Mutex::default(), sync_period });
+    let controller = Arc::new(Controller { client, quotas, watches, kinds: Mutex::default(), claims, sync_period });
     run(NAME, queue, controller, context.settings.concurrent_resource_quota_syncs, context.shutdown.clone()).await;
 }
 
@@ -95,6 +107,38 @@ fn new_usage(quota: &Quota, hard: &Resources, counted: &BTreeMap<Kind, Resources
     }
     used
 }
+
+/// Whether some amount is more than the other's of its name.
+fn exceeds(amounts: &Resources, others: &Resources) -> bool {
+    amounts.iter().any(|(name, amount)| others.get(name).is_some_and(|other| other < amount))
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// Notes a change of a quota.
+    fn note(&self, key: &NamespacedName, old: Option<&ResourceQuota>, new: Option<&ResourceQuota>) {
+        let used = |quota: &ResourceQuota| -> Resources {
+            let used = quota.status.iter().filter_map(|s| s.used.as_ref()).flatten();
+            used.map(|(name, amount)| (name.clone(), amount.into())).collect()
+        };
+        match (old, new) {
+            (_, None) => drop(self.0.lock().remove(key)),
+            (Some(old), Some(new)) if exceeds(&used(new), &used(old)) => {
+                self.0.lock().insert(key.clone(), Instant::now());
+            }
+            _ => {}
+        }
+    }
+
+    /// How long until the last claim is old enough; None if it is.
+    fn wait(&self, key: &NamespacedName) -> Option<Duration> {
+        let since = self.0.lock().get(key)?.elapsed();
+        QUIET.checked_sub(since).filter(|wait| !wait.is_zero())
+    }
+}
+
+// === impl Controller ===
 
 impl Controller {
     async fn resource(&self, kind: &Kind) -> Result<Option<ServerResource>, SyncError> {
@@ -192,7 +236,10 @@ impl Reconcile for Controller {
         if !status_lacks(&seen) && used == quota.used {
             return Ok(Next::After(self.sync_period));
         }
-        let lowered = quota.used.iter().any(|(name, before)| used.get(name).is_some_and(|now| now < before));
+        let lowered = exceeds(&quota.used, &used);
+        if lowered && let Some(wait) = self.claims.wait(key) {
+            return Ok(Next::After(wait));
+        }
         let mut updated = (*seen).clone();
         let wire = |amounts: &Resources| amounts.iter().map(|(name, q)| (name.clone(), q.to_api())).collect();
         let status = updated.status.get_or_insert_default();
@@ -230,5 +277,18 @@ mod tests {
         let kinds: Vec<String> =
             kinds_of(&quota).into_iter().map(|(group, resource)| format!("{resource}.{group}")).collect();
         assert_eq!(kinds, ["pods.", "secrets.", "widgets.example.com"]);
+    }
+    #[test]
+    fn a_claim_that_was_just_made_is_waited_for() {
+        let quota = |pods: &str| -> ResourceQuota {
+            serde_json::from_value(json!({"status": {"used": {"pods": pods, "secrets": "9"}}})).unwrap()
+        };
+        let (claims, key) = (Claims::default(), NamespacedName::new("a", "q"));
+        claims.note(&key, Some(&quota("2")), Some(&quota("1")));
+        assert_eq!(claims.wait(&key), None);
+        claims.note(&key, Some(&quota("1")), Some(&quota("2")));
+        assert!(claims.wait(&key).is_some_and(|wait| wait <= QUIET));
+        claims.note(&key, Some(&quota("2")), None);
+        assert_eq!(claims.wait(&key), None);
     }
 }
