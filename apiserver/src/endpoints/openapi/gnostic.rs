@@ -7,23 +7,41 @@ use serde_json::{Map, Value};
 const NAME: u32 = 1;
 const VALUE: u32 = 2;
 
-/// Encodes a document.
-pub fn encode(document: &Value) -> Vec<u8> {
+/// The document but for paths and definitions, which follow: what is sent of a message in pieces is one message.
+pub fn head(swagger: &str, info: &Value, security: &Value) -> Vec<u8> {
+    const API_KEY: u32 = 2;
     let mut out = Vec::new();
-    text(&mut out, 1, &document["swagger"]);
-    put_message(&mut out, 2, |out| texts(out, &document["info"], &[("title", 1), ("version", 2)]));
-    put_message(&mut out, 8, |out| named(out, 2, &document["paths"], path_item));
-    put_message(&mut out, 9, |out| named(out, 1, &document["definitions"], schema));
-    for requirement in items(&document["security"]) {
-        put_message(&mut out, 12, |out| {
-            named(out, 1, requirement, |out, scopes| items(scopes).for_each(|scope| text(out, 1, scope)));
-        });
+    put_bytes(&mut out, 1, swagger.as_bytes());
+    put_message(&mut out, 2, |out| texts(out, info, &[("title", 1), ("version", 2)]));
+    for name in members(security).map(|(name, _)| name) {
+        put_message(&mut out, 12, |out| put_message(out, 1, |out| put_bytes(out, NAME, name.as_bytes())));
     }
     put_message(&mut out, 13, |out| {
-        named(out, 1, &document["securityDefinitions"], |out, definition| {
-            const API_KEY: u32 = 2;
+        named(out, 1, security, |out, definition| {
             let fields = [("type", 1), ("name", 2), ("in", 3), ("description", 4)];
             put_message(out, API_KEY, |out| texts(out, definition, &fields));
+        });
+    });
+    out
+}
+
+/// One path.
+pub fn path(name: &str, item: &Value) -> Vec<u8> {
+    piece(8, 2, name, |out| path_item(out, item))
+}
+
+/// One definition.
+pub fn definition(name: &str, found: &Value) -> Vec<u8> {
+    piece(9, 1, name, |out| schema(out, found))
+}
+
+/// An entry of a map that is a field of the document.
+fn piece(field: u32, entries: u32, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_message(&mut out, field, |out| {
+        put_message(out, entries, |out| {
+            put_bytes(out, NAME, name.as_bytes());
+            put_message(out, VALUE, write);
         });
     });
     out

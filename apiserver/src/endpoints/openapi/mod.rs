@@ -10,7 +10,7 @@ mod v2;
 
 use crate::server::body::Body;
 use crate::server::respond;
-use apimachinery::facts::{self, Docs};
+use apimachinery::facts::{self, Docs, TypeDocs};
 use apimachinery::status::StatusError;
 use apimachinery::time::http_date;
 use bytes::Bytes;
@@ -26,8 +26,8 @@ use paths::Paths;
 use schemas::{Dialect, Schemas};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{BufWriter, Read as _, Write as _};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ static V2_PB: OnceLock<Packed> = OnceLock::new();
 
 /// A document, compressed.
 struct Packed(Bytes);
+
+/// What takes the members of an object, one after the other.
+type Put<'p> = &'p mut dyn FnMut(&str, Value);
+type AllDocs<'d> = HashMap<&'d str, TypeDocs<'d>>;
 
 /// The document at a path below `/openapi`; None if there is none.
 pub fn document(path: &str, hash: &str, headers: &HeaderMap) -> Option<Result<Response<Body>, StatusError>> {
@@ -71,7 +75,7 @@ pub fn document(path: &str, hash: &str, headers: &HeaderMap) -> Option<Result<Re
         }
         return Some(Ok(response));
     }
-    let document = document.get_or_init(|| Packed::of(v3(path).unwrap_or_default().to_string().as_bytes()));
+    let document = document.get_or_init(|| Packed::of(|pen| v3(path, pen)));
     let mut response = serve(document, JSON, &etag, headers);
     if !hash.is_empty() {
         let expires = http_date(jiff::Timestamp::now() + IMMUTABLE_FOR);
@@ -87,12 +91,12 @@ fn v2_document(headers: &HeaderMap) -> Result<Response<Body>, StatusError> {
     let kinds = [JSON, V2_PROTOBUF[0], V2_PROTOBUF[1]];
     let kind = accepted(headers, &kinds).ok_or_else(|| StatusError::not_acceptable(&kinds))?;
     if kind == JSON {
-        let document = V2_JSON.get_or_init(|| Packed::of(v2::document().to_string().as_bytes()));
+        let document = V2_JSON.get_or_init(|| Packed::of(v2::json));
         return Ok(serve(document, JSON, &fingerprint(JSON), headers));
     }
     // Go does not take the old name for a media type.
     let kind = V2_PROTOBUF[0];
-    let document = V2_PB.get_or_init(|| Packed::of(&gnostic::encode(&v2::document())));
+    let document = V2_PB.get_or_init(|| Packed::of(v2::protobuf));
     Ok(serve(document, kind, &fingerprint(kind), headers))
 }
 
@@ -127,11 +131,11 @@ fn serve(document: &Packed, kind: &'static str, etag: &str, headers: &HeaderMap)
 // === impl Packed ===
 
 impl Packed {
-    fn of(bytes: &[u8]) -> Self {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        // Writing into memory does not fail.
-        let packed = encoder.write_all(bytes).and_then(|()| encoder.finish()).unwrap_or_default();
-        Self(packed.into())
+    fn of(write: impl FnOnce(&mut Pen)) -> Self {
+        let mut pen = Pen(BufWriter::new(GzEncoder::new(Vec::new(), Compression::default())));
+        write(&mut pen);
+        let packed = pen.0.into_inner().ok().and_then(|encoder| encoder.finish().ok());
+        Self(packed.unwrap_or_default().into())
     }
 
     fn unpacked(&self) -> Vec<u8> {
@@ -140,6 +144,37 @@ impl Packed {
             tracing::error!(%error, "an OpenAPI document cannot be unpacked");
         }
         bytes
+    }
+}
+
+/// Writes a document piece by piece: as a whole it would be many megabytes of values. Into memory, so that no write fails.
+struct Pen(BufWriter<GzEncoder<Vec<u8>>>);
+
+// === impl Pen ===
+
+impl Pen {
+    fn bytes(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
+    }
+
+    fn value(&mut self, value: &Value) {
+        let _ = serde_json::to_writer(&mut self.0, value);
+    }
+
+    /// An object, of the members that `write` puts one after the other.
+    fn object<T>(&mut self, write: impl FnOnce(&mut dyn FnMut(&str, Value)) -> T) -> T {
+        self.bytes(b"{");
+        let mut first = true;
+        let result = write(&mut |name, value| {
+            if !std::mem::replace(&mut first, false) {
+                self.bytes(b",");
+            }
+            self.value(&name.into());
+            self.bytes(b":");
+            self.value(&value);
+        });
+        self.bytes(b"}");
+        result
     }
 }
 
@@ -188,48 +223,49 @@ fn bearer_token() -> Value {
     }})
 }
 
-/// A document of version 3; None if there is none of that name.
-fn v3(path: &str) -> Option<Value> {
+/// Writes a document of version 3.
+fn v3(path: &str, pen: &mut Pen) {
     let docs = Docs::inflate();
     let docs = docs.types();
-    let segments: Vec<&str> = path.split('/').collect();
-    let (group, version) = match segments.as_slice() {
-        ["api", version] => ("", *version),
-        ["apis", group, version] => (*group, *version),
-        _ => {
-            return single(path).map(|(paths, types)| {
-                let mut schemas = Schemas::new(Dialect::V3, &docs, Vec::new());
-                schemas.add(types);
-                finished(paths, schemas)
-            });
+    pen.bytes(b"{\"openapi\":\"3.0.0\",\"info\":");
+    pen.value(&info());
+    pen.bytes(b",\"paths\":");
+    let (types, shared_in) = pen.object(|put| match group_version(path) {
+        Some((group, version)) => {
+            let mut shared_in = vec![("", "v1")];
+            if !group.is_empty() {
+                shared_in.push((group, version));
+            }
+            (paths_of(group, version, &docs, put), shared_in)
         }
-    };
-    let group = facts::groups().iter().find(|facts| facts.name == group)?;
-    let version = group.versions.iter().find(|facts| **facts == version)?;
-    let paths = group_version(group.name, version, &docs);
-    let mut shared_in = vec![("", "v1")];
-    if !group.name.is_empty() {
-        shared_in.push((group.name, version));
+        None => (single(path, put).unwrap_or_default(), Vec::new()),
+    });
+    pen.bytes(b",\"components\":{\"securitySchemes\":");
+    pen.value(&bearer_token());
+    if !types.is_empty() {
+        pen.bytes(b",\"schemas\":");
+        pen.object(|put| Schemas::new(Dialect::V3, &docs, shared_in).each(types, put));
     }
-    let mut schemas = Schemas::new(Dialect::V3, &docs, shared_in);
-    schemas.add(paths.types);
-    Some(finished(paths.finished, schemas))
+    pen.bytes(b"}}");
 }
 
-fn group_version<'d>(
-    group: &'static str,
-    version: &'static str,
-    docs: &'d std::collections::HashMap<&'d str, facts::TypeDocs<'d>>,
-) -> Paths<'d> {
-    let mut paths = Paths::new(&root_path(group, version), group, version, docs);
+/// The group and version whose document this is.
+fn group_version(path: &str) -> Option<(&'static str, &'static str)> {
+    let all = facts::groups().iter().flat_map(|group| group.versions.iter().map(|version| (group.name, *version)));
+    all.into_iter().find(|(group, version)| root_path(group, version)[1..] == *path)
+}
+
+/// The paths of a group and version go to `put`; gives the types that they name.
+fn paths_of(group: &'static str, version: &'static str, docs: &AllDocs<'_>, put: Put<'_>) -> BTreeSet<&'static str> {
+    let mut paths = Paths::new(&root_path(group, version), group, version, docs, put);
     for kind in facts::kinds().iter().filter(|kind| kind.group == group && kind.version == version) {
         paths.add(kind);
     }
-    paths
+    paths.types
 }
 
 /// Documents of one path: discovery, version, keys.
-fn single(path: &str) -> Option<(Map<String, Value>, BTreeSet<&'static str>)> {
+fn single(path: &str, put: Put<'_>) -> Option<BTreeSet<&'static str>> {
     let text = json!({"type": "string"});
     let of = |name: &'static str| (Dialect::V3.reference(name), vec![name]);
     let ((route, item), types) = match path {
@@ -267,13 +303,6 @@ fn single(path: &str) -> Option<(Map<String, Value>, BTreeSet<&'static str>)> {
             (paths::group(path.strip_prefix("apis/").filter(|group| !group.contains('/'))?), vec!["meta.v1.APIGroup"])
         }
     };
-    Some((Map::from_iter([(route, item)]), types.into_iter().collect()))
-}
-
-fn finished(paths: Map<String, Value>, schemas: Schemas<'_>) -> Value {
-    let (schemas, mut components) = (schemas.finish(), json!({"securitySchemes": bearer_token()}));
-    if !schemas.is_empty() {
-        components["schemas"] = schemas.into();
-    }
-    json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": components})
+    put(&route, item);
+    Some(types.into_iter().collect())
 }

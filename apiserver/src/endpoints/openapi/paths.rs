@@ -1,11 +1,10 @@
 //! The paths of OpenAPI v3: what can be asked of each kind, in what words and with which parameters.
 
 use super::schemas::Dialect;
-use apimachinery::facts::{KindFacts, SubresourceFacts, TypeDocs};
+use super::{AllDocs, Put};
+use apimachinery::facts::{KindFacts, SubresourceFacts};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashMap};
-
-type AllDocs<'d> = HashMap<&'d str, TypeDocs<'d>>;
+use std::collections::BTreeSet;
 
 pub const OBJECT_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const STREAM_TYPES: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
@@ -58,15 +57,15 @@ const WRITE: [&str; 4] = ["dryRun", "fieldManager", "fieldValidation", "pretty"]
 const PATCH: [&str; 5] = ["dryRun", "fieldManager of patch", "fieldValidation", "force", "pretty"];
 const GET: [&str; 1] = ["pretty"];
 
-/// The paths of a group and version, and the types that they name.
+/// The paths of a group and version, given away as they are made, and the types that they name.
 pub struct Paths<'d> {
     root: String,
     /// `AppsV1`, within operation ids.
     camel: String,
     tag: String,
     docs: &'d AllDocs<'d>,
+    put: Put<'d>,
     pub types: BTreeSet<&'static str>,
-    pub finished: Map<String, Value>,
 }
 
 /// What an operation is, before it is written down.
@@ -137,21 +136,21 @@ pub fn group(group: &str) -> (String, Value) {
 // === impl Paths ===
 
 impl<'d> Paths<'d> {
-    pub fn new(root: &str, group: &str, version: &str, docs: &'d AllDocs<'d>) -> Self {
+    pub fn new(root: &str, group: &str, version: &str, docs: &'d AllDocs<'d>, put: Put<'d>) -> Self {
         let words = group_words(group);
         let mut paths = Self {
             root: root.to_owned(),
             camel: capital(&words) + &capital(version),
             tag: format!("{words}_{version}"),
             docs,
+            put,
             types: BTreeSet::new(),
-            finished: Map::new(),
         };
         let schema = paths.reference("meta.v1.APIResourceList");
         let id = format!("get{}APIResources", paths.camel);
         let (path, item) =
             single(&format!("{root}/"), &id, "get available resources", &paths.tag, &OBJECT_TYPES, &schema);
-        paths.finished.insert(path, item);
+        (paths.put)(&path, item);
         paths
     }
 
@@ -174,18 +173,18 @@ impl<'d> Paths<'d> {
         if on("deletecollection") {
             operations.push(self.delete_collection(kind));
         }
-        self.put(&collection, kind.kind, operations);
+        self.write(&collection, kind.kind, operations);
         if kind.namespaced && on("list") {
             let id = format!("list{}{}ForAllNamespaces", self.camel, kind.kind);
             let operations = vec![self.list(kind, id)];
-            self.put(&format!("{}/{}", self.root, kind.resource), kind.kind, operations);
+            self.write(&format!("{}/{}", self.root, kind.resource), kind.kind, operations);
         }
 
         let mut operations = self.object_operations(kind, &spoken, "", &kind.verbs);
         if on("delete") {
             operations.push(self.delete(kind));
         }
-        self.put(&item, kind.kind, operations);
+        self.write(&item, kind.kind, operations);
         for sub in &kind.subresources {
             self.subresource(kind, sub, &item);
         }
@@ -340,7 +339,7 @@ impl<'d> Paths<'d> {
             let id = self.name(kind, "create", "", &capital(sub.name));
             operations.push(self.create(&spoken, id, description));
         }
-        self.put(&path, sub.kind, operations);
+        self.write(&path, sub.kind, operations);
     }
 
     fn log(&mut self, kind: &'static KindFacts, path: &str) {
@@ -356,7 +355,7 @@ impl<'d> Paths<'d> {
             responses: vec![("200", ok)],
             speaks: (kind.group, kind.version, kind.kind),
         };
-        self.put(path, kind.kind, vec![operation]);
+        self.write(path, kind.kind, vec![operation]);
     }
 
     fn options(&self, kind: &str) -> Vec<Value> {
@@ -392,7 +391,7 @@ impl<'d> Paths<'d> {
                     speaks: (sub.group, sub.version, sub.kind),
                 });
             }
-            self.put(&format!("{path}{end}"), sub.kind, operations);
+            self.write(&format!("{path}{end}"), sub.kind, operations);
         }
     }
 
@@ -425,12 +424,12 @@ impl<'d> Paths<'d> {
                 responses: vec![("200", streamed(&schema))],
                 speaks: (kind.group, kind.version, kind.kind),
             };
-            self.put(&path, kind.kind, vec![operation]);
+            self.write(&path, kind.kind, vec![operation]);
         }
     }
 
     /// Writes operations down. Parameters that all of them share stand once, beside them.
-    fn put(&mut self, path: &str, name_of: &str, operations: Vec<Operation>) {
+    fn write(&mut self, path: &str, name_of: &str, operations: Vec<Operation>) {
         let Some(first) = operations.first() else { return };
         let mut shared: Vec<Value> = first
             .parameters
@@ -454,7 +453,7 @@ impl<'d> Paths<'d> {
         if !shared.is_empty() {
             item.insert("parameters".to_owned(), shared.into());
         }
-        self.finished.insert(path.to_owned(), item.into());
+        (self.put)(path, item.into());
     }
 }
 

@@ -1,8 +1,9 @@
 //! The schemas of OpenAPI, made of the facts and their descriptions.
 
+use super::{AllDocs, Put};
 use apimachinery::facts::{self, FieldFacts, ListType, Type, TypeDocs, TypeFacts};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// Which version of OpenAPI is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,13 +12,12 @@ pub enum Dialect {
     V3,
 }
 
-/// Makes schemas until no reference leads to one that is not there.
+/// Makes schemas.
 pub struct Schemas<'d> {
     dialect: Dialect,
-    docs: &'d HashMap<&'d str, TypeDocs<'d>>,
+    docs: &'d AllDocs<'d>,
     /// The groups and versions in which shared kinds (DeleteOptions, WatchEvent) are spoken.
     shared_in: Vec<(&'static str, &'static str)>,
-    finished: Map<String, Value>,
 }
 
 /// Types that are no structs: name, and their form in the two dialects.
@@ -63,24 +63,16 @@ impl Dialect {
 // === impl Schemas ===
 
 impl<'d> Schemas<'d> {
-    pub fn new(
-        dialect: Dialect,
-        docs: &'d HashMap<&'d str, TypeDocs<'d>>,
-        shared_in: Vec<(&'static str, &'static str)>,
-    ) -> Self {
-        Self { dialect, docs, shared_in, finished: Map::new() }
+    pub fn new(dialect: Dialect, docs: &'d AllDocs<'d>, shared_in: Vec<(&'static str, &'static str)>) -> Self {
+        Self { dialect, docs, shared_in }
     }
 
-    pub fn finish(self) -> Map<String, Value> {
-        self.finished
-    }
-
-    /// Adds types and all that they refer to.
-    pub fn add(&mut self, roots: BTreeSet<&'static str>) {
+    /// The schemas of types and of all that they refer to go to `put`.
+    pub fn each(&self, roots: BTreeSet<&'static str>, put: Put<'_>) {
         let mut pending: Vec<&'static str> = roots.into_iter().collect();
+        let mut seen = BTreeSet::new();
         while let Some(name) = pending.pop() {
-            let full = full_name(name);
-            if self.finished.contains_key(&full) {
+            if !seen.insert(name) {
                 continue;
             }
             let schema = match facts::schema(name) {
@@ -90,7 +82,7 @@ impl<'d> Schemas<'d> {
                 }
                 None => self.special(name),
             };
-            self.finished.insert(full, schema);
+            put(&full_name(name), schema);
         }
     }
 

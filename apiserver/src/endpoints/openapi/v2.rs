@@ -1,40 +1,53 @@
 //! OpenAPI v2: the paths of all v3 documents in its words, and the definitions of all types.
 
 use super::schemas::{Dialect, Schemas};
-use super::{bearer_token, documents, group_version, info, single};
+use super::{AllDocs, Pen, Put, bearer_token, documents, gnostic, info, paths_of, single};
 use apimachinery::facts::{self, Docs};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
-pub fn document() -> Value {
+/// Writes the document as JSON.
+pub fn json(pen: &mut Pen) {
     let docs = Docs::inflate();
     let docs = docs.types();
-    let (mut paths, mut types) = (Map::new(), BTreeSet::new());
-    let mut add = |found: Map<String, Value>, named: BTreeSet<&'static str>| {
-        paths.extend(found.into_iter().map(|(path, item)| (path, path_item(item))));
-        types.extend(named);
-    };
-    let mut shared_in = Vec::new();
-    for group in facts::groups() {
-        for version in &group.versions {
-            let found = group_version(group.name, version, &docs);
-            add(found.finished, found.types);
-            shared_in.push((group.name, *version));
-        }
+    pen.bytes(b"{\"swagger\":\"2.0\",\"security\":[{\"BearerToken\":[]}],\"info\":");
+    pen.value(&info());
+    pen.bytes(b",\"securityDefinitions\":");
+    pen.value(&bearer_token());
+    pen.bytes(b",\"paths\":");
+    let types = pen.object(|put| paths(&docs, put));
+    pen.bytes(b",\"definitions\":");
+    pen.object(|put| definitions(&docs, types, put));
+    pen.bytes(b"}");
+}
+
+/// Writes the document as protobuf.
+pub fn protobuf(pen: &mut Pen) {
+    let docs = Docs::inflate();
+    let docs = docs.types();
+    pen.bytes(&gnostic::head("2.0", &info(), &bearer_token()));
+    let types = paths(&docs, &mut |path, item| pen.bytes(&gnostic::path(path, &item)));
+    definitions(&docs, types, &mut |name, schema| pen.bytes(&gnostic::definition(name, &schema)));
+}
+
+/// All paths; gives the types that they name.
+fn paths(docs: &AllDocs<'_>, put: Put<'_>) -> BTreeSet<&'static str> {
+    let put: Put<'_> = &mut |path, item| put(path, path_item(item));
+    let mut types = BTreeSet::new();
+    for (group, version) in versions() {
+        types.extend(paths_of(group, version, docs, put));
     }
-    for (found, named) in documents().iter().filter_map(|path| single(path)) {
-        add(found, named);
-    }
-    let mut schemas = Schemas::new(Dialect::V2, &docs, shared_in);
-    schemas.add(types);
-    json!({
-        "swagger": "2.0",
-        "info": info(),
-        "paths": paths,
-        "definitions": schemas.finish(),
-        "securityDefinitions": bearer_token(),
-        "security": [{"BearerToken": []}],
-    })
+    types.extend(documents().iter().filter_map(|path| single(path, put)).flatten());
+    types
+}
+
+fn definitions(docs: &AllDocs<'_>, types: BTreeSet<&'static str>, put: Put<'_>) {
+    Schemas::new(Dialect::V2, docs, versions().collect()).each(types, put);
+}
+
+/// All groups and versions.
+fn versions() -> impl Iterator<Item = (&'static str, &'static str)> {
+    facts::groups().iter().flat_map(|group| group.versions.iter().map(|version| (group.name, *version)))
 }
 
 fn path_item(item: Value) -> Value {
