@@ -21,6 +21,7 @@ mod toleration_seconds;
 use crate::authorization::lister::Lister;
 use crate::authorization::{Attributes, Authorizer};
 use crate::options::Options;
+use crate::registry::object::{list, text};
 use crate::registry::{Registry, Resource};
 use crate::server::metrics;
 use crate::storage::Store;
@@ -330,16 +331,6 @@ impl AdmissionRequest<'_> {
     pub fn forbidden(&self, why: impl AsRef<str>) -> StatusError {
         StatusError::forbidden(&self.attributes.group, &self.attributes.resource, self.name(), why.as_ref())
     }
-}
-
-/// The text at a JSON pointer; empty if there is none.
-fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// The list at a JSON pointer; empty if there is none.
-fn list<'v>(value: &'v Value, pointer: &str) -> &'v [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// A member that is an object, made if it is absent.

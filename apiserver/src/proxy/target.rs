@@ -1,6 +1,7 @@
 //! Where a request goes on to: which container, which node's kubelet, which pod or endpoint. Pure: from objects and the
 //! request to an address and a path, or to the refusal that Kubernetes words so.
 
+use crate::registry::object::{list, text};
 use crate::server::request_info::Query;
 use apimachinery::status::{FieldError, StatusError};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -59,14 +60,6 @@ impl Named {
             port: port.to_owned(),
         })
     }
-}
-
-fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn list<'v>(value: &'v Value, pointer: &str) -> &'v [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// The kubelet of a node, by the kinds of addresses that are preferred.

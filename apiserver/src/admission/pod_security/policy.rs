@@ -6,7 +6,10 @@ use std::fmt;
 
 use super::checks::Level;
 
-const LABEL: &str = "pod-security.kubernetes.io/";
+/// The labels of a level and of its version.
+const ENFORCE: [&str; 2] = ["pod-security.kubernetes.io/enforce", "pod-security.kubernetes.io/enforce-version"];
+const AUDIT: [&str; 2] = ["pod-security.kubernetes.io/audit", "pod-security.kubernetes.io/audit-version"];
+const WARN: [&str; 2] = ["pod-security.kubernetes.io/warn", "pod-security.kubernetes.io/warn-version"];
 const LEVELS: [(&str, Option<Level>); 3] =
     [("privileged", None), ("baseline", Some(Level::Baseline)), ("restricted", Some(Level::Restricted))];
 
@@ -84,29 +87,28 @@ impl Policy {
     /// The policy that labels ask for, and what is wrong with them. Enforcing fails closed, warning fails open.
     pub fn of<'l>(label: impl Fn(&str) -> Option<&'l str>, defaults: Self) -> (Self, Vec<FieldError>) {
         let mut errors = Vec::new();
-        let mut read = |mode: &str, default: Rule, fallback: Option<Level>| {
+        let mut read = |[level_key, version_key]: [&str; 2], default: Rule, fallback: Option<Level>| {
             let mut refuse = |key: &str, value: &str, why: &str| {
                 errors.push(FieldError::invalid(format!("metadata.labels[{key}]"), value, why));
             };
-            let (level_key, version_key) = (format!("{LABEL}{mode}"), format!("{LABEL}{mode}-version"));
-            let level = label(&level_key).map(|text| {
+            let level = label(level_key).map(|text| {
                 parse_level(text).unwrap_or_else(|why| {
-                    refuse(&level_key, text, &why);
+                    refuse(level_key, text, &why);
                     fallback
                 })
             });
-            let minor = label(&version_key).map(|text| {
+            let minor = label(version_key).map(|text| {
                 parse_version(text).unwrap_or_else(|why| {
-                    refuse(&version_key, text, why);
+                    refuse(version_key, text, why);
                     None
                 })
             });
             let rule = Rule { level: level.unwrap_or(default.level), minor: minor.unwrap_or(default.minor) };
             (rule, level.is_some(), minor.is_some())
         };
-        let (enforce, enforced, _) = read("enforce", defaults.enforce, Some(Level::Restricted));
-        read("audit", Rule::default(), None);
-        let (mut warn, warned, warn_version) = read("warn", defaults.warn, None);
+        let (enforce, enforced, _) = read(ENFORCE, defaults.enforce, Some(Level::Restricted));
+        read(AUDIT, Rule::default(), None);
+        let (mut warn, warned, warn_version) = read(WARN, defaults.warn, None);
         // Who enforces wants to hear of templates whose pods would be refused.
         if enforced && !warned && enforce.level > warn.level {
             warn.level = enforce.level;
@@ -171,7 +173,7 @@ mod tests {
             ),
         ] {
             let labels: HashMap<String, &str> =
-                labels.iter().map(|(key, value)| (format!("{LABEL}{key}"), *value)).collect();
+                labels.iter().map(|(key, value)| (format!("pod-security.kubernetes.io/{key}"), *value)).collect();
             let (policy, found) = Policy::of(|key| labels.get(key).copied(), Policy::default());
             assert_eq!(format!("{} {}", policy.enforce, policy.warn), expected, "{labels:?}");
             let found: Vec<String> = found.into_iter().map(|error| error.detail).collect();
