@@ -11,7 +11,7 @@ use prometheus_client::{
 use std::sync::LazyLock;
 
 /// What [`encode`] yields.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Linux reports CPU times in these; the kernel fixes it for user space.
 const TICKS_PER_SECOND: f64 = 100.0;
 const PAGE_BYTES: u64 = 4096;
@@ -33,12 +33,36 @@ pub fn register<M: Metric + Clone>(name: &str, help: &str, metric: M) -> M {
     metric
 }
 
-/// Everything registered, as OpenMetrics text.
+/// Everything registered, in Prometheus' text format, as Kubernetes serves it.
 pub fn encode() -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry());
-    text
+    classic(&text)
+}
+
+/// OpenMetrics text in the older format that every reader knows: there a counter is described by the name of its samples.
+fn classic(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut help: Option<(&str, &str)> = None;
+    for line in text.lines() {
+        let described = |what: &str| line.strip_prefix(what).and_then(|rest| rest.split_once(' '));
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        } else if let Some(found) = described("# HELP ") {
+            help = Some(found);
+        } else if let Some((name, kind)) = described("# TYPE ") {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            if let Some((_, help)) = help.take().filter(|(helped, _)| *helped == name) {
+                out.extend(["# HELP ", name, suffix, " ", help, "\n"]);
+            }
+            let kind = if kind == "unknown" { "untyped" } else { kind };
+            out.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
+        } else {
+            out.extend([line, "\n"]);
+        }
+    }
+    out
 }
 
 /// CPU time in seconds (user and system) and resident memory in bytes of this process.
@@ -76,7 +100,9 @@ mod tests {
         let counter: Counter = register("test_things", "Things counted", Counter::default());
         counter.inc();
         let text = encode();
-        assert!(text.contains("test_things_total 1"), "{text}");
+        assert!(text.contains("# TYPE test_things_total counter\ntest_things_total 1\n"), "{text}");
+        assert!(text.contains("# HELP test_things_total Things counted"), "{text}");
+        assert!(!text.contains("# EOF"), "{text}");
         assert!(text.contains("process_resident_memory_bytes "), "{text}");
     }
 }

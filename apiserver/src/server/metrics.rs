@@ -377,7 +377,7 @@ mod tests {
             if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
                 metrics.entry(name.to_owned()).or_default().0 = kind.to_owned();
             } else if let Some((sample, rest)) = line.split_once('{') {
-                let base = ["_total", "_bucket", "_sum", "_count"].iter().find_map(|end| sample.strip_suffix(end));
+                let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| sample.strip_suffix(end));
                 let name = [Some(sample), base].into_iter().flatten().find(|name| metrics.contains_key(*name));
                 let labels =
                     rest.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(name, _)| name.to_owned());
@@ -417,8 +417,7 @@ mod tests {
             if of("stabilityLevel") != "STABLE" || !belongs || name.contains("webhook") {
                 continue;
             }
-            let (kind, labels) =
-                ours.get(name.trim_end_matches("_total")).unwrap_or_else(|| panic!("{name} is missing"));
+            let (kind, labels) = ours.get(&name).unwrap_or_else(|| panic!("{name} is missing"));
             let theirs: BTreeSet<String> = metric["labels"]
                 .as_array()
                 .into_iter()
