@@ -130,8 +130,12 @@ pub struct Options {
     /// Watches end after a random time of this to twice this, in seconds.
     #[arg(long, default_value_t = 1800)]
     pub min_request_timeout: u64,
-    #[arg(long, default_value = "60s", value_parser = duration)]
-    pub shutdown_delay_limit: Duration,
+    /// How long requests are served on after `/readyz` has begun to fail.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub shutdown_delay_duration: Duration,
+    /// 0 for the default.
+    #[arg(long, default_value_t = 0)]
+    pub http2_max_streams_per_connection: u32,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
     pub profiling: bool,
 }
@@ -160,7 +164,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("external-hostname"),
     Ignored::Value("feature-gates"),
     Ignored::Value("goaway-chance"),
-    Ignored::Value("http2-max-streams-per-connection"),
     Ignored::Value("kubelet-timeout"),
     Ignored::Value("lease-reuse-duration-seconds"),
     Ignored::Value("livez-grace-period"),
@@ -169,7 +172,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Bool("logtostderr"),
     Ignored::Value("runtime-config"),
     Ignored::Bool("service-account-lookup"),
-    Ignored::Value("shutdown-delay-duration"),
     Ignored::Value("storage-backend"),
     Ignored::Value("storage-media-type"),
     Ignored::Value("tls-cipher-suites"),

@@ -43,6 +43,7 @@ pub struct Options {
 const NAMESPACE: &str = "bench";
 const LIST_ROUNDS: usize = 50;
 const FAN_OUT_WRITES: usize = 300;
+const LEASES: usize = 100;
 const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs all phases and prints their table.
@@ -142,6 +143,8 @@ impl Load<'_> {
         rows.push(self.phase("get a pod", count, |i| ("GET", format!("{pods}/web-{i}"), None)).await?);
         rows.push(self.phase(&format!("list {count} pods"), LIST_ROUNDS, |_| ("GET", pods.clone(), None)).await?);
         rows.push(self.phase("list 500 of them", LIST_ROUNDS, |_| ("GET", format!("{pods}?limit=500"), None)).await?);
+        let few = format!("{pods}?labelSelector=bucket%3D7");
+        rows.push(self.phase("list 1 % of them by label", LIST_ROUNDS * 10, |_| ("GET", few.clone(), None)).await?);
         let patch = json!({"metadata": {"labels": {"patched": "yes"}}});
         rows.push(
             self.phase("patch a pod", count, |i| ("PATCH", format!("{pods}/web-{i}"), Some(patch.clone()))).await?,
@@ -150,6 +153,12 @@ impl Load<'_> {
         rows.push(
             self.phase("update a status", count, |i| ("PATCH", format!("{pods}/web-{i}/status"), Some(status.clone())))
                 .await?,
+        );
+        rows.push(self.leases(count).await?);
+        let target = json!({"kind": "Node", "name": "n1"});
+        let binding = |i: usize| json!({"metadata": {"name": format!("web-{i}")}, "target": target});
+        rows.push(
+            self.phase("bind a pod", count, |i| ("POST", format!("{pods}/web-{i}/binding"), Some(binding(i)))).await?,
         );
         rows.push(self.fan_out(&maps).await?);
         rows.push(
@@ -185,6 +194,19 @@ impl Load<'_> {
             .with_context(|| what.to_owned())?;
         let elapsed = started.elapsed();
         row(what, times, elapsed, before, self.usage().await?)
+    }
+
+    /// What kubelets do all day.
+    async fn leases(&self, count: usize) -> anyhow::Result<Vec<String>> {
+        let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
+        for i in 0..LEASES {
+            let lease =
+                json!({"metadata": {"name": format!("node-{i}")}, "spec": {"holderIdentity": format!("node-{i}")}});
+            self.send("POST", leases.clone(), Some(lease)).await?;
+        }
+        let renewal = |i: usize| json!({"spec": {"renewTime": format!("2026-01-01T00:00:00.{i:06}Z")}});
+        let request = |i: usize| ("PATCH", format!("{leases}/node-{}", i % LEASES), Some(renewal(i)));
+        self.phase("renew a lease", count, request).await
     }
 
     /// Every watcher sees every write; the time is from the write's answer to the last watcher.
@@ -250,6 +272,7 @@ impl Load<'_> {
 fn sample(i: usize) -> Value {
     let mut pod = sample_pod(&format!("web-{i}"));
     pod["metadata"]["namespace"] = NAMESPACE.into();
+    pod["metadata"]["labels"]["bucket"] = (i % 100).to_string().into();
     pod
 }
 

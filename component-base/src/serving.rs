@@ -17,7 +17,7 @@ use rustls_pki_types::CertificateDer;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// Open requests, watches among them, that one HTTP/2 connection may have.
-const MAX_STREAMS: u32 = 1000;
+pub const MAX_STREAMS: u32 = 1000;
 /// After a failed accept (no file descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,29 +59,52 @@ pub struct Listening {
     pub max_connections: usize,
 }
 
-/// Accepts connections until `shutdown`, and gives each request to `handler`. Connections that are open then are ended
-/// with the process.
-pub async fn serve<H, Fut>(listener: TcpListener, listening: Listening, shutdown: CancellationToken, handler: H)
+/// Accepts connections until `shutdown`, and gives each request to `handler`. Connections that are open then are ended.
+pub async fn serve<H, Fut, B>(listener: TcpListener, listening: Listening, shutdown: CancellationToken, handler: H)
 where
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response> + Send + 'static,
+    Fut: Future<Output = http::Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let ending = Ending { shutdown: shutdown.clone(), cut: shutdown };
+    serve_until(listener, listening, ending, MAX_STREAMS, handler).await;
+}
+
+/// How serving ends: after `shutdown` no connection is accepted, and those that are open answer what they have been asked,
+/// and no more; `cut` ends those that are left.
+#[derive(Clone)]
+pub struct Ending {
+    pub shutdown: CancellationToken,
+    pub cut: CancellationToken,
+}
+
+/// As [`serve`], to an end that may take its time, and with so many requests at a time on an HTTP/2 connection. Returns when
+/// every connection has ended.
+pub async fn serve_until<H, Fut, B>(
+    listener: TcpListener,
+    listening: Listening,
+    ending: Ending,
+    max_streams: u32,
+    handler: H,
+) where
+    H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = http::Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(listening.max_connections));
     let acceptor = listening.tls.map(TlsAcceptor::from);
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => return,
-        };
+    while let Some((accepted, slot)) = tokio::select! {
+        accepted = accept(&listener, &slots) => accepted,
+        () = ending.shutdown.cancelled() => None,
+    } {
         match accepted {
             Ok((stream, address)) => {
-                let (acceptor, handler, shutdown) = (acceptor.clone(), handler.clone(), shutdown.clone());
+                let (acceptor, handler, ending) = (acceptor.clone(), handler.clone(), ending.clone());
                 tokio::spawn(async move {
                     let _slot = slot;
                     tokio::select! {
-                        () = connection(stream, address, acceptor, handler) => {}
-                        () = shutdown.cancelled() => {}
+                        () = connection(stream, address, acceptor, max_streams, ending.shutdown, handler) => {}
+                        () = ending.cut.cancelled() => {}
                     }
                 });
             }
@@ -91,34 +114,57 @@ where
             }
         }
     }
+    drop(listener);
+    let all = u32::try_from(listening.max_connections).unwrap_or(u32::MAX);
+    // Nobody closes the semaphore.
+    let _ = slots.acquire_many(all).await;
 }
 
-async fn connection<H, Fut>(stream: TcpStream, address: SocketAddr, acceptor: Option<TlsAcceptor>, handler: H)
-where
+/// The next connection, once there is room for it.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> Option<(std::io::Result<(TcpStream, SocketAddr)>, OwnedSemaphorePermit)> {
+    let slot = slots.clone().acquire_owned().await.ok()?;
+    Some((listener.accept().await, slot))
+}
+
+async fn connection<H, Fut, B>(
+    stream: TcpStream,
+    address: SocketAddr,
+    acceptor: Option<TlsAcceptor>,
+    max_streams: u32,
+    shutdown: CancellationToken,
+    handler: H,
+) where
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response> + Send + 'static,
+    Fut: Future<Output = http::Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     // Failing only costs latency.
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return http_connection(TokioIo::new(stream), Peer { address, certificates: Arc::new([]) }, handler).await;
+        let peer = Peer { address, certificates: Arc::new([]) };
+        return http_connection(TokioIo::new(stream), peer, max_streams, shutdown, handler).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
-            http_connection(TokioIo::new(stream), Peer { address, certificates }, handler).await;
+            let peer = Peer { address, certificates };
+            http_connection(TokioIo::new(stream), peer, max_streams, shutdown, handler).await;
         }
         Ok(Err(error)) => debug!(%address, %error, "TLS handshake failed"),
         Err(_) => debug!(%address, "TLS handshake timed out"),
     }
 }
 
-async fn http_connection<I, H, Fut>(io: I, peer: Peer, handler: H)
+async fn http_connection<I, H, Fut, B>(io: I, peer: Peer, max_streams: u32, shutdown: CancellationToken, handler: H)
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response> + Send + 'static,
+    Fut: Future<Output = http::Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let address = peer.address;
     let service = service_fn(move |mut request: Request| {
@@ -139,9 +185,17 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(max_streams)
         .max_header_list_size(MAX_HEADER_BYTES);
-    if let Err(error) = builder.serve_connection_with_upgrades(io, service).await {
+    let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         debug!(%address, error, "connection ended");
     }
 }

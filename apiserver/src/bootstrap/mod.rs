@@ -38,6 +38,27 @@ pub async fn run(context: Arc<Context>, ready: impl FnOnce() + Send, shutdown: C
         () = shutdown.cancelled() => {}
         () = keep(&api, ready) => {}
     }
+    if let Err(error) = withdraw(&api).await {
+        tracing::warn!(%error, "cannot withdraw this server from the kubernetes Service");
+    }
+}
+
+/// Who looks for a server is not sent to one that has ended.
+async fn withdraw(api: &Loopback) -> Result<(), StatusError> {
+    let options = &api.context().options;
+    if options.public_address().is_loopback() {
+        return Ok(());
+    }
+    let address = options.public_address().to_string();
+    let others = api.context().store.withdraw(LEASES, &address).await?;
+    // The last one leaves its address behind, as kube-apiserver: there is nobody who could be asked anyway.
+    if others.is_empty() {
+        return Ok(());
+    }
+    for part in objects::kubernetes_endpoints(options, &others) {
+        api.keep(&part, objects::same_endpoints).await?;
+    }
+    Ok(())
 }
 
 async fn keep(api: &Loopback, ready: impl FnOnce() + Send) {

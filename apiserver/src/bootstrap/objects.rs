@@ -62,7 +62,10 @@ pub fn kubernetes_endpoints(options: &Options, servers: &[String]) -> [Value; 2]
     let ports = json!([{"name": "https", "protocol": "TCP", "port": options.secure_port}]);
     let family = if matches!(ours, IpAddr::V4(_)) { "IPv4" } else { "IPv6" };
     let parsed = servers.iter().filter_map(|server| server.parse::<IpAddr>().ok());
-    let mut addresses: Vec<IpAddr> = parsed.filter(|a| a.is_ipv4() == ours.is_ipv4()).chain([ours]).collect();
+    let mut addresses: Vec<IpAddr> = parsed.filter(|a| a.is_ipv4() == ours.is_ipv4()).collect();
+    if addresses.is_empty() {
+        addresses.push(ours);
+    }
     addresses.sort();
     addresses.dedup();
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();

@@ -1,10 +1,11 @@
 //! DELETE of one object and of many: preconditions, graceful deletion, propagation to dependents, finalizers.
 
-use super::{Outcome, ResourceRequest, list, metadata, update};
+use super::{Outcome, ResourceRequest, list, metadata, table, update};
 use crate::admission::Operation;
 use crate::registry::Resource;
 use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
-use crate::server::request_info::Query;
+use crate::server::negotiation::Wanted;
+use crate::server::request_info::{Query, RequestInfo};
 use crate::storage::{Put, StoredObject};
 use apimachinery::facts::KindFacts;
 use apimachinery::status::{FieldError, StatusError};
@@ -45,6 +46,8 @@ enum Deleted {
     Gone(Value),
     /// Marked; its finalizers or its agent let it go later.
     Marked(Arc<StoredObject>),
+    /// What it would be, marked, had it not been a dry run.
+    WouldBe(Value),
 }
 
 /// The options from the body, or, without one, from the query.
@@ -92,7 +95,7 @@ pub fn options(body: &[u8], query: &Query) -> Result<DeleteOptions, StatusError>
         errors.push(FieldError::not_supported(
             "propagationPolicy",
             policy.as_str(),
-            &["Background", "Foreground", "Orphan"],
+            &["Foreground", "Background", "Orphan", "nil"],
         ));
     }
     if options.dry_run.as_ref().is_some_and(|all| all.iter().any(|v| v != "All")) {
@@ -114,6 +117,7 @@ pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> R
     let orphans_said_no = options.orphan_dependents == Some(false);
     match delete_named(request, &request.info.name, options).await? {
         Deleted::Marked(object) => Ok(Outcome::stored(if orphans_said_no { 202 } else { 200 }, resource, object)),
+        Deleted::WouldBe(object) => Ok(Outcome::object(if orphans_said_no { 202 } else { 200 }, resource, object)),
         Deleted::Gone(object) if returns_object(resource.facts) => Ok(Outcome::object(200, resource, object)),
         Deleted::Gone(object) => {
             let mut details = json!({
@@ -131,40 +135,39 @@ pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> R
     }
 }
 
-/// Deletes what the selectors of the request select.
-pub async fn delete_collection(request: &ResourceRequest<'_>, options: &DeleteOptions) -> Result<Outcome, StatusError> {
+/// Deletes what the selectors of the request select; answers with the list of it, as it was.
+pub async fn delete_collection(
+    request: &ResourceRequest<'_>,
+    options: &DeleteOptions,
+    wanted: Wanted,
+    include: table::Include,
+) -> Result<Outcome, StatusError> {
     let selected = list::select(request).await?;
     let names: Vec<(String, String)> = selected
         .objects
         .iter()
         .map(|object| (object.identity.namespace.to_string(), object.identity.name.to_string()))
         .collect();
-    // A collection is deleted object by object, as a request for each would.
-    let deletions = futures::stream::iter(names).map(|(namespace, name)| async move {
-        let info = crate::server::request_info::RequestInfo { namespace, name: name.clone(), ..request.info.clone() };
-        let mut attributes = request.attributes.clone();
-        attributes.name.clone_from(&name);
-        let single = ResourceRequest { info: &info, attributes, ..*request };
-        match delete_named(&single, &name, options).await {
-            Ok(Deleted::Gone(object)) => Ok(Some(object)),
-            Ok(Deleted::Marked(object)) => Ok(Some(request.resource.value(&object))),
-            Err(error) if error.code() == 404 => Ok(None),
-            Err(error) => Err(error),
-        }
-    });
-    let results: Vec<Result<Option<Value>, StatusError>> =
-        deletions.buffer_unordered(COLLECTION_CONCURRENCY).collect().await;
-    let mut items = Vec::new();
-    for result in results {
-        items.extend(result?);
+    let mut deletions = futures::stream::iter(names)
+        .map(|(namespace, name)| async move {
+            // A collection is deleted object by object, as a request for each would.
+            let info = RequestInfo { namespace, name: name.clone(), ..request.info.clone() };
+            let mut attributes = request.attributes.clone();
+            attributes.name.clone_from(&name);
+            attributes.namespace.clone_from(&info.namespace);
+            let single = ResourceRequest { info: &info, attributes, ..*request };
+            match delete_named(&single, &name, options).await {
+                Err(error) if error.code() != 404 => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .buffer_unordered(COLLECTION_CONCURRENCY);
+    // The first failure ends it.
+    while let Some(result) = deletions.next().await {
+        result?;
     }
-    let object = json!({
-        "kind": format!("{}List", request.resource.kind),
-        "apiVersion": request.resource.api_version,
-        "metadata": {"resourceVersion": selected.revision.to_string()},
-        "items": items,
-    });
-    Ok(Outcome { code: 200, payload: super::Payload::Object(None, object), warnings: Vec::new() })
+    drop(deletions);
+    Ok(list::render(request, selected, wanted, include))
 }
 
 async fn delete_named(
@@ -197,7 +200,7 @@ async fn delete_named(
             Decision::Nothing if certain => return Ok(Deleted::Marked(current)),
             // Nothing to do, it seems: make sure.
             Decision::Nothing => Err(store.get_uncached(resource, request.namespace(), name).await?),
-            Decision::Mark(new) if request.dry_run => return Ok(Deleted::Gone(new)),
+            Decision::Mark(new) if request.dry_run => return Ok(Deleted::WouldBe(new)),
             Decision::Mark(new) => match store.put(resource, &new, current.revision).await? {
                 Put::Written(stored) => Ok(Deleted::Marked(stored)),
                 Put::Conflict(other) => Err(other),
@@ -255,26 +258,33 @@ enum Decision {
 /// As `BeforeDelete` and the generic registry's finalizer handling.
 fn decide(resource: &Resource, old: &Value, options: &DeleteOptions) -> Decision {
     let strategy = &resource.strategy;
-    let mut new = old.clone();
-    let finalizers_changed = set_propagation(&mut new, options, strategy.default_garbage_policy());
     let marked = metadata::is_being_deleted(old);
-    let grace = match strategy.deletion(old, options.grace_period_seconds) {
+    let left = metadata::number(old, "deletionGracePeriodSeconds").map(|left| if left < 0 { 1 } else { left });
+    // What is negative means: quickly.
+    let requested = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let grace = match strategy.deletion(old, requested) {
         Deletion::Immediate => 0,
+        Deletion::Graceful { .. } if marked => match (left, requested) {
+            (None | Some(0), _) => 0,
+            // Only less time than there is can be given.
+            (Some(left), Some(requested)) if requested < left => requested,
+            // It is on its way, and how it goes has been said.
+            _ => return Decision::Nothing,
+        },
         Deletion::Graceful { grace_seconds } => grace_seconds.max(0),
     };
+    let mut new = old.clone();
+    let finalizers_changed = set_propagation(&mut new, options, strategy.default_garbage_policy());
     let held = !metadata::finalizers(&new).is_empty() || !strategy.is_finalized(&new);
     if grace == 0 && !held {
         return Decision::Remove;
     }
-    let left = metadata::number(old, "deletionGracePeriodSeconds");
-    if marked && left.is_none_or(|left| left <= grace) {
-        // Already on its way, and no sooner by this.
+    if marked && left.unwrap_or(0) == grace {
         return if finalizers_changed { Decision::Mark(new) } else { Decision::Nothing };
     }
     mark(&mut new, old, grace, marked);
-    if strategy.tracks_generation() {
-        let generation = metadata::number(old, "generation").unwrap_or(0) + 1;
-        metadata::of(&mut new).insert("generation".to_owned(), generation.into());
+    if !marked && let Some(generation) = metadata::number(old, "generation").filter(|generation| *generation > 0) {
+        metadata::of(&mut new).insert("generation".to_owned(), (generation + 1).into());
     }
     strategy.on_deletion_mark(&mut new);
     Decision::Mark(new)
@@ -301,6 +311,7 @@ fn set_propagation(object: &mut Value, options: &DeleteOptions, default: Garbage
     let present: Vec<String> = metadata::finalizers(object).into_iter().map(ToOwned::to_owned).collect();
     let has = |name: &str| present.iter().any(|f| f == name);
     let (orphan, foreground) = match (options.orphan_dependents, options.propagation_policy.as_deref()) {
+        _ if default == GarbagePolicy::Unsupported => (false, false),
         (Some(orphan), _) => (orphan, false),
         (None, Some("Orphan")) => (true, false),
         (None, Some("Foreground")) => (false, true),
@@ -328,17 +339,22 @@ fn set_propagation(object: &mut Value, options: &DeleteOptions, default: Garbage
     true
 }
 
+/// As `BeforeDelete`: the conflict is said of the kind.
 fn check_preconditions(request: &ResourceRequest<'_>, old: &Value, options: &DeleteOptions) -> Result<(), StatusError> {
     let Some(preconditions) = &options.preconditions else { return Ok(()) };
-    for (wanted, field, what) in
-        [(&preconditions.uid, "uid", "UID"), (&preconditions.resource_version, "resourceVersion", "ResourceVersion")]
-    {
+    for (wanted, field, what, guess) in [
+        (&preconditions.uid, "uid", "UID", "deleted and then recreated"),
+        (&preconditions.resource_version, "resourceVersion", "ResourceVersion", "modified"),
+    ] {
         let is = metadata::text(old, field);
         if let Some(wanted) = wanted
             && wanted != is
         {
-            let cause = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
-            return Err(StatusError::conflict(&request.info.group, &request.info.resource, &request.info.name, &cause));
+            let cause = format!(
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({is}). The object might have been {guess}"
+            );
+            let (group, kind) = (&request.resource.gvr.group, &request.resource.kind);
+            return Err(StatusError::conflict(group, kind, metadata::text(old, "name"), &cause));
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ pub async fn get(request: &ResourceRequest<'_>) -> Result<Outcome, StatusError> 
 pub fn parse_version(text: &str) -> Result<i64, StatusError> {
     text.parse::<i64>().ok().filter(|version| *version >= 0).ok_or_else(|| {
         StatusError::bad_request(format!(
-            "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+            "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
         ))
     })
 }

@@ -4,13 +4,14 @@ use super::{Outcome, Payload, ResourceRequest, get, table};
 use crate::registry::Resource;
 use crate::server::body::{Body, BoxError};
 use crate::server::negotiation::{Encoding, Shape, Wanted};
+use crate::server::request_info::Query;
 use crate::server::respond;
-use crate::storage::StoredObject;
-use crate::storage::cache::{Snapshot, in_namespace};
+use crate::storage::cache::{Snapshot, from_key};
+use crate::storage::{Page, StoredObject};
 use apimachinery::fields::FieldSelector;
 use apimachinery::labels::Selector;
 use apimachinery::protobuf;
-use apimachinery::status::StatusError;
+use apimachinery::status::{FieldError, StatusError};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -43,16 +44,42 @@ pub struct Selectors {
     pub fields: FieldSelector,
 }
 
-/// Where a list goes on. As `continueToken`.
+/// Where a list goes on. As `continueToken`; `start` lies below the key of what is listed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
+    #[serde(default)]
     v: String,
     /// -1: with whatever is newest.
+    #[serde(default)]
     rv: i64,
+    #[serde(default)]
     start: String,
 }
 
+/// The page of a list that is asked for.
+struct Asked {
+    source: Source,
+    /// The key to begin at, with its namespace.
+    start: String,
+    /// 0 for all.
+    limit: usize,
+}
+
+/// Where a list is read.
+enum Source {
+    /// A state; with the keys that alone can be selected, if they are few.
+    Cache(Snapshot, Option<Vec<Arc<str>>>),
+    /// As of a revision that is older than what the cache remembers.
+    Etcd(i64),
+}
+
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+pub const MATCH: &str = "resourceVersionMatch";
+pub const KNOWN_MATCHES: [&str; 3] = ["Exact", "NotOlderThan", ""];
+const INCONSISTENT_CONTINUE: &str = "The provided continue parameter is too old to display a consistent list result. You can \
+     start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+     the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+     deleted between the time the first chunk was returned and now may show up in the list.";
 
 // === impl Selectors ===
 
@@ -95,13 +122,28 @@ impl Token {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
+    /// As `DecodeContinue`.
     fn decode(text: &str) -> Result<Self, StatusError> {
-        URL_SAFE_NO_PAD
-            .decode(text.trim_end_matches('='))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok())
-            .filter(|token| token.v == TOKEN_VERSION)
-            .ok_or_else(|| StatusError::bad_request("continue key is not valid"))
+        let refuse = |why: &str| {
+            Err(StatusError::bad_request(format!("invalid continue token: continue key is not valid{why}")))
+        };
+        let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
+        let Some(token) = decoded else { return refuse("") };
+        if token.v != TOKEN_VERSION {
+            return refuse(": server does not recognize this encoded version");
+        }
+        if token.rv == 0 {
+            return refuse(": incorrect encoded start resourceVersion (version meta.k8s.io/v1)");
+        }
+        if token.start.is_empty() {
+            return refuse(": encoded start key empty (version meta.k8s.io/v1)");
+        }
+        // Nobody leaves the place that is listed with it.
+        let mut segments = token.start.strip_prefix('/').unwrap_or(&token.start).split('/');
+        if segments.any(|segment| matches!(segment, "" | "." | "..")) {
+            return refuse(&format!(": {}", token.start));
+        }
+        Ok(token)
     }
 }
 
@@ -112,6 +154,11 @@ pub async fn list(
     include: table::Include,
 ) -> Result<Outcome, StatusError> {
     let selected = select(request).await?;
+    Ok(render(request, selected, wanted, include))
+}
+
+/// What has been selected, as the client wants it.
+pub fn render(request: &ResourceRequest<'_>, selected: Selected, wanted: Wanted, include: table::Include) -> Outcome {
     let resource = request.resource;
     let mut metadata = json!({"resourceVersion": selected.revision.to_string()});
     if !selected.continue_token.is_empty() {
@@ -155,125 +202,175 @@ pub async fn list(
             respond::value(wanted, 200, &object)
         }
     };
-    Ok(Outcome { code: 200, payload: Payload::Response(response), warnings: Vec::new() })
+    Outcome { code: 200, payload: Payload::Response(response), warnings: Vec::new() }
 }
 
 /// Finds what a request lists: the state it asks for, its selectors, its page.
 pub async fn select(request: &ResourceRequest<'_>) -> Result<Selected, StatusError> {
     let query = &request.info.query;
+    check_options(query)?;
     let selectors = Selectors::of(request)?;
     let limit = match query.get("limit") {
         "" => 0,
-        text => text.parse::<i64>().map_err(|_| StatusError::bad_request(format!("invalid limit: {text:?}")))?.max(0),
+        text => text
+            .parse::<i64>()
+            .map_err(|_| StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?,
     };
-    let (snapshot, start, limit) = state(request, limit as usize).await?;
-
+    let Asked { source, start, limit } = ask(request, &selectors.labels, limit.max(0) as usize).await?;
     let namespace = request.namespace();
-    let mut objects = Vec::new();
-    let (mut more, mut last_key) = (false, None);
-    let mut rest = 0_i64;
-    // One object by name needs no walk through all.
-    let single = selectors
-        .fields
-        .required_value("metadata.name")
-        .filter(|_| start.is_empty() && (!namespace.is_empty() || !request.resource.namespaced));
-    if let Some(name) = single {
-        let key = crate::storage::keys::object_key(namespace, name);
-        objects.extend(snapshot.objects.get(key.as_str()).filter(|o| selectors.match_object(o)).cloned());
-    } else {
-        for (key, object) in in_namespace(&snapshot.objects, namespace) {
-            if !start.is_empty() && **key < *start {
-                continue;
-            }
-            if !selectors.match_object(object) {
-                continue;
-            }
-            if limit > 0 && objects.len() == limit {
-                more = true;
-                if !selectors.is_empty() {
-                    break;
+    let (page, revision) = match source {
+        Source::Cache(snapshot, few) => {
+            let single = selectors
+                .fields
+                .required_value("metadata.name")
+                .filter(|_| start.is_empty() && (!namespace.is_empty() || !request.resource.namespaced));
+            let page = match single {
+                // One object by name needs no walk through all.
+                Some(name) => {
+                    let key = crate::storage::keys::object_key(namespace, name);
+                    let found = snapshot.objects.get(key.as_str()).filter(|o| selectors.match_object(o));
+                    Page { objects: found.cloned().into_iter().collect(), last_key: None, behind: 0 }
                 }
-                rest += 1;
-                continue;
-            }
-            objects.push(object.clone());
-            last_key = Some(key.clone());
+                None => match few {
+                    Some(keys) => {
+                        let in_range = |key: &str| *key >= *start && below(namespace, key).is_some();
+                        let found = keys.iter().filter(|key| in_range(key));
+                        let found = found.filter_map(|key| Some((key, snapshot.objects.get(key)?)));
+                        page_of(found, limit, &selectors)
+                    }
+                    None => page_of(from_key(&snapshot.objects, namespace, &start), limit, &selectors),
+                },
+            };
+            (page, snapshot.revision)
+        }
+        Source::Etcd(revision) => {
+            let matches = |object: &StoredObject| selectors.match_object(object);
+            let (store, resource) = (&request.context.store, request.resource);
+            let page = store.page_at(resource, revision, namespace, &start, limit, matches).await;
+            (page.map_err(|error| expired(error, request, &start))?, revision)
+        }
+    };
+    let continue_token = match &page.last_key {
+        Some(key) => Token::encode(revision, &format!("{}\0", below(namespace, key).unwrap_or(key))),
+        None => String::new(),
+    };
+    // How many of those behind are selected nobody knows.
+    let remaining = (page.last_key.is_some() && selectors.is_empty()).then_some(page.behind);
+    Ok(Selected { objects: page.objects, revision, continue_token, remaining })
+}
+
+/// A page of objects in order.
+fn page_of<'o>(
+    mut all: impl Iterator<Item = (&'o Arc<str>, &'o Arc<StoredObject>)>,
+    limit: usize,
+    selectors: &Selectors,
+) -> Page {
+    let mut page = Page { objects: Vec::new(), last_key: None, behind: 0 };
+    let mut last_key: Option<&Arc<str>> = None;
+    for (key, object) in all.by_ref() {
+        if !selectors.match_object(object) {
+            continue;
+        }
+        if limit > 0 && page.objects.len() == limit {
+            page.last_key = last_key.map(ToString::to_string);
+            page.behind = if selectors.is_empty() { 1 + all.count() as i64 } else { 0 };
+            return page;
+        }
+        page.objects.push(object.clone());
+        last_key = Some(key);
+    }
+    page
+}
+
+/// A key below that of a namespace (all, if empty).
+fn below<'k>(namespace: &str, key: &'k str) -> Option<&'k str> {
+    if namespace.is_empty() { Some(key) } else { key.strip_prefix(namespace)?.strip_prefix('/') }
+}
+
+/// Which options go together. As `ValidateListOptions`.
+fn check_options(query: &Query) -> Result<(), StatusError> {
+    let mut errors = Vec::new();
+    let mut forbid = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
+    let version_match = query.get("resourceVersionMatch");
+    if !version_match.is_empty() {
+        if query.get("resourceVersion").is_empty() {
+            forbid(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if !query.get("continue").is_empty() {
+            forbid(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if version_match == "Exact" && query.get("resourceVersion") == "0" {
+            forbid(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
         }
     }
-    let continue_token = match last_key {
-        Some(key) if more => Token::encode(snapshot.revision, &format!("{key}\0")),
-        _ => String::new(),
-    };
-    let remaining = (more && selectors.is_empty()).then_some(rest);
-    Ok(Selected { objects, revision: snapshot.revision, continue_token, remaining })
+    if query.has("sendInitialEvents") {
+        forbid("sendInitialEvents", "sendInitialEvents is forbidden for list");
+    }
+    if !KNOWN_MATCHES.contains(&version_match) {
+        errors.push(FieldError::not_supported(MATCH, version_match, &KNOWN_MATCHES));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(invalid_options(&errors)) }
+}
+
+/// What is wrong with the options of a list or watch.
+pub fn invalid_options(errors: &[FieldError]) -> StatusError {
+    StatusError::invalid("meta.k8s.io", "ListOptions", "", errors)
 }
 
 /// The state that is asked for, the key to begin at, and the limit that holds.
-async fn state(request: &ResourceRequest<'_>, limit: usize) -> Result<(Snapshot, String, usize), StatusError> {
+async fn ask(request: &ResourceRequest<'_>, labels: &Selector, limit: usize) -> Result<Asked, StatusError> {
     let (store, resource, query) = (&request.context.store, request.resource, &request.info.query);
-    let version = query.get("resourceVersion");
-    let version_match = query.get("resourceVersionMatch");
-    if let token @ ("Exact" | "NotOlderThan" | "") = version_match {
-        let refuse =
-            |message: &str| Err(StatusError::bad_request(format!("resourceVersionMatch is forbidden: {message}")));
-        if !token.is_empty() && version.is_empty() {
-            return refuse("resourceVersionMatch is forbidden unless resourceVersion is provided");
-        }
-        if !token.is_empty() && query.has("continue") && !query.get("continue").is_empty() {
-            return refuse("resourceVersionMatch is forbidden when continue is provided");
-        }
-        if token == "Exact" && version == "0" {
-            return refuse("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
-        }
-    } else {
-        return Err(StatusError::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: {version_match:?}: supported values: \"Exact\", \"NotOlderThan\", \"\""
-        )));
-    }
+    let (version, version_match) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
     let cache = store.cache(resource)?;
     let newest = |reached: i64| {
-        let snapshot = cache.snapshot();
-        Snapshot { objects: snapshot.objects.clone(), revision: snapshot.revision.max(reached) }
+        let (mut snapshot, few) = cache.snapshot_for(labels);
+        snapshot.revision = snapshot.revision.max(reached);
+        Source::Cache(snapshot, few)
     };
-    if let token @ [_, ..] = query.get("continue").as_bytes() {
-        let token = Token::decode(&String::from_utf8_lossy(token))?;
+    let continued = query.get("continue");
+    if !continued.is_empty() {
+        let token = Token::decode(continued)?;
         if !version.is_empty() && version != "0" {
             return Err(StatusError::bad_request("specifying resource version is not allowed when using continue"));
         }
-        if token.rv < 0 {
-            let reached = store.wait_for(None).await?;
-            return Ok((newest(reached), token.start, limit));
-        }
-        return match store.snapshot_at(resource, token.rv).await {
-            Ok(snapshot) => Ok((snapshot, token.start, limit)),
-            Err(mut error) => {
-                // Who does not mind an inconsistent list may go on with this.
-                if error.code() == 410 {
-                    error.0.metadata.continue_ = Some(Token::encode(-1, &token.start));
-                }
-                Err(error)
-            }
+        let start = token.start.trim_start_matches('/');
+        let start = crate::storage::keys::object_key(request.namespace(), start);
+        let source = if token.rv < 0 {
+            newest(store.wait_for(None).await?)
+        } else {
+            at(request, token.rv).await.map_err(|error| expired(error, request, &start))?
         };
+        return Ok(Asked { source, start, limit });
     }
+    let first = |source, limit| Ok(Asked { source, start: String::new(), limit });
     match version {
-        "" => {
-            let reached = store.wait_for(None).await?;
-            Ok((newest(reached), String::new(), limit))
-        }
+        "" => first(newest(store.wait_for(None).await?), limit),
         // Any state will do; as kube-apiserver's cache, the whole of it.
-        "0" => {
-            let reached = store.progress();
-            Ok((newest(reached), String::new(), 0))
-        }
+        "0" => first(newest(store.progress()), 0),
         text => {
             let revision = get::parse_version(text)?;
             if version_match == "Exact" || (version_match.is_empty() && limit > 0) {
-                return Ok((store.snapshot_at(resource, revision).await?, String::new(), limit));
+                return first(at(request, revision).await?, limit);
             }
-            let reached = store.wait_for(Some(revision)).await?;
-            Ok((newest(reached), String::new(), limit))
+            first(newest(store.wait_for(Some(revision)).await?), limit)
         }
     }
+}
+
+/// The state at a revision.
+async fn at(request: &ResourceRequest<'_>, revision: i64) -> Result<Source, StatusError> {
+    let found = request.context.store.snapshot_at(request.resource, revision).await?;
+    Ok(found.map_or(Source::Etcd(revision), |snapshot| Source::Cache(snapshot, None)))
+}
+
+/// A continued list whose state is gone: who does not mind an inconsistent list may go on with another token.
+fn expired(error: StatusError, request: &ResourceRequest<'_>, start: &str) -> StatusError {
+    if error.code() != 410 || start.is_empty() {
+        return error;
+    }
+    let mut error = StatusError::expired(INCONSISTENT_CONTINUE);
+    error.0.metadata.continue_ = Some(Token::encode(-1, below(request.namespace(), start).unwrap_or(start)));
+    error
 }
 
 /// The items of a list body.
@@ -436,8 +533,35 @@ mod tests {
     fn a_token_is_read_back_and_a_wrong_one_refused() {
         let token = Token::decode(&Token::encode(7, "a/b\0")).unwrap();
         assert_eq!((token.rv, token.start.as_str()), (7, "a/b\0"));
-        for text in ["x", "e30", "!!!"] {
-            assert_eq!(Token::decode(text).unwrap_err().code(), 400);
+        let of = |json: &str| URL_SAFE_NO_PAD.encode(json);
+        for text in [
+            "x",
+            "!!!",
+            &of("{}"),
+            &of(r#"{"v":"v2","rv":1,"start":"a"}"#),
+            &of(r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#),
+            &of(r#"{"v":"meta.k8s.io/v1","rv":1,"start":""}"#),
+            &of(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"../secrets/a"}"#),
+            &of(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"a/./b"}"#),
+        ] {
+            assert_eq!(Token::decode(text).unwrap_err().code(), 400, "{text}");
+        }
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_refused() {
+        for (query, ok) in [
+            ("", true),
+            ("resourceVersion=5&resourceVersionMatch=Exact", true),
+            ("resourceVersion=0&resourceVersionMatch=NotOlderThan", true),
+            ("resourceVersionMatch=Exact", false),
+            ("resourceVersion=0&resourceVersionMatch=Exact", false),
+            ("resourceVersion=5&resourceVersionMatch=Older", false),
+            ("resourceVersion=5&resourceVersionMatch=Exact&continue=x", false),
+            ("sendInitialEvents=true", false),
+        ] {
+            let result = check_options(&Query::parse(query)).map_err(|error| error.code());
+            assert_eq!(result, if ok { Ok(()) } else { Err(422) }, "{query}");
         }
     }
 }

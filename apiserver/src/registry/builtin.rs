@@ -252,16 +252,14 @@ impl Strategy for Builtin {
         if self.special != Special::Pod {
             return Deletion::Immediate;
         }
-        match pod::grace_period(object, grace_seconds) {
-            0 => Deletion::Immediate,
-            grace_seconds => Deletion::Graceful { grace_seconds },
-        }
+        Deletion::Graceful { grace_seconds: pod::grace_period(object, grace_seconds) }
     }
 
     fn default_garbage_policy(&self) -> GarbagePolicy {
         match (self.facts.group, self.facts.kind) {
             // Kubernetes' oldest kinds leave their dependents behind where nobody says otherwise.
             ("", "ReplicationController") | ("batch", "Job") => GarbagePolicy::OrphanDependents,
+            (_, "Event") => GarbagePolicy::Unsupported,
             _ => GarbagePolicy::DeleteDependents,
         }
     }

@@ -29,7 +29,8 @@ pub enum Part {
 pub enum Deletion {
     /// Removed at once (unless finalizers hold it).
     Immediate,
-    /// Marked with a deletionTimestamp, `grace_seconds` ahead; removed when its agent says so (a delete with grace 0).
+    /// Marked with a deletionTimestamp, `grace_seconds` ahead; removed when its agent says so (a delete with grace 0). With
+    /// 0 seconds it is removed at once as well, unless it has been marked with more before.
     Graceful { grace_seconds: i64 },
 }
 
@@ -38,6 +39,8 @@ pub enum Deletion {
 pub enum GarbagePolicy {
     DeleteDependents,
     OrphanDependents,
+    /// Objects of the kind have no dependents, and nothing of the sort is noted on them.
+    Unsupported,
 }
 
 pub use apimachinery::facts::Column;

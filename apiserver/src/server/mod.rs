@@ -18,9 +18,8 @@ use crate::registry::{self, Registry};
 use crate::storage::Store;
 use crate::storage::etcd::Etcd;
 use anyhow::Context as _;
-use component_base::serving::{self, Listening};
+use component_base::serving::{self, Ending, Listening};
 use component_base::tls::ReloadingKeyPair;
-use http_body_util::BodyExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,8 +33,12 @@ use tracing::info;
 const CONNECTIONS_MAX: usize = 20_000;
 /// How often etcd is asked whether it is there.
 const ETCD_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Requests under way when the server is told to stop have this long.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether the requests that were under way when the server was told to stop have been answered, and
+/// how long streams have after that.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
+const DRAIN_STREAMS: Duration = Duration::from_secs(1);
+/// Nor do they get longer than this, whatever `--request-timeout` says.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// What every request may use.
 pub struct Context {
@@ -58,6 +61,8 @@ pub struct State {
     /// Room for requests that read, and for those that write.
     reading: Semaphore,
     mutating: Semaphore,
+    /// Room for those that wait for room.
+    waiting: Semaphore,
 }
 
 // === impl State ===
@@ -69,6 +74,11 @@ impl State {
 
     pub fn is_bootstrapped(&self) -> bool {
         self.bootstrapped.load(Ordering::Relaxed)
+    }
+
+    fn is_idle(&self, options: &Options) -> bool {
+        self.reading.available_permits() == slots(options.max_requests_inflight)
+            && self.mutating.available_permits() == slots(options.max_mutating_requests_inflight)
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -95,8 +105,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         etcd_answers: AtomicBool::new(false),
         bootstrapped: AtomicBool::new(false),
         stopping: shutdown.clone(),
-        reading: Semaphore::new(options.max_requests_inflight.max(1)),
-        mutating: Semaphore::new(options.max_mutating_requests_inflight.max(1)),
+        reading: Semaphore::new(slots(options.max_requests_inflight)),
+        mutating: Semaphore::new(slots(options.max_mutating_requests_inflight)),
+        waiting: Semaphore::new(slots(
+            options.max_requests_inflight.saturating_add(options.max_mutating_requests_inflight),
+        )),
     };
     let address = (options.bind_address, options.secure_port);
     let context = Arc::new(Context { options, registry, store, authenticator, authorizer, admission, proxy, state });
@@ -137,27 +150,51 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
 
     info!(address = %address.0, port = address.1, "serving");
     let listening = Listening { tls: Some(Arc::new(tls)), max_connections: CONNECTIONS_MAX };
-    // Connections outlive the listener a little, so that requests under way are answered.
-    let connections = CancellationToken::new();
-    let serving = serving::serve(listener, listening, connections.clone(), {
+    let ending = Ending { shutdown: CancellationToken::new(), cut: CancellationToken::new() };
+    let max_streams = match context.options.http2_max_streams_per_connection {
+        0 => serving::MAX_STREAMS,
+        streams => streams,
+    };
+    let serving = serving::serve_until(listener, listening, ending.clone(), max_streams, {
         let context = context.clone();
         move |request| {
             let context = context.clone();
-            async move { pipeline::handle(context, request).await.map(|body| body.boxed()) }
+            async move { pipeline::handle(context, request).await }
         }
     });
     tokio::select! {
         () = serving => {}
-        () = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-            connections.cancel();
-        } => {}
+        () = stop(&context, &shutdown, &ending) => {}
     }
-    for task in [feeding, checking, bootstrapping, compacting, allocating] {
+    // It takes back that this server is there.
+    if tokio::time::timeout(DRAIN_STREAMS, bootstrapping).await.is_err() {
+        tracing::warn!("could not withdraw this server from the kubernetes Service");
+    }
+    for task in [feeding, checking, compacting, allocating] {
         task.abort();
     }
     Ok(())
+}
+
+/// Room for so many requests; 0 stands for no limit.
+fn slots(requests: usize) -> usize {
+    if requests == 0 { Semaphore::MAX_PERMITS } else { requests.min(Semaphore::MAX_PERMITS) }
+}
+
+/// Waits for `shutdown`, then brings serving to its end: `/readyz` fails at once, for as long as load balancers take to
+/// notice; then watches end and nothing new is begun; then, when all is answered, the connections that are left are cut.
+async fn stop(context: &Context, shutdown: &CancellationToken, ending: &Ending) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(context.options.shutdown_delay_duration).await;
+    info!("stopping");
+    context.store.close_watches();
+    ending.shutdown.cancel();
+    let deadline = tokio::time::Instant::now() + context.options.request_timeout.min(DRAIN_MAX);
+    while !context.state.is_idle(&context.options) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_INTERVAL).await;
+    }
+    tokio::time::sleep(DRAIN_STREAMS).await;
+    ending.cut.cancel();
 }
 
 /// Keeps `/readyz`'s word on etcd true.

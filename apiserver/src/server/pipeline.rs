@@ -3,7 +3,7 @@
 use super::body::Body;
 use super::negotiation::{self, Wanted};
 use super::request_info::RequestInfo;
-use super::{Context, metrics, respond};
+use super::{Context, State, metrics, respond};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::authentication::{self, UserInfo};
 use crate::authorization::{Attributes, Decision, forbidden};
@@ -26,7 +26,6 @@ use serde_json::json;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 
 /// Bodies beyond this are refused. As kube-apiserver.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -34,6 +33,8 @@ pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 const BODY_BYTES_DRAINED: usize = 32 * 1024 * 1024;
 /// How long a request waits for room among those in flight.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// Never refused for want of room, nor made to wait: who asks decides whether this process lives on.
+const EXEMPT_PATHS: [&str; 3] = ["/healthz", "/livez", "/readyz"];
 /// Its holders are never refused for want of room.
 const SUPERUSERS: &str = "system:masters";
 /// What `/` names beside discovery.
@@ -61,18 +62,18 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
         info.manager = ownership::manager_of(info.query.get("fieldManager"), request.headers());
     }
     let dry_run = info.query.has("dryRun");
-    let limit = context.options.request_timeout;
     let client = metrics::system_client(request.headers());
     let wanted = Wanted::of(request.headers(), info.query.get("pretty"), has_table(&info));
     let error_form = *wanted.as_ref().unwrap_or(&Wanted::PLAIN);
-    let answering = AssertUnwindSafe(answer(&context, &info, request, wanted)).catch_unwind();
-    let result = if info.is_long_running() {
-        answering.await
-    } else {
-        match tokio::time::timeout(limit, answering).await {
+    // In a box of its own: a watch goes on long after this has been answered.
+    let answering = AssertUnwindSafe(Box::pin(answer(&context, &info, request, wanted))).catch_unwind();
+    let result = match time_limit(&context, &info) {
+        Err(error) => Ok(Err(error)),
+        Ok(None) => answering.await,
+        Ok(Some(limit)) => match tokio::time::timeout(limit, answering).await {
             Ok(result) => result,
             Err(_) => Ok(Err(StatusError::timeout("request did not complete within the allotted timeout"))),
-        }
+        },
     };
     let mut response = match result {
         Ok(Ok(response)) => response,
@@ -82,7 +83,7 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
             respond::status(&StatusError::internal("the request could not be handled"), error_form)
         }
     };
-    let audit_id = uuid::Uuid::new_v4().to_string();
+    let audit_id = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
     if let Ok(value) = HeaderValue::from_str(&audit_id) {
         response.headers_mut().insert(AUDIT_ID, value);
     }
@@ -96,6 +97,24 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
 fn has_table(info: &RequestInfo) -> bool {
     let kind = facts::resource(&info.group, &info.version, &info.resource);
     kind.is_none_or(|kind| kind.is_stored() || kind.has_verb("list"))
+}
+
+/// How long a request may take: what `--request-timeout` allows, or less where the client says so. As `WithRequestDeadline`.
+fn time_limit(context: &Context, info: &RequestInfo) -> Result<Option<Duration>, StatusError> {
+    if info.is_long_running() {
+        return Ok(None);
+    }
+    let limit = context.options.request_timeout;
+    match info.query.get("timeout") {
+        "" => Ok(Some(limit)),
+        text => match apimachinery::time::parse_duration(text) {
+            Ok(wanted) if wanted.is_zero() => Ok(Some(limit)),
+            Ok(wanted) => Ok(Some(wanted.min(limit))),
+            Err(error) => {
+                Err(StatusError::bad_request(format!("invalid timeout specified in the request URL - {error}")))
+            }
+        },
+    }
 }
 
 async fn answer(
@@ -153,16 +172,21 @@ async fn room<'c>(
         return Ok((None, metrics::long_running(info)));
     }
     let mutating = !matches!(info.verb, "get" | "list" | "watch" | "head");
-    let slots: &Semaphore = if mutating { &context.state.mutating } else { &context.state.reading };
+    let counted = metrics::in_flight(mutating);
+    let State { reading, mutating: writing, waiting, .. } = &context.state;
+    let slots = if mutating { writing } else { reading };
     if let Ok(permit) = slots.try_acquire() {
-        return Ok((Some(permit), metrics::in_flight(mutating)));
+        return Ok((Some(permit), counted));
     }
-    if user.in_group(SUPERUSERS) {
-        return Ok((None, metrics::in_flight(mutating)));
+    if user.in_group(SUPERUSERS) || EXEMPT_PATHS.iter().any(|path| info.path.starts_with(path)) {
+        return Ok((None, counted));
     }
+    let refuse = |_| StatusError::too_many_requests("Too many requests, please try again later.", 1);
+    // Only so many may wait: beyond that it would not help them.
+    let _place = waiting.try_acquire().map_err(|_| refuse(()))?;
     match tokio::time::timeout(ROOM_WAIT, slots.acquire()).await {
-        Ok(Ok(permit)) => Ok((Some(permit), metrics::in_flight(mutating))),
-        _ => Err(StatusError::too_many_requests("Too many requests, please try again later.", 1)),
+        Ok(Ok(permit)) => Ok((Some(permit), counted)),
+        _ => Err(refuse(())),
     }
 }
 
@@ -250,7 +274,7 @@ async fn resource(
     let outcome = match info.verb {
         "get" => get::get(&target).await?,
         "list" => list::list(&target, wanted, include).await?,
-        "watch" => watch::watch(&target, wanted, include, &context.state.stopping).await?,
+        "watch" => watch::watch(&target, wanted, include).await?,
         "create" | "update" => {
             let headers = request.headers().clone();
             let body = read(request).await?;
@@ -279,7 +303,7 @@ async fn resource(
             target.dry_run = dry_run;
             match info.verb {
                 "delete" => delete::delete(&target, &options).await?,
-                _ => delete::delete_collection(&target, &options).await?,
+                _ => delete::delete_collection(&target, &options, wanted, include).await?,
             }
         }
         _ => return Err(StatusError::method_not_allowed()),

@@ -1,20 +1,23 @@
 //! The watch cache of one resource: an ordered map of its objects, the latest events, and who wants to hear of new ones.
 //!
-//! One writer (the feed) applies events in etcd's order. Readers load a snapshot without waiting for anyone. The ring of
-//! events serves watches that begin in the past, and lists of the past by taking events back. Nothing here does I/O.
+//! One writer (the feed) applies events in etcd's order. A reader takes a snapshot (the map is persistent: that is a matter of
+//! a moment) and waits for nobody after that. The ring of events serves watches that begin in the past, and lists of the past
+//! by taking events back. Nothing here does I/O.
 //!
 //! Invariants: the ring holds every event after `ring_start`; the map is the state after the last event; a subscriber's
 //! queue holds, in order, every event after the one it began at that its [`Scope`] does not rule out, or is closed.
 
+use super::index::LabelIndex;
 use super::object::StoredObject;
-use arc_swap::ArcSwap;
+use apimachinery::labels::Selector;
+use bytes::Bytes;
 use imbl::OrdMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
-/// Events kept for watches that begin in the past.
+/// Events kept for watches that begin in the past, and how much memory they may hold that nothing else would.
 const RING_EVENTS_MAX: usize = 10_000;
 const RING_BYTES_MAX: usize = 16 << 20;
 /// This many are kept however big they are.
@@ -34,6 +37,7 @@ pub struct Event {
     /// None when it was deleted.
     pub object: Option<Arc<StoredObject>>,
     pub previous: Option<Arc<StoredObject>>,
+    deleted: OnceLock<Bytes>,
 }
 
 /// The state of a resource after an event.
@@ -69,14 +73,21 @@ pub struct TooOld {
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct Cache {
-    snapshot: ArcSwap<Snapshot>,
+    /// Changed under `feed`'s lock only, and never locked for long.
+    state: RwLock<State>,
     feed: Mutex<Feed>,
 }
 
 #[derive(Default)]
-struct Feed {
+struct State {
     current: Snapshot,
+    labels: LabelIndex,
+}
+
+#[derive(Default)]
+struct Feed {
     ring: VecDeque<Arc<Event>>,
     ring_start: i64,
     ring_bytes: usize,
@@ -89,6 +100,8 @@ struct Subscribers {
     by_namespace: HashMap<String, Vec<mpsc::Sender<Arc<Event>>>>,
     by_key: HashMap<String, Vec<mpsc::Sender<Arc<Event>>>>,
     by_node: HashMap<String, Vec<mpsc::Sender<Arc<Event>>>>,
+    /// Nobody is served any more.
+    closed: bool,
 }
 
 // === impl Event ===
@@ -98,8 +111,15 @@ impl Event {
         object.and_then(|o| o.identity.field(INDEXED_FIELD))
     }
 
+    /// The memory that only this event holds: the object as it was.
     fn size(&self) -> usize {
-        self.object.as_ref().or(self.previous.as_ref()).map_or(0, |o| o.size())
+        self.previous.as_ref().map_or(0, |o| o.size())
+    }
+
+    /// The frame for those to whom it is gone: as it was last, at the revision of this event.
+    pub fn deleted_frame(&self) -> Bytes {
+        let frame = || self.previous.as_ref().map_or_else(Bytes::new, |old| old.deleted_frame(self.revision));
+        self.deleted.get_or_init(frame).clone()
     }
 
     pub fn namespace(&self) -> &str {
@@ -109,46 +129,63 @@ impl Event {
 
 // === impl Cache ===
 
-impl Default for Cache {
-    fn default() -> Self {
-        Self { snapshot: ArcSwap::from_pointee(Snapshot::default()), feed: Mutex::default() }
-    }
-}
-
 impl Cache {
     /// Begins anew from a full list: what came before is unknown, so every watcher is sent away.
     pub fn reset(&self, objects: Objects, revision: i64) {
         let mut feed = self.feed.lock();
-        *feed = Feed { current: Snapshot { objects, revision }, ring_start: revision, ..Feed::default() };
-        self.snapshot.store(Arc::new(feed.current.clone()));
+        let subscribers = Subscribers { closed: feed.subscribers.closed, ..Subscribers::default() };
+        *feed = Feed { ring_start: revision, subscribers, ..Feed::default() };
+        let mut labels = LabelIndex::default();
+        for (key, object) in &objects {
+            labels.replace(key, None, Some(&object.identity));
+        }
+        *self.state.write() = State { current: Snapshot { objects, revision }, labels };
     }
 
     /// Applies events in order. An event that is no news (its revision lies before what is known) is passed over.
     pub fn apply(&self, changes: impl IntoIterator<Item = (Arc<str>, i64, Option<Arc<StoredObject>>)>) {
         let mut feed = self.feed.lock();
         for (key, revision, object) in changes {
-            feed.apply(key, revision, object);
+            let event = self.state.write().apply(key, revision, object, feed.ring_start);
+            if let Some(event) = event {
+                feed.remember(event);
+            }
         }
-        self.snapshot.store(Arc::new(feed.current.clone()));
     }
 
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.load_full()
+    /// Sends every watcher away, and those that come later.
+    pub fn close(&self) {
+        self.feed.lock().subscribers = Subscribers { closed: true, ..Subscribers::default() };
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.state.read().current.clone()
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
-        self.snapshot.load().objects.get(super::keys::object_key(namespace, name).as_str()).cloned()
+        self.state.read().current.objects.get(super::keys::object_key(namespace, name).as_str()).cloned()
+    }
+
+    pub fn len(&self) -> usize {
+        self.state.read().current.objects.len()
     }
 
     /// All objects, or those of a namespace.
     pub fn list(&self, namespace: &str) -> Vec<Arc<StoredObject>> {
-        let snapshot = self.snapshot.load();
+        let snapshot = self.snapshot();
         in_namespace(&snapshot.objects, namespace).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// The state, and the keys that a list by labels can be confined to, if those are few.
+    pub fn snapshot_for(&self, labels: &Selector) -> (Snapshot, Option<Vec<Arc<str>>>) {
+        let state = self.state.read();
+        let keys = (!labels.is_empty()).then(|| state.labels.candidates(labels, state.current.objects.len()));
+        (state.current.clone(), keys.flatten())
     }
 
     /// Changes whenever an object does: what is computed from the objects can be kept with it.
     pub fn revision(&self) -> i64 {
-        self.snapshot.load().revision
+        self.state.read().current.revision
     }
 
     /// The state as of a revision, as far back as the events reach.
@@ -157,7 +194,7 @@ impl Cache {
         if revision < feed.ring_start {
             return Err(TooOld { oldest: feed.ring_start });
         }
-        let mut objects = feed.current.objects.clone();
+        let mut objects = self.snapshot().objects;
         let events: Vec<Arc<Event>> = feed.ring.iter().rev().take_while(|e| e.revision > revision).cloned().collect();
         drop(feed);
         for event in events {
@@ -185,7 +222,7 @@ impl Cache {
     pub fn snapshot_and_subscribe(&self, scope: &Scope) -> (Snapshot, Subscription) {
         let mut feed = self.feed.lock();
         let queue = feed.subscribers.add(scope);
-        (feed.current.clone(), Subscription { backlog: VecDeque::new(), queue })
+        (self.snapshot(), Subscription { backlog: VecDeque::new(), queue })
     }
 }
 
@@ -194,29 +231,59 @@ pub fn in_namespace<'o>(
     objects: &'o Objects,
     namespace: &str,
 ) -> impl Iterator<Item = (&'o Arc<str>, &'o Arc<StoredObject>)> {
-    let (start, end): (Arc<str>, Option<Arc<str>>) = match namespace {
+    from_key(objects, namespace, "")
+}
+
+/// The same from a key on (from the first, if empty).
+pub fn from_key<'o>(
+    objects: &'o Objects,
+    namespace: &str,
+    start: &str,
+) -> impl Iterator<Item = (&'o Arc<str>, &'o Arc<StoredObject>)> {
+    let (first, end): (Arc<str>, Option<Arc<str>>) = match namespace {
         "" => ("".into(), None),
         // '0' is the character behind '/'.
         namespace => (format!("{namespace}/").into(), Some(format!("{namespace}0").into())),
     };
-    objects.range(start..).take_while(move |(key, _)| end.as_ref().is_none_or(|end| *key < end))
+    let first = if *start > *first { start.into() } else { first };
+    objects.range(first..).take_while(move |(key, _)| end.as_ref().is_none_or(|end| *key < end))
 }
 
-// === impl Feed ===
+// === impl State, Feed ===
 
-impl Feed {
-    fn apply(&mut self, key: Arc<str>, revision: i64, object: Option<Arc<StoredObject>>) {
-        let previous = self.current.objects.get(&key).cloned();
-        let known = previous.as_ref().map_or(self.ring_start, |p| p.revision);
-        if revision <= known || (object.is_none() && previous.is_none()) {
-            return;
+impl State {
+    /// The event that a change is; None if it is no news.
+    fn apply(
+        &mut self,
+        key: Arc<str>,
+        revision: i64,
+        object: Option<Arc<StoredObject>>,
+        begun_at: i64,
+    ) -> Option<Event> {
+        let known = self.current.objects.get_key_value(&key).map(|(key, object)| (key.clone(), object.clone()));
+        // The key is kept once, however often its object changes.
+        let (key, previous) = match known {
+            Some((known, previous)) => (known, Some(previous)),
+            None => (key, None),
+        };
+        let known_at = previous.as_ref().map_or(begun_at, |p| p.revision);
+        if revision <= known_at || (object.is_none() && previous.is_none()) {
+            return None;
         }
+        self.labels.replace(&key, previous.as_ref().map(|o| &o.identity), object.as_ref().map(|o| &o.identity));
         match &object {
             Some(object) => self.current.objects.insert(key.clone(), object.clone()),
             None => self.current.objects.remove(&key),
         };
         self.current.revision = self.current.revision.max(revision);
-        let event = Arc::new(Event { revision, key, object, previous });
+        Some(Event { revision, key, object, previous, deleted: OnceLock::new() })
+    }
+}
+
+impl Feed {
+    /// Tells who wants to know, and keeps it for who asks later.
+    fn remember(&mut self, event: Event) {
+        let event = Arc::new(event);
         self.subscribers.send(&event);
         self.ring_bytes += event.size();
         self.ring.push_back(event);
@@ -254,6 +321,9 @@ impl Scope {
 impl Subscribers {
     fn add(&mut self, scope: &Scope) -> mpsc::Receiver<Arc<Event>> {
         let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
+        if self.closed {
+            return receiver;
+        }
         let list = match scope {
             Scope { namespace, name: Some(name), .. } => {
                 self.by_key.entry(super::keys::object_key(namespace, name)).or_default()

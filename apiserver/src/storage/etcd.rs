@@ -1,14 +1,15 @@
 //! The etcd client: connection, compare-and-swap writes, pages of a range, leases, and the newest revision (one read for
-//! all who ask at the same time).
+//! all who ask at the same time). Every call ends in bounded time.
 
 use crate::options::Options;
 use apimachinery::status::StatusError;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, PutOptions,
-    TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient,
+    MaintenanceClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -20,8 +21,18 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MESSAGE_BYTES_MAX: usize = 512 << 20;
 /// No single call takes longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A lease is shared by objects written within this time.
-const LEASE_REUSE: Duration = Duration::from_secs(60);
+/// A lease is shared by what is written within a twentieth of its time, at most this long, and by at most so many keys. As
+/// kube-apiserver's lease manager.
+const LEASE_REUSE_MAX_SECONDS: i64 = 60;
+const LEASE_REUSE_SHARE: i64 = 20;
+const LEASE_KEYS_MAX: usize = 1000;
+/// From these on, in their series, etcd never answers a progress request ahead of events, nor for another watch. As
+/// kube-apiserver's feature check.
+const PROGRESS_SINCE: [(u64, u64, u64); 2] = [(3, 4, 31), (3, 5, 13)];
+
+/// gRPC's codes for what was refused, so was not done: invalid argument, not found, permission denied, resource exhausted,
+/// out of range, unauthenticated.
+const REFUSALS: [i32; 6] = [3, 5, 7, 8, 11, 16];
 
 /// What etcd failed at.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +44,9 @@ pub enum EtcdError {
     /// The revision asked for is gone.
     #[error("etcd: required revision has been compacted")]
     Compacted,
+    /// A write got no answer: it may have been done, or be done yet.
+    #[error("etcd did not say whether it was written: {0}")]
+    Uncertain(String),
     #[error("cannot read {path}: {error}")]
     File { path: String, error: std::io::Error },
 }
@@ -61,6 +75,9 @@ pub struct Etcd {
     lease: LeaseClient,
     reads: Arc<Mutex<RevisionReads>>,
     leases: Arc<tokio::sync::Mutex<Vec<Lease>>>,
+    /// One connection for each endpoint, to ask each for its version.
+    members: Arc<[MaintenanceClient]>,
+    progress_is_true: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -72,10 +89,38 @@ struct RevisionReads {
 struct Lease {
     id: i64,
     ttl_seconds: i64,
-    granted: Instant,
+    until: Instant,
+    keys: usize,
 }
 
 // === impl EtcdError ===
+
+impl EtcdError {
+    /// What went wrong on the way may have gone wrong on the way back.
+    fn of_a_write(self) -> Self {
+        match &self {
+            Self::Client(etcd_client::Error::GRpcStatus(status))
+                if REFUSALS.contains(&(status.code() as i32)) || never_sent(status) =>
+            {
+                self
+            }
+            Self::Compacted | Self::File { .. } => self,
+            _ => Self::Uncertain(self.to_string()),
+        }
+    }
+}
+
+/// There was no connection to send it on.
+fn never_sent(error: &dyn std::error::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
 
 impl From<EtcdError> for StatusError {
     fn from(error: EtcdError) -> Self {
@@ -86,10 +131,11 @@ impl From<EtcdError> for StatusError {
             {
                 StatusError::new(413, "RequestEntityTooLarge", "Request entity too large: limit is 1572864")
             }
-            EtcdError::Compacted => StatusError::expired(
-                "The provided continue parameter is too old to display a consistent list result. You must start a new list \
-                 without the continue parameter.",
-            ),
+            EtcdError::Compacted => StatusError::expired("The resourceVersion for the provided list is too old."),
+            // Who is told to try again might do it twice.
+            EtcdError::Uncertain(_) => {
+                StatusError::timeout("the store did not answer in time: what was asked for may have been done, or not")
+            }
             _ => StatusError::service_unavailable("the store is not available").retry_after(1),
         }
     }
@@ -103,7 +149,8 @@ impl Etcd {
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT)
-            .with_keep_alive_while_idle(true);
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
         if options.etcd_servers.iter().any(|server| server.starts_with("https://")) {
             let mut tls = TlsOptions::new();
             if let Some(ca) = &options.etcd_cafile {
@@ -113,6 +160,10 @@ impl Etcd {
                 tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
             }
             connect = connect.with_tls(tls);
+        }
+        let mut members = Vec::new();
+        for server in &options.etcd_servers {
+            members.push(Client::connect([server], Some(connect.clone())).await?.maintenance_client());
         }
         let client = Client::connect(&options.etcd_servers, Some(connect)).await?;
         Ok(Self {
@@ -124,11 +175,35 @@ impl Etcd {
             lease: client.lease_client(),
             reads: Arc::default(),
             leases: Arc::default(),
+            members: members.into(),
+            progress_is_true: Arc::default(),
         })
     }
 
     pub fn watch_client(&self) -> WatchClient {
         self.watch.clone()
+    }
+
+    /// Can a progress notification be believed? Not before [`Etcd::learn_versions`] has found every member new enough.
+    pub fn progress_is_true(&self) -> bool {
+        self.progress_is_true.load(Ordering::Relaxed)
+    }
+
+    /// Asks every member for its version.
+    pub async fn learn_versions(&self) {
+        let mut all_new = true;
+        for member in self.members.iter() {
+            match timed(member.clone().status()).await {
+                Ok(status) => all_new &= is_since(status.version(), &PROGRESS_SINCE),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot learn a member's version");
+                    all_new = false;
+                }
+            }
+        }
+        if self.progress_is_true.swap(all_new, Ordering::Relaxed) != all_new {
+            tracing::info!(believed = all_new, "etcd's progress notifications");
+        }
     }
 
     /// Reads one key; linearizable.
@@ -137,20 +212,20 @@ impl Etcd {
         Ok(response.take_kvs().into_iter().next().map(Stored::from))
     }
 
-    /// One page of a range: keys from `start` up to `end`, at a revision (0: the newest). Gives the revision and whether
-    /// there is more.
+    /// One page of a range: keys from `start` up to `end`, at a revision (0: the newest). Gives the revision and how many
+    /// keys there are in the whole range.
     pub async fn page(
         &self,
         start: &[u8],
         end: &[u8],
         revision: i64,
         limit: i64,
-    ) -> Result<(Vec<Stored>, i64, bool), EtcdError> {
+    ) -> Result<(Vec<Stored>, i64, i64), EtcdError> {
         let options = GetOptions::new().with_range(end).with_revision(revision).with_limit(limit);
         let mut response = timed(self.kv.clone().get(start, Some(options))).await?;
         let read_at = if revision > 0 { revision } else { response.header().map_or(0, |h| h.revision()) };
-        let more = response.more();
-        Ok((response.take_kvs().into_iter().map(Stored::from).collect(), read_at, more))
+        let count = response.count();
+        Ok((response.take_kvs().into_iter().map(Stored::from).collect(), read_at, count))
     }
 
     /// Writes a key if its mod revision is as expected (0: it does not exist).
@@ -169,7 +244,7 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
             .and_then([then])
             .or_else([TxnOp::get(key, None)]);
-        let response = timed(self.kv.clone().txn(txn)).await?;
+        let response = timed(self.kv.clone().txn(txn)).await.map_err(EtcdError::of_a_write)?;
         if response.succeeded() {
             return Ok(Swap::Done { revision: response.header().map_or(0, |h| h.revision()) });
         }
@@ -209,13 +284,31 @@ impl Etcd {
     /// A lease of at least this many seconds, shared with what else was written lately.
     pub async fn lease(&self, ttl_seconds: i64) -> Result<i64, EtcdError> {
         let mut leases = self.leases.lock().await;
-        leases.retain(|lease| lease.granted.elapsed() < LEASE_REUSE);
-        if let Some(lease) = leases.iter().find(|lease| lease.ttl_seconds == ttl_seconds) {
+        leases.retain(|lease| lease.until > Instant::now() && lease.keys < LEASE_KEYS_MAX);
+        if let Some(lease) = leases.iter_mut().find(|lease| lease.ttl_seconds == ttl_seconds) {
+            lease.keys += 1;
             return Ok(lease.id);
         }
-        let granted = timed(self.lease.clone().grant(ttl_seconds + LEASE_REUSE.as_secs() as i64, None)).await?;
-        leases.push(Lease { id: granted.id(), ttl_seconds, granted: Instant::now() });
+        let reuse_seconds = (ttl_seconds / LEASE_REUSE_SHARE).clamp(0, LEASE_REUSE_MAX_SECONDS);
+        let granted = timed(self.lease.clone().grant(ttl_seconds + reuse_seconds, None)).await?;
+        if reuse_seconds > 0 {
+            let until = Instant::now() + Duration::from_secs(reuse_seconds.unsigned_abs());
+            leases.push(Lease { id: granted.id(), ttl_seconds, until, keys: 1 });
+        }
         Ok(granted.id())
+    }
+}
+
+/// Is a version (`3.5.9`) one of these or later in its series, or of a later series than all?
+fn is_since(version: &str, since: &[(u64, u64, u64)]) -> bool {
+    let mut numbers = version.split(['.', '-', '+']).map(|part| part.parse::<u64>().ok());
+    let (Some(Some(major)), Some(Some(minor)), Some(Some(patch))) = (numbers.next(), numbers.next(), numbers.next())
+    else {
+        return false;
+    };
+    match since.iter().find(|(a, b, _)| (*a, *b) == (major, minor)) {
+        Some((_, _, first)) => patch >= *first,
+        None => since.iter().all(|(a, b, _)| (*a, *b) < (major, minor)),
     }
 }
 
@@ -263,5 +356,29 @@ impl From<etcd_client::KeyValue> for Stored {
         let (mod_revision, create_revision) = (kv.mod_revision(), kv.create_revision());
         let (key, value) = kv.into_key_value();
         Self { key: String::from_utf8_lossy(&key).into_owned(), value, mod_revision, create_revision }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_believed_from_the_versions_on_that_keep_it_true() {
+        for (version, expected) in [
+            ("3.4.23", false),
+            ("3.4.31", true),
+            ("3.5.0", false),
+            ("3.5.12", false),
+            ("3.5.13", true),
+            ("3.5.21-rc.1", true),
+            ("3.6.0", true),
+            ("3.3.99", false),
+            ("4.0.0", true),
+            ("", false),
+            ("new", false),
+        ] {
+            assert_eq!(is_since(version, &PROGRESS_SINCE), expected, "{version}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! history needed for that is gone is everything listed anew, and all watchers sent away: never a gap.
 
 use super::cache::Objects;
-use super::etcd::{EtcdError, Stored};
+use super::etcd::EtcdError;
 use super::{Store, keys};
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use std::collections::HashMap;
@@ -69,18 +69,18 @@ async fn list(store: &Store) -> Result<i64, EtcdError> {
         store.rooms.keys().map(|prefix| (prefix.as_str(), Objects::new())).collect();
     let (mut from, mut revision) = (root.into_bytes(), 0);
     loop {
-        let (page, at, more) = store.etcd.page(&from, &end, revision, super::PAGE).await?;
+        let (page, at, count) = store.etcd.page(&from, &end, revision, super::PAGE).await?;
         revision = at;
+        let more = count > page.len() as i64;
         if let Some(last) = page.last() {
             from = [last.key.as_bytes(), b"\0"].concat();
         }
         for stored in page {
-            let full = stored.key.clone();
-            let Some((prefix, key)) = keys::split(&store.root, &full, |p| store.rooms.contains_key(p)) else {
+            let Some((prefix, key)) = keys::split(&store.root, &stored.key, |p| store.rooms.contains_key(p)) else {
                 continue;
             };
             if let (Some(room), Some(objects)) = (store.rooms.get(prefix), found.get_mut(prefix)) {
-                objects.insert(key.into(), store.parse(room, &full, stored));
+                objects.insert(key.into(), store.read_stored(room, &stored));
             }
         }
         if !more {
@@ -100,6 +100,10 @@ async fn list(store: &Store) -> Result<i64, EtcdError> {
 
 /// Watches from where the caches are, until something ends it.
 async fn watch(store: &Store) -> End {
+    tokio::spawn({
+        let etcd = store.etcd.clone();
+        async move { etcd.learn_versions().await }
+    });
     let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
     let options = WatchOptions::new().with_prefix().with_start_revision(store.progress() + 1).with_progress_notify();
     let mut client = store.etcd.watch_client();
@@ -113,6 +117,13 @@ async fn watch(store: &Store) -> End {
         let message = tokio::select! {
             message = tokio::time::timeout(HEARTBEAT, stream.message()) => message,
             () = store.restart_feed.notified() => return End::Broken("it had fallen behind".to_owned()),
+            // Someone waits for a revision that may have been made outside our prefix.
+            () = store.ask_progress.notified() => {
+                if let Err(error) = stream.request_progress().await {
+                    return broken(&error);
+                }
+                continue;
+            }
         };
         match message {
             Ok(Ok(Some(response))) => {
@@ -161,6 +172,10 @@ async fn moves(store: &Store, stream: &mut etcd_client::WatchStream) -> bool {
 /// Brings a batch of events into the caches, then says so.
 fn apply(store: &Store, response: &WatchResponse) {
     let mut newest = store.progress();
+    if response.events().is_empty() && !response.created() && store.etcd.progress_is_true() {
+        // A progress notification: whatever happened up to its revision has been sent.
+        newest = newest.max(response.header().map_or(0, |h| h.revision()));
+    }
     let mut batches: HashMap<&str, Vec<_>> = HashMap::new();
     for event in response.events() {
         let Some(kv) = event.kv() else { continue };
@@ -170,16 +185,9 @@ fn apply(store: &Store, response: &WatchResponse) {
         let Some((prefix, room)) = store.rooms.get_key_value(prefix) else { continue };
         let object = match event.event_type() {
             EventType::Delete => None,
-            EventType::Put => Some(store.parse(
-                room,
-                &full,
-                Stored {
-                    key: String::new(),
-                    value: kv.value().to_vec(),
-                    mod_revision: kv.mod_revision(),
-                    create_revision: kv.create_revision(),
-                },
-            )),
+            EventType::Put => {
+                Some(store.parse(room, &full, kv.value(), kv.mod_revision(), kv.create_revision() == kv.mod_revision()))
+            }
         };
         batches.entry(prefix.as_str()).or_default().push((Arc::<str>::from(key), kv.mod_revision(), object));
     }

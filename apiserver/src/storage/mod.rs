@@ -1,25 +1,28 @@
 //! The store: etcd behind, one watch cache a resource in front.
 //!
 //! `etcd.rs` speaks to etcd, `feed.rs` fills the caches from one watch over everything, `cache.rs` is a resource's state and
-//! its watchers, `object.rs` an object's bytes, `keys.rs` where it lies. Writes go to etcd as compare-and-swap and come back
+//! its watchers, `index.rs` finds objects by label, `object.rs` is an object's
+//! bytes, `keys.rs` where it lies. Writes go to etcd as compare-and-swap and come back
 //! through the feed; nobody else changes a cache.
 
 pub mod cache;
 mod claims;
 pub mod etcd;
 mod feed;
+mod index;
 pub mod keys;
 pub mod object;
 
 use crate::registry::Resource;
 use apimachinery::status::StatusError;
-use cache::{Cache, Objects, Snapshot};
+use cache::{Cache, Snapshot};
 use etcd::{Etcd, EtcdError, Stored, Swap};
 pub use object::{Identity, StoredObject};
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,11 @@ use tokio_util::sync::CancellationToken;
 const FRESH_WAIT: Duration = Duration::from_secs(3);
 /// The newest revision comes through the watch by itself within this, unless something outside the prefix was written.
 const FRESH_GRACE: Duration = Duration::from_millis(100);
+/// The same where asking costs next to nothing, and how often it is asked.
+const PROGRESS_GRACE: Duration = Duration::from_millis(10);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Where the apiservers over one etcd agree who compacts it, and up to where.
+const COMPACT_KEY: &str = "compact_rev_key";
 /// Attempts of [`Store::guaranteed_update`].
 const UPDATE_ATTEMPTS: usize = 20;
 /// Objects that were written and have not come back through the feed.
@@ -54,9 +62,13 @@ struct Room {
 
 /// An object on its way to etcd: when it comes back with a revision it need not be parsed again.
 struct Pending {
-    identity: Identity,
     bytes: Vec<u8>,
-    built: Mutex<Option<Arc<StoredObject>>>,
+    object: Mutex<Building>,
+}
+
+enum Building {
+    Waits(Identity),
+    Is(Arc<StoredObject>),
 }
 
 /// See the module.
@@ -70,6 +82,26 @@ pub struct Store {
     progress: watch::Sender<i64>,
     marking: tokio::sync::Mutex<()>,
     restart_feed: tokio::sync::Notify,
+    ask_progress: tokio::sync::Notify,
+    /// History before this is gone, for lists of the past at least.
+    compacted: AtomicI64,
+}
+
+/// A page of a list of the past.
+pub struct Page {
+    pub objects: Vec<Arc<StoredObject>>,
+    /// The key of the last object, if there are more behind it.
+    pub last_key: Option<String>,
+    /// How many lie behind the last one, selected or not.
+    pub behind: i64,
+}
+
+/// An object that is waited for in `pending`, as long as its writer waits.
+struct Awaited<'s> {
+    store: &'s Store,
+    key: String,
+    pending: Arc<Pending>,
+    written: bool,
 }
 
 // === impl Store ===
@@ -98,6 +130,8 @@ impl Store {
             progress: watch::Sender::new(0),
             marking: tokio::sync::Mutex::default(),
             restart_feed: tokio::sync::Notify::new(),
+            ask_progress: tokio::sync::Notify::new(),
+            compacted: AtomicI64::new(0),
         }
     }
 
@@ -106,6 +140,13 @@ impl Store {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = feed::run(self) => {}
+        }
+    }
+
+    /// Ends all watches, and those that come later at once.
+    pub fn close_watches(&self) {
+        for room in self.rooms.values() {
+            room.cache.close();
         }
     }
 
@@ -141,25 +182,33 @@ impl Store {
 
     /// Waits until the caches hold everything up to `revision`; None asks etcd for the newest. Gives what is reached.
     pub async fn wait_for(&self, revision: Option<i64>) -> Result<i64, StatusError> {
-        let (target, known_to_exist) = match revision {
+        let target = match revision {
             Some(revision) if revision <= self.progress() => return Ok(self.progress()),
-            Some(revision) => (revision, false),
-            None => (self.etcd.revision().await?, true),
+            Some(revision) => revision,
+            None => self.etcd.revision().await?,
         };
-        if self.reached(target, FRESH_GRACE).await {
+        let asks = self.etcd.progress_is_true();
+        if self.reached(target, if asks { PROGRESS_GRACE } else { FRESH_GRACE }).await {
             return Ok(self.progress());
         }
-        // Either the watch is slow, or the revision was made outside our prefix and will never come through it. A mark of our
-        // own tells: it comes behind everything else. (A progress request would do, but before 3.4.25 etcd may answer it
-        // ahead of events.)
-        if known_to_exist {
+        let known_to_exist = revision.is_none() || self.etcd.revision().await? >= target;
+        // Either the watch is slow, or the revision was made outside our prefix and will never come through it. Etcd tells
+        // when it is asked; where its word is not good (it may run ahead of events) a mark of our own tells: it comes behind
+        // everything else.
+        let deadline = tokio::time::Instant::now() + FRESH_WAIT;
+        if known_to_exist && !asks {
             let _one_at_a_time = self.marking.lock().await;
             if self.progress() < target {
                 self.etcd.put_always(&format!("{}/pilothouse/progress", self.root), b"{}").await?;
             }
         }
-        if self.reached(target, FRESH_WAIT).await {
-            return Ok(self.progress());
+        while tokio::time::Instant::now() < deadline {
+            if asks && known_to_exist {
+                self.ask_progress.notify_one();
+            }
+            if self.reached(target, if asks { PROGRESS_INTERVAL } else { FRESH_WAIT }).await {
+                return Ok(self.progress());
+            }
         }
         if known_to_exist {
             self.restart_feed.notify_one();
@@ -202,15 +251,58 @@ impl Store {
             .ok_or_else(|| StatusError::not_found(&resource.gvr.group, &resource.gvr.resource, name))
     }
 
-    /// The state of a resource as of a revision that may lie in the past.
-    pub async fn snapshot_at(&self, resource: &Resource, revision: i64) -> Result<Snapshot, StatusError> {
+    /// The state of a resource as of a revision that may lie in the past; None if only etcd can know it still
+    /// ([`Store::page_at`]). 410 if history has been compacted since.
+    pub async fn snapshot_at(&self, resource: &Resource, revision: i64) -> Result<Option<Snapshot>, StatusError> {
         self.wait_for(Some(revision)).await?;
+        if revision < self.compacted.load(Ordering::Relaxed) {
+            return Err(EtcdError::Compacted.into());
+        }
+        Ok(self.room(resource)?.cache.snapshot_at(revision).ok())
+    }
+
+    /// Up to `limit` (0: all) objects of the past that `select` selects, from etcd: those of a namespace (all, if empty),
+    /// from the key `start` on.
+    pub async fn page_at(
+        &self,
+        resource: &Resource,
+        revision: i64,
+        namespace: &str,
+        start: &str,
+        limit: usize,
+        select: impl Fn(&StoredObject) -> bool,
+    ) -> Result<Page, StatusError> {
         let room = self.room(resource)?;
-        match room.cache.snapshot_at(revision) {
-            Ok(snapshot) => Ok(snapshot),
-            Err(_) => {
-                let (objects, _) = self.read_prefix(room, &resource.storage_prefix, revision).await?;
-                Ok(Snapshot { objects, revision })
+        let root = keys::full_key(&self.root, &resource.storage_prefix, "");
+        let (first, end) = match namespace {
+            "" => (root.clone(), keys::range_end(&root)),
+            namespace => (format!("{root}{namespace}/"), keys::range_end(&format!("{root}{namespace}/"))),
+        };
+        let mut from = if start.is_empty() { first.into_bytes() } else { format!("{root}{start}").into_bytes() };
+        let mut page = Page { objects: Vec::new(), last_key: None, behind: 0 };
+        let mut last_key = String::new();
+        loop {
+            let (all, _, count) = self.etcd.page(&from, &end, revision, PAGE).await?;
+            let more = count > all.len() as i64;
+            if let Some(last) = all.last() {
+                from = [last.key.as_bytes(), b"\0"].concat();
+            }
+            for (index, stored) in all.iter().enumerate() {
+                let Some(key) = stored.key.strip_prefix(&root) else { continue };
+                let object = self.read_stored(room, stored);
+                if !select(&object) {
+                    continue;
+                }
+                if limit > 0 && page.objects.len() == limit {
+                    page.behind = count - index as i64;
+                    page.last_key = Some(last_key);
+                    return Ok(page);
+                }
+                page.objects.push(object);
+                key.clone_into(&mut last_key);
+            }
+            if !more {
+                return Ok(page);
             }
         }
     }
@@ -231,21 +323,24 @@ impl Store {
             Some(seconds) => self.etcd.lease(seconds).await?,
             None => 0,
         };
-        let pending = Arc::new(Pending { identity, bytes, built: Mutex::default() });
-        {
-            let mut all = self.pending.lock();
-            if all.len() < PENDING_MAX {
-                all.insert(key.clone(), pending.clone());
+        let mut awaited = self.await_event(key, Pending { bytes, object: Mutex::new(Building::Waits(identity)) });
+        let pending = awaited.pending.clone();
+        match self.etcd.put(&awaited.key, &pending.bytes, expected, lease).await? {
+            Swap::Done { revision } => {
+                awaited.written = true;
+                Ok(Put::Written(pending.build(revision, expected == 0)))
             }
+            Swap::Differs(current) => Ok(Put::Conflict(current.map(|stored| self.read_stored(room, &stored)))),
         }
-        let outcome = self.etcd.put(&key, &pending.bytes, expected, lease).await;
-        if !matches!(outcome, Ok(Swap::Done { .. })) {
-            self.forget_pending(&key, &pending);
+    }
+
+    fn await_event(&self, key: String, pending: Pending) -> Awaited<'_> {
+        let pending = Arc::new(pending);
+        let mut all = self.pending.lock();
+        if all.len() < PENDING_MAX {
+            all.insert(key.clone(), pending.clone());
         }
-        match outcome? {
-            Swap::Done { revision } => Ok(Put::Written(pending.build(revision, expected == 0))),
-            Swap::Differs(current) => Ok(Put::Conflict(current.map(|stored| self.parse(room, &key, stored)))),
-        }
+        Awaited { store: self, key, pending, written: false }
     }
 
     /// Deletes an object that has this revision. Gives the revision of the deletion, or what stands there instead.
@@ -260,7 +355,7 @@ impl Store {
         let key = self.full_key(resource, namespace, name);
         match self.etcd.delete(&key, expected).await? {
             Swap::Done { revision } => Ok(Ok(revision)),
-            Swap::Differs(current) => Ok(Err(current.map(|stored| self.parse(room, &key, stored)))),
+            Swap::Differs(current) => Ok(Err(current.map(|stored| self.read_stored(room, &stored)))),
         }
     }
 
@@ -273,7 +368,7 @@ impl Store {
     ) -> Result<Option<Arc<StoredObject>>, StatusError> {
         let room = self.room(resource)?;
         let key = self.full_key(resource, namespace, name);
-        Ok(self.etcd.get(&key).await?.map(|stored| self.parse(room, &key, stored)))
+        Ok(self.etcd.get(&key).await?.map(|stored| self.read_stored(room, &stored)))
     }
 
     /// Reads, changes and writes an object until nobody came between. `change` sees the served version; it answers whether
@@ -319,8 +414,22 @@ impl Store {
         let current = self.etcd.get(&key).await?.map_or(0, |stored| stored.mod_revision);
         // Who else writes our name says the same.
         self.etcd.put(&key, value.to_string().as_bytes(), current, lease).await?;
-        let (all, _, _) = self.etcd.page(start.as_bytes(), &keys::range_end(&start), 0, PAGE).await?;
-        Ok(all.iter().filter_map(|stored| stored.key.strip_prefix(&start)).map(ToOwned::to_owned).collect())
+        self.announced(&start).await
+    }
+
+    /// Takes back what [`Store::announce`] says; gives the others that are.
+    pub async fn withdraw(&self, prefix: &str, name: &str) -> Result<Vec<String>, StatusError> {
+        let start = format!("{}/{prefix}/", self.root);
+        let key = format!("{start}{name}");
+        if let Some(stored) = self.etcd.get(&key).await? {
+            self.etcd.delete(&key, stored.mod_revision).await?;
+        }
+        self.announced(&start).await
+    }
+
+    async fn announced(&self, start: &str) -> Result<Vec<String>, StatusError> {
+        let (all, _, _) = self.etcd.page(start.as_bytes(), &keys::range_end(start), 0, PAGE).await?;
+        Ok(all.iter().filter_map(|stored| stored.key.strip_prefix(start)).map(ToOwned::to_owned).collect())
     }
 
     /// Forgets revisions older than the time between two calls, together with other apiservers. As kube-apiserver's compactor.
@@ -341,18 +450,23 @@ impl Store {
         }
     }
 
-    /// `compact_rev_key` has a version that counts compactions: who raises it compacts, who cannot has been forestalled.
+    /// Who changes [`COMPACT_KEY`] compacts; who cannot has been forestalled, and learns of it.
     async fn compact(&self, (key_revision, target): (i64, i64)) -> Result<(i64, i64), EtcdError> {
         let now = self.etcd.revision().await?;
-        match self.etcd.put("compact_rev_key", target.to_string().as_bytes(), key_revision, 0).await? {
+        match self.etcd.put(COMPACT_KEY, target.to_string().as_bytes(), key_revision, 0).await? {
             Swap::Done { revision } => {
                 if target > 0 {
                     self.etcd.compact(target).await?;
+                    self.compacted.fetch_max(target, Ordering::Relaxed);
                     tracing::debug!(revision = target, "compacted etcd's history");
                 }
                 Ok((revision, now))
             }
-            Swap::Differs(current) => Ok((current.map_or(0, |stored| stored.mod_revision), now)),
+            Swap::Differs(current) => {
+                let up_to = current.as_ref().and_then(|stored| std::str::from_utf8(&stored.value).ok()?.parse().ok());
+                self.compacted.fetch_max(up_to.unwrap_or(0), Ordering::Relaxed);
+                Ok((current.map_or(0, |stored| stored.mod_revision), now))
+            }
         }
     }
 
@@ -360,7 +474,7 @@ impl Store {
     pub fn counts(&self) -> impl Iterator<Item = (String, usize)> {
         self.prefix_of.iter().filter_map(|((group, resource), prefix)| {
             let room = self.rooms.get(prefix)?;
-            let count = room.cache.snapshot().objects.len();
+            let count = room.cache.len();
             Some((apimachinery::meta::group_resource(group, resource), count))
         })
     }
@@ -373,42 +487,32 @@ impl Store {
     }
 
     /// From etcd's bytes; what was just written by us is known already.
-    fn parse(&self, room: &Room, full_key: &str, stored: Stored) -> Arc<StoredObject> {
-        let created = stored.create_revision == stored.mod_revision;
+    fn parse(&self, room: &Room, full_key: &str, value: &[u8], revision: i64, created: bool) -> Arc<StoredObject> {
         let pending = {
             let mut all = self.pending.lock();
-            let same = all.get(full_key).is_some_and(|p| p.bytes == stored.value);
+            let same = all.get(full_key).is_some_and(|p| p.bytes == value);
             if same { all.remove(full_key) } else { None }
         };
         if let Some(pending) = pending {
-            return pending.build(stored.mod_revision, created);
+            return pending.build(revision, created);
         }
-        let (value, bytes) = object::read(full_key, stored.value);
+        let (value, bytes) = object::read(full_key, value);
         let identity = Identity::of(&value, (room.fields_of)(&value));
-        Arc::new(StoredObject::new(identity, &bytes, stored.mod_revision, created))
+        Arc::new(StoredObject::new(identity, &bytes, revision, created))
     }
 
-    /// All objects below a prefix as of a revision (0: now), and that revision.
-    async fn read_prefix(&self, room: &Room, prefix: &str, revision: i64) -> Result<(Objects, i64), EtcdError> {
-        let start = format!("{}/{prefix}/", self.root);
-        let end = keys::range_end(&start);
-        let mut objects = Objects::new();
-        let (mut from, mut revision) = (start.clone().into_bytes(), revision);
-        loop {
-            let (page, at, more) = self.etcd.page(&from, &end, revision, PAGE).await?;
-            revision = at;
-            if let Some(last) = page.last() {
-                from = [last.key.as_bytes(), b"\0"].concat();
-            }
-            for stored in page {
-                let full = stored.key.clone();
-                if let Some(key) = full.strip_prefix(&start) {
-                    objects.insert(key.into(), self.parse(room, &full, stored));
-                }
-            }
-            if !more {
-                return Ok((objects, revision));
-            }
+    fn read_stored(&self, room: &Room, stored: &Stored) -> Arc<StoredObject> {
+        let created = stored.create_revision == stored.mod_revision;
+        self.parse(room, &stored.key, &stored.value, stored.mod_revision, created)
+    }
+}
+
+// === impl Awaited ===
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if !self.written {
+            self.store.forget_pending(&self.key, &self.pending);
         }
     }
 }
@@ -418,14 +522,14 @@ impl Store {
 impl Pending {
     /// The object with its revision; the same one for all who ask.
     fn build(&self, revision: i64, created: bool) -> Arc<StoredObject> {
-        let mut built = self.built.lock();
-        match &*built {
-            Some(object) if object.revision == revision => object.clone(),
-            _ => {
-                let object = Arc::new(StoredObject::new(self.identity.clone(), &self.bytes, revision, created));
-                *built = Some(object.clone());
-                object
-            }
-        }
+        let mut object = self.object.lock();
+        let identity = match &mut *object {
+            Building::Waits(identity) => std::mem::take(identity),
+            Building::Is(object) if object.revision == revision => return object.clone(),
+            Building::Is(object) => object.identity.clone(),
+        };
+        let built = Arc::new(StoredObject::new(identity, &self.bytes, revision, created));
+        *object = Building::Is(built.clone());
+        built
     }
 }

@@ -10,6 +10,7 @@ use apimachinery::meta::split_api_version;
 use apimachinery::{facts, protobuf};
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::OnceLock;
@@ -20,10 +21,10 @@ pub struct Identity {
     pub namespace: Box<str>,
     pub name: Box<str>,
     pub uid: Box<str>,
-    /// Sorted by key.
-    pub labels: Box<[(Box<str>, Box<str>)]>,
-    /// The kind's selectable fields beside name and namespace.
-    pub fields: Box<[(&'static str, Box<str>)]>,
+    /// `key\0value\0…`, sorted. There are many objects: one piece of memory a list.
+    labels: Box<str>,
+    /// The kind's selectable fields beside name and namespace, in the same form; empty ones are left out.
+    fields: Box<str>,
 }
 
 /// One version of an object. Immutable.
@@ -54,31 +55,38 @@ impl Identity {
         let meta = object.get("metadata");
         let text =
             |key: &str| -> Box<str> { meta.and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or("").into() };
-        let mut labels: Vec<(Box<str>, Box<str>)> = meta
-            .and_then(|m| m.get("labels"))
-            .and_then(Value::as_object)
-            .map(|map| map.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or("").into())).collect())
-            .unwrap_or_default();
+        let labels = meta.and_then(|m| m.get("labels")).and_then(Value::as_object);
+        let mut labels: Vec<(&str, &str)> =
+            labels.into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or(""))).collect();
         labels.sort_unstable();
         Self {
             namespace: text("namespace"),
             name: text("name"),
             uid: text("uid"),
-            labels: labels.into(),
-            fields: fields.into_iter().map(|(field, value)| (field, value.into())).collect(),
+            labels: packed(labels),
+            fields: packed(fields.iter().map(|(field, value)| (*field, value.as_str())).filter(|(_, v)| !v.is_empty())),
         }
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok().map(|at| &*self.labels[at].1)
+        self.labels().find(|(label, _)| *label == key).map(|(_, value)| value)
     }
 
-    /// The value of a selectable field; absent ones are None.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        unpacked(&self.labels)
+    }
+
+    /// Equal for equal labels.
+    pub fn labels_text(&self) -> &str {
+        &self.labels
+    }
+
+    /// The value of a selectable field; absent and empty ones are None.
     pub fn field(&self, name: &str) -> Option<&str> {
         match name {
             "metadata.name" => Some(&self.name),
             "metadata.namespace" => Some(&self.namespace),
-            _ => self.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| &**value),
+            _ => unpacked(&self.fields).find(|(field, _)| *field == name).map(|(_, value)| value),
         }
     }
 
@@ -86,6 +94,20 @@ impl Identity {
         (labels.is_empty() || labels.matches_with(|key| self.label(key)))
             && (fields.is_empty() || fields.matches(|field| self.field(field)))
     }
+}
+
+/// `key\0value\0` of each pair. Neither may hold a NUL, and none that is valid does.
+fn packed<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Box<str> {
+    let mut text = String::new();
+    for (key, value) in pairs {
+        text.extend([key, "\0", value, "\0"]);
+    }
+    text.into()
+}
+
+fn unpacked(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut parts = text.split_terminator('\0');
+    std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
 }
 
 // === impl StoredObject ===
@@ -183,22 +205,22 @@ impl StoredObject {
 
 /// Reads what is stored: JSON, or the protobuf that kube-apiserver writes (the store of a cluster may be taken over). Gives
 /// the object, and its bytes as JSON.
-pub fn read(key: &str, stored: Vec<u8>) -> (Value, Vec<u8>) {
-    if !protobuf::is_protobuf(&stored) {
-        let value = serde_json::from_slice(&stored).unwrap_or_else(|error| {
+pub fn read<'s>(key: &str, stored: &'s [u8]) -> (Value, Cow<'s, [u8]>) {
+    if !protobuf::is_protobuf(stored) {
+        let value = serde_json::from_slice(stored).unwrap_or_else(|error| {
             tracing::error!(key, %error, "what is stored is no JSON");
             Value::Null
         });
-        return (value, stored);
+        return (value, Cow::Borrowed(stored));
     }
-    match read_protobuf(&stored) {
+    match read_protobuf(stored) {
         Ok(value) => {
             let bytes = encode(&value);
-            (value, bytes)
+            (value, Cow::Owned(bytes))
         }
         Err(error) => {
             tracing::error!(key, error, "what is stored cannot be read");
-            (Value::Null, Vec::new())
+            (Value::Null, Cow::Borrowed(&[]))
         }
     }
 }
@@ -370,7 +392,7 @@ mod tests {
         stored.extend_from_slice(type_meta);
         stored.extend_from_slice(&[0x12, raw.len() as u8]);
         stored.extend_from_slice(raw);
-        let (value, bytes) = read("k", stored);
+        let (value, bytes) = read("k", &stored);
         let object = StoredObject::new(Identity::of(&value, Vec::new()), &bytes, 9, false);
         let text = String::from_utf8(object.json().to_vec()).unwrap();
         assert_eq!(

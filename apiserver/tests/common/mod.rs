@@ -218,6 +218,20 @@ impl Server {
         self.ready().await;
     }
 
+    /// The process of the apiserver.
+    pub fn pid(&self) -> Option<u32> {
+        self.apiserver.as_ref().map(|process| process.0.id())
+    }
+
+    pub fn etcd_pid(&self) -> Option<u32> {
+        self.etcd.as_ref().map(|process| process.0.id())
+    }
+
+    /// Waits until the apiserver, told to stop, has ended.
+    pub fn wait_for_end(&mut self) -> std::process::ExitStatus {
+        self.apiserver.as_mut().unwrap().0.wait().unwrap()
+    }
+
     /// For a client of another make.
     pub fn config(&self) -> kube::Config {
         config(&self.url, &self.admin)

@@ -1,53 +1,12 @@
 //! Lists and watches against a real etcd: what a client sees is what was written, in order, once, whatever happens to etcd.
 
-mod common;
-
-use common::{Server, has_etcd};
-use futures::AsyncBufReadExt as _;
-use futures::TryStreamExt as _;
+use crate::common::{JSON, MERGE, Server, has_etcd};
+use crate::watch::{PATIENCE, Watch};
+use crate::{PATH, names, start, version};
+use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use http::Request;
 use serde_json::{Value, json};
 use std::time::Duration;
-
-const PATH: &str = "/api/v1/namespaces/w/configmaps";
-const JSON: &str = "application/json";
-const MERGE: &str = "application/merge-patch+json";
-const PATIENCE: Duration = Duration::from_secs(20);
-
-type Lines = futures::io::Lines<std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>>>;
-
-/// A watch, event by event.
-struct Watch(Lines);
-
-impl Watch {
-    async fn open(server: &Server, query: &str) -> Self {
-        let request = Request::get(format!("{PATH}?watch=true&{query}")).body(Vec::new()).unwrap();
-        let stream: std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>> =
-            Box::pin(server.client.request_stream(request).await.unwrap());
-        Self(stream.lines())
-    }
-
-    /// Type and object; None when the watch has ended.
-    async fn next(&mut self) -> Option<(String, Value)> {
-        let line = tokio::time::timeout(PATIENCE, self.0.try_next()).await.expect("an event in time").ok()??;
-        let mut event: Value = serde_json::from_str(&line).unwrap();
-        Some((event["type"].as_str().unwrap().to_owned(), event["object"].take()))
-    }
-
-    /// `ADDED a`, with the name of the object.
-    async fn told(&mut self) -> String {
-        match self.next().await {
-            Some((kind, object)) => format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or("")),
-            None => "the end".to_owned(),
-        }
-    }
-}
-
-async fn start(flags: &[&str]) -> Server {
-    let server = Server::start_with(flags).await;
-    server.call("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "w"}}), JSON).await.unwrap();
-    server
-}
 
 async fn create(server: &Server, name: &str, label: &str) -> Value {
     let object = json!({"metadata": {"name": name, "labels": {"l": label}}});
@@ -63,14 +22,6 @@ async fn delete(server: &Server, name: &str) {
     server.call("DELETE", &format!("{PATH}/{name}"), &Value::Null, JSON).await.unwrap();
 }
 
-fn version(object: &Value) -> String {
-    object["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
-}
-
-fn names(list: &Value) -> Vec<&str> {
-    list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_streaming_list_ends_with_its_bookmark_and_goes_on_as_a_watch() {
     if !has_etcd() {
@@ -80,7 +31,7 @@ async fn a_streaming_list_ends_with_its_bookmark_and_goes_on_as_a_watch() {
     create(&server, "a", "x").await;
     create(&server, "b", "y").await;
     let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&labelSelector=l%3Dx";
-    let mut watch = Watch::open(&server, query).await;
+    let mut watch = Watch::open(&server, PATH, query).await;
     assert_eq!(watch.told().await, "ADDED a");
     let (kind, bookmark) = watch.next().await.unwrap();
     assert_eq!(
@@ -106,7 +57,7 @@ async fn a_watch_begins_behind_its_version_and_a_paged_list_stays_at_its_own() {
     for name in ["b", "c", "d"] {
         create(&server, name, "x").await;
     }
-    let mut watch = Watch::open(&server, &format!("resourceVersion={}", version(&first))).await;
+    let mut watch = Watch::open(&server, PATH, &format!("resourceVersion={}", version(&first))).await;
     for expected in ["ADDED b", "ADDED c", "ADDED d"] {
         assert_eq!(watch.told().await, expected);
     }
@@ -130,7 +81,7 @@ async fn watches_live_through_the_death_of_etcd_and_miss_nothing() {
     }
     let mut server = start(&[]).await;
     let first = create(&server, "a", "x").await;
-    let mut watch = Watch::open(&server, &format!("resourceVersion={}", version(&first))).await;
+    let mut watch = Watch::open(&server, PATH, &format!("resourceVersion={}", version(&first))).await;
     server.kill_etcd();
     assert_eq!(names(&server.get(&format!("{PATH}?resourceVersion=0&labelSelector=l")).await.unwrap()), ["a"]);
     server.start_etcd();
@@ -159,7 +110,7 @@ async fn an_old_version_is_gone_and_says_so() {
     server.restart().await;
     assert_eq!(names(&server.get(&format!("{PATH}?labelSelector=l")).await.unwrap()), ["a"]);
     // The server knows nothing of the time before it started.
-    let mut watch = Watch::open(&server, "resourceVersion=1").await;
+    let mut watch = Watch::open(&server, PATH, "resourceVersion=1").await;
     let (kind, status) = watch.next().await.unwrap();
     assert_eq!((kind.as_str(), &status["code"], &status["reason"]), ("ERROR", &json!(410), &json!("Expired")));
     assert!(watch.next().await.is_none());
@@ -172,7 +123,7 @@ async fn a_thousand_writes_are_seen_once_and_in_order() {
     }
     let server = start(&[]).await;
     let list = server.get(PATH).await.unwrap();
-    let mut watch = Watch::open(&server, &format!("resourceVersion={}", version(&list))).await;
+    let mut watch = Watch::open(&server, PATH, &format!("resourceVersion={}", version(&list))).await;
     let writers: Vec<_> = (0..8)
         .map(|writer| {
             let client = server.client.clone();
