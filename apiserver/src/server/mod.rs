@@ -116,7 +116,9 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
 
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
-    let feeding = tokio::spawn(context.store.clone().run(shutdown.clone()));
+    // What requests need works on until they have been answered.
+    let working = CancellationToken::new();
+    let feeding = tokio::spawn(context.store.clone().run(working.clone()));
     let checking = tokio::spawn(check_etcd(context.clone(), etcd));
     let bootstrapping = tokio::spawn({
         let context = context.clone();
@@ -132,7 +134,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         }
     });
     let allocating = tokio::spawn({
-        let (store, shutdown) = (context.store.clone(), shutdown.clone());
+        let (store, shutdown) = (context.store.clone(), working.clone());
         async move {
             store.loaded().await;
             settings.services.run(store, shutdown).await;
@@ -140,7 +142,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     });
     let compacting = tokio::spawn({
         let (store, every, shutdown) =
-            (context.store.clone(), context.options.etcd_compaction_interval, shutdown.clone());
+            (context.store.clone(), context.options.etcd_compaction_interval, working.clone());
         async move {
             if !every.is_zero() {
                 store.run_compactor(every, shutdown).await;

@@ -23,8 +23,8 @@ async fn what_is_too_big_is_refused_and_nothing_is_stored() {
     let request = Request::post(PATH).header("content-type", JSON).body(deep.into_bytes()).unwrap();
     let Err(kube::Error::Api(status)) = server.client.request::<Value>(request).await else { panic!("stored") };
     assert_eq!(status.code, 400);
-    let long = format!("{PATH}?labelSelector={}", "x".repeat(200_000));
-    assert!(server.get(&long).await.is_err());
+    let long = Request::get(PATH).header("x-long", "x".repeat(200_000)).body(Vec::new()).unwrap();
+    assert!(server.client.request::<Value>(long).await.is_err());
     assert_eq!(server.get(PATH).await.unwrap()["items"], json!([]));
     let (code, _) = server.get(&format!("{PATH}?timeout=x")).await.unwrap_err();
     assert_eq!(code, 400);
@@ -41,6 +41,8 @@ async fn an_etcd_that_hangs_costs_time_but_not_the_server() {
     }
     let server = start(&["--max-requests-inflight=4", "--max-mutating-requests-inflight=2"]).await;
     server.post(PATH, &json!({"metadata": {"name": "a"}})).await.unwrap();
+    // A user whom no limit exempts.
+    let user = user(&server).await;
     let etcd = server.etcd_pid().unwrap();
     signal(etcd, "STOP");
     let begun = Instant::now();
@@ -48,8 +50,6 @@ async fn an_etcd_that_hangs_costs_time_but_not_the_server() {
     let gone = server.client.request::<Value>(Request::get(PATH).body(Vec::new()).unwrap());
     assert!(tokio::time::timeout(Duration::from_millis(300), gone).await.is_err());
     server.get(&format!("{PATH}?resourceVersion=0")).await.unwrap();
-    // A user whom no limit exempts.
-    let user = user(&server).await;
     let calls = (0..30).map(|index| {
         let (user, method) = (user.clone(), if index % 2 == 0 { "GET" } else { "POST" });
         tokio::spawn(async move {
@@ -93,10 +93,16 @@ async fn user(server: &Server) -> kube::Client {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [{"kind": "User", "name": "jane", "apiGroup": "rbac.authorization.k8s.io"}],
     });
-    _ = server.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await;
+    server.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await.unwrap();
     let mut config = server.config();
     config.auth_info.impersonate = Some("jane".to_owned());
-    kube::Client::try_from(config).unwrap()
+    let user = kube::Client::try_from(config).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = user.request::<Value>(Request::get(PATH).body(Vec::new()).unwrap()).await {
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    user
 }
 
 #[tokio::test(flavor = "multi_thread")]
