@@ -167,7 +167,7 @@ pub async fn delete_collection(
         result?;
     }
     drop(deletions);
-    Ok(list::render(request, selected, wanted, include))
+    list::render(request, selected, wanted, include)
 }
 
 async fn delete_named(

@@ -154,11 +154,16 @@ pub async fn list(
     include: table::Include,
 ) -> Result<Outcome, StatusError> {
     let selected = select(request).await?;
-    Ok(render(request, selected, wanted, include))
+    render(request, selected, wanted, include)
 }
 
 /// What has been selected, as the client wants it.
-pub fn render(request: &ResourceRequest<'_>, selected: Selected, wanted: Wanted, include: table::Include) -> Outcome {
+pub fn render(
+    request: &ResourceRequest<'_>,
+    selected: Selected,
+    wanted: Wanted,
+    include: table::Include,
+) -> Result<Outcome, StatusError> {
     let resource = request.resource;
     let mut metadata = json!({"resourceVersion": selected.revision.to_string()});
     if !selected.continue_token.is_empty() {
@@ -202,7 +207,7 @@ pub fn render(request: &ResourceRequest<'_>, selected: Selected, wanted: Wanted,
             respond::value(wanted, 200, &object)
         }
     };
-    Outcome { code: 200, payload: Payload::Response(response), warnings: Vec::new() }
+    Ok(Outcome { code: 200, payload: Payload::Response(response), warnings: Vec::new() })
 }
 
 /// Finds what a request lists: the state it asks for, its selectors, its page.
