@@ -204,6 +204,9 @@ async fn check_etcd(context: Arc<Context>, etcd: Etcd) {
     loop {
         let answers = etcd.revision().await.is_ok();
         context.state.etcd_answers.store(answers, Ordering::Relaxed);
+        if let Ok(bytes) = etcd.size().await {
+            metrics::storage_size(bytes);
+        }
         tokio::time::sleep(ETCD_CHECK_INTERVAL).await;
     }
 }

@@ -206,6 +206,12 @@ impl Etcd {
         }
     }
 
+    /// How big the database is, as the first endpoint has it.
+    pub async fn size(&self) -> Result<i64, EtcdError> {
+        let Some(member) = self.members.first() else { return Ok(0) };
+        Ok(timed(member.clone().status()).await?.db_size())
+    }
+
     /// Reads one key; linearizable.
     pub async fn get(&self, key: &str) -> Result<Option<Stored>, EtcdError> {
         let mut response = timed(self.kv.clone().get(key, None)).await?;
