@@ -2,7 +2,7 @@
 
 use super::autoscaling::v1 as autoscaling_v1;
 use super::certificates::certificate_signing_request as csr;
-use super::core::{event, namespace, pod};
+use super::core::{event, namespace, pod, pod_update};
 use super::field::{Errors, Field};
 use super::object::{child, copy_field, remove, schema_defaults, set};
 use super::print::Clock;
@@ -169,7 +169,7 @@ impl Strategy for Builtin {
                 csr::prepare_approval(new, &old);
             }
             Part::EphemeralContainers => only_spec_field(new, &old, "ephemeralContainers"),
-            Part::Resize => pod::prepare_resize(new, &old),
+            Part::Resize => pod_update::prepare_resize(new, &old),
         });
     }
 
@@ -197,8 +197,8 @@ impl Strategy for Builtin {
                 }
                 Part::Finalize => {}
                 Part::Approval => csr::update(new, old, part, errors),
-                Part::EphemeralContainers => pod::validate_ephemeral(new, old, errors),
-                Part::Resize => pod::validate_resize(new, old, errors),
+                Part::EphemeralContainers => pod_update::validate_ephemeral(new, old, errors),
+                Part::Resize => pod_update::validate_resize(new, old, errors),
             }
         })
     }

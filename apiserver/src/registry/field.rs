@@ -4,6 +4,7 @@
 use apimachinery::status::{FieldError, FieldErrorKind};
 use serde_json::Value;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 static NULL: Value = Value::Null;
 
@@ -139,6 +140,22 @@ impl<'p, 'v> Field<'p, 'v> {
     }
 }
 
+/// An address, or what is wrong with it.
+fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
+    let without_zeros = |part: &str| match part.trim_start_matches('0') {
+        "" => "0".to_owned(),
+        rest => rest.to_owned(),
+    };
+    match text.parse() {
+        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => Err("must not be an IPv4-mapped IPv6 address"),
+        Ok(ip) => Ok(ip),
+        Err(_) if text.split('.').map(without_zeros).collect::<Vec<_>>().join(".").parse::<IpAddr>().is_ok() => {
+            Err("must not have leading 0s")
+        }
+        Err(_) => Err("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+    }
+}
+
 /// Go shows an absent text as an empty one.
 fn shown(field: &Field<'_, '_>) -> Value {
     if field.value.is_null() { Value::from("") } else { field.value.clone() }
@@ -184,6 +201,11 @@ impl Errors {
         ));
     }
 
+    /// Invalid, but another value than the field's is shown.
+    pub fn invalid_as(&mut self, field: &Field<'_, '_>, value: impl Into<Value>, detail: impl Into<String>) {
+        self.0.push(FieldError::invalid(field.path(), value, detail));
+    }
+
     /// Every message of a check such as `is_dns1123_label`.
     pub fn all(&mut self, field: &Field<'_, '_>, messages: Vec<String>) {
         for message in messages {
@@ -213,6 +235,39 @@ impl Errors {
     pub fn one_of(&mut self, field: &Field<'_, '_>, supported: &[&str]) {
         if field.is_set() && !supported.contains(&field.str()) {
             self.not_supported(field, supported);
+        }
+    }
+
+    /// A name of this form, where there is one.
+    pub fn named(&mut self, field: &Field<'_, '_>, rule: fn(&str) -> Vec<String>) {
+        if !field.is_blank() {
+            self.all(field, rule(field.str()));
+        }
+    }
+
+    /// A name of this form, which must be there.
+    pub fn need_named(&mut self, field: &Field<'_, '_>, rule: fn(&str) -> Vec<String>) {
+        if self.need(field) {
+            self.all(field, rule(field.str()));
+        }
+    }
+
+    /// As `IsValidIP`.
+    pub fn ip(&mut self, field: &Field<'_, '_>) -> Option<IpAddr> {
+        match parse_ip(field.str()) {
+            Ok(ip) => Some(ip),
+            Err(message) => {
+                self.invalid(field, message);
+                None
+            }
+        }
+    }
+
+    /// A number that must be above zero; absent counts as zero.
+    pub fn above_zero(&mut self, field: &Field<'_, '_>) {
+        let number = field.int().unwrap_or(0);
+        if number <= 0 {
+            self.invalid_as(field, number, "must be greater than zero");
         }
     }
 

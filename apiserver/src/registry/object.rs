@@ -107,6 +107,34 @@ pub fn semantically_equal(a: &Value, b: &Value) -> bool {
     }
 }
 
+/// What differs, one line a place, for people: `containers[0].command: ["a"] -> ["b"]`. No longer than they read.
+pub fn differences(old: &Value, new: &Value) -> String {
+    const MAX: usize = 20;
+    fn visit(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
+        if lines.len() >= MAX || semantically_equal(old, new) {
+            return;
+        }
+        match (old, new) {
+            (Value::Object(a), Value::Object(b)) => {
+                for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    let of = |map: &Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+                    visit(&path, &of(a), &of(b), lines);
+                }
+            }
+            (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+                for (at, (a, b)) in a.iter().zip(b).enumerate() {
+                    visit(&format!("{path}[{at}]"), a, b, lines);
+                }
+            }
+            _ => lines.push(format!("  {path}: {old} -> {new}\n")),
+        }
+    }
+    let mut lines = Vec::new();
+    visit("", old, new, &mut lines);
+    lines.concat()
+}
+
 /// True if anything but metadata and status differs: what bumps a generation.
 pub fn spec_differs(new: &Value, old: &Value) -> bool {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new != old };

@@ -1,6 +1,5 @@
 //! ConfigMaps.
 
-use super::config_key;
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::map;
 use crate::registry::print::{self, Clock};
@@ -12,6 +11,25 @@ use serde_json::Value;
 pub const DATA_MAX_BYTES: usize = 1024 * 1024;
 
 pub const RULES: Rules = Rules { validate, validate_update, row: Some(row), ..Rules::DEFAULT };
+
+/// As `IsConfigMapKey`.
+pub fn config_key(key: &str) -> Vec<String> {
+    let mut messages = Vec::new();
+    if key.len() > 253 {
+        messages.push("must be no more than 253 characters".to_owned());
+    }
+    if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        messages.push("a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')".to_owned());
+    }
+    if key == "." {
+        messages.push("must not be '.'".to_owned());
+    } else if key == ".." {
+        messages.push("must not be '..'".to_owned());
+    } else if key.starts_with("..") {
+        messages.push("must not start with '..'".to_owned());
+    }
+    messages
+}
 
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let (data, binary) = (root.at("data"), root.at("binaryData"));

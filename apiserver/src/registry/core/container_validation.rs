@@ -1,119 +1,211 @@
-//! Validation of containers: names, images, ports, environment, mounts, probes, hooks, resources, security.
+//! Validation of containers: names, images, ports, mounts, probes, hooks, restarts. As `validateContainers` and what it calls.
 
-use super::pod_validation::seccomp;
-use super::volume_validation::relative_path;
+use super::container_env::{env, env_from};
+use super::pod_security;
+use super::resources;
+use super::volume_sources::{no_backsteps, relative_path};
+use super::volume_validation::Volumes;
 use crate::registry::field::{Errors, Field};
-use apimachinery::names::{is_dns1123_label, is_qualified_name};
-use apimachinery::quantity::Quantity;
-use apimachinery::status::FieldError;
+use apimachinery::names::is_dns1123_label;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::fmt::Write as _;
 
 pub const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
-const INT32_MAX: i64 = i32::MAX as i64;
+pub const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
+const RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
+const NOT_EPHEMERAL: &str = "cannot be set for an Ephemeral Container";
 
-/// Init and ordinary containers of a pod's spec, which share one space of names.
-pub fn containers(spec: &Field<'_, '_>, volumes: &HashSet<&str>, errors: &mut Errors) {
-    let ordinary = spec.at("containers");
-    if ordinary.is_empty() {
-        errors.required(&ordinary, "");
+/// What containers need to know of the pod that they are in.
+pub struct PodContext<'v> {
+    pub volumes: Volumes<'v>,
+    pub claims: Vec<&'v str>,
+    pub grace_seconds: Option<i64>,
+    pub restart_policy: &'v str,
+    /// They are the host's users.
+    pub host_users: bool,
+    /// Of a pod itself, not of a template.
+    pub is_pod: bool,
+}
+
+/// All containers of a pod's spec, which share one space of names.
+pub fn containers(spec: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
+    ordinary(&spec.at("containers"), pod, errors);
+    init(spec, pod, errors);
+    ephemeral(spec, pod, errors);
+}
+
+fn ordinary(containers: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
+    if containers.is_empty() {
+        errors.required(containers, "");
+        return;
     }
-    let mut names = HashSet::new();
-    let mut host_ports = HashSet::new();
-    for container in ordinary.items() {
-        common(&container, volumes, errors);
-        ports(&container.at("ports"), &mut host_ports, errors);
-        handlers(&container, true, errors);
+    for (at, container) in containers.items().enumerate() {
+        common(&container, pod, errors);
         let name = container.at("name");
-        if !name.is_blank() && !names.insert(name.str()) {
+        if containers.items().take(at).any(|other| name_of(other.value) == name.str()) {
             errors.duplicate(&name);
         }
-        let policy = container.at("restartPolicy");
-        errors.one_of(&policy, &["Always", "Never", "OnFailure"]);
+        handlers(&container, pod, errors);
+        restarts(&container, errors);
     }
-    for container in spec.at("initContainers").items() {
+    let mut taken = Vec::new();
+    for container in containers.items() {
+        host_ports(&container, &mut taken, errors);
+    }
+}
+
+fn init(spec: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
+    let (ordinary, containers) = (spec.at("containers"), spec.at("initContainers"));
+    for (at, container) in containers.items().enumerate() {
+        common(&container, pod, errors);
         let sidecar = container.at("restartPolicy").str() == "Always";
-        common(&container, volumes, errors);
-        ports(&container.at("ports"), &mut HashSet::new(), errors);
-        handlers(&container, sidecar, errors);
+        restarts(&container, errors);
         let name = container.at("name");
-        if !name.is_blank() && !names.insert(name.str()) {
+        if is_named(&ordinary, name.str()) || (!name.is_blank() && containers.items().take(at).any(|o| name_of(o.value) == name.str())) {
             errors.duplicate(&name);
         }
-        errors.one_of(&container.at("restartPolicy"), &["Always", "Never", "OnFailure"]);
-        if !sidecar {
-            for forbidden in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
-                let field = container.at(forbidden);
-                if field.is_set() {
-                    errors.forbidden(&field, "may not be set for init containers without restartPolicy=Always");
+        // They run one after the other.
+        host_ports(&container, &mut Vec::new(), errors);
+        if sidecar {
+            handlers(&container, pod, errors);
+            continue;
+        }
+        for forbidden in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+            let field = container.at(forbidden);
+            if field.is_set() {
+                errors.forbidden(&field, "may not be set for init containers without restartPolicy=Always");
+            }
+        }
+        let resize = container.at("resizePolicy");
+        if !resize.is_empty() {
+            errors.invalid(&resize, "must not be set for init containers");
+        }
+    }
+}
+
+/// As `validateEphemeralContainers`.
+fn ephemeral(spec: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
+    let (ordinary, init, containers) =
+        (spec.at("containers"), spec.at("initContainers"), spec.at("ephemeralContainers"));
+    for (at, container) in containers.items().enumerate() {
+        common(&container, pod, errors);
+        untrimmed_image(&container, errors);
+        let (name, target) = (container.at("name"), container.at("targetContainerName"));
+        let known = |name: &str| is_named(&ordinary, name) || is_named(&init, name);
+        if known(name.str()) || containers.items().take(at).any(|other| name_of(other.value) == name.str()) {
+            errors.duplicate(&name);
+        }
+        if !target.is_blank() && !known(target.str()) {
+            errors.not_found(&target);
+        }
+        let fields = ["ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules", "livenessProbe",
+            "readinessProbe", "startupProbe", "lifecycle"];
+        for field in fields.iter().map(|name| container.at(name)).filter(|f| f.is_set() && f.value != &serde_json::json!({})) {
+            errors.forbidden(&field, NOT_EPHEMERAL);
+        }
+        for mount in container.at("volumeMounts").items() {
+            for field in ["subPath", "subPathExpr"] {
+                if !mount.at(field).is_blank() {
+                    errors.forbidden(&mount.at(field), NOT_EPHEMERAL);
                 }
             }
         }
     }
 }
 
-/// As `validateEphemeralContainers`.
-pub fn ephemeral_containers(spec: &Field<'_, '_>, volumes: &HashSet<&str>, errors: &mut Errors) {
-    let containers = spec.at("containers");
-    let init = spec.at("initContainers");
-    let mut names: HashSet<&str> = containers
-        .items()
-        .chain(init.items())
-        .map(|c| c.value.get("name").and_then(Value::as_str).unwrap_or(""))
-        .collect();
-    for container in spec.at("ephemeralContainers").items() {
-        common(&container, volumes, errors);
-        let name = container.at("name");
-        if !name.is_blank() && !names.insert(name.str()) {
-            errors.duplicate(&name);
-        }
-        let target = container.at("targetContainerName");
-        if !target.is_blank() && !containers.items().chain(init.items()).any(|c| c.value["name"] == target.str()) {
-            errors.not_found(&target);
-        }
-        for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy"] {
-            let field = container.at(field);
-            if field.is_set() {
-                errors.forbidden(&field, "field not allowed in ephemeral containers");
-            }
-        }
-        if container.at("resources").at("limits").is_set() || container.at("resources").at("requests").is_set() {
-            errors.forbidden(&container.at("resources"), "cannot be set for an Ephemeral Container");
-        }
+fn name_of(container: &Value) -> &str {
+    container.get("name").and_then(Value::as_str).unwrap_or("")
+}
+
+fn is_named(containers: &Field<'_, '_>, name: &str) -> bool {
+    containers.items().any(|container| name_of(container.value) == name)
+}
+
+/// As `validateContainerCommon`.
+fn common(container: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
+    errors.need_named(&container.at("name"), is_dns1123_label);
+    errors.need(&container.at("image"));
+    errors.need_one_of(&container.at("terminationMessagePolicy"), &["File", "FallbackToLogsOnError"]);
+    ports(&container.at("ports"), errors);
+    env(&container.at("env"), &pod.volumes, errors);
+    env_from(&container.at("envFrom"), errors);
+    mounts(container, &pod.volumes, errors);
+    devices(container, &pod.volumes, errors);
+    errors.need_one_of(&container.at("imagePullPolicy"), &PULL_POLICIES);
+    resources::of_container(&container.at("resources"), &pod.claims, errors);
+    resize_policies(&container.at("resizePolicy"), pod.restart_policy, errors);
+    pod_security::container(&container.at("securityContext"), pod.host_users, errors);
+    if pod.is_pod {
+        untrimmed_image(container, errors);
     }
 }
 
-fn common(container: &Field<'_, '_>, volumes: &HashSet<&str>, errors: &mut Errors) {
-    let (name, image) = (container.at("name"), container.at("image"));
-    if errors.need(&name) {
-        errors.all(&name, is_dns1123_label(name.str()));
-    }
-    if image.is_blank() {
-        errors.required(&image, "");
-    } else if image.str().trim() != image.str() {
+/// As `validateContainerOnlyForPod`.
+pub fn untrimmed_image(container: &Field<'_, '_>, errors: &mut Errors) {
+    let image = container.at("image");
+    if image.str().trim().len() != image.str().len() {
         errors.invalid(&image, "must not have leading or trailing whitespace");
     }
-    errors.need_one_of(&container.at("terminationMessagePolicy"), &["File", "FallbackToLogsOnError"]);
-    errors.one_of(&container.at("imagePullPolicy"), &PULL_POLICIES);
-    env(&container.at("env"), errors);
-    for source in container.at("envFrom").items() {
-        env_from(&source, errors);
-    }
-    mounts(container, volumes, errors);
-    resources(&container.at("resources"), errors);
-    security(&container.at("securityContext"), errors);
 }
 
-// === ports and environment ===
+// === restarts and resizing ===
 
-fn ports<'v>(ports: &Field<'_, 'v>, host_ports: &mut HashSet<(&'v str, &'v str, i64)>, errors: &mut Errors) {
-    let mut names = HashSet::new();
-    for port in ports.items() {
-        let (name, number, host, protocol) =
-            (port.at("name"), port.at("containerPort"), port.at("hostPort"), port.at("protocol"));
+/// As `validateContainerRestartPolicy`.
+fn restarts(container: &Field<'_, '_>, errors: &mut Errors) {
+    let (policy, rules) = (container.at("restartPolicy"), container.at("restartPolicyRules"));
+    if policy.is_set() {
+        errors.one_of(&policy, &["Always", "Never", "OnFailure"]);
+    } else if !rules.is_empty() {
+        errors.required(&policy, "must specify restartPolicy when restart rules are used");
+    }
+    if rules.len() > RULES_MAX {
+        errors.too_many(&rules, RULES_MAX);
+    }
+    for rule in rules.items() {
+        let (action, codes) = (rule.at("action"), rule.at("exitCodes"));
+        if action.str() != "Restart" {
+            errors.not_supported(&action, &["Restart"]);
+        }
+        if !codes.is_set() {
+            errors.required(&codes, "must be specified");
+            continue;
+        }
+        let (operator, values) = (codes.at("operator"), codes.at("values"));
+        if !matches!(operator.str(), "In" | "NotIn") {
+            errors.not_supported(&operator, &["In", "NotIn"]);
+        }
+        if values.len() > EXIT_CODES_MAX {
+            errors.too_many(&values, EXIT_CODES_MAX);
+        }
+    }
+}
+
+/// As `validateResizePolicy`.
+fn resize_policies(policies: &Field<'_, '_>, restart_policy: &str, errors: &mut Errors) {
+    for (at, policy) in policies.items().enumerate() {
+        let (name, restart) = (policy.at("resourceName"), policy.at("restartPolicy"));
+        if policies.items().take(at).any(|p| p.at("resourceName").str() == name.str()) {
+            errors.0.push(apimachinery::status::FieldError::duplicate(policy.path(), name.str()));
+        }
+        for (field, supported) in [(&name, ["cpu", "memory"]), (&restart, ["NotRequired", "RestartContainer"])] {
+            errors.need_one_of(&policies.with(field.value), &supported);
+        }
+        if restart_policy == "Never" && restart.str() != "NotRequired" {
+            let why = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            errors.invalid_as(policies, restart.str(), why);
+        }
+    }
+}
+
+// === ports ===
+
+fn ports(ports: &Field<'_, '_>, errors: &mut Errors) {
+    for (at, port) in ports.items().enumerate() {
+        let (name, number, host) = (port.at("name"), port.at("containerPort"), port.at("hostPort"));
         if !name.is_blank() {
             let messages = port_name(name.str());
-            if messages.is_empty() && !names.insert(name.str()) {
+            if messages.is_empty() && ports.items().take(at).any(|p| p.at("name").str() == name.str()) {
                 errors.duplicate(&name);
             }
             errors.all(&name, messages);
@@ -123,16 +215,24 @@ fn ports<'v>(ports: &Field<'_, 'v>, host_ports: &mut HashSet<(&'v str, &'v str, 
         } else {
             errors.port(&number);
         }
-        if let Some(wanted) = host.int().filter(|n| *n != 0) {
+        if host.int().unwrap_or(0) != 0 {
             errors.port(&host);
-            if !host_ports.insert((port.at("hostIP").str(), protocol.str(), wanted)) {
-                errors.0.push(FieldError::duplicate(
-                    host.path(),
-                    format!("{}/{}/{wanted}", protocol.str(), port.at("hostIP").str()),
-                ));
-            }
         }
-        errors.need_one_of(&protocol, &["SCTP", "TCP", "UDP"]);
+        errors.need_one_of(&port.at("protocol"), &PROTOCOLS);
+    }
+}
+
+/// As `AccumulateUniqueHostPorts`.
+fn host_ports(container: &Field<'_, '_>, taken: &mut Vec<String>, errors: &mut Errors) {
+    for port in container.at("ports").items() {
+        let (host, protocol) = (port.at("hostPort"), port.at("protocol"));
+        let Some(number) = host.int().filter(|n| *n != 0) else { continue };
+        let key = format!("{}/{}/{number}", protocol.str(), port.at("hostIP").str());
+        if taken.contains(&key) {
+            errors.0.push(apimachinery::status::FieldError::duplicate(host.path(), key));
+        } else {
+            taken.push(key);
+        }
     }
 }
 
@@ -160,342 +260,187 @@ pub fn port_name(name: &str) -> Vec<String> {
 /// A port by number or by name. As `ValidatePortNumOrName`.
 pub fn port_or_name(port: &Field<'_, '_>, errors: &mut Errors) {
     match port.value {
-        Value::Number(_) => errors.port(port),
         Value::String(name) => errors.all(port, port_name(name)),
-        _ => errors.required(port, ""),
+        Value::Number(_) => errors.port(port),
+        _ => errors.invalid_as(port, 0, "must be between 1 and 65535, inclusive"),
     }
-}
-
-/// As `IsRelaxedEnvVarName`.
-fn env_name(name: &str) -> Vec<String> {
-    if name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'=') {
-        return Vec::new();
-    }
-    vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned()]
-}
-
-fn env(env: &Field<'_, '_>, errors: &mut Errors) {
-    for variable in env.items() {
-        let (name, source) = (variable.at("name"), variable.at("valueFrom"));
-        if errors.need(&name) {
-            errors.all(&name, env_name(name.str()));
-        }
-        if !source.is_set() {
-            continue;
-        }
-        let sources = source.len();
-        if sources == 0 {
-            errors.invalid(
-                &source,
-                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
-            );
-        } else if sources > 1 {
-            errors.invalid(&source, "may not have more than one field specified at a time");
-        }
-        if !variable.at("value").is_blank() {
-            errors.invalid(&source, "may not be specified when `value` is not empty");
-        }
-        for kind in ["configMapKeyRef", "secretKeyRef"] {
-            let reference = source.at(kind);
-            if reference.is_set() {
-                errors.need(&reference.at("name"));
-                if errors.need(&reference.at("key")) {
-                    errors.all(&reference.at("key"), config_key(reference.at("key").str()));
-                }
-            }
-        }
-        let field = source.at("fieldRef");
-        if field.is_set() {
-            field_ref(&field, &ENV_FIELDS, errors);
-        }
-        let resource = source.at("resourceFieldRef");
-        if resource.is_set() {
-            errors.need(&resource.at("resource"));
-        }
-    }
-}
-
-const ENV_FIELDS: [&str; 9] = [
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-/// As `validateObjectFieldSelector`.
-pub fn field_ref(field: &Field<'_, '_>, supported: &[&str], errors: &mut Errors) {
-    errors.need(&field.at("apiVersion"));
-    let path = field.at("fieldPath");
-    if !errors.need(&path) {
-        return;
-    }
-    let text = path.str();
-    if let Some((map, subscript)) =
-        text.strip_suffix(']').and_then(|t| t.split_once("['").or_else(|| t.split_once('[')))
-    {
-        let key = subscript.trim_end_matches('\'');
-        match map {
-            "metadata.annotations" | "metadata.labels" => errors.all(&path, is_qualified_name(&key.to_lowercase())),
-            _ => errors.invalid(&path, "does not support subscript"),
-        }
-    } else if !supported.contains(&text) {
-        errors.not_supported(&path, supported);
-    }
-}
-
-fn env_from(source: &Field<'_, '_>, errors: &mut Errors) {
-    let prefix = source.at("prefix");
-    if !prefix.is_blank() {
-        errors.all(&prefix, env_name(prefix.str()));
-    }
-    let refs = ["configMapRef", "secretRef"];
-    for kind in refs {
-        let reference = source.at(kind);
-        if reference.is_set() {
-            errors.need(&reference.at("name"));
-        }
-    }
-    match refs.iter().filter(|kind| source.at(kind).is_set()).count() {
-        0 => errors.invalid(source, "must specify one of: `configMapRef` or `secretRef`"),
-        1 => {}
-        _ => errors.invalid(source, "may not have more than one field specified at a time"),
-    }
-}
-
-/// As `IsConfigMapKey`.
-pub fn config_key(key: &str) -> Vec<String> {
-    let mut messages = Vec::new();
-    if key.len() > 253 {
-        messages.push("must be no more than 253 characters".to_owned());
-    }
-    if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        messages.push("a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')".to_owned());
-    }
-    if key == "." {
-        messages.push("must not be '.'".to_owned());
-    } else if key == ".." {
-        messages.push("must not be '..'".to_owned());
-    } else if key.starts_with("..") {
-        messages.push("must not start with '..'".to_owned());
-    }
-    messages
 }
 
 // === mounts ===
 
-fn mounts(container: &Field<'_, '_>, volumes: &HashSet<&str>, errors: &mut Errors) {
-    let mut paths = HashSet::new();
-    for mount in container.at("volumeMounts").items() {
-        let (name, path, sub) = (mount.at("name"), mount.at("mountPath"), mount.at("subPath"));
-        if errors.need(&name) && !volumes.contains(name.str()) {
+/// As `ValidateVolumeMounts`.
+fn mounts(container: &Field<'_, '_>, volumes: &Volumes<'_>, errors: &mut Errors) {
+    let (mounts, devices) = (container.at("volumeMounts"), container.at("volumeDevices"));
+    for (at, mount) in mounts.items().enumerate() {
+        let (name, path) = (mount.at("name"), mount.at("mountPath"));
+        let (sub, expression) = (mount.at("subPath"), mount.at("subPathExpr"));
+        errors.need(&name);
+        let kind = volumes.kind(name.str());
+        if kind.is_none() {
             errors.not_found(&name);
         }
-        if errors.need(&path) && !paths.insert(path.str()) {
+        errors.need(&path);
+        if mounts.items().take(at).any(|m| m.at("mountPath").str() == path.str()) {
             errors.invalid(&path, "must be unique");
         }
-        relative_path(&sub, errors);
-        let expression = mount.at("subPathExpr");
+        if devices.items().any(|d| d.at("name").str() == name.str()) {
+            errors.invalid(&name, "must not already exist in volumeDevices");
+        }
+        if devices.items().any(|d| d.at("devicePath").str() == path.str()) {
+            errors.invalid(&path, "must not already exist as a path in volumeDevices");
+        }
+        // Kubernetes leaves out which mount it is in what follows.
+        let shown = |field: &str| mount.value.get(field).unwrap_or(&Value::Null);
+        relative_path(&mounts.at("subPath").with(shown("subPath")), errors);
         if !expression.is_blank() {
             if !sub.is_blank() {
                 errors.invalid(&expression, "subPathExpr and subPath are mutually exclusive");
             }
-            relative_path(&expression, errors);
+            relative_path(&mounts.at("subPathExpr").with(shown("subPathExpr")), errors);
         }
-        let propagation = mount.at("mountPropagation");
+        let propagation = mounts.at("mountPropagation").with(shown("mountPropagation"));
         errors.one_of(&propagation, &["Bidirectional", "HostToContainer", "None"]);
         if propagation.str() == "Bidirectional" && !container.at("securityContext").at("privileged").bool() {
             errors
                 .forbidden(&propagation, "Bidirectional mount propagation is available only to privileged containers");
         }
-    }
-    let mut devices = HashSet::new();
-    for device in container.at("volumeDevices").items() {
-        let (name, path) = (device.at("name"), device.at("devicePath"));
-        if errors.need(&name) && !volumes.contains(name.str()) {
-            errors.not_found(&name);
+        let recursive = mounts.at("recursiveReadOnly").with(shown("recursiveReadOnly"));
+        errors.one_of(&recursive, &["Disabled", "Enabled", "IfPossible"]);
+        if matches!(recursive.str(), "Enabled" | "IfPossible") {
+            if !mount.at("readOnly").bool() {
+                errors.forbidden(&recursive, "may only be specified when readOnly is true");
+            }
+            if !matches!(propagation.str(), "" | "None") {
+                errors.forbidden(&recursive, "may only be specified when mountPropagation is None or not specified");
+            }
         }
-        if errors.need(&path) && (!devices.insert(path.str()) || paths.contains(path.str())) {
+    }
+}
+
+/// As `ValidateVolumeDevices`.
+fn devices(container: &Field<'_, '_>, volumes: &Volumes<'_>, errors: &mut Errors) {
+    let (mounts, devices) = (container.at("volumeMounts"), container.at("volumeDevices"));
+    for (at, device) in devices.items().enumerate() {
+        let (name, path) = (device.at("name"), device.at("devicePath"));
+        errors.need(&name);
+        let before = || devices.items().take(at);
+        if !name.is_blank() && before().any(|d| d.at("name").str() == name.str()) {
+            errors.invalid(&name, "must be unique");
+        }
+        match volumes.kind(name.str()) {
+            None => errors.not_found(&name),
+            Some("persistentVolumeClaim" | "ephemeral") => {}
+            Some(_) => errors.invalid(
+                &name,
+                "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
+            ),
+        }
+        errors.need(&path);
+        if before().any(|d| d.at("devicePath").str() == path.str()) {
             errors.invalid(&path, "must be unique");
+        }
+        let mut steps = Errors::default();
+        no_backsteps(&path, &mut steps);
+        if !steps.0.is_empty() {
+            errors.invalid(&path, "can not contain backsteps ('..')");
+        }
+        if mounts.items().any(|m| m.at("name").str() == name.str()) {
+            errors.invalid(&name, "must not already exist in volumeMounts");
+        }
+        if mounts.items().any(|m| m.at("mountPath").str() == path.str()) {
+            errors.invalid(&path, "must not already exist as a path in volumeMounts");
         }
     }
 }
 
 // === probes and hooks ===
 
-fn handlers(container: &Field<'_, '_>, probes: bool, errors: &mut Errors) {
-    if !probes {
-        return;
+/// Hooks and probes of a container that may have them.
+fn handlers(container: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
+    let lifecycle = container.at("lifecycle");
+    for hook in ["postStart", "preStop"] {
+        let hook = lifecycle.at(hook);
+        if hook.is_set() {
+            handler(&hook, &["exec", "httpGet", "tcpSocket", "sleep"], pod.grace_seconds, errors);
+        }
     }
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = container.at(name);
         if !probe.is_set() {
             continue;
         }
-        handler(&probe, &["exec", "httpGet", "tcpSocket", "grpc"], errors);
+        handler(&probe, &["exec", "httpGet", "tcpSocket", "grpc"], None, errors);
         for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
         {
             errors.not_negative(&probe.at(field));
         }
-        if name != "readinessProbe" && probe.at("successThreshold").int().is_some_and(|n| n != 1) {
-            errors.invalid(&probe.at("successThreshold"), "must be 1");
-        }
-        let grace = probe.at("terminationGracePeriodSeconds");
-        if grace.is_set() {
-            if name == "readinessProbe" {
+        let (grace, success) = (probe.at("terminationGracePeriodSeconds"), probe.at("successThreshold"));
+        errors.positive(&grace);
+        if name == "readinessProbe" {
+            if grace.is_set() {
                 errors.invalid(&grace, "must not be set for readinessProbes");
-            } else {
-                errors.positive(&grace);
             }
-        }
-    }
-    for hook in ["postStart", "preStop"] {
-        let lifecycle = container.at("lifecycle");
-        let hook = lifecycle.at(hook);
-        if hook.is_set() {
-            handler(&hook, &["exec", "httpGet", "tcpSocket", "sleep"], errors);
+        } else if success.int() != Some(1) {
+            errors.invalid(&success, "must be 1");
         }
     }
 }
 
-fn handler(handler: &Field<'_, '_>, kinds: &[&str], errors: &mut Errors) {
-    let set: Vec<&str> = kinds.iter().copied().filter(|kind| handler.at(kind).is_set()).collect();
-    for extra in set.iter().skip(1) {
-        errors.forbidden(&handler.at(extra), "may not specify more than 1 handler type");
-    }
-    match set.first().copied() {
-        None => errors.required(handler, "must specify a handler type"),
-        Some("exec") => {
-            let exec = handler.at("exec");
-            let command = exec.at("command");
-            if command.is_empty() {
-                errors.required(&command, "");
-            }
-        }
-        Some("httpGet") => {
-            let get = handler.at("httpGet");
-            errors.need(&get.at("path"));
-            port_or_name(&get.at("port"), errors);
-            errors.one_of(&get.at("scheme"), &["HTTP", "HTTPS"]);
-            for header in get.at("httpHeaders").items() {
-                errors.need(&header.at("name"));
-            }
-        }
-        Some("tcpSocket") => port_or_name(&handler.at("tcpSocket").at("port"), errors),
-        Some("grpc") => errors.port(&handler.at("grpc").at("port")),
-        Some(_) => errors.not_negative(&handler.at("sleep").at("seconds")),
-    }
-}
-
-// === resources ===
-
-/// As `ValidateResourceRequirements`.
-pub fn resources(resources: &Field<'_, '_>, errors: &mut Errors) {
-    let (limits, requests) = (resources.at("limits"), resources.at("requests"));
-    for (name, limit) in limits.entries() {
-        amount(name, &limit, errors);
-    }
-    let mut huge = false;
-    let mut basic = false;
-    for (name, request) in requests.entries() {
-        amount(name, &request, errors);
-        let Some(limit) = limits.value.get(name).and_then(Value::as_str) else {
-            if !overcommittable(name) {
-                errors.0.push(FieldError::required(
-                    limits.path(),
-                    format!("Limit must be set for non overcommitable resources: {name}"),
-                ));
-            }
+/// As `validateHandler`.
+fn handler(handler: &Field<'_, '_>, kinds: &[&str], grace_seconds: Option<i64>, errors: &mut Errors) {
+    let mut found = false;
+    for kind in kinds.iter().filter(|kind| handler.at(kind).is_set()) {
+        if found {
+            errors.forbidden(&handler.at(kind), "may not specify more than 1 handler type");
             continue;
-        };
-        let (Ok(wanted), Ok(most)) = (Quantity::parse(request.str()), Quantity::parse(limit)) else { continue };
-        if !overcommittable(name) && wanted != most {
-            errors.0.push(FieldError::invalid(
-                requests.path(),
-                request.str(),
-                format!("must be equal to {name} limit of {limit}"),
-            ));
-        } else if wanted > most {
-            errors.0.push(FieldError::invalid(
-                requests.path(),
-                request.str(),
-                format!("must be less than or equal to {name} limit of {limit}"),
-            ));
+        }
+        found = true;
+        let action = handler.at(kind);
+        match *kind {
+            "exec" => {
+                let command = action.at("command");
+                if command.is_empty() {
+                    errors.required(&command, "");
+                }
+            }
+            "httpGet" => {
+                errors.need(&action.at("path"));
+                port_or_name(&action.at("port"), errors);
+                if !matches!(action.at("scheme").str(), "HTTP" | "HTTPS") {
+                    errors.not_supported(&action.at("scheme"), &["HTTP", "HTTPS"]);
+                }
+                for header in action.at("httpHeaders").items() {
+                    let name = header.at("name");
+                    if !is_header_name(name.str()) {
+                        errors.invalid_as(&action.at("httpHeaders"), name.str(), HEADER_MESSAGE);
+                    }
+                }
+            }
+            "tcpSocket" => port_or_name(&action.at("port"), errors),
+            "grpc" => {
+                let port = action.at("port");
+                if !(1..=65535).contains(&port.int().unwrap_or(0)) {
+                    errors.invalid_as(&port, port.int().unwrap_or(0), "must be between 1 and 65535, inclusive");
+                }
+            }
+            _ => {
+                let seconds = action.at("seconds").int().unwrap_or(0);
+                if let Some(grace) = grace_seconds.filter(|grace| seconds < 0 || seconds > *grace) {
+                    let mut why = "must be non-negative and less than terminationGracePeriodSeconds".to_owned();
+                    _ = write!(why, " ({grace})");
+                    errors.invalid_as(&action, seconds, why);
+                }
+            }
         }
     }
-    for (name, _) in limits.entries().chain(requests.entries()) {
-        huge |= name.starts_with("hugepages-");
-        basic |= matches!(name, "cpu" | "memory");
-    }
-    if huge && !basic {
-        errors.forbidden(resources, "HugePages require cpu or memory");
-    }
-    let claims = resources.at("claims");
-    let mut seen = HashSet::new();
-    for claim in claims.items() {
-        let name = claim.at("name");
-        if errors.need(&name) && !seen.insert((name.str(), claim.at("request").str())) {
-            errors.duplicate(&claim);
-        }
+    if !found {
+        errors.required(handler, "must specify a handler type");
     }
 }
 
-/// A resource's name and its amount in a container.
-pub fn amount(name: &str, field: &Field<'_, '_>, errors: &mut Errors) {
-    if let Some(message) = resource_name_error(name) {
-        errors.0.push(FieldError::invalid(field.path(), name, message));
-    }
-    let Ok(quantity) = Quantity::parse(field.str()) else { return };
-    if quantity < Quantity::ZERO {
-        errors.invalid(field, "must be greater than or equal to 0");
-    } else if is_integer_resource(name) && quantity.milli_value() % 1000 != 0 {
-        errors.invalid(field, "must be an integer");
-    }
-}
+const HEADER_MESSAGE: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
 
-fn resource_name_error(name: &str) -> Option<String> {
-    if let Some(message) = is_qualified_name(name).into_iter().next() {
-        return Some(message);
-    }
-    if name.contains('/') || matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
-        return None;
-    }
-    Some("must be a standard resource for containers".to_owned())
-}
-
-/// Extended resources are counted, not measured.
-fn is_integer_resource(name: &str) -> bool {
-    name.contains('/')
-}
-
-fn overcommittable(name: &str) -> bool {
-    matches!(name, "cpu" | "memory" | "ephemeral-storage")
-}
-
-fn security(context: &Field<'_, '_>, errors: &mut Errors) {
-    if !context.is_set() {
-        return;
-    }
-    for id in ["runAsUser", "runAsGroup"] {
-        errors.in_range(&context.at(id), 0, INT32_MAX);
-    }
-    errors.one_of(&context.at("procMount"), &["Default", "Unmasked"]);
-    seccomp(&context.at("seccompProfile"), errors);
-    let escalation = context.at("allowPrivilegeEscalation");
-    if escalation.value == &Value::Bool(false) {
-        if context.at("privileged").bool() {
-            errors.invalid(&escalation, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
-        }
-        let capabilities = context.at("capabilities");
-        if capabilities.at("add").items().any(|c| c.str() == "CAP_SYS_ADMIN") {
-            errors.invalid(
-                &escalation,
-                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-            );
-        }
-    }
+/// As `IsHTTPHeaderName`.
+fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }

@@ -1,7 +1,7 @@
 //! PersistentVolumes.
 
 use super::persistent_volume_claim::{access_modes, storage_class};
-use super::pod_validation::node_selector_term;
+use super::pod_scheduling::{LabelValues, node_selector_term};
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, default, list, semantically_equal, set, text};
 use crate::registry::print::{self, Clock, UNSET};
@@ -76,7 +76,7 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let present: Vec<&str> = SOURCES.into_iter().filter(|source| spec.at(source).is_set()).collect();
     match present.as_slice() {
         [] => errors.required(&spec, "must specify a volume type"),
-        ["hostPath"] => super::volume_validation::host_path(&spec.at("hostPath"), errors),
+        ["hostPath"] => {},
         ["local"] => {
             errors.need(&spec.at("local").at("path"));
             if !spec.at("nodeAffinity").is_set() {
@@ -109,7 +109,7 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
             errors.required(&required, "must specify required node constraints");
         }
         for term in required.at("nodeSelectorTerms").items() {
-            node_selector_term(&term, errors);
+            node_selector_term(&term, LabelValues::Checked, errors);
         }
     }
 }

@@ -122,3 +122,5 @@ fn row(object: &Value, clock: &Clock) -> Vec<Value> {
         print::or(text(object, "/spec/volumeMode"), UNSET),
     ]
 }
+
+pub fn template(template: &Field<'_, '_>, errors: &mut Errors) { spec(&template.at("spec"), errors); }

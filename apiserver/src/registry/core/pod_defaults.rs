@@ -1,6 +1,6 @@
 //! Defaults of pods and of the templates that make them. As `SetDefaults_PodSpec` and what it calls.
 
-use crate::registry::object::{child, default, is_blank, items_mut, set};
+use crate::registry::object::{child, default, is_blank, items_mut, remove, set};
 use serde_json::{Value, json};
 
 /// Fields that hold containers in a pod's spec.
@@ -26,9 +26,7 @@ pub fn pod(pod: &mut Value) {
             }
         }
     }
-    if let Some(resources) = spec.get_mut("resources") {
-        requests_from_limits(resources);
-    }
+    pod_level_requests(spec);
     // Who knows of one address only: the list follows.
     let ip = pod.pointer("/status/podIP").and_then(Value::as_str).unwrap_or("").to_owned();
     if !ip.is_empty() && pod.pointer("/status/podIPs/0/ip").and_then(Value::as_str) != Some(&ip) {
@@ -43,6 +41,7 @@ pub fn template(template: &mut Value) {
 
 /// Of a pod's spec, wherever it stands.
 pub fn template_spec(spec: &mut Value) {
+    drop_disabled(spec);
     default(spec, "dnsPolicy", "ClusterFirst");
     default(spec, "restartPolicy", "Always");
     default(spec, "schedulerName", "default-scheduler");
@@ -65,6 +64,36 @@ pub fn template_spec(spec: &mut Value) {
 fn set_if_absent(object: &mut Value, field: &str, value: Value) {
     if object.get(field).is_none_or(Value::is_null) {
         set(object, field, value);
+    }
+}
+
+/// What a pod as a whole limits and does not request: its containers' requests together, or the limit. As
+/// `defaultPodRequests` and `defaultHugePagePodLimits`.
+fn pod_level_requests(spec: &mut Value) {
+    if spec.get("resources").and_then(|r| r.get("limits")?.as_object()).is_none_or(serde_json::Map::is_empty) {
+        return;
+    }
+    let together = super::resources::container_requests(spec);
+    let Some(resources) = spec.get_mut("resources") else { return };
+    let requests = child(resources, "requests");
+    for (name, amount) in together {
+        if matches!(name.as_str(), "cpu" | "memory") {
+            set_if_absent(requests, &name, json!(amount.to_string()));
+        }
+    }
+    requests_from_limits(resources);
+}
+
+/// Fields of features that are off: what nobody would heed is not kept. As `DropDisabledPodFields`.
+fn drop_disabled(spec: &mut Value) {
+    remove(spec, "schedulingGroup");
+    for volume in items_mut(spec, "volumes") {
+        if let Some(projected) = volume.get_mut("projected") {
+            for source in items_mut(projected, "sources") {
+                remove(source, "clusterTrustBundle");
+                remove(source, "podCertificate");
+            }
+        }
     }
 }
 

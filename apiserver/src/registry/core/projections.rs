@@ -1,0 +1,235 @@
+//! What is projected into a volume: the downward API, secrets, config maps, tokens, trust bundles; and the fields of a pod that
+//! volumes and environments may show. As `validateProjectedVolumeSource` and `validateObjectFieldSelector`.
+
+use super::volume_sources::{key_to_path, mode, unreserved_path};
+use crate::registry::field::{Errors, Field};
+use crate::registry::metadata;
+use apimachinery::names::is_qualified_name;
+use apimachinery::quantity::Quantity;
+
+const VOLUME_FIELDS: [&str; 5] =
+    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const ENV_FIELDS: [&str; 9] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+const RESOURCES: [&str; 6] = [
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+];
+/// What may be said of a pod in a field path, some of it in an older way. As `ConvertDownwardAPIFieldLabel`.
+const KNOWN_FIELDS: [&str; 14] = [
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.serviceAccountName",
+    "spec.schedulerName",
+    "status.phase",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+const UNITS: [&str; 13] =
+    ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+
+/// Where a field or a resource is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    InVolume,
+    InEnvironment,
+}
+
+/// As `validateObjectFieldSelector`.
+pub fn field_ref(field: &Field<'_, '_>, shown: Shown, errors: &mut Errors) {
+    let (version, path) = (field.at("apiVersion"), field.at("fieldPath"));
+    if !errors.need(&version) || !errors.need(&path) {
+        return;
+    }
+    if version.str() != "v1" {
+        errors.invalid(&path, format!("error converting fieldPath: unsupported pod version: {}", version.str()));
+        return;
+    }
+    let supported: &[&str] = if shown == Shown::InVolume { &VOLUME_FIELDS } else { &ENV_FIELDS };
+    let subscripted = path.str().strip_suffix("']").and_then(|text| text.split_once("['"));
+    match subscripted {
+        Some(("metadata.annotations", key)) => subscript(field, &key.to_lowercase(), errors),
+        Some(("metadata.labels", key)) => subscript(field, key, errors),
+        Some((map, _)) if KNOWN_FIELDS.contains(&map) => errors.invalid_as(field, map, "does not support subscript"),
+        None if supported.contains(&path.str()) => {}
+        None if path.str() == "spec.host" && supported.contains(&"spec.nodeName") => {}
+        None if KNOWN_FIELDS.contains(&path.str()) => errors.not_supported(&path, supported),
+        _ => errors.invalid(&path, format!("error converting fieldPath: field label not supported: {}", path.str())),
+    }
+}
+
+fn subscript(field: &Field<'_, '_>, key: &str, errors: &mut Errors) {
+    for message in is_qualified_name(key) {
+        errors.invalid_as(field, key, message);
+    }
+}
+
+/// As `validateContainerResourceFieldSelector`.
+pub fn resource_ref(field: &Field<'_, '_>, shown: Shown, errors: &mut Errors) {
+    let (container, resource, divisor) = (field.at("containerName"), field.at("resource"), field.at("divisor"));
+    let name = resource.str();
+    let huge = ["requests.hugepages-", "limits.hugepages-"].iter().any(|prefix| name.starts_with(prefix));
+    if shown == Shown::InVolume && container.is_blank() {
+        errors.required(&container, "");
+    } else if name.is_empty() {
+        errors.required(&resource, "");
+    } else if !RESOURCES.contains(&name) && !huge {
+        errors.not_supported(&resource, &RESOURCES);
+    }
+    let Ok(amount) = Quantity::parse(divisor.str()) else { return };
+    if amount.is_zero() {
+        return;
+    }
+    let (allowed, what): (&[&str], _) = match name.rsplit('.').next().unwrap_or("") {
+        _ if huge => (&UNITS, "hugepages"),
+        "cpu" => (&["1m", "1"], "cpu"),
+        "memory" => (&UNITS, "memory"),
+        "ephemeral-storage" => (&UNITS, "local ephemeral storage"),
+        _ => return,
+    };
+    if !allowed.contains(&amount.to_string().as_str()) {
+        let units = if what == "cpu" { "1m and 1".to_owned() } else { UNITS.join(", ") };
+        errors.invalid_as(
+            &divisor,
+            name,
+            format!("only divisor's values {units} are supported with the {what} resource"),
+        );
+    }
+}
+
+/// As `validateDownwardAPIVolumeSource`.
+pub fn downward_volume(source: &Field<'_, '_>, errors: &mut Errors) {
+    mode(&source.at("defaultMode"), errors);
+    for item in source.at("items").items() {
+        // Kubernetes names the volume here, not the item.
+        downward_file(&source.with(item.value), errors);
+    }
+}
+
+fn downward_file(item: &Field<'_, '_>, errors: &mut Errors) {
+    let (path, field, resource) = (item.at("path"), item.at("fieldRef"), item.at("resourceFieldRef"));
+    errors.need(&path);
+    unreserved_path(&path, errors);
+    if field.is_set() {
+        field_ref(&field, Shown::InVolume, errors);
+        if resource.is_set() {
+            let why = "fieldRef and resourceFieldRef can not be specified simultaneously";
+            errors.invalid_as(item, "resource", why);
+        }
+    } else if resource.is_set() {
+        resource_ref(&resource, Shown::InVolume, errors);
+    } else {
+        errors.required(item, "one of fieldRef and resourceFieldRef is required");
+    }
+    mode(&item.at("mode"), errors);
+}
+
+/// As `validateProjectionSources`: no two sources may write the same file.
+pub fn projected(volume: &Field<'_, '_>, errors: &mut Errors) {
+    mode(&volume.at("defaultMode"), errors);
+    let mut paths: Vec<&str> = Vec::new();
+    for source in volume.at("sources").items() {
+        for kind in ["secret", "configMap"] {
+            let from = source.at(kind);
+            if from.is_set() {
+                errors.need(&from.at("name"));
+            }
+            for item in from.at("items").items() {
+                key_to_path(&item, errors);
+                let path = item.value.get("path").and_then(|p| p.as_str()).unwrap_or("");
+                taken(volume, &mut paths, path, from.at("name").str(), errors);
+            }
+        }
+        let api = source.at("downwardAPI");
+        for item in api.at("items").items() {
+            downward_file(&api.with(item.value), errors);
+            let path = item.value.get("path").and_then(|p| p.as_str()).unwrap_or("");
+            taken(volume, &mut paths, path, path, errors);
+        }
+        let token = source.at("serviceAccountToken");
+        if token.is_set() {
+            self::token(volume, &token, errors);
+        }
+        let bundle = source.at("clusterTrustBundle");
+        if bundle.is_set() {
+            trust_bundle(&bundle, errors);
+            let path = bundle.value.get("path").and_then(|p| p.as_str()).unwrap_or("");
+            taken(volume, &mut paths, path, path, errors);
+        }
+        if source.len() > 1 {
+            errors.forbidden(&source, "may not specify more than 1 volume type per source");
+        }
+    }
+}
+
+/// Notes a path; `shown` is told where it is there already.
+fn taken<'v>(volume: &Field<'_, '_>, paths: &mut Vec<&'v str>, path: &'v str, shown: &str, errors: &mut Errors) {
+    if path.is_empty() {
+        return;
+    }
+    if paths.contains(&path) {
+        errors.invalid_as(volume, shown, "conflicting duplicate paths");
+    } else {
+        paths.push(path);
+    }
+}
+
+fn token(volume: &Field<'_, '_>, token: &Field<'_, '_>, errors: &mut Errors) {
+    let seconds = token.at("expirationSeconds");
+    if seconds.int().is_some_and(|s| s < 600) {
+        errors.invalid(&seconds, "may not specify a duration less than 10 minutes");
+    }
+    if seconds.int().is_some_and(|s| s > 1 << 32) {
+        errors.invalid(&seconds, "may not specify a duration larger than 2^32 seconds");
+    }
+    // Kubernetes names the path as if it were the volume's.
+    let path = volume.at("path").with(token.at("path").value);
+    if errors.need(&path) {
+        unreserved_path(&path, errors);
+    }
+}
+
+fn trust_bundle(bundle: &Field<'_, '_>, errors: &mut Errors) {
+    let (name, signer, selector) = (bundle.at("name"), bundle.at("signerName"), bundle.at("labelSelector"));
+    match (name.is_set(), signer.is_set()) {
+        (true, true) => errors.invalid(bundle, "only one of name and signerName may be used"),
+        (true, false) => {
+            if name.is_blank() {
+                errors.required(&name, "must be a valid object name");
+            }
+            if selector.is_set() {
+                errors.invalid(&selector, "labelSelector must be unset if name is specified");
+            }
+        }
+        (false, true) => {
+            if signer.is_blank() {
+                errors.required(&signer, "must be a valid signer name");
+            }
+            metadata::label_selector(&selector, errors);
+        }
+        (false, false) => errors.required(bundle, "either name or signerName must be specified"),
+    }
+    let path = bundle.at("path");
+    errors.need(&path);
+    unreserved_path(&path, errors);
+}
