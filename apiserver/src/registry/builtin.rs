@@ -195,7 +195,7 @@ impl Strategy for Builtin {
                     metadata::validate_content(&meta, errors);
                     (self.rules.validate_status)(new, old, errors);
                 }
-                Part::Finalize => {}
+                Part::Finalize => namespace::validate_finalize(new, errors),
                 Part::Approval => csr::update(new, old, part, errors),
                 Part::EphemeralContainers => pod_update::validate_ephemeral(new, old, errors),
                 Part::Resize => pod_update::validate_resize(new, old, errors),

@@ -159,13 +159,6 @@ pub fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Er
     }
 }
 
-/// Annotations of a value that is no full object: a pod template's.
-pub fn template(meta: &Field<'_, '_>, errors: &mut Errors) {
-    labels(&meta.at("labels"), errors);
-    annotations(&meta.at("annotations"), errors);
-    finalizers(&meta.at("finalizers"), errors);
-}
-
 /// Name rule of kinds whose names may be anything that fits in a path.
 pub fn path_segment(name: &str) -> Vec<String> {
     apimachinery::names::is_path_segment(name)

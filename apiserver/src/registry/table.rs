@@ -55,7 +55,7 @@ pub fn rules(group: &str, kind: &str) -> &'static Rules {
         "certificates.k8s.io" "CertificateSigningRequest" => certificates::certificate_signing_request::RULES,
         "coordination.k8s.io" "Lease" => coordination::lease::RULES,
         "discovery.k8s.io" "EndpointSlice" => discovery::endpoint_slice::RULES,
-        "events.k8s.io" "Event" => core::event::RULES,
+        "events.k8s.io" "Event" => core::event::GROUP_RULES,
         "flowcontrol.apiserver.k8s.io" "FlowSchema" => flowcontrol::flow_schema::RULES,
         "flowcontrol.apiserver.k8s.io" "PriorityLevelConfiguration" => flowcontrol::priority_level::RULES,
         "networking.k8s.io" "IPAddress" => networking::ip_address::RULES,

@@ -1,7 +1,7 @@
 //! What kinds that make pods from a template share: the template's defaults and checks, the selector that must match
 //! it, and the cells of their rows.
 
-use super::core::{pod_defaults, pod_validation};
+use super::core::{pod_annotations, pod_defaults, pod_validation, pod_warnings};
 use super::field::{Errors, Field};
 use super::object::child;
 use super::{metadata, print};
@@ -32,12 +32,28 @@ pub fn labels_from_template(object: &mut Value) {
 
 /// A pod template: `{metadata, spec}`. As `ValidatePodTemplateSpec`.
 pub fn template(template: &Field<'_, '_>, errors: &mut Errors) {
-    metadata::template(&template.at("metadata"), errors);
-    let spec = template.at("spec");
+    let (meta, spec) = (template.at("metadata"), template.at("spec"));
+    // Kubernetes leaves `metadata` out of their places.
+    let annotations = template.at("annotations").with(meta.at("annotations").value);
+    metadata::labels(&template.at("labels").with(meta.at("labels").value), errors);
+    metadata::annotations(&annotations, errors);
+    pod_annotations::validate(&annotations, &spec, errors);
     pod_validation::spec(&spec, errors);
+    pod_annotations::agree_with_fields(&annotations, &spec, errors);
     if !spec.at("ephemeralContainers").is_empty() {
         errors.forbidden(&spec.at("ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }
+}
+
+/// What is surely not meant in a template that is new or was changed: `pointer` says where it stands, `shown` how Kubernetes
+/// calls the place. As `GetWarningsForPodTemplate`.
+pub fn template_warnings(new: &Value, old: Option<&Value>, pointer: &str, shown: &str) -> Vec<String> {
+    let Some(template) = new.pointer(pointer) else { return Vec::new() };
+    if old.is_some_and(|old| old.pointer(pointer) == Some(template)) {
+        return Vec::new();
+    }
+    let root = Field::root(&Value::Null);
+    pod_warnings::of_template(&root.at(shown).with(template))
 }
 
 /// Counts of pods: none below zero, none above all of them.

@@ -43,11 +43,16 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     }
     for (key, value) in binary.entries() {
         errors.0.extend(config_key(key).into_iter().map(|m| FieldError::invalid(value.path(), key, m)));
-        bytes += value.str().len() / 4 * 3;
+        bytes += decoded_len(value.str());
     }
     if bytes > DATA_MAX_BYTES {
         errors.0.push(FieldError::too_long("", DATA_MAX_BYTES));
     }
+}
+
+/// How many bytes base64 stands for.
+pub fn decoded_len(base64: &str) -> usize {
+    (base64.len() / 4 * 3).saturating_sub(base64.bytes().rev().take_while(|b| *b == b'=').count())
 }
 
 fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {

@@ -1,10 +1,11 @@
 //! Endpoints.
 
+use super::PROTOCOLS;
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, default, int, items_mut, list, text};
 use crate::registry::print::{self, Clock, NONE};
 use crate::registry::rules::Rules;
-use apimachinery::names::is_dns1123_label;
+use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_qualified_name};
 use serde_json::Value;
 use std::net::IpAddr;
 
@@ -20,10 +21,12 @@ pub const RULES: Rules = Rules {
         }
     },
     validate,
+    warnings: |_, _| vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()],
     row: Some(|object, clock: &Clock| vec![print::name(object), Value::from(shown(object)), clock.age(object)]),
     ..Rules::DEFAULT
 };
 
+/// As `validateEndpointSubsets`.
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     for subset in root.at("subsets").items() {
         let (ready, unready, ports) = (subset.at("addresses"), subset.at("notReadyAddresses"), subset.at("ports"));
@@ -31,39 +34,46 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
             errors.required(&subset, "must specify `addresses` or `notReadyAddresses`");
         }
         for address in ready.items().chain(unready.items()) {
-            let ip = address.at("ip");
-            endpoint_ip(&ip, errors);
-            let host = address.at("hostname");
-            if !host.is_blank() {
-                errors.all(&host, is_dns1123_label(host.str()));
+            let (ip, node) = (address.at("ip"), address.at("nodeName"));
+            errors.ip(&ip);
+            errors.named(&address.at("hostname"), is_dns1123_label);
+            if node.is_set() {
+                errors.all(&node, is_dns1123_subdomain(node.str()));
             }
+            endpoint_ip(&ip, errors);
         }
         let named = ports.len() > 1;
         for port in ports.items() {
-            let name = port.at("name");
-            if named && name.is_blank() {
-                errors.required(&name, "");
-            } else if !name.is_blank() {
-                errors.all(&name, is_dns1123_label(name.str()));
+            let (name, number) = (port.at("name"), port.at("port"));
+            if named {
+                errors.need_named(&name, is_dns1123_label);
+            } else {
+                errors.named(&name, is_dns1123_label);
             }
-            errors.port(&port.at("port"));
-            errors.need_one_of(&port.at("protocol"), &["SCTP", "TCP", "UDP"]);
+            if !(1..=65535).contains(&number.int().unwrap_or(0)) {
+                errors.invalid_as(&number, number.int().unwrap_or(0), "must be between 1 and 65535, inclusive");
+            }
+            errors.need_one_of(&port.at("protocol"), &PROTOCOLS);
+            let app = port.at("appProtocol");
+            if app.is_set() {
+                errors.all(&app, is_qualified_name(app.str()));
+            }
         }
     }
 }
 
-/// An address that another host can reach. As `ValidateEndpointIP`.
+/// An address that another host can reach. As `ValidateNonSpecialIP`.
 pub fn endpoint_ip(field: &Field<'_, '_>, errors: &mut Errors) {
     let Ok(ip) = field.str().parse::<IpAddr>() else {
-        errors.invalid(field, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        errors.invalid(field, "must be a valid IP address");
         return;
     };
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.segments()[0] & 0xffc0 == 0xfe80,
+    let (link_local, link_multicast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(ip) => (ip.segments()[0] & 0xffc0 == 0xfe80, ip.segments()[0] & 0xff0f == 0xff02),
     };
     if ip.is_unspecified() {
-        errors.invalid(field, format!("may not be unspecified ({ip})"));
+        errors.invalid(field, format!("may not be unspecified ({})", field.str()));
     }
     if ip.is_loopback() {
         errors.invalid(field, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
@@ -71,8 +81,8 @@ pub fn endpoint_ip(field: &Field<'_, '_>, errors: &mut Errors) {
     if link_local {
         errors.invalid(field, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
     }
-    if ip.is_multicast() {
-        errors.invalid(field, "may not be in the multicast range (224.0.0.0/4, ff00::/8)");
+    if link_multicast {
+        errors.invalid(field, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
     }
 }
 

@@ -31,6 +31,7 @@ pub mod resources;
 pub mod secret;
 pub mod service;
 pub mod service_account;
+pub mod service_validation;
 mod volume_sources;
 mod volume_validation;
 

@@ -6,6 +6,7 @@ use crate::registry::metadata;
 use crate::registry::object::{child, copy_field, default, list, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::names::is_qualified_name;
 use serde_json::{Value, json};
 
 /// Every namespace can be selected by its name.
@@ -31,6 +32,11 @@ pub const RULES: Rules = Rules {
     },
     // The finalizers of spec are `finalize`'s.
     prepare_update: |new, old| copy_field(child(new, "spec"), &old["spec"], "finalizers"),
+    validate: |root, errors| {
+        let spec = root.at("spec");
+        let finalizers = spec.at("finalizers");
+        finalizers.items().for_each(|finalizer| finalizer_name(&finalizers.with(finalizer.value), errors));
+    },
     validate_status,
     selectable_names: &["status.phase"],
     selectable: |object| vec![("status.phase", text(object, "/status/phase").to_owned())],
@@ -48,13 +54,27 @@ fn label(object: &mut Value) {
 }
 
 fn validate_status(new: &Field<'_, '_>, _old: &Field<'_, '_>, errors: &mut Errors) {
-    let phase = new.at("status").at("phase").str();
-    let status = new.at("status");
-    let deleted = new.at("metadata").at("deletionTimestamp").is_set();
-    if deleted && phase != "Terminating" {
-        errors.invalid(&status.at("phase"), "may only be 'Terminating' if `deletionTimestamp` is not empty");
-    } else if !deleted && phase != "Active" {
-        errors.invalid(&status.at("phase"), "may only be 'Active' if `deletionTimestamp` is empty");
+    let (meta, status) = (new.at("metadata"), new.at("status"));
+    // Kubernetes writes it in capitals.
+    let phase = status.at("Phase").with(status.at("phase").value);
+    let deleted = meta.at("deletionTimestamp").is_set();
+    if deleted && phase.str() != "Terminating" {
+        errors.invalid(&phase, "may only be 'Terminating' if `deletionTimestamp` is not empty");
+    } else if !deleted && phase.str() != "Active" {
+        errors.invalid(&phase, "may only be 'Active' if `deletionTimestamp` is empty");
+    }
+}
+
+/// As `ValidateNamespaceFinalizeUpdate`.
+pub fn validate_finalize(new: &Field<'_, '_>, errors: &mut Errors) {
+    let spec = new.at("spec");
+    spec.at("finalizers").items().for_each(|finalizer| finalizer_name(&finalizer, errors));
+}
+
+fn finalizer_name(field: &Field<'_, '_>, errors: &mut Errors) {
+    errors.all(field, is_qualified_name(field.str()));
+    if !field.str().contains('/') && !matches!(field.str(), FINALIZER | "orphan" | "foregroundDeletion") {
+        errors.invalid(field, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }
 

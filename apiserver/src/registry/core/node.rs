@@ -1,13 +1,16 @@
 //! Nodes.
 
-use super::amount;
+use super::pod_scheduling::TAINT_EFFECTS;
+use super::resources;
+use crate::registry::checks::legacy_cidr;
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, flag, list, map, set, text};
+use crate::registry::object::{child, flag, list, map, remove, set, text};
 use crate::registry::print::{self, Clock, NONE, UNKNOWN};
 use crate::registry::rules::Rules;
 use apimachinery::names::{is_label_value, is_qualified_name};
+use apimachinery::status::FieldError;
 use serde_json::Value;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 pub const RULES: Rules = Rules {
     // A kubelet registers its node with the status that it knows.
@@ -26,41 +29,86 @@ pub const RULES: Rules = Rules {
             _ => {}
         }
     },
+    prepare_create: |object| {
+        remove(child(object, "spec"), "configSource");
+    },
+    prepare_update: |new, old| keep_disabled(new, old, "spec", "configSource"),
+    prepare_status: |new, old| keep_disabled(new, old, "status", "config"),
     validate,
     validate_update,
+    validate_status: |new, old, errors| {
+        status(&new.at("status"), errors);
+        validate_update(new, old, errors);
+    },
+    warnings: |new, _| {
+        let used = |pointer| new.pointer(pointer).is_some_and(|value| !value.is_null() && value != "");
+        [
+            ("/spec/configSource", "spec.configSource: the feature is deprecated in v1.22 and removed in v1.24+"),
+            ("/spec/externalID", "spec.externalID: this field is deprecated, and is unused by Kubernetes"),
+        ]
+        .into_iter()
+        .filter(|(pointer, _)| used(pointer))
+        .map(|(_, warning)| warning.to_owned())
+        .collect()
+    },
     selectable_names: &["spec.unschedulable"],
     selectable: |object| vec![("spec.unschedulable", flag(object, "/spec/unschedulable").to_string())],
     row: Some(row),
     ..Rules::DEFAULT
 };
 
+/// A field that means nothing any more stays with who has it.
+fn keep_disabled(new: &mut Value, old: &Value, parent: &str, field: &str) {
+    if old.get(parent).is_none_or(|parent| parent.get(field).is_none()) {
+        remove(child(new, parent), field);
+    }
+}
+
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
-    let spec = root.at("spec");
-    let mut seen = HashSet::new();
-    for taint in spec.at("taints").items() {
+    let (meta, spec) = (root.at("metadata"), root.at("spec"));
+    // Kubernetes says that they are metadata.
+    taints(&meta.at("taints").with(spec.at("taints").value), errors);
+    status(&root.at("status"), errors);
+    let cidrs = spec.at("podCIDRs");
+    cidrs.items().for_each(|cidr| legacy_cidr(&cidr, errors));
+    if cidrs.len() > 1 {
+        let of_v6 = cidrs.items().filter(|cidr| cidr.str().contains(':')).count();
+        if cidrs.len() > 2 || of_v6 != 1 {
+            errors.invalid(&cidrs, "may specify no more than one CIDR for each IP family");
+        }
+        for (at, cidr) in cidrs.items().enumerate() {
+            if cidrs.items().take(at).any(|other| other.str() == cidr.str()) {
+                errors.duplicate(&cidr);
+            }
+        }
+    }
+}
+
+/// As `validateNodeTaints`.
+fn taints(taints: &Field<'_, '_>, errors: &mut Errors) {
+    for (at, taint) in taints.items().enumerate() {
         let (key, value, effect) = (taint.at("key"), taint.at("value"), taint.at("effect"));
         errors.all(&key, is_qualified_name(key.str()));
-        errors.all(&value, is_label_value(value.str()));
-        errors.need_one_of(&effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
-        if !seen.insert((taint.value["key"].as_str(), taint.value["effect"].as_str())) {
-            errors.duplicate(&taint);
+        let messages = is_label_value(value.str());
+        if !messages.is_empty() {
+            errors.invalid(&value, messages.join(";"));
+        }
+        errors.need_one_of(&effect, &TAINT_EFFECTS);
+        let same = |t: &Field<'_, '_>| t.at("key").str() == key.str() && t.at("effect").str() == effect.str();
+        if taints.items().take(at).any(|t| same(&t)) {
+            let mut error = FieldError::duplicate(taint.path(), taint.value.clone());
+            error.detail = "taints must be unique by key and effect pair".to_owned();
+            errors.0.push(error);
         }
     }
-    let cidrs = spec.at("podCIDRs");
-    for cidr in cidrs.items() {
-        if !is_cidr(cidr.str()) {
-            errors.invalid(&cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-        }
-    }
-    if cidrs.len() > 2 {
-        errors.invalid(&cidrs, "may specify no more than one CIDR for each IP family");
-    }
-    let status = root.at("status");
+}
+
+/// As `ValidateNodeResources`.
+fn status(status: &Field<'_, '_>, errors: &mut Errors) {
     for field in ["capacity", "allocatable"] {
-        for (name, quantity) in status.at(field).entries() {
-            if !matches!(name, "pods") && !name.starts_with("attachable-volumes-") {
-                amount(name, &quantity, errors);
-            }
+        let list = status.at(field);
+        for (name, quantity) in list.entries() {
+            resources::amount(name, &list.at(name).with(quantity.value), errors);
         }
     }
 }
@@ -77,7 +125,13 @@ pub fn is_cidr(text: &str) -> bool {
 
 /// What was once given stays. As `ValidateNodeUpdate`.
 fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
-    let (now, was) = (new.at("spec"), old.at("spec"));
+    let (now, was, status) = (new.at("spec"), old.at("spec"), new.at("status"));
+    let addresses = status.at("addresses");
+    for (at, address) in addresses.items().enumerate() {
+        if addresses.items().take(at).any(|other| other.value == address.value) {
+            errors.duplicate(&address);
+        }
+    }
     let (cidrs, before) = (now.at("podCIDRs"), was.at("podCIDRs"));
     if !before.is_empty() && cidrs.value != before.value {
         errors.forbidden(&cidrs, "node updates may not change podCIDR except from \"\" to valid");
@@ -85,6 +139,9 @@ fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors
     let (provider, before) = (now.at("providerID"), was.at("providerID"));
     if !before.is_blank() && provider.value != before.value {
         errors.forbidden(&provider, "node updates may not change providerID except from \"\" to valid");
+    }
+    if now.at("externalID").str() != was.at("externalID").str() {
+        errors.forbidden(&now.at("externalID"), "may not be updated");
     }
 }
 

@@ -178,9 +178,6 @@ fn volume(volume: &mut Value) {
             set_if_absent(source, "defaultMode", json!(0o644));
         }
     }
-    if let Some(host_path) = volume.get_mut("hostPath") {
-        set_if_absent(host_path, "type", json!(""));
-    }
     if let Some(api) = volume.get_mut("downwardAPI") {
         downward_items(api);
     }
@@ -188,9 +185,7 @@ fn volume(volume: &mut Value) {
         let policy = pull_policy(image.get("reference").and_then(Value::as_str).unwrap_or(""));
         default(image, "pullPolicy", policy);
     }
-    if let Some(iscsi) = volume.get_mut("iscsi") {
-        default(iscsi, "iscsiInterface", "default");
-    }
+    super::persistent_volume::source_defaults(volume);
     if let Some(projected) = volume.get_mut("projected") {
         for source in items_mut(projected, "sources") {
             if let Some(token) = source.get_mut("serviceAccountToken") {

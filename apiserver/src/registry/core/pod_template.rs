@@ -11,6 +11,7 @@ pub const RULES: Rules = Rules {
     generation: true,
     default: |object| pod_defaults::template(child(object, "template")),
     validate: |root, errors| workload::template(&root.at("template"), errors),
+    warnings: |new, old| workload::template_warnings(new, old, "/template", "template"),
     row: Some(row),
     ..Rules::DEFAULT
 };

@@ -71,12 +71,7 @@ fn collect(root: &Field<'_, '_>, is_template: bool, warnings: &mut Vec<String>) 
         }
     }
     for volume in spec.at("volumes").items() {
-        for (kind, what) in OLD_VOLUMES {
-            if volume.value.get(kind).is_some() {
-                let shown = if kind == "storageos" { "storageOS" } else { kind };
-                warn(warnings, &volume.at(shown), what);
-            }
-        }
+        old_volumes(&volume, warnings);
         let claim = volume.at("ephemeral");
         let template = claim.at("volumeClaimTemplate");
         fractional(&template.at("spec").at("resources").at("requests"), &["storage"], warnings);
@@ -129,6 +124,16 @@ fn collect(root: &Field<'_, '_>, is_template: bool, warnings: &mut Vec<String>) 
         }
         for preferred in pods.at("preferredDuringSchedulingIgnoredDuringExecution").items() {
             selects_nothing(&preferred.at("podAffinityTerm"), warnings);
+        }
+    }
+}
+
+/// Kinds of volumes that do nothing any more, or soon will not.
+pub fn old_volumes(volume: &Field<'_, '_>, warnings: &mut Vec<String>) {
+    for (kind, what) in OLD_VOLUMES {
+        if volume.value.get(kind).is_some() {
+            let shown = if kind == "storageos" { "storageOS" } else { kind };
+            warn(warnings, &volume.at(shown), what);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Secrets: `stringData` is folded into `data`, and each type has the keys that it needs.
 
 use super::config_key;
-use super::config_map::{DATA_MAX_BYTES, immutable};
+use super::config_map::{DATA_MAX_BYTES, decoded_len, immutable};
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, default, map, remove, set, text};
 use crate::registry::print::{self, Clock};
@@ -15,6 +15,7 @@ pub const RULES: Rules = Rules {
     default: defaults,
     validate,
     validate_update,
+    warnings: |new, _| tls_warning(new).into_iter().collect(),
     selectable_names: &["type"],
     selectable: |object| vec![("type", text(object, "/type").to_owned())],
     row: Some(row),
@@ -36,7 +37,7 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let mut bytes = 0;
     for (key, value) in data.entries() {
         errors.0.extend(config_key(key).into_iter().map(|m| FieldError::invalid(value.path(), key, m)));
-        bytes += value.str().len() / 4 * 3;
+        bytes += decoded_len(value.str());
     }
     if bytes > DATA_MAX_BYTES {
         errors.too_long(&data, DATA_MAX_BYTES);
@@ -90,6 +91,25 @@ fn json_key(data: &Field<'_, '_>, key: &str, errors: &mut Errors) {
     if !valid {
         errors.0.push(FieldError::invalid(field.path(), "<secret contents redacted>", "must be valid json"));
     }
+}
+
+/// A certificate or key that nobody will be able to read. As `warningsForSecret`.
+fn tls_warning(secret: &Value) -> Option<String> {
+    if text(secret, "/type") != "kubernetes.io/tls" {
+        return None;
+    }
+    let lacks_pem = |key: &str| {
+        let bytes = STANDARD.decode(secret.get("data").and_then(|d| d.get(key)?.as_str()).unwrap_or(""));
+        !bytes.is_ok_and(|bytes| bytes.windows(11).any(|window| window == b"-----BEGIN "))
+    };
+    let what = if lacks_pem("tls.crt") {
+        "certificate"
+    } else if lacks_pem("tls.key") {
+        "key"
+    } else {
+        return None;
+    };
+    Some(format!("tls: failed to find any PEM data in {what} input"))
 }
 
 fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {

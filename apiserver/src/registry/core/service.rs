@@ -1,34 +1,29 @@
 //! Services: their many defaults, what their types allow, and their row. Cluster IPs and node ports are given by
 //! `registry::allocation`.
 
-use super::port_or_name;
-use crate::registry::field::{Errors, Field};
+use super::service_validation::{self, is_external, needs_health_check};
 use crate::registry::metadata;
 use crate::registry::object::{child, copy_field, default, int, items_mut, list, map, remove, set, text};
 use crate::registry::print::{self, Clock, NONE};
 use crate::registry::rules::Rules;
-use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain};
-use apimachinery::status::FieldError;
 use serde_json::{Value, json};
-use std::collections::HashSet;
-use std::net::IpAddr;
 
 /// A `clusterIP` of this value asks for none.
 pub const HEADLESS: &str = "None";
 const CLIENT_IP_TIMEOUT_SECONDS: i64 = 10_800;
-const CLIENT_IP_TIMEOUT_MAX: i64 = 86_400;
 
 pub const RULES: Rules = Rules {
     name: metadata::dns1035_label,
     default: defaults,
-    prepare_create: |object| drop_type_dependent(object, None),
     prepare_update: |new, old| {
-        normalize_cluster_ips(new, old);
+        drop_type_dependent(new, old);
         keep_allocated(new, old);
-        drop_type_dependent(new, Some(old));
+        normalize_cluster_ips(new, old);
     },
-    validate,
-    validate_update,
+    validate: service_validation::validate,
+    validate_update: service_validation::validate_update,
+    validate_status: service_validation::validate_status,
+    warnings: service_validation::warnings,
     selectable_names: &["spec.clusterIP", "spec.type"],
     selectable: |object| {
         vec![
@@ -41,7 +36,7 @@ pub const RULES: Rules = Rules {
 };
 
 /// Service types that have a cluster IP.
-fn has_cluster_ip(kind: &str) -> bool {
+pub fn has_cluster_ip(kind: &str) -> bool {
     matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer")
 }
 
@@ -102,264 +97,98 @@ fn defaults(object: &mut Value) {
             remove(spec, blank);
         }
     }
-    // One and the same thing, told twice.
-    let (one, many) = (spec.get("clusterIP").cloned(), list(spec, "/clusterIPs").to_vec());
-    match (one.as_ref().and_then(Value::as_str).unwrap_or(""), many.is_empty()) {
-        ("", _) => {}
-        (ip, true) => set(spec, "clusterIPs", json!([ip])),
-        (_, false) => {}
-    }
-    if one.is_none_or(|ip| ip == "") && !many.is_empty() && spec["type"] != "ExternalName" {
-        set(spec, "clusterIP", many[0].clone());
+    if list(spec, "/clusterIPs").is_empty()
+        && let Some(ip) = spec.get("clusterIP").cloned()
+    {
+        set(spec, "clusterIPs", json!([ip]));
     }
 }
 
-/// Clients that know `clusterIP` alone change it alone: `clusterIPs` follows. As `NormalizeClusterIPs`.
+/// What a client that knows `clusterIP` alone, or `clusterIPs` alone, did to it, the other follows. As `normalizeClusterIPs`.
 fn normalize_cluster_ips(new: &mut Value, old: &Value) {
     let spec = child(new, "spec");
     let (one, before) = (text(spec, "/clusterIP").to_owned(), text(old, "/spec/clusterIP"));
-    if one != before && spec.get("clusterIPs") == old.pointer("/spec/clusterIPs") {
+    let same = list(spec, "/clusterIPs") == list(old, "/spec/clusterIPs");
+    if one != before && same {
         if one.is_empty() {
             remove(spec, "clusterIPs");
         } else {
-            let mut ips = list(spec, "/clusterIPs").to_vec();
-            ips.drain(..ips.len().min(1));
-            ips.insert(0, Value::from(one));
+            let mut ips = vec![Value::from(one)];
+            ips.extend(list(spec, "/clusterIPs").iter().skip(1).cloned());
             set(spec, "clusterIPs", ips);
         }
+    } else if one == before && !one.is_empty() && !same && list(spec, "/clusterIPs").is_empty() {
+        remove(spec, "clusterIP");
     }
+}
+
+fn needs_node_ports(service: &Value) -> bool {
+    matches!(text(service, "/spec/type"), "NodePort" | "LoadBalancer")
 }
 
 /// An update that leaves out what was allocated keeps it. As `patchAllocatedValues`.
 fn keep_allocated(new: &mut Value, old: &Value) {
-    let (kind, before) = (text(new, "/spec/type").to_owned(), text(old, "/spec/type"));
-    let spec = child(new, "spec");
-    if has_cluster_ip(&kind) && has_cluster_ip(before) {
+    let both = |needs: &dyn Fn(&Value) -> bool, new: &Value| needs(new) && needs(old);
+    if both(&|service| has_cluster_ip(text(service, "/spec/type")), new) {
+        let spec = child(new, "spec");
         if text(spec, "/clusterIP").is_empty() {
             copy_field(spec, &old["spec"], "clusterIP");
-            if list(spec, "/clusterIPs").is_empty() {
-                copy_field(spec, &old["spec"], "clusterIPs");
-            }
         }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
-            if spec.get(field).is_none() {
-                copy_field(spec, &old["spec"], field);
-            }
+        if list(spec, "/clusterIPs").is_empty() && spec.get("clusterIP") == old["spec"].get("clusterIP") {
+            copy_field(spec, &old["spec"], "clusterIPs");
         }
     }
-    let ports = ["NodePort", "LoadBalancer"];
-    if ports.contains(&kind.as_str()) && ports.contains(&before) {
+    if both(&needs_node_ports, new) {
+        let spec = child(new, "spec");
+        let mut used: Vec<i64> = list(spec, "/ports").iter().filter_map(|port| int(port, "/nodePort")).collect();
         for port in items_mut(spec, "ports").filter(|port| int(port, "/nodePort").unwrap_or(0) == 0) {
             let same = |p: &&Value| p["port"] == port["port"] && p["protocol"] == port["protocol"];
-            if let Some(number) = list(old, "/spec/ports").iter().find(same).and_then(|p| int(p, "/nodePort")) {
+            let number = list(old, "/spec/ports").iter().find(same).and_then(|p| int(p, "/nodePort"));
+            if let Some(number) = number.filter(|number| *number != 0 && !used.contains(number)) {
+                used.push(number);
                 set(port, "nodePort", number);
             }
         }
     }
-    if kind == "LoadBalancer" && before == "LoadBalancer" && int(spec, "/healthCheckNodePort").unwrap_or(0) == 0 {
-        copy_field(spec, &old["spec"], "healthCheckNodePort");
+    if both(&needs_health_check, new) && int(new, "/spec/healthCheckNodePort").unwrap_or(0) == 0 {
+        copy_field(child(new, "spec"), &old["spec"], "healthCheckNodePort");
     }
 }
 
 /// What belongs to the old type goes with it, unless it was changed by hand. As `dropTypeDependentFields`.
-fn drop_type_dependent(new: &mut Value, old: Option<&Value>) {
-    let Some(old) = old else { return };
-    let (kind, before) = (text(new, "/spec/type").to_owned(), text(old, "/spec/type").to_owned());
-    if kind == before {
-        return;
-    }
+fn drop_type_dependent(new: &mut Value, old: &Value) {
+    let kinds = (text(new, "/spec/type").to_owned(), text(old, "/spec/type"));
+    let (node_ports, external, check) = (needs_node_ports(new), is_external(new), needs_health_check(new));
     let spec = child(new, "spec");
-    let same = |spec: &Value, field: &str| spec.get(field) == old["spec"].get(field);
-    if kind == "ExternalName" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
-            if same(spec, field) || field == "internalTrafficPolicy" {
-                remove(spec, field);
-            }
-        }
-    } else if before == "ExternalName" && same(spec, "externalName") {
-        remove(spec, "externalName");
+    let mut lost: Vec<&str> = Vec::new();
+    if has_cluster_ip(kinds.1) && !has_cluster_ip(&kinds.0) {
+        lost.extend(["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]);
     }
-    if !matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        for (at, port) in items_mut(spec, "ports").enumerate() {
-            let was = old.pointer(&format!("/spec/ports/{at}/nodePort"));
-            if port.get("nodePort") == was {
-                remove(port, "nodePort");
-            }
-        }
-        if list(spec, "/externalIPs").is_empty() && same(spec, "externalTrafficPolicy") {
-            remove(spec, "externalTrafficPolicy");
+    if needs_node_ports(old) && !node_ports {
+        let numbers = |ports: &[Value]| ports.iter().map(|port| int(port, "/nodePort").unwrap_or(0)).collect::<Vec<_>>();
+        if numbers(list(spec, "/ports")) == numbers(list(old, "/spec/ports")) {
+            items_mut(spec, "ports").for_each(|port| _ = remove(port, "nodePort"));
         }
     }
-    if kind != "LoadBalancer" {
-        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"] {
-            if same(spec, field) {
-                remove(spec, field);
-            }
-        }
-        set(new, "status", json!({"loadBalancer": {}}));
+    if needs_health_check(old) && !check {
+        lost.push("healthCheckNodePort");
     }
-}
-
-/// As `ValidateService`.
-fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
-    let spec = root.at("spec");
-    let kind = spec.at("type");
-    errors.need_one_of(&kind, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
-    let ports = spec.at("ports");
-    if ports.is_empty() && !is_headless(root.value) && kind.str() != "ExternalName" {
-        errors.required(&ports, "");
+    if is_external(old) && !external {
+        lost.push("externalTrafficPolicy");
     }
-    if kind.str() == "LoadBalancer" && is_headless(root.value) {
-        let ips = spec.at("clusterIPs");
-        errors.invalid(&ips, "may not be set to 'None' for LoadBalancer services");
+    if kinds.1 == "LoadBalancer" && kinds.0 != "LoadBalancer" {
+        lost.extend(["allocateLoadBalancerNodePorts", "loadBalancerClass"]);
     }
-    if kind.str() == "ExternalName" {
-        external_name(&spec, errors);
+    if kinds.1 == "ExternalName" && kinds.0 != "ExternalName" {
+        lost.push("externalName");
     }
-    self::ports(&ports, kind.str(), errors);
-    metadata::labels(&spec.at("selector"), errors);
-    affinity(&spec, errors);
-    cluster_ips(&spec, errors);
-    for ip in spec.at("externalIPs").items() {
-        super::endpoints::endpoint_ip(&ip, errors);
-    }
-    let external = spec.at("externalTrafficPolicy");
-    let can = matches!(kind.str(), "NodePort" | "LoadBalancer")
-        || (kind.str() == "ClusterIP" && !spec.at("externalIPs").is_empty());
-    if can {
-        errors.need_one_of(&external, &["Cluster", "Local"]);
-    } else if external.is_set() {
-        errors.invalid(&external, "may only be set for externally-accessible services");
-    }
-    let internal = spec.at("internalTrafficPolicy");
-    if has_cluster_ip(kind.str()) {
-        errors.need_one_of(&internal, &["Cluster", "Local"]);
-    }
-    for range in spec.at("loadBalancerSourceRanges").items() {
-        if !super::node::is_cidr(range.str().trim()) {
-            errors.invalid(&range, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    for field in lost {
+        if spec.get(field) == old["spec"].get(field) {
+            remove(spec, field);
         }
     }
-    let class = spec.at("loadBalancerClass");
-    if class.is_set() && kind.str() != "LoadBalancer" {
-        errors.forbidden(&class, "may only be used when `type` is 'LoadBalancer'");
-    }
-    let allocate = spec.at("allocateLoadBalancerNodePorts");
-    if allocate.is_set() && kind.str() != "LoadBalancer" {
-        errors.forbidden(&allocate, "may only be used when `type` is 'LoadBalancer'");
-    }
-    errors.one_of(&spec.at("trafficDistribution"), &["PreferClose", "PreferSameZone", "PreferSameNode"]);
-}
-
-fn external_name(spec: &Field<'_, '_>, errors: &mut Errors) {
-    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        let field = spec.at(field);
-        if !field.is_blank() || !field.is_empty() {
-            errors.forbidden(&field, "may not be set for ExternalName services");
-        }
-    }
-    let name = spec.at("externalName");
-    // A trailing dot makes a name absolute.
-    let bare = name.str().strip_suffix('.').unwrap_or(name.str());
-    if bare.is_empty() {
-        errors.required(&name, "");
-    } else {
-        errors.all(&name, is_dns1123_subdomain(bare));
-    }
-}
-
-fn ports(ports: &Field<'_, '_>, kind: &str, errors: &mut Errors) {
-    let named = ports.len() > 1;
-    let (mut names, mut numbers, mut node_ports) = (HashSet::new(), HashSet::new(), HashSet::new());
-    for port in ports.items() {
-        let (name, number, target) = (port.at("name"), port.at("port"), port.at("targetPort"));
-        let (protocol, node) = (port.at("protocol"), port.at("nodePort"));
-        if named && name.is_blank() {
-            errors.required(&name, "");
-        } else if !name.is_blank() {
-            errors.all(&name, is_dns1123_label(name.str()));
-            if !names.insert(port.value["name"].as_str()) {
-                errors.duplicate(&name);
-            }
-        }
-        if number.int().is_none_or(|n| !(1..=65535).contains(&n)) {
-            let shown = number.int().unwrap_or(0);
-            errors.0.push(FieldError::invalid(number.path(), shown, "must be between 1 and 65535, inclusive"));
-        }
-        errors.need_one_of(&protocol, &["SCTP", "TCP", "UDP"]);
-        port_or_name(&target, errors);
-        if !numbers.insert((port.value["port"].as_i64(), port.value["protocol"].as_str())) {
-            let shown = json!({"protocol": protocol.value, "port": number.value});
-            errors.0.push(FieldError::duplicate(port.path(), shown));
-        }
-        if let Some(wanted) = node.int().filter(|n| *n != 0) {
-            if !matches!(kind, "NodePort" | "LoadBalancer") {
-                errors.forbidden(&node, format!("may not be used when `type` is '{kind}'"));
-            } else if !node_ports.insert((wanted, port.value["protocol"].as_str())) {
-                errors.duplicate(&node);
-            }
-        }
-        let app = port.at("appProtocol");
-        if app.is_set() {
-            errors.all(&app, apimachinery::names::is_qualified_name(app.str()));
-        }
-    }
-}
-
-fn affinity(spec: &Field<'_, '_>, errors: &mut Errors) {
-    let affinity = spec.at("sessionAffinity");
-    errors.need_one_of(&affinity, &["ClientIP", "None"]);
-    let config = spec.at("sessionAffinityConfig");
-    if affinity.str() == "None" && config.is_set() {
-        errors.forbidden(&config, "must not be set when session affinity is None");
-    } else if affinity.str() == "ClientIP" {
-        let client = config.at("clientIP");
-        let seconds = client.at("timeoutSeconds");
-        if seconds.int().is_none_or(|s| s <= 0 || s > CLIENT_IP_TIMEOUT_MAX) {
-            errors.invalid(&seconds, format!("must be greater than 0 and less than {CLIENT_IP_TIMEOUT_MAX}"));
-        }
-    }
-}
-
-fn cluster_ips(spec: &Field<'_, '_>, errors: &mut Errors) {
-    let (one, many) = (spec.at("clusterIP"), spec.at("clusterIPs"));
-    if many.len() > 2 {
-        errors.invalid(&many, "may only hold up to 2 values");
-    }
-    if !one.is_blank() && !many.is_empty() && many.items().next().is_some_and(|first| first.str() != one.str()) {
-        errors.invalid(&many, "first value must match `clusterIP`");
-    }
-    for (at, ip) in many.items().enumerate() {
-        if ip.str() == HEADLESS {
-            if at > 0 {
-                errors.invalid(&ip, "'None' must be the first and only value");
-            }
-        } else if ip.str().parse::<IpAddr>().is_err() {
-            errors.invalid(&ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-        }
-    }
-    for family in spec.at("ipFamilies").items() {
-        errors.one_of(&family, &["IPv4", "IPv6"]);
-    }
-    errors.one_of(&spec.at("ipFamilyPolicy"), &["SingleStack", "PreferDualStack", "RequireDualStack"]);
-}
-
-/// A cluster IP stays for as long as the type has one. As `ValidateServiceClusterIPsRelatedFields` on update.
-fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
-    let (now, was) = (new.at("spec"), old.at("spec"));
-    if !has_cluster_ip(now.at("type").str()) || !has_cluster_ip(was.at("type").str()) {
-        return;
-    }
-    let (ips, before) = (now.at("clusterIPs"), was.at("clusterIPs"));
-    let first = |ips: &Field<'_, '_>| ips.value.get(0).and_then(Value::as_str).unwrap_or("").to_owned();
-    let (primary, earlier) = (first(&ips), first(&before));
-    if earlier.is_empty() || primary == earlier {
-        return;
-    }
-    if primary.is_empty() {
-        errors.invalid(&ips, "primary clusterIP can not be unset");
-    } else {
-        errors.0.push(FieldError::invalid(format!("{}[0]", ips.path()), ips.value.clone(), "may not change once set"));
+    if kinds.1 == "LoadBalancer" && kinds.0 != "LoadBalancer" {
+        set(child(new, "status"), "loadBalancer", json!({}));
     }
 }
 
@@ -412,10 +241,11 @@ fn ports_text(object: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::field::{Errors, Field};
 
     fn errors_of(object: &Value) -> Vec<String> {
         let mut errors = Errors::default();
-        validate(&Field::root(object), &mut errors);
+        service_validation::validate(&Field::root(object), &mut errors);
         errors.0.iter().map(ToString::to_string).collect()
     }
 
@@ -480,13 +310,13 @@ mod tests {
         );
         let mut new = old.clone();
         new["spec"]["type"] = json!("ClusterIP");
-        drop_type_dependent(&mut new, Some(&old));
+        drop_type_dependent(&mut new, &old);
         assert_eq!(new["spec"]["ports"][0].get("nodePort"), None);
         assert_eq!(new["spec"].get("externalTrafficPolicy"), None);
         let mut new = old.clone();
         new["spec"]["clusterIPs"] = json!(["10.0.0.8"]);
         let mut errors = Errors::default();
-        validate_update(&Field::root(&new), &Field::root(&old), &mut errors);
+        service_validation::validate_update(&Field::root(&new), &Field::root(&old), &mut errors);
         assert_eq!(
             errors.0[0].to_string(),
             "spec.clusterIPs[0]: Invalid value: [\"10.0.0.8\"]: may not change once set"
