@@ -50,6 +50,17 @@ impl Cidr {
         }
     }
 
+    /// Does it lie within, to be given out or not?
+    pub(super) fn covers(&self, ip: IpAddr) -> bool {
+        let value = match (ip, self.v4) {
+            (IpAddr::V4(ip), true) => u128::from(ip.to_bits()),
+            (IpAddr::V6(ip), false) => ip.to_bits(),
+            _ => return false,
+        };
+        let host_bits = if self.v4 { 32 - self.bits } else { 128 - self.bits };
+        host_bits >= 128 || value >> host_bits == self.base >> host_bits
+    }
+
     /// May this address be given out?
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         let value = match (ip, self.v4) {
