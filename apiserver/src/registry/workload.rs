@@ -190,10 +190,16 @@ pub fn wide_cells(object: &Value) -> [Value; 3] {
     [names, images, print::selector(object.pointer("/spec/selector"))]
 }
 
-/// Warns of names that do not do as names of hosts, when they are given.
+/// Warns of names that do not do as names of hosts, when they are given, and of what is surely not meant in the template.
 pub fn name_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     let name = super::object::text(new, "/metadata/name");
-    old.map_or_else(|| super::checks::host_name_warning(name), |_| None).into_iter().collect()
+    let name = if old.is_none() { super::checks::host_name_warning(name) } else { None };
+    name.into_iter().chain(spec_template_warnings(new, old)).collect()
+}
+
+/// Of the template in `spec`.
+pub fn spec_template_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
+    template_warnings(new, old, "/spec/template", "spec.template")
 }
 
 /// Counts of a status, which may not be below zero.

@@ -95,6 +95,7 @@ async fn a_service_changes_its_type() {
     assert_eq!((&made["spec"]["clusterIPs"], &made["spec"]["ipFamilies"]), (&json!(["10.99.0.5"]), &json!(["IPv4"])));
     for (refused, why) in [
         (json!({"spec": {"clusterIP": "10.99.0.6"}}), "may not change once set"),
+        (json!({"spec": {"clusterIP": "10.99.0.5", "clusterIPs": ["10.99.0.7"]}}), "first value must match `clusterIP`"),
         (json!({"spec": {"ports": [{"port": 80, "nodePort": 30_000}]}}), "may not be used when `type` is 'ClusterIP'"),
         (json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}}), "30000-32767"),
     ] {
@@ -113,4 +114,55 @@ async fn a_service_changes_its_type() {
     let dry = node_port("dry", 30_070);
     server.post(&format!("{SERVICES}?dryRun=All"), &dry).await.unwrap();
     server.post(SERVICES, &dry).await.unwrap_or_else(|e| panic!("a dry run takes nothing: {e:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_families_and_more_ranges() {
+    if !has_etcd() {
+        return;
+    }
+    let server = Server::start_with(&["--service-cluster-ip-range=10.99.0.0/24,fd99::/112"]).await;
+    server.namespace("services").await;
+    let path = format!("{SERVICES}/web");
+    let one = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}});
+    let made = server.post(SERVICES, &one).await.unwrap();
+    assert_eq!((&made["spec"]["ipFamilyPolicy"], &made["spec"]["ipFamilies"]), (&json!("SingleStack"), &json!(["IPv4"])));
+    let ips = |service: &Value| service["spec"]["clusterIPs"].as_array().unwrap().len();
+    let two = server.merge(&path, &json!({"spec": {"ipFamilyPolicy": "RequireDualStack"}})).await.unwrap();
+    assert_eq!((ips(&two), &two["spec"]["clusterIPs"][0]), (2, &made["spec"]["clusterIP"]), "{two}");
+    assert!(two["spec"]["clusterIPs"][1].as_str().unwrap().starts_with("fd99::"), "{two}");
+    let refused = server.merge(&path, &json!({"spec": {"clusterIPs": [made["spec"]["clusterIP"]]}})).await.unwrap_err();
+    assert!(refused.0 == 422 && refused.1.contains("SingleStack"), "{refused:?}");
+    let back = server.merge(&path, &json!({"spec": {"ipFamilyPolicy": "SingleStack"}})).await.unwrap();
+    assert_eq!(back["spec"]["clusterIPs"], made["spec"]["clusterIPs"]);
+    // The range named `kubernetes` is the command line's; addresses come from any other that is made, too.
+    let cidrs = "/apis/networking.k8s.io/v1/servicecidrs";
+    let deadline = Instant::now() + FREED_WITHIN;
+    let default = loop {
+        match server.get(&format!("{cidrs}/kubernetes")).await {
+            Ok(found) => break found,
+            Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(default["spec"]["cidrs"], json!(["10.99.0.0/24", "fd99::/112"]));
+    assert_eq!(default["status"]["conditions"][0]["type"], "Ready");
+    let at = |ip: &str| json!({"metadata": {"generateName": "s"}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+    let refused = server.post(SERVICES, &at("10.98.0.9")).await.unwrap_err();
+    assert!(refused.1.contains("the provided network does not match the current range"), "{refused:?}");
+    server.post(cidrs, &json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.98.0.0/28"]}})).await.unwrap();
+    let made = server.post(SERVICES, &at("10.98.0.9")).await.unwrap();
+    assert_eq!(made["spec"]["clusterIP"], "10.98.0.9");
+    let refused = server.post(SERVICES, &at("10.98.0.9")).await.unwrap_err();
+    assert!(refused.1.contains("failed to allocate IP 10.98.0.9: provided IP is already allocated"), "{refused:?}");
+    let refused = server.post(SERVICES, &at("10.98.0.15")).await.unwrap_err();
+    assert!(refused.1.contains("is not in the valid range. The range of valid IPs is 10.98.0.0/28"), "{refused:?}");
+    // Ports of one number share a node port.
+    let dns = json!({"metadata": {"name": "dns"}, "spec": {"type": "NodePort", "ports": [
+        {"name": "udp", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 53}]}});
+    let made = server.post(SERVICES, &dns).await.unwrap();
+    assert_eq!(made["spec"]["ports"][0]["nodePort"], made["spec"]["ports"][1]["nodePort"]);
+    let headless = json!({"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}});
+    let made = server.post(SERVICES, &headless).await.unwrap();
+    assert_eq!((&made["spec"]["ipFamilyPolicy"], ips(&made)), (&json!("RequireDualStack"), 1));
 }

@@ -30,6 +30,7 @@ pub const RULES: Rules = Rules {
         workload::counts(new, &COUNTS, errors);
         workload::collisions(new, old, errors);
     },
+    warnings: workload::spec_template_warnings,
     row: Some(row),
     ..Rules::DEFAULT
 };

@@ -31,11 +31,12 @@ pub const RULES: Rules = Rules {
     validate_status: |new, old, errors| {
         workload::replica_status(new, old, &COUNTS, &PARTS, "status.readyReplicas", errors);
     },
-    warnings: |new, _| {
+    warnings: |new, old| {
         let negative = int(new, "/spec/revisionHistoryLimit").is_some_and(|n| n < 0);
         let warning =
             "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
-        negative.then(|| warning.to_owned()).into_iter().collect()
+        let warning = negative.then(|| warning.to_owned());
+        warning.into_iter().chain(workload::spec_template_warnings(new, old)).collect()
     },
     row: Some(row),
     ..Rules::DEFAULT
