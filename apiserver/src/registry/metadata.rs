@@ -48,6 +48,17 @@ pub fn validate_content(meta: &Field<'_, '_>, errors: &mut Errors) {
     finalizers(&meta.at("finalizers"), errors);
 }
 
+/// Of a template of a claim. As `ValidateTemplateObjectMeta`.
+pub fn template(meta: &Field<'_, '_>, errors: &mut Errors) {
+    annotations(&meta.at("annotations"), errors);
+    labels(&meta.at("labels"), errors);
+    for (name, field) in meta.entries().filter(|(name, _)| !matches!(*name, "annotations" | "labels")) {
+        if !field.value.is_null() && !(name == "creationTimestamp" && field.is_blank()) {
+            errors.forbidden(&meta.at(name), "cannot be set");
+        }
+    }
+}
+
 /// As `ValidateLabels`.
 pub fn labels(labels: &Field<'_, '_>, errors: &mut Errors) {
     for (key, value) in labels.entries() {

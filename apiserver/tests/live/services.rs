@@ -95,7 +95,10 @@ async fn a_service_changes_its_type() {
     assert_eq!((&made["spec"]["clusterIPs"], &made["spec"]["ipFamilies"]), (&json!(["10.99.0.5"]), &json!(["IPv4"])));
     for (refused, why) in [
         (json!({"spec": {"clusterIP": "10.99.0.6"}}), "may not change once set"),
-        (json!({"spec": {"clusterIP": "10.99.0.5", "clusterIPs": ["10.99.0.7"]}}), "first value must match `clusterIP`"),
+        (
+            json!({"spec": {"clusterIP": "10.99.0.5", "clusterIPs": ["10.99.0.7"]}}),
+            "first value must match `clusterIP`",
+        ),
         (json!({"spec": {"ports": [{"port": 80, "nodePort": 30_000}]}}), "may not be used when `type` is 'ClusterIP'"),
         (json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}}), "30000-32767"),
     ] {
@@ -126,7 +129,10 @@ async fn two_families_and_more_ranges() {
     let path = format!("{SERVICES}/web");
     let one = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}});
     let made = server.post(SERVICES, &one).await.unwrap();
-    assert_eq!((&made["spec"]["ipFamilyPolicy"], &made["spec"]["ipFamilies"]), (&json!("SingleStack"), &json!(["IPv4"])));
+    assert_eq!(
+        (&made["spec"]["ipFamilyPolicy"], &made["spec"]["ipFamilies"]),
+        (&json!("SingleStack"), &json!(["IPv4"]))
+    );
     let ips = |service: &Value| service["spec"]["clusterIPs"].as_array().unwrap().len();
     let two = server.merge(&path, &json!({"spec": {"ipFamilyPolicy": "RequireDualStack"}})).await.unwrap();
     assert_eq!((ips(&two), &two["spec"]["clusterIPs"][0]), (2, &made["spec"]["clusterIP"]), "{two}");

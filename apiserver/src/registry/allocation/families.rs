@@ -139,17 +139,43 @@ mod tests {
         let cases = [
             (json!({"selector": {"a": "b"}}), SINGLE, Ok(json!(["SingleStack", ["IPv4"], null]))),
             (json!({"ipFamilyPolicy": "PreferDualStack"}), SINGLE, Ok(json!(["PreferDualStack", ["IPv4"], null]))),
-            (json!({"ipFamilyPolicy": "PreferDualStack"}), DUAL, Ok(json!(["PreferDualStack", ["IPv4", "IPv6"], null]))),
-            (json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}), DUAL, Ok(json!(["RequireDualStack", ["IPv6", "IPv4"], null]))),
+            (
+                json!({"ipFamilyPolicy": "PreferDualStack"}),
+                DUAL,
+                Ok(json!(["PreferDualStack", ["IPv4", "IPv6"], null])),
+            ),
+            (
+                json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}),
+                DUAL,
+                Ok(json!(["RequireDualStack", ["IPv6", "IPv4"], null])),
+            ),
             (
                 json!({"ipFamilyPolicy": "RequireDualStack"}),
                 SINGLE,
-                Err("spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"),
+                Err(
+                    "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
+                ),
             ),
-            (json!({"ipFamilies": ["IPv6"]}), SINGLE, Err("spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster")),
-            (json!({"clusterIP": "None", "clusterIPs": none}), SINGLE, Ok(json!(["RequireDualStack", ["IPv4", "IPv6"], ["None"]]))),
-            (json!({"clusterIP": "None", "clusterIPs": none, "selector": {"a": "b"}}), SINGLE, Ok(json!(["SingleStack", ["IPv4"], ["None"]]))),
-            (json!({"clusterIP": "fd00::5", "clusterIPs": ["fd00::5"]}), DUAL, Ok(json!(["SingleStack", ["IPv6"], ["fd00::5"]]))),
+            (
+                json!({"ipFamilies": ["IPv6"]}),
+                SINGLE,
+                Err("spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
+            ),
+            (
+                json!({"clusterIP": "None", "clusterIPs": none}),
+                SINGLE,
+                Ok(json!(["RequireDualStack", ["IPv4", "IPv6"], ["None"]])),
+            ),
+            (
+                json!({"clusterIP": "None", "clusterIPs": none, "selector": {"a": "b"}}),
+                SINGLE,
+                Ok(json!(["SingleStack", ["IPv4"], ["None"]])),
+            ),
+            (
+                json!({"clusterIP": "fd00::5", "clusterIPs": ["fd00::5"]}),
+                DUAL,
+                Ok(json!(["SingleStack", ["IPv6"], ["fd00::5"]])),
+            ),
             (
                 json!({"clusterIP": "fd00::5", "clusterIPs": ["fd00::5"]}),
                 SINGLE,
@@ -158,7 +184,9 @@ mod tests {
             (
                 json!({"ipFamilies": ["IPv4", "IPv6"]}),
                 DUAL,
-                Err("spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified"),
+                Err(
+                    "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified",
+                ),
             ),
         ];
         for (spec, configured, expected) in cases {
@@ -176,12 +204,22 @@ mod tests {
             spec
         };
         let cases = [
-            (with(&one, "ipFamilyPolicy", json!("PreferDualStack")), &one, Ok(json!(["PreferDualStack", ["IPv4", "IPv6"], ["10.0.0.5"]]))),
-            (with(&two, "ipFamilyPolicy", json!("SingleStack")), &two, Ok(json!(["SingleStack", ["IPv4"], ["10.0.0.5"]]))),
+            (
+                with(&one, "ipFamilyPolicy", json!("PreferDualStack")),
+                &one,
+                Ok(json!(["PreferDualStack", ["IPv4", "IPv6"], ["10.0.0.5"]])),
+            ),
+            (
+                with(&two, "ipFamilyPolicy", json!("SingleStack")),
+                &two,
+                Ok(json!(["SingleStack", ["IPv4"], ["10.0.0.5"]])),
+            ),
             (
                 with(&two, "clusterIPs", json!(["10.0.0.5"])),
                 &two,
-                Err("spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": must be 'SingleStack' to release the secondary cluster IP"),
+                Err(
+                    "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": must be 'SingleStack' to release the secondary cluster IP",
+                ),
             ),
             (json!({"type": "ClusterIP"}), &two, Ok(json!(["RequireDualStack", ["IPv4", "IPv6"], null]))),
         ];

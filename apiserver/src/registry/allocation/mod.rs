@@ -137,7 +137,8 @@ impl Allocator {
     ) -> Result<Option<Box<dyn Reservation>>, StatusError> {
         let configured: Vec<&str> = self.ranges.iter().map(Cidr::family).collect();
         let name = text(new, "/metadata/name").to_owned();
-        families::settle(new, old, &configured).map_err(|errors| StatusError::invalid("", "Service", &name, &errors))?;
+        families::settle(new, old, &configured)
+            .map_err(|errors| StatusError::invalid("", "Service", &name, &errors))?;
         let mut claims = Claims {
             store: context.store.clone(),
             addresses: self.addresses.clone(),
@@ -272,14 +273,21 @@ impl Allocator {
 
     // === ports ===
 
-    async fn reserve_ports(&self, claims: &mut Claims, new: &mut Value, old: Option<&Value>) -> Result<(), StatusError> {
+    async fn reserve_ports(
+        &self,
+        claims: &mut Claims,
+        new: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), StatusError> {
         let had = old.map(used).unwrap_or_default().ports;
         let name = text(new, "/metadata/name").to_owned();
         let mut own: Vec<u16> = Vec::new();
         if matches!(text(new, "/spec/type"), "NodePort" | "LoadBalancer") {
             let wanted: Vec<(i64, u16)> = list(new, "/spec/ports")
                 .iter()
-                .map(|p| (int(p, "/port").unwrap_or(0), int(p, "/nodePort").and_then(|n| u16::try_from(n).ok()).unwrap_or(0)))
+                .map(|p| {
+                    (int(p, "/port").unwrap_or(0), int(p, "/nodePort").and_then(|n| u16::try_from(n).ok()).unwrap_or(0))
+                })
                 .collect();
             // Of a new Service, ports of one number share a node port: 53 for UDP and for TCP.
             let mut shared: HashMap<i64, u16> = HashMap::new();
@@ -308,7 +316,8 @@ impl Allocator {
                 own.push(given);
                 numbers.push(given);
             }
-            for (port, number) in items_mut(child(new, "spec"), "ports").zip(numbers).filter(|(_, number)| *number != 0) {
+            for (port, number) in items_mut(child(new, "spec"), "ports").zip(numbers).filter(|(_, number)| *number != 0)
+            {
                 set(port, "nodePort", number);
             }
         }
@@ -472,7 +481,11 @@ impl Allocator {
             return Ok(());
         }
         if known.len() != 1 || cidrs.len() != 2 || known[0] != cidrs[0] {
-            tracing::warn!(?known, ?cidrs, "the ServiceCIDR kubernetes does not say what --service-cluster-ip-range says");
+            tracing::warn!(
+                ?known,
+                ?cidrs,
+                "the ServiceCIDR kubernetes does not say what --service-cluster-ip-range says"
+            );
             return Ok(());
         }
         let change = |cidr: &mut Value| {

@@ -84,7 +84,8 @@ pub(super) fn plan(
 /// `namespace/name` of the Service that an IPAddress says to belong to; None if it is none.
 fn parent(address: &Value) -> Option<String> {
     let part = |field: &str| text(address, &format!("/spec/parentRef/{field}"));
-    (part("group").is_empty() && part("resource") == "services").then(|| format!("{}/{}", part("namespace"), part("name")))
+    (part("group").is_empty() && part("resource") == "services")
+        .then(|| format!("{}/{}", part("namespace"), part("name")))
 }
 
 fn of_service(
@@ -97,7 +98,8 @@ fn of_service(
     let family = family_of(ip);
     let notice = |reason, note| Notice { service: key.to_owned(), reason, action: "ClusterIPAllocation", note };
     if !contains(ip) {
-        let note = format!("Cluster IP [{family}]: {ip} is not within any configured Service CIDR; please recreate service");
+        let note =
+            format!("Cluster IP [{family}]: {ip} is not within any configured Service CIDR; please recreate service");
         return Some(Repair::Tell(notice("ClusterIPOutOfRange", note)));
     }
     let Some(address) = address else {
@@ -154,9 +156,10 @@ fn label<'v>(address: &'v Value, name: &str) -> &'v str {
 /// The Event that tells it. Told again it has the same name, so that there is one.
 pub(super) fn event(notice: &Notice, now: &str) -> Option<Value> {
     let (namespace, name) = notice.service.split_once('/')?;
-    let mark = notice.note.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| {
-        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let mark = notice
+        .note
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     Some(json!({
         "kind": "Event", "apiVersion": "v1",
         "metadata": {"name": format!("{name}.{mark:x}"), "namespace": namespace, "creationTimestamp": now,

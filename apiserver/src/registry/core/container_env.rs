@@ -29,7 +29,8 @@ pub fn env(env: &Field<'_, '_>, volumes: &Volumes<'_>, errors: &mut Errors) {
 
 /// As `validateEnvVarValueFrom`.
 fn value_from(variable: &Field<'_, '_>, source: &Field<'_, '_>, volumes: &Volumes<'_>, errors: &mut Errors) {
-    let [field, resource, config_map, secret, file] = SOURCES.map(|kind| source.value.get(kind).filter(|v| !v.is_null()));
+    let [field, resource, config_map, secret, file] =
+        SOURCES.map(|kind| source.value.get(kind).filter(|v| !v.is_null()));
     if let Some(value) = field {
         field_ref(&source.at("fieldRef").with(value), Shown::InEnvironment, errors);
     }
@@ -57,7 +58,8 @@ fn value_from(variable: &Field<'_, '_>, source: &Field<'_, '_>, volumes: &Volume
     }
     let count = [field, resource, config_map, secret, file].iter().flatten().count();
     if count == 0 {
-        let why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+        let why =
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
         errors.invalid_as(source, "", why);
     } else if !variable.at("value").is_blank() {
         errors.invalid_as(source, "", "may not be specified when `value` is not empty");

@@ -62,7 +62,9 @@ fn init(spec: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
         let sidecar = container.at("restartPolicy").str() == "Always";
         restarts(&container, errors);
         let name = container.at("name");
-        if is_named(&ordinary, name.str()) || (!name.is_blank() && containers.items().take(at).any(|o| name_of(o.value) == name.str())) {
+        if is_named(&ordinary, name.str())
+            || (!name.is_blank() && containers.items().take(at).any(|o| name_of(o.value) == name.str()))
+        {
             errors.duplicate(&name);
         }
         // They run one after the other.
@@ -99,9 +101,20 @@ fn ephemeral(spec: &Field<'_, '_>, pod: &PodContext<'_>, errors: &mut Errors) {
         if !target.is_blank() && !known(target.str()) {
             errors.not_found(&target);
         }
-        let fields = ["ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules", "livenessProbe",
-            "readinessProbe", "startupProbe", "lifecycle"];
-        for field in fields.iter().map(|name| container.at(name)).filter(|f| f.is_set() && f.value != &serde_json::json!({})) {
+        let fields = [
+            "ports",
+            "resources",
+            "resizePolicy",
+            "restartPolicy",
+            "restartPolicyRules",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+        ];
+        for field in
+            fields.iter().map(|name| container.at(name)).filter(|f| f.is_set() && f.value != &serde_json::json!({}))
+        {
             errors.forbidden(&field, NOT_EPHEMERAL);
         }
         for mount in container.at("volumeMounts").items() {
@@ -330,10 +343,8 @@ fn devices(container: &Field<'_, '_>, volumes: &Volumes<'_>, errors: &mut Errors
         match volumes.kind(name.str()) {
             None => errors.not_found(&name),
             Some("persistentVolumeClaim" | "ephemeral") => {}
-            Some(_) => errors.invalid(
-                &name,
-                "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
-            ),
+            Some(_) => errors
+                .invalid(&name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"),
         }
         errors.need(&path);
         if before().any(|d| d.at("devicePath").str() == path.str()) {

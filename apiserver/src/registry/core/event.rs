@@ -136,9 +136,21 @@ fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors
     if !semantically_equal(new.at("series").value, old.at("series").value) {
         series(new, errors);
     }
-    for name in ["involvedObject", "reason", "message", "source", "firstTimestamp", "lastTimestamp", "count", "type",
-        "eventTime", "action", "related", "reportingComponent", "reportingInstance"]
-    {
+    for name in [
+        "involvedObject",
+        "reason",
+        "message",
+        "source",
+        "firstTimestamp",
+        "lastTimestamp",
+        "count",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingComponent",
+        "reportingInstance",
+    ] {
         let shown = if name == "reportingComponent" { "reportingController" } else { name };
         errors.immutable(&new.at(shown).with(new.at(name).value), &old.at(name));
     }
@@ -277,10 +289,7 @@ mod tests {
             "reportingComponent": "a/b", "reportingInstance": "i", "action": "x".repeat(129)});
         assert_eq!(
             found(|errors| validate(&Field::root(&new), errors)),
-            [
-                "action: Invalid value: \"\": can have at most 128 characters",
-                "reason: Required value",
-            ]
+            ["action: Invalid value: \"\": can have at most 128 characters", "reason: Required value",]
         );
         let strict = json!({"count": 2, "series": {"count": 1}, "source": {"host": "h"}});
         assert_eq!(
@@ -295,7 +304,11 @@ mod tests {
             ]
         );
         assert_eq!(
-            found(|errors| validate_update(&Field::root(&json!({"reason": "b"})), &Field::root(&json!({"reason": "a"})), errors)),
+            found(|errors| validate_update(
+                &Field::root(&json!({"reason": "b"})),
+                &Field::root(&json!({"reason": "a"})),
+                errors
+            )),
             ["reason: Invalid value: \"b\": field is immutable"]
         );
     }
@@ -305,7 +318,11 @@ mod tests {
         let fields = selectable(&json!({"involvedObject": {"kind": "Pod"}, "reason": "r"}));
         assert_eq!(
             fields,
-            [("involvedObject.kind", "Pod".to_owned()), ("regarding.kind", "Pod".to_owned()), ("reason", "r".to_owned())]
+            [
+                ("involvedObject.kind", "Pod".to_owned()),
+                ("regarding.kind", "Pod".to_owned()),
+                ("reason", "r".to_owned())
+            ]
         );
     }
 

@@ -41,7 +41,10 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     for (at, item) in limits.items().enumerate() {
         let kind = item.at("type");
         let messages = is_qualified_name(kind.str());
-        if messages.is_empty() && !kind.str().contains('/') && !matches!(kind.str(), "Pod" | "Container" | "PersistentVolumeClaim") {
+        if messages.is_empty()
+            && !kind.str().contains('/')
+            && !matches!(kind.str(), "Pod" | "Container" | "PersistentVolumeClaim")
+        {
             errors.invalid(&kind, "must be a standard limit type or fully qualified");
         }
         errors.all(&kind, messages);
@@ -88,7 +91,13 @@ fn amounts(item: &Field<'_, '_>, name: &str, errors: &mut Errors) {
         {
             let list = item.at(place);
             // The values that Kubernetes shows here are not those of the field.
-            let shown = if place == "default" && high == "max" { text(high) } else if place == "default" { text(low) } else { text(place) };
+            let shown = if place == "default" && high == "max" {
+                text(high)
+            } else if place == "default" {
+                text(low)
+            } else {
+                text(place)
+            };
             let why = format!("{low_name} {least} is greater than {high_name} {most}");
             errors.invalid_as(&list.key(name), shown.unwrap_or(""), why);
         }
@@ -130,18 +139,48 @@ mod tests {
             validate(&Field::root(&object), &mut errors);
             errors.0.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(found(json!([{"type": "Container", "min": {"cpu": "1"}, "max": {"cpu": "2"}}])), Vec::<String>::new());
+        assert_eq!(
+            found(json!([{"type": "Container", "min": {"cpu": "1"}, "max": {"cpu": "2"}}])),
+            Vec::<String>::new()
+        );
         for (limits, error) in [
-            (json!([{"type": "Node"}]), "spec.limits[0].type: Invalid value: \"Node\": must be a standard limit type or fully qualified"),
+            (
+                json!([{"type": "Node"}]),
+                "spec.limits[0].type: Invalid value: \"Node\": must be a standard limit type or fully qualified",
+            ),
             (json!([{"type": "Pod"}, {"type": "Pod"}]), "spec.limits[1].type: Duplicate value: \"Pod\""),
-            (json!([{"type": "Pod", "default": {"cpu": "1"}}]), "spec.limits[0].default: Forbidden: may not be specified when `type` is 'Pod'"),
-            (json!([{"type": "PersistentVolumeClaim"}]), "spec.limits[0].limits: Required value: either minimum or maximum storage value is required, but neither was provided"),
-            (json!([{"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}}]), "spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1"),
-            (json!([{"type": "Container", "defaultRequest": {"cpu": "2"}, "default": {"cpu": "1"}}]), "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": default request value 2 is greater than default limit value 1"),
-            (json!([{"type": "Container", "default": {"cpu": "2"}, "max": {"cpu": "1"}}]), "spec.limits[0].default[cpu]: Invalid value: \"1\": default value 2 is greater than max value 1"),
-            (json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "500m"}}]), "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"500m\": ratio 500m is less than 1"),
-            (json!([{"type": "Container", "min": {"cpu": "1"}, "max": {"cpu": "2"}, "maxLimitRequestRatio": {"cpu": "3"}}]), "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"3\": ratio 3 is greater than max/min = 2.000000"),
-            (json!([{"type": "Container", "max": {"storage": "1"}}]), "spec.limits[0].max[storage]: Invalid value: \"storage\": must be a standard resource for containers"),
+            (
+                json!([{"type": "Pod", "default": {"cpu": "1"}}]),
+                "spec.limits[0].default: Forbidden: may not be specified when `type` is 'Pod'",
+            ),
+            (
+                json!([{"type": "PersistentVolumeClaim"}]),
+                "spec.limits[0].limits: Required value: either minimum or maximum storage value is required, but neither was provided",
+            ),
+            (
+                json!([{"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}}]),
+                "spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1",
+            ),
+            (
+                json!([{"type": "Container", "defaultRequest": {"cpu": "2"}, "default": {"cpu": "1"}}]),
+                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": default request value 2 is greater than default limit value 1",
+            ),
+            (
+                json!([{"type": "Container", "default": {"cpu": "2"}, "max": {"cpu": "1"}}]),
+                "spec.limits[0].default[cpu]: Invalid value: \"1\": default value 2 is greater than max value 1",
+            ),
+            (
+                json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "500m"}}]),
+                "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"500m\": ratio 500m is less than 1",
+            ),
+            (
+                json!([{"type": "Container", "min": {"cpu": "1"}, "max": {"cpu": "2"}, "maxLimitRequestRatio": {"cpu": "3"}}]),
+                "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"3\": ratio 3 is greater than max/min = 2.000000",
+            ),
+            (
+                json!([{"type": "Container", "max": {"storage": "1"}}]),
+                "spec.limits[0].max[storage]: Invalid value: \"storage\": must be a standard resource for containers",
+            ),
         ] {
             let errors = found(limits);
             assert!(errors.iter().any(|e| e == error), "{error}: {errors:?}");

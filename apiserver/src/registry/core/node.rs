@@ -113,16 +113,6 @@ fn status(status: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
-/// `10.244.1.0/24`
-pub fn is_cidr(text: &str) -> bool {
-    let Some((address, bits)) = text.split_once('/') else { return false };
-    match (address.parse::<std::net::IpAddr>(), bits.parse::<u8>()) {
-        (Ok(std::net::IpAddr::V4(_)), Ok(bits)) => bits <= 32,
-        (Ok(std::net::IpAddr::V6(_)), Ok(bits)) => bits <= 128,
-        _ => false,
-    }
-}
-
 /// What was once given stays. As `ValidateNodeUpdate`.
 fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
     let (now, was, status) = (new.at("spec"), old.at("spec"), new.at("status"));

@@ -143,7 +143,8 @@ fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors
     const EXPAND: &str = "controllerExpandSecretRef";
     let (now, was) = (new.at("spec"), old.at("spec"));
     let source = |spec: &Value| {
-        let sources = PERSISTENT.iter().filter_map(|source| Some((source.kind.to_owned(), spec.get(source.kind)?.clone())));
+        let sources =
+            PERSISTENT.iter().filter_map(|source| Some((source.kind.to_owned(), spec.get(source.kind)?.clone())));
         Value::Object(sources.collect())
     };
     let (mut wanted, had) = (source(now.value), source(was.value));
@@ -251,11 +252,17 @@ mod tests {
         let cases: [(Change, &str); 9] = [
             (|s| s["accessModes"] = json!([]), "spec.accessModes: Required value"),
             (|s| s["capacity"] = json!({}), "spec.capacity: Required value"),
-            (|s| s["capacity"] = json!({"storage": "0"}), "spec.capacity[storage]: Invalid value: \"0\": must be greater than zero"),
+            (
+                |s| s["capacity"] = json!({"storage": "0"}),
+                "spec.capacity[storage]: Invalid value: \"0\": must be greater than zero",
+            ),
             (|s| s["csi"] = json!({"driver": "d"}), "spec.csi.volumeHandle: Required value"),
             (|s| _ = s.as_object_mut().unwrap().remove("csi"), "spec: Required value: must specify a volume type"),
             (|s| s["nfs"] = json!({}), "spec.csi: Forbidden: may not specify more than 1 volume type"),
-            (|s| s["volumeAttributesClassName"] = json!(""), "spec.volumeAttributesClassName: Required value: an empty string is disallowed"),
+            (
+                |s| s["volumeAttributesClassName"] = json!(""),
+                "spec.volumeAttributesClassName: Required value: an empty string is disallowed",
+            ),
             (
                 |s| {
                     s.as_object_mut().unwrap().remove("csi");

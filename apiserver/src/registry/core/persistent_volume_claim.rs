@@ -82,14 +82,7 @@ fn data_sources(spec: &mut Value, old: Option<&Value>) {
 
 /// In a volume of a pod: `{metadata, spec}`. As `ValidatePersistentVolumeClaimTemplate`.
 pub fn template(template: &Field<'_, '_>, errors: &mut Errors) {
-    let meta = template.at("metadata");
-    metadata::annotations(&meta.at("annotations"), errors);
-    metadata::labels(&meta.at("labels"), errors);
-    for (name, field) in meta.entries().filter(|(name, _)| !matches!(*name, "annotations" | "labels")) {
-        if !field.value.is_null() && !(name == "creationTimestamp" && field.is_blank()) {
-            errors.forbidden(&meta.at(name), "cannot be set");
-        }
-    }
+    metadata::template(&template.at("metadata"), errors);
     spec(&template.at("spec"), errors);
 }
 
@@ -188,7 +181,8 @@ fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors
     }
     if !semantically_equal(&rest, was.value) {
         let diff = differences(was.value, &rest);
-        let why = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        let why =
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
         errors.forbidden(&now, format!("{why}\n{diff}"));
     }
     let amount = |claim: &Value, pointer: &str| Quantity::parse(text(claim, pointer)).unwrap_or_default();
@@ -200,7 +194,8 @@ fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors
         errors.forbidden(&requests.at("storage"), "field can not be less than status.capacity");
     }
     // Kubernetes names it as if it stood by itself.
-    errors.immutable(&Field::root(&Value::Null).at("volumeMode").with(now.at("volumeMode").value), &was.at("volumeMode"));
+    errors
+        .immutable(&Field::root(&Value::Null).at("volumeMode").with(now.at("volumeMode").value), &was.at("volumeMode"));
     let (attributes, before) = (now.at("volumeAttributesClassName"), was.at("volumeAttributesClassName"));
     if before.is_set() && !attributes.is_set() {
         errors.forbidden(&attributes, "update from non-nil value to nil is forbidden");
@@ -312,7 +307,11 @@ mod tests {
                 json!({"name": "x", "kind": "Foo"}),
                 "spec.dataSource: Invalid value: \"Foo\": must be 'PersistentVolumeClaim' when referencing the default apiGroup",
             ),
-            ("/spec/volumeMode", json!("x"), "spec.volumeMode: Unsupported value: \"x\": supported values: \"Block\", \"Filesystem\""),
+            (
+                "/spec/volumeMode",
+                json!("x"),
+                "spec.volumeMode: Unsupported value: \"x\": supported values: \"Block\", \"Filesystem\"",
+            ),
         ] {
             let mut errors = Errors::default();
             spec(&Field::root(&put(pointer, value)).at("spec"), &mut errors);

@@ -241,7 +241,8 @@ mod tests {
     fn an_observed_generation_is_not_lost_by_those_who_do_not_know_of_it() {
         let old = json!({"metadata": {}, "status": {"observedGeneration": 3, "qosClass": "Burstable",
             "conditions": [{"type": "Ready", "observedGeneration": 2}]}});
-        let mut new = json!({"metadata": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "x"}]}});
+        let mut new =
+            json!({"metadata": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "x"}]}});
         prepare_status(&mut new, &old);
         assert_eq!(
             new["status"],

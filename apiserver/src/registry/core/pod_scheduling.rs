@@ -253,11 +253,7 @@ pub fn topology_spread(constraints: &Field<'_, '_>, errors: &mut Errors) {
 pub fn node_selector_additions(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
     if old.entries().any(|(key, value)| new.value.get(key) != Some(value.value)) {
         let shown = if new.is_set() { new.value.clone() } else { json!({}) };
-        errors.invalid_as(
-            new,
-            shown,
-            "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
-        );
+        errors.invalid_as(new, shown, "only additions to spec.nodeSelector are allowed (no mutations or deletions)");
     }
 }
 

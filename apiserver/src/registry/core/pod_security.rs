@@ -185,18 +185,37 @@ pub fn operating_system(spec: &Field<'_, '_>, errors: &mut Errors) {
         }),
         "windows" => {
             let context = spec.at("securityContext");
-            let on_pod = ["appArmorProfile", "seLinuxOptions", "seccompProfile", "fsGroup", "fsGroupChangePolicy",
-                "sysctls", "runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy",
-                "seLinuxChangePolicy"];
+            let on_pod = [
+                "appArmorProfile",
+                "seLinuxOptions",
+                "seccompProfile",
+                "fsGroup",
+                "fsGroupChangePolicy",
+                "sysctls",
+                "runAsUser",
+                "runAsGroup",
+                "supplementalGroups",
+                "supplementalGroupsPolicy",
+                "seLinuxChangePolicy",
+            ];
             forbid(&context, &on_pod, errors);
             let truthy = ["hostPID", "hostIPC"].into_iter().filter(|flag| spec.at(flag).bool());
             let set = ["hostUsers", "shareProcessNamespace"].into_iter().filter(|field| spec.at(field).is_set());
             for field in truthy.chain(set) {
                 errors.forbidden(&spec.at(field), NOT_ON_WINDOWS);
             }
-            let on_container = ["appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities",
-                "readOnlyRootFilesystem", "privileged", "allowPrivilegeEscalation", "procMount", "runAsUser",
-                "runAsGroup"];
+            let on_container = [
+                "appArmorProfile",
+                "seLinuxOptions",
+                "seccompProfile",
+                "capabilities",
+                "readOnlyRootFilesystem",
+                "privileged",
+                "allowPrivilegeEscalation",
+                "procMount",
+                "runAsUser",
+                "runAsGroup",
+            ];
             each_container(spec, |container| forbid(&container.at("securityContext"), &on_container, errors));
         }
         name => errors.0.push(apimachinery::status::FieldError::not_supported(os.path(), name, &["linux", "windows"])),

@@ -61,9 +61,8 @@ pub fn validate(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
 
 /// A container that has ended, and is not to be restarted, stays so.
 fn transitions(new: &Field<'_, '_>, old: &Field<'_, '_>, spec: &Field<'_, '_>, containers: &str, errors: &mut Errors) {
-    let terminated = |status: &Field<'_, '_>| {
-        status.value.pointer("/state/terminated").filter(|t| !t.is_null()).cloned()
-    };
+    let terminated =
+        |status: &Field<'_, '_>| status.value.pointer("/state/terminated").filter(|t| !t.is_null()).cloned();
     for (at, before) in old.items().enumerate() {
         let Some(end) = terminated(&before) else { continue };
         let name = before.at("name");

@@ -225,7 +225,11 @@ fn each_mistake_is_named_where_it_is() {
             json!([{"ip": "x"}]),
             "spec.hostAliases[0].ip: Invalid value: \"x\": must be a valid IP address",
         ),
-        ("/spec/schedulingGates", json!([{"name": "a"}, {"name": "a"}]), "spec.schedulingGates[1]: Duplicate value: \"a\""),
+        (
+            "/spec/schedulingGates",
+            json!([{"name": "a"}, {"name": "a"}]),
+            "spec.schedulingGates[1]: Duplicate value: \"a\"",
+        ),
         // containers
         (
             "/spec/containers/0/restartPolicyRules",
@@ -313,7 +317,11 @@ fn each_mistake_is_named_where_it_is() {
             json!({"name": "A", "valueFrom": {"fileKeyRef": {"volumeName": "w", "path": "p", "key": "k"}}}),
             "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Not found: \"w\"",
         ),
-        ("/spec/containers/0/env/0", json!({"name": "a=b"}), "spec.containers[0].env[0].name: Invalid value: \"a=b\": a valid environment variable name"),
+        (
+            "/spec/containers/0/env/0",
+            json!({"name": "a=b"}),
+            "spec.containers[0].env[0].name: Invalid value: \"a=b\": a valid environment variable name",
+        ),
         // resources
         (
             "/spec/containers/0/resources",
@@ -335,7 +343,11 @@ fn each_mistake_is_named_where_it_is() {
             json!({"limits": {"ephemeral-storage": "1"}}),
             "spec.resources.limits[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"hugepages-\", \"memory\"",
         ),
-        ("/spec/overhead", json!({"bogus": "1"}), "spec.overhead.limits[bogus]: Invalid value: \"bogus\": must be a standard resource type"),
+        (
+            "/spec/overhead",
+            json!({"bogus": "1"}),
+            "spec.overhead.limits[bogus]: Invalid value: \"bogus\": must be a standard resource type",
+        ),
         (
             "/spec/resourceClaims",
             json!([{"name": "a"}]),
@@ -380,7 +392,11 @@ fn each_mistake_is_named_where_it_is() {
             "spec.volumes[0].ephemeral.volumeClaimTemplate: Required value",
         ),
         ("/spec/volumes/0", json!({"name": "v", "image": {}}), "spec.volumes[0].image.reference: Required value"),
-        ("/spec/volumes/0", json!({"name": "v", "csi": {"driver": "A_b"}}), "spec.volumes[0].csi.driver: Invalid value: \"A_b\""),
+        (
+            "/spec/volumes/0",
+            json!({"name": "v", "csi": {"driver": "A_b"}}),
+            "spec.volumes[0].csi.driver: Invalid value: \"A_b\"",
+        ),
         // the pod as a whole
         (
             "/metadata/annotations",
@@ -402,8 +418,16 @@ fn each_mistake_is_named_where_it_is() {
             json!({"searches": ["a b"]}),
             "spec.dnsConfig.searches[0]: Invalid value: \"a b\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_'",
         ),
-        ("/spec/dnsConfig", json!({"nameservers": ["10.0.0.01"]}), "spec.dnsConfig.nameservers[0]: Invalid value: \"10.0.0.01\": must not have leading 0s"),
-        ("/spec/os", json!({"name": "beos"}), "spec.os: Unsupported value: \"beos\": supported values: \"linux\", \"windows\""),
+        (
+            "/spec/dnsConfig",
+            json!({"nameservers": ["10.0.0.01"]}),
+            "spec.dnsConfig.nameservers[0]: Invalid value: \"10.0.0.01\": must not have leading 0s",
+        ),
+        (
+            "/spec/os",
+            json!({"name": "beos"}),
+            "spec.os: Unsupported value: \"beos\": supported values: \"linux\", \"windows\"",
+        ),
         (
             "/spec/preemptionPolicy",
             json!("x"),
@@ -533,18 +557,27 @@ fn little_of_a_pod_may_change() {
             |p| p["spec"]["nodeName"] = json!("n"),
             "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n",
         ),
-        (|p| p["spec"]["containers"][0]["command"] = json!(["a"]), "spec: Forbidden: pod updates may not change fields"),
+        (
+            |p| p["spec"]["containers"][0]["command"] = json!(["a"]),
+            "spec: Forbidden: pod updates may not change fields",
+        ),
         (
             |p| p["spec"]["tolerations"] = json!([]),
             "spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds",
         ),
-        (|p| p["spec"]["containers"] = json!([]), "spec.containers: Forbidden: pod updates may not add or remove containers"),
+        (
+            |p| p["spec"]["containers"] = json!([]),
+            "spec.containers: Forbidden: pod updates may not add or remove containers",
+        ),
         (
             |p| p["spec"]["schedulingGates"] = json!([{"name": "g"}]),
             "spec.schedulingGates[0].name: Forbidden: only deletion is allowed, but found new scheduling gate 'g'",
         ),
         (|p| p["spec"]["nodeSelector"] = json!({"a": "b"}), "spec: Forbidden: pod updates may not change fields"),
-        (|p| p["spec"]["ephemeralContainers"] = json!([{"name": "e"}]), "spec: Forbidden: pod updates may not change fields"),
+        (
+            |p| p["spec"]["ephemeralContainers"] = json!([{"name": "e"}]),
+            "spec: Forbidden: pod updates may not change fields",
+        ),
         (
             |p| p["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"}),
             "metadata.annotations[kubernetes.io/config.mirror]: Forbidden: may not add mirror pod annotation",
@@ -560,11 +593,14 @@ fn little_of_a_pod_may_change() {
 fn a_gated_pod_may_be_narrowed() {
     assert!(update_errors(|p| p["spec"]["nodeSelector"]["c"] = json!("d"), true).is_empty());
     assert!(update_errors(|p| p["spec"]["schedulingGates"] = json!([]), true).is_empty());
-    let required = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}});
+    let required =
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}});
     assert!(update_errors(|p| p["spec"]["affinity"] = required, true).is_empty());
     assert_eq!(
         update_errors(|p| p["spec"]["nodeSelector"] = json!({"a": "c"}), true),
-        ["spec.nodeSelector: Invalid value: {\"a\":\"c\"}: only additions to spec.nodeSelector are allowed (no mutations or deletions)"]
+        [
+            "spec.nodeSelector: Invalid value: {\"a\":\"c\"}: only additions to spec.nodeSelector are allowed (no mutations or deletions)"
+        ]
     );
     let errors = update_errors(|p| p["spec"]["affinity"] = json!({"podAffinity": {"x": 1}}), true);
     assert!(errors[0].starts_with("spec: Forbidden: pod updates may not change fields"), "{errors:?}");
@@ -573,7 +609,8 @@ fn a_gated_pod_may_be_narrowed() {
 #[test]
 fn a_resize_changes_cpu_and_memory_and_no_more() {
     let mut old = valid();
-    old["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}});
+    old["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}});
     old["spec"]["initContainers"] =
         json!([{"name": "i", "image": "x", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}]);
     pod_defaults::pod(&mut old);
@@ -640,12 +677,18 @@ fn a_status_tells_what_can_have_happened() {
             |s| s["podIPs"] = json!([{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]),
             "status.podIPs: Invalid value: [{\"ip\":\"10.0.0.1\"},{\"ip\":\"10.0.0.2\"}]: may specify no more than one IP for each IP family",
         ),
-        (|s| s["hostIPs"] = json!([{"ip": "10.0.0.2"}]), "status.hostIPs[0].ip: Invalid value: \"10.0.0.2\": must be equal to `hostIP`"),
+        (
+            |s| s["hostIPs"] = json!([{"ip": "10.0.0.2"}]),
+            "status.hostIPs[0].ip: Invalid value: \"10.0.0.2\": must be equal to `hostIP`",
+        ),
         (
             |s| s["resourceClaimStatuses"] = json!([{"name": "x"}]),
             "status.resourceClaimStatuses[0].name: Invalid value: \"x\": must match the name of an entry in `spec.resourceClaims`",
         ),
-        (|s| s["observedGeneration"] = json!(-1), "status.observedGeneration: Invalid value: -1: must be a non-negative integer"),
+        (
+            |s| s["observedGeneration"] = json!(-1),
+            "status.observedGeneration: Invalid value: -1: must be a non-negative integer",
+        ),
     ] {
         let errors = found(change);
         assert!(errors.iter().any(|e| e == error), "{error}: {errors:?}");
@@ -655,7 +698,11 @@ fn a_status_tells_what_can_have_happened() {
 #[test]
 fn what_is_surely_not_meant_is_warned_of() {
     let cases: [(&str, Value, &str); 9] = [
-        ("/spec/nodeSelector", json!({"beta.kubernetes.io/os": "linux"}), "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14"),
+        (
+            "/spec/nodeSelector",
+            json!({"beta.kubernetes.io/os": "linux"}),
+            "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14",
+        ),
         ("/metadata/name", json!("a.b"), "metadata.name: this is used in the Pod's hostname"),
         (
             "/spec/containers/0/env",
@@ -667,14 +714,26 @@ fn what_is_surely_not_meant_is_warned_of() {
             json!({"limits": {"memory": "500m"}}),
             "spec.containers[0].resources.limits[memory]: fractional byte value \"500m\" is invalid, must be an integer",
         ),
-        ("/spec/imagePullSecrets", json!([{"name": "a"}, {"name": "a"}]), "spec.imagePullSecrets[1].name: duplicate name \"a\""),
-        ("/spec/terminationGracePeriodSeconds", json!(-1), "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid"),
+        (
+            "/spec/imagePullSecrets",
+            json!([{"name": "a"}, {"name": "a"}]),
+            "spec.imagePullSecrets[1].name: duplicate name \"a\"",
+        ),
+        (
+            "/spec/terminationGracePeriodSeconds",
+            json!(-1),
+            "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid",
+        ),
         (
             "/spec/containers/0/ports",
             json!([{"containerPort": 80}, {"containerPort": 80}]),
             "spec.containers[0].ports[1]: duplicate port definition with spec.containers[0].ports[0]",
         ),
-        ("/spec/volumes/0", json!({"name": "v", "gitRepo": {"repository": "r"}}), "spec.volumes[0].gitRepo: deprecated in v1.11"),
+        (
+            "/spec/volumes/0",
+            json!({"name": "v", "gitRepo": {"repository": "r"}}),
+            "spec.volumes[0].gitRepo: deprecated in v1.11",
+        ),
         (
             "/spec/topologySpreadConstraints",
             json!([{"maxSkew": 1, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}]),

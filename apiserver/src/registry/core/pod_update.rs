@@ -83,9 +83,8 @@ fn deadline(now: &Field<'_, '_>, was: &Field<'_, '_>, errors: &mut Errors) -> bo
 
 /// As `validateOnlyAddedTolerations`: only for how long something is tolerated may be said anew.
 fn tolerations(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
-    let same = |a: &Value, b: &Value| {
-        ["key", "operator", "value", "effect"].iter().all(|field| a.get(field) == b.get(field))
-    };
+    let same =
+        |a: &Value, b: &Value| ["key", "operator", "value", "effect"].iter().all(|field| a.get(field) == b.get(field));
     if old.items().any(|t| !new.items().any(|n| same(n.value, t.value))) {
         errors.forbidden(new, "existing toleration can not be modified except its tolerationSeconds");
     }

@@ -51,7 +51,12 @@ fn of(spec: &Field<'_, '_>, pod_name: &str, is_pod: bool, errors: &mut Errors) {
     let claims = spec.value.get("resourceClaims").and_then(Value::as_array);
     let context = PodContext {
         volumes: volumes(&spec.at("volumes"), pod_name, is_pod, errors),
-        claims: claims.into_iter().flatten().filter_map(|c| c.get("name")?.as_str()).filter(|n| !n.is_empty()).collect(),
+        claims: claims
+            .into_iter()
+            .flatten()
+            .filter_map(|c| c.get("name")?.as_str())
+            .filter(|n| !n.is_empty())
+            .collect(),
         grace_seconds: grace.int(),
         restart_policy: spec.value.get("restartPolicy").and_then(Value::as_str).unwrap_or(""),
         host_users: spec.at("hostUsers").value != &Value::Bool(false),
@@ -138,7 +143,8 @@ fn dns(spec: &Field<'_, '_>, errors: &mut Errors) {
     }
     let bytes = searches.items().map(|s| s.str().len() + 1).sum::<usize>();
     if bytes > SEARCHES_MAX_BYTES + 1 {
-        let why = format!("must not have more than {SEARCHES_MAX_BYTES} characters (including spaces) in the search list");
+        let why =
+            format!("must not have more than {SEARCHES_MAX_BYTES} characters (including spaces) in the search list");
         errors.invalid(&searches, why);
     }
     for search in searches.items().filter(|search| search.str() != ".") {
@@ -204,10 +210,8 @@ fn resource_claims(claims: &Field<'_, '_>, errors: &mut Errors) {
         }
         let (direct, template) = (claim.at("resourceClaimName"), claim.at("resourceClaimTemplateName"));
         match (direct.is_set(), template.is_set()) {
-            (true, true) => errors.invalid(
-                &claim,
-                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
-            ),
+            (true, true) => errors
+                .invalid(&claim, "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified"),
             (false, false) => {
                 errors.invalid(&claim, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`");
             }

@@ -11,13 +11,19 @@ use serde_json::Value;
 const OLD_LABELS: [(&str, &str); 6] = [
     ("beta.kubernetes.io/arch", "deprecated since v1.14; use \"kubernetes.io/arch\" instead"),
     ("beta.kubernetes.io/os", "deprecated since v1.14; use \"kubernetes.io/os\" instead"),
-    ("failure-domain.beta.kubernetes.io/region", "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead"),
+    (
+        "failure-domain.beta.kubernetes.io/region",
+        "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead",
+    ),
     ("failure-domain.beta.kubernetes.io/zone", "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead"),
     ("beta.kubernetes.io/instance-type", "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead"),
     ("kubernetes.io/cluster-service", "deprecated since v1.9"),
 ];
 const OLD_ANNOTATIONS: [(&str, &str); 3] = [
-    ("scheduler.alpha.kubernetes.io/critical-pod", "non-functional in v1.16+; use the \"priorityClassName\" field instead"),
+    (
+        "scheduler.alpha.kubernetes.io/critical-pod",
+        "non-functional in v1.16+; use the \"priorityClassName\" field instead",
+    ),
     ("security.alpha.kubernetes.io/sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
     ("security.alpha.kubernetes.io/unsafe-sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
 ];
@@ -88,7 +94,8 @@ fn collect(root: &Field<'_, '_>, is_template: bool, warnings: &mut Vec<String>) 
     fractional(&spec.at("overhead"), &["memory", "ephemeral-storage"], warnings);
     let seccomp_message = "non-functional in v1.27+; use the \"seccompProfile\" field instead";
     let context = spec.at("securityContext");
-    if !annotations.is_empty() && annotations.value.get(SECCOMP_POD).is_some() && !context.at("seccompProfile").is_set() {
+    if !annotations.is_empty() && annotations.value.get(SECCOMP_POD).is_some() && !context.at("seccompProfile").is_set()
+    {
         warn(warnings, &annotations.key(SECCOMP_POD), seccomp_message);
     }
     each_container(&spec, |container| {
@@ -189,7 +196,11 @@ pub fn fractional(amounts: &Field<'_, '_>, names: &[&str], warnings: &mut Vec<St
     for name in names {
         let amount = amounts.key(name);
         if Quantity::parse(amount.str()).is_ok_and(|q| q.milli_value() % 1000 != 0) {
-            warn(warnings, &amount, &format!("fractional byte value {:?} is invalid, must be an integer", amount.str()));
+            warn(
+                warnings,
+                &amount,
+                &format!("fractional byte value {:?} is invalid, must be an integer", amount.str()),
+            );
         }
     }
 }
@@ -228,9 +239,8 @@ fn token_paths(spec: &Field<'_, '_>, warnings: &mut Vec<String>) {
                 let path = item.at("path").str();
                 if tokens.iter().any(|token| token == path) {
                     let place = projected.at("sources").path();
-                    warnings.push(format!(
-                        "{place}.{shown}[{at}]: has duplicated path with ServiceAccountToken {path:?}"
-                    ));
+                    warnings
+                        .push(format!("{place}.{shown}[{at}]: has duplicated path with ServiceAccountToken {path:?}"));
                 }
             }
         }

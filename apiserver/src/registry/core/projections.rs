@@ -45,8 +45,7 @@ const KNOWN_FIELDS: [&str; 14] = [
     "status.podIP",
     "status.podIPs",
 ];
-const UNITS: [&str; 13] =
-    ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+const UNITS: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 /// Where a field or a resource is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]

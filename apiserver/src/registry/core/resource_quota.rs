@@ -46,7 +46,8 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let spec = root.at("spec");
     let hard = spec.at("hard");
     resources::amounts(&hard, resources::quota_name, errors);
-    let names: Vec<&str> = spec.value.get("hard").and_then(Value::as_object).into_iter().flatten().map(|(n, _)| &**n).collect();
+    let names: Vec<&str> =
+        spec.value.get("hard").and_then(Value::as_object).into_iter().flatten().map(|(n, _)| &**n).collect();
     let scopes = spec.at("scopes");
     for scope in scopes.items() {
         if !SCOPES.contains(&scope.str()) {
@@ -56,7 +57,8 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
             errors.invalid(&scopes, "unsupported scope applied to resource");
         }
     }
-    let named: Vec<&str> = spec.value.get("scopes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let named: Vec<&str> =
+        spec.value.get("scopes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
     conflicting(&named, &scopes, &scopes, errors);
     selector(&spec, &names, errors);
 }
@@ -67,7 +69,8 @@ fn selector(spec: &Field<'_, '_>, names: &[&str], errors: &mut Errors) {
     let expressions = selector.at("matchExpressions");
     let mut named = Vec::new();
     for requirement in expressions.items() {
-        let (scope, operator, values) = (requirement.at("scopeName"), requirement.at("operator"), requirement.at("values"));
+        let (scope, operator, values) =
+            (requirement.at("scopeName"), requirement.at("operator"), requirement.at("values"));
         let (scope_at, operator_at, values_at) =
             (expressions.at("scopeName"), expressions.at("operator"), expressions.at("values"));
         if !SCOPES.contains(&scope.str()) {
@@ -153,14 +156,32 @@ mod tests {
         let fine = json!({"hard": {"pods": "1", "requests.nvidia.com/gpu": "1", "count/jobs.batch": "2"}, "scopes": ["BestEffort"]});
         assert_eq!(found(fine), Vec::<String>::new());
         for (spec, error) in [
-            (json!({"hard": {"bogus": "1"}}), "spec.hard[bogus]: Invalid value: \"bogus\": must be a standard resource for quota"),
+            (
+                json!({"hard": {"bogus": "1"}}),
+                "spec.hard[bogus]: Invalid value: \"bogus\": must be a standard resource for quota",
+            ),
             (json!({"hard": {"pods": "500m"}}), "spec.hard[pods]: Invalid value: \"500m\": must be an integer"),
-            (json!({"hard": {"pods": "-1"}}), "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0"),
+            (
+                json!({"hard": {"pods": "-1"}}),
+                "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0",
+            ),
             (json!({"scopes": ["X"]}), "spec.scopes: Invalid value: [\"X\"]: unsupported scope"),
-            (json!({"hard": {"cpu": "1"}, "scopes": ["BestEffort"]}), "spec.scopes: Invalid value: [\"BestEffort\"]: unsupported scope applied to resource"),
-            (json!({"scopes": ["Terminating", "NotTerminating"]}), "spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\"]: conflicting scopes"),
-            (json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In"}]}}), "spec.scopeSelector.matchExpressions.values: Required value: must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"),
-            (json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "x"}]}}), "spec.scopeSelector.matchExpressions.operator: Invalid value: \"x\": not a valid selector operator"),
+            (
+                json!({"hard": {"cpu": "1"}, "scopes": ["BestEffort"]}),
+                "spec.scopes: Invalid value: [\"BestEffort\"]: unsupported scope applied to resource",
+            ),
+            (
+                json!({"scopes": ["Terminating", "NotTerminating"]}),
+                "spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\"]: conflicting scopes",
+            ),
+            (
+                json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In"}]}}),
+                "spec.scopeSelector.matchExpressions.values: Required value: must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+            ),
+            (
+                json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "x"}]}}),
+                "spec.scopeSelector.matchExpressions.operator: Invalid value: \"x\": not a valid selector operator",
+            ),
         ] {
             let errors = found(spec);
             assert!(errors.iter().any(|e| e == error), "{error}: {errors:?}");

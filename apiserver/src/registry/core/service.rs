@@ -165,7 +165,8 @@ fn drop_type_dependent(new: &mut Value, old: &Value) {
         lost.extend(["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]);
     }
     if needs_node_ports(old) && !node_ports {
-        let numbers = |ports: &[Value]| ports.iter().map(|port| int(port, "/nodePort").unwrap_or(0)).collect::<Vec<_>>();
+        let numbers =
+            |ports: &[Value]| ports.iter().map(|port| int(port, "/nodePort").unwrap_or(0)).collect::<Vec<_>>();
         if numbers(list(spec, "/ports")) == numbers(list(old, "/spec/ports")) {
             items_mut(spec, "ports").for_each(|port| _ = remove(port, "nodePort"));
         }

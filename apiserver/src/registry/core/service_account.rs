@@ -10,7 +10,8 @@ pub const RULES: Rules = Rules {
     prepare_create: names_alone,
     prepare_update: |new, _| names_alone(new),
     warnings: |new, old| {
-        let enforces = |account: &Value| account.pointer("/metadata/annotations").and_then(|a| a.get(MOUNTABLE)).is_some();
+        let enforces =
+            |account: &Value| account.pointer("/metadata/annotations").and_then(|a| a.get(MOUNTABLE)).is_some();
         if enforces(new) && !old.is_some_and(enforces) {
             let what = "deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets";
             return vec![format!("metadata.annotations[{MOUNTABLE}]: {what}")];

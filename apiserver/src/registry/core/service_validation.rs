@@ -208,10 +208,7 @@ fn traffic(service: &Value, spec: &Field<'_, '_>, errors: &mut Errors) {
     let check = spec.at("healthCheckNodePort");
     let number = check.int().unwrap_or(0);
     if number != 0 && !needs_health_check(service) {
-        errors.invalid(
-            &check,
-            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
-        );
+        errors.invalid(&check, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
     } else if number != 0 {
         errors.port(&check);
     }
@@ -307,7 +304,8 @@ pub fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Er
 /// `validateUpgradeDowngradeIPFamilies`.
 fn kept(now: &Field<'_, '_>, was: &Field<'_, '_>, name: &str, one: &str, errors: &mut Errors) {
     let (list, before) = (now.at(name), was.at(name));
-    let (now_list, before_list) = (self::list(now.value, &format!("/{name}")), self::list(was.value, &format!("/{name}")));
+    let (now_list, before_list) =
+        (self::list(now.value, &format!("/{name}")), self::list(was.value, &format!("/{name}")));
     let shown = if list.is_set() { list.value.clone() } else { Value::Null };
     let at = |index: usize| format!("{}[{index}]", list.path());
     let changed = |index: usize| FieldError::invalid(at(index), shown.clone(), "may not change once set");
@@ -376,7 +374,12 @@ pub fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
             (!spec.at("externalIPs").is_empty(), "spec.externalIPs"),
             (spec.at("sessionAffinity").str() == "ClientIP", "spec.SessionAffinity"),
         ];
-        warnings.extend(ignored.iter().filter(|(set, _)| *set).map(|(_, field)| format!("{field} is ignored for headless services")));
+        warnings.extend(
+            ignored
+                .iter()
+                .filter(|(set, _)| *set)
+                .map(|(_, field)| format!("{field} is ignored for headless services")),
+        );
     }
     for (list, name) in [("clusterIPs", "spec.clusterIPs"), ("externalIPs", "spec.externalIPs")] {
         for (at, ip) in spec.at(list).items().enumerate() {
@@ -390,7 +393,9 @@ pub fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
         warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
     }
     let distribution = spec.at("trafficDistribution").str();
-    if distribution == "PreferClose" && old.is_none_or(|old| old.pointer("/spec/trafficDistribution") != Some(&json!("PreferClose"))) {
+    if distribution == "PreferClose"
+        && old.is_none_or(|old| old.pointer("/spec/trafficDistribution") != Some(&json!("PreferClose")))
+    {
         warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".to_owned());
     }
     warnings

@@ -1,7 +1,6 @@
 //! Where a volume's contents come from: what each kind of source needs, in a pod and in a PersistentVolume, as one table. As
 //! `validateVolumeSource` and `ValidatePersistentVolumeSpec`.
 
-use super::config_map::config_key;
 use crate::registry::checks::{self, Is, Table, driver_name};
 use crate::registry::field::{Errors, Field};
 use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain};
@@ -33,13 +32,16 @@ const fn called(source: Source, path: &'static str, doubled: &'static str) -> So
     Source { path, doubled, ..source }
 }
 
-const PARTITION: Is = Is::Range(0, 255);
-const LUN: Is = Is::Range(0, 255);
+const PARTITION: Is = Is::By(|field, errors| errors.in_range(field, 0, 255));
+const LUN: Is = PARTITION;
 
 /// Sources that pods and PersistentVolumes have alike.
 const HOST_PATH: Source = source("hostPath", &[], host_path);
-const GCE: Source =
-    called(source("gcePersistentDisk", &[("pdName", NEEDED), ("partition", PARTITION)], NOTHING), "persistentDisk", "gcePersistentDisk");
+const GCE: Source = called(
+    source("gcePersistentDisk", &[("pdName", NEEDED), ("partition", PARTITION)], NOTHING),
+    "persistentDisk",
+    "gcePersistentDisk",
+);
 const AWS: Source = source("awsElasticBlockStore", &[("volumeID", NEEDED), ("partition", PARTITION)], NOTHING);
 const NFS: Source = source("nfs", &[("server", NEEDED), ("path", NEEDED)], |nfs, errors| {
     if !nfs.at("path").str().starts_with('/') {
@@ -86,11 +88,7 @@ pub const PERSISTENT: &[Source] = &[
     QUOBYTE,
     CEPHFS,
     source("iscsi", &[("targetPortal", NEEDED), ("secretRef?.name", NEEDED)], iscsi),
-    source(
-        "cinder",
-        &[("volumeID", NEEDED), ("secretRef?.name", NEEDED), ("secretRef?.namespace", NEEDED)],
-        NOTHING,
-    ),
+    source("cinder", &[("volumeID", NEEDED), ("secretRef?.name", NEEDED), ("secretRef?.namespace", NEEDED)], NOTHING),
     FC,
     FLEX,
     source("azureFile", &[("secretName", NEEDED), ("shareName", NEEDED)], |azure, errors| {
@@ -273,9 +271,8 @@ fn quobyte(quobyte: &Field<'_, '_>, errors: &mut Errors) {
         errors.required(&quobyte.at("tenant"), "must be a UUID and may not exceed a length of 64 characters");
     } else {
         let is_pair = |pair: &str| {
-            pair.rsplit_once(':').is_some_and(|(host, _)| {
-                !host.contains(':') || (host.starts_with('[') && host.ends_with(']'))
-            })
+            pair.rsplit_once(':')
+                .is_some_and(|(host, _)| !host.contains(':') || (host.starts_with('[') && host.ends_with(']')))
         };
         for _ in registry.str().split(',').filter(|pair| !is_pair(pair)) {
             errors.invalid(&registry, PAIRS);
@@ -347,9 +344,8 @@ fn iscsi(iscsi: &Field<'_, '_>, errors: &mut Errors) {
 
 fn qualified_iscsi_name(name: &Field<'_, '_>, errors: &mut Errors) {
     let text = name.str();
-    let alphanumeric = |rest: &str, length: usize| {
-        rest.len() == length + 1 && rest[1..].bytes().all(|b| b.is_ascii_alphanumeric())
-    };
+    let alphanumeric =
+        |rest: &str, length: usize| rest.len() == length + 1 && rest[1..].bytes().all(|b| b.is_ascii_alphanumeric());
     let (valid, message) = if let Some(rest) = text.strip_prefix("iqn") {
         (is_iqn(rest), "must be valid format")
     } else if let Some(rest) = text.strip_prefix("eui") {

@@ -3,7 +3,7 @@
 use super::allocation;
 use super::names::{fully_qualified_name, opaque, selectors, toleration};
 use crate::registry::checks::{Is, Table, check};
-use crate::registry::core::pod_validation::node_selector_term;
+use crate::registry::core::pod_scheduling;
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
 use crate::registry::object::{default, items_mut, list, set, text};
@@ -228,11 +228,7 @@ fn wanted(request: &Field<'_, '_>, errors: &mut Errors) {
 /// As `ValidateNodeSelector`.
 pub fn node_selector(selector: &Field<'_, '_>, errors: &mut Errors) {
     if selector.is_set() {
-        let terms = selector.at("nodeSelectorTerms");
-        if terms.is_empty() {
-            errors.required(&terms, "must have at least one node selector term");
-        }
-        terms.items().for_each(|term| node_selector_term(&term, errors));
+        pod_scheduling::node_selector(selector, errors);
     }
 }
 
