@@ -49,7 +49,7 @@ async fn a_pod_from_its_creation_to_its_end() {
     assert_eq!(kept["metadata"]["generation"], 1);
 
     let debug = json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "x"}]}});
-    assert_eq!(server.merge(&path, &debug).await.unwrap()["spec"].get("ephemeralContainers"), None);
+    assert_eq!(server.merge(&path, &debug).await.unwrap_err().0, 422, "only by its subresource");
     let debugged = server.merge(&format!("{path}/ephemeralcontainers"), &debug).await.unwrap();
     assert_eq!(debugged["metadata"]["generation"], 2);
     let none = json!({"spec": {"ephemeralContainers": []}});
