@@ -1,5 +1,5 @@
-//! What a pod finds of its identity: a token that the API server knows it by, the authority, its namespace; and quotas and
-//! evictions of pods that run.
+//! What a pod finds of its identity: a token that the API server knows it by, the authority, its namespace; streams in and
+//! out of it in both dialects of kubectl; and quotas and evictions of pods that run.
 use base64::Engine as _;
 use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ async fn pods_know_who_they_are() {
     }
     let cluster = Cluster::start("identities", Setup::Hosts(1)).await;
     tokens_are_mounted(&cluster).await;
+    streams_run_in_every_dialect(&cluster);
     a_budget_is_heeded_and_a_quota_released(&cluster).await;
 }
 
@@ -74,6 +75,24 @@ async fn tokens_are_mounted(cluster: &Cluster) {
             keys["keys"].as_array().is_some_and(|keys| keys.iter().any(|key| key["kid"] == part(0)["kid"])),
             "{keys}"
         );
+    }
+}
+
+/// Over WebSocket, with stdin half closed, and over SPDY.
+fn streams_run_in_every_dialect(cluster: &Cluster) {
+    let host = &cluster.hosts[0];
+    if host.exec("command -v kubectl").code != 0 {
+        println!("left out: there is no kubectl on this machine");
+        return;
+    }
+    for websockets in [true, false] {
+        let kubectl = format!(
+            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets} kubectl --kubeconfig /etc/kubernetes/admin.conf exec who -c a"
+        );
+        assert_eq!(host.exec(&format!("echo fed | {kubectl} -i -- sh -c 'cat; echo ended'")).success(), "fed\nended\n");
+        let all = host.exec(&format!("{kubectl} -- head -c 3000000 /dev/zero | wc -c")).success();
+        assert_eq!(all.trim(), "3000000", "websockets={websockets}");
+        assert_eq!(host.exec(&format!("{kubectl} -- sh -c 'exit 7'")).code, 7);
     }
 }
 

@@ -187,9 +187,11 @@ impl Rounds {
             }
         }
         for claim in claims {
-            // Who does not listen any more has left.
             let claimed = claim.claimed;
-            let _ = claim.answer.send(claim.verdict.unwrap_or(Ok(())).map(|()| claimed));
+            if let Err(Ok(claimed)) = claim.answer.send(claim.verdict.unwrap_or(Ok(())).map(|()| claimed)) {
+                // Who does not listen any more has left.
+                self.give_back(namespace, claimed).await;
+            }
         }
     }
 
