@@ -1,11 +1,15 @@
 //! Expressions of policies, webhooks, custom resources and device selectors: are they well-formed? They are evaluated elsewhere.
 
+use kube_cel::cel::parser::Parser;
+
 use super::field::{Errors, Field};
 
 /// As much as is parsed at all; an expression this long is no expression.
 const LENGTH_MAX: usize = 16 * 1024;
-/// Brackets within brackets, and signs before signs. As the parser has it.
-const DEPTH_MAX: usize = 96;
+/// Brackets within brackets, and signs before signs.
+const DEPTH_MAX: usize = 250;
+/// The levels that the parser counts: some to a bracket.
+const PARSER_DEPTH_MAX: u16 = 500;
 /// The parser and the tree that it makes recurse.
 const STACK_BYTES: usize = 64 * 1024 * 1024;
 const RESERVED: [&str; 21] = [
@@ -61,7 +65,12 @@ pub fn parse(expression: &str) -> Result<(), String> {
     // The grammar recurses, and so does dropping a tree: on a stack that is deep enough for what the limits let through.
     std::thread::scope(|scope| {
         let parser = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, || {
-            kube_cel::cel::Program::compile(expression).map(|_| ()).map_err(|error| error.to_string())
+            Parser::new()
+                .enable_optional_syntax(true)
+                .max_recursion_depth(PARSER_DEPTH_MAX)
+                .parse(expression)
+                .map(drop)
+                .map_err(|error| error.to_string())
         });
         match parser.map(std::thread::ScopedJoinHandle::join) {
             Ok(Ok(parsed)) => parsed,
@@ -102,10 +111,18 @@ mod tests {
             "device.attributes['gpu.example.com'].memory.isGreaterThan(quantity('10Gi'))",
             "a ? b : c",
             r#"self.matches("^[a-z]+\\d$")"#,
+            "object.?spec.?replicas.orValue(0) > 1",
+            "object[?'spec'].hasValue() && {?'a': object.?b}.size() == 0 && [?object.?c] == []",
+            "cel.bind(x, size(object.spec.name), x > 1 && x < 5)",
+            "self.all(i, v, i < v) && self.map(x, x > 1, x).size() > 0 && self.exists_one(x, x == 1u)",
+            "r'a\\b' + b'c' == \"\"\"d\"\"\" || 0x1F == 31 || 1.5e3 > 2.0 || null == dyn(1)",
+            "duration('1h') > duration('5m') && timestamp('2024-01-01T00:00:00Z') != object.t",
+            "authorizer.group('').resource('pods').namespace('x').check('create').allowed()",
+            "!has(oldObject.a) // a comment",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
-        for bad in ["", "a b", "object.x >", "(", "'", "a..b", "1 +", "{", "all(x"] {
+        for bad in ["", "a b", "object.x >", "(", "'", "a..b", "1 +", "{", "all(x", "... [] bad expression"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
