@@ -13,6 +13,7 @@ use std::time::Duration;
 
 const NAMESPACE: &str = "full";
 const NAME: &str = "full-object";
+const APPLY: &str = "application/apply-patch+yaml";
 const JSON_PATCH: &str = "application/json-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -126,6 +127,15 @@ impl Life<'_> {
             {"op": "replace", "path": "/metadata/labels/merge", "value": "no"}]);
         let mut current = self.ask("PATCH", &path, &operations, JSON_PATCH).await;
         assert_eq!(current["metadata"]["labels"]["merge"], "no", "{what}");
+        let mut applied = object.clone();
+        applied["metadata"]["labels"]["applied"] = json!("yes");
+        let before = current;
+        let apply = format!("{path}?fieldManager=lifecycles&force=true");
+        current = self.ask("PATCH", &apply, &applied, APPLY).await;
+        assert_eq!(current["metadata"]["labels"]["applied"], "yes", "{what}");
+        assert_eq!(current["metadata"]["labels"]["merge"], "no", "{what}");
+        assert_eq!(current["spec"], before["spec"], "{what}: what is there already is applied");
+        assert_eq!(Self::generation(&current), Self::generation(&before) + counts, "{what}");
         if let Some(change) = change {
             let before = Self::generation(&current);
             current = self.ask("PATCH", &path, change, MERGE).await;
