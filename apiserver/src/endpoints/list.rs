@@ -1,33 +1,18 @@
-//! GET of a collection: which state to serve, what of it is selected, and its bytes, chunk by chunk.
+//! GET of a collection: which state to serve, and what of it is selected.
 
-use super::{Outcome, Payload, ResourceRequest, get, table};
-use crate::registry::Resource;
-use crate::server::body::{Body, BoxError};
-use crate::server::negotiation::{Encoding, Shape, Wanted};
+use super::{Outcome, Payload, ResourceRequest, get, list_body, table};
+use crate::server::negotiation::Wanted;
 use crate::server::request_info::Query;
-use crate::server::respond;
 use crate::storage::cache::{Snapshot, from_key};
 use crate::storage::{Page, StoredObject};
 use apimachinery::fields::FieldSelector;
 use apimachinery::labels::Selector;
-use apimachinery::protobuf;
 use apimachinery::status::{FieldError, StatusError};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{BufMut as _, Bytes, BytesMut};
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use http::header::{CONTENT_ENCODING, HeaderValue};
-use http_body::{Frame, SizeHint};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::io::Write as _;
-use std::pin::Pin;
+use serde_json::json;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-
-/// A list is sent in pieces of about this size.
-const CHUNK: usize = 64 * 1024;
 
 /// What a list consists of.
 pub struct Selected {
@@ -172,41 +157,7 @@ pub fn render(
             metadata["remainingItemCount"] = remaining.into();
         }
     }
-    let response = match (wanted.shape, wanted.encoding) {
-        (Shape::AsIs, Encoding::Protobuf) => {
-            let items = Items::protobuf(resource, &selected.objects);
-            let kind = format!("{}List", resource.kind);
-            let head = protobuf::list::head(&resource.api_version, &kind, &metadata, items.size());
-            stream(wanted, head, items)
-        }
-        (Shape::AsIs, Encoding::Json) => {
-            let head = format!(
-                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-                resource.kind, resource.api_version
-            );
-            let items = if resource.strategy.converts() {
-                Items::Rendered(selected.objects.iter().map(|object| resource.json(object)).collect())
-            } else {
-                Items::Stored(selected.objects)
-            };
-            stream(wanted, head.into(), items)
-        }
-        (Shape::Metadata, _) => return Err(respond::wrong_shape(wanted)),
-        (shape, _) => {
-            let values: Vec<Value> = selected.objects.iter().map(|object| resource.value(object)).collect();
-            let object = match shape {
-                Shape::AsIs => json!({
-                    "kind": format!("{}List", resource.kind),
-                    "apiVersion": resource.api_version,
-                    "metadata": metadata,
-                    "items": values,
-                }),
-                Shape::Metadata | Shape::MetadataList => respond::metadata_list(wanted, &values, metadata),
-                Shape::Table => table::many(wanted, resource, &values, metadata, include, true),
-            };
-            respond::value(wanted, 200, &object)
-        }
-    };
+    let response = list_body::response(resource, selected.objects, metadata, wanted, include)?;
     Ok(Outcome { code: 200, payload: Payload::Response(response), warnings: Vec::new() })
 }
 
@@ -376,158 +327,6 @@ fn expired(error: StatusError, request: &ResourceRequest<'_>, start: &str) -> St
     let mut error = StatusError::expired(INCONSISTENT_CONTINUE);
     error.0.metadata.continue_ = Some(Token::encode(-1, below(request.namespace(), start).unwrap_or(start)));
     error
-}
-
-/// The items of a list body.
-enum Items {
-    Stored(Vec<Arc<StoredObject>>),
-    Rendered(Vec<Bytes>),
-    /// Objects whose protobuf has been made.
-    Protobuf(Vec<Arc<StoredObject>>),
-    Messages(Vec<Bytes>),
-}
-
-// === impl Items ===
-
-impl Items {
-    /// An object that has no protobuf could not be read; it is logged where that was found out.
-    fn protobuf(resource: &Resource, objects: &[Arc<StoredObject>]) -> Self {
-        match resource.schema {
-            Some(schema) if resource.strategy.converts() => {
-                let messages = objects.iter().map(|o| protobuf::encode(&resource.value(o), schema).into());
-                Self::Messages(messages.collect())
-            }
-            _ => Self::Protobuf(objects.iter().filter(|object| object.protobuf().is_some()).cloned().collect()),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Stored(all) | Self::Protobuf(all) => all.len(),
-            Self::Rendered(all) | Self::Messages(all) => all.len(),
-        }
-    }
-
-    /// An item, in JSON behind its opening brace.
-    fn item(&self, at: usize) -> &[u8] {
-        match self {
-            Self::Stored(all) => all[at].list_item(),
-            Self::Rendered(all) => &all[at][1..],
-            Self::Protobuf(all) => all[at].protobuf().map_or(&[], protobuf::Encoded::message),
-            Self::Messages(all) => &all[at],
-        }
-    }
-
-    fn is_protobuf(&self) -> bool {
-        matches!(self, Self::Protobuf(_) | Self::Messages(_))
-    }
-
-    /// How many bytes the items take, with what stands before each and between them.
-    fn size(&self) -> usize {
-        let sizes = (0..self.len()).map(|at| self.item(at).len());
-        if self.is_protobuf() {
-            sizes.map(|size| protobuf::list::item_head_size(size) + size).sum()
-        } else {
-            sizes.map(|size| size + 1).sum::<usize>() + self.len().saturating_sub(1)
-        }
-    }
-
-    fn put(&self, at: usize, chunk: &mut BytesMut) {
-        let item = self.item(at);
-        if self.is_protobuf() {
-            protobuf::list::item_head(chunk, item.len());
-        } else {
-            chunk.put_slice(if at > 0 { b",{" } else { b"{" });
-        }
-        chunk.put_slice(item);
-    }
-
-    fn end(&self) -> &'static [u8] {
-        if self.is_protobuf() { protobuf::list::END } else { b"]}" }
-    }
-}
-
-/// The response for a list whose beginning is given.
-fn stream(wanted: Wanted, head: Vec<u8>, items: Items) -> http::Response<Body> {
-    let size = (head.len() + items.size() + items.end().len()) as u64;
-    let gzip = wanted.gzip && size >= respond::GZIP_MIN as u64;
-    let packer = gzip.then(|| GzEncoder::new(Vec::with_capacity(CHUNK), Compression::fast()));
-    let mut body = ListBody { head: Some(head), items, next: 0, ended: false, left: size, packer };
-    let body =
-        if size <= CHUNK as u64 && !gzip { Body::Full(body.fill().unwrap_or_default()) } else { Body::boxed(body) };
-    let mut response = respond::plain(200, wanted.content_type(), body);
-    if gzip {
-        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    response
-}
-
-/// Puts a list together as it is read, so that a big one never lies in memory as a whole.
-struct ListBody {
-    head: Option<Vec<u8>>,
-    items: Items,
-    next: usize,
-    ended: bool,
-    left: u64,
-    packer: Option<GzEncoder<Vec<u8>>>,
-}
-
-// === impl ListBody ===
-
-impl ListBody {
-    /// The next piece, not compressed.
-    fn fill(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
-        let mut chunk = BytesMut::with_capacity(CHUNK + 4096);
-        if let Some(head) = self.head.take() {
-            chunk.put_slice(&head);
-        }
-        while chunk.len() < CHUNK && self.next < self.items.len() {
-            self.items.put(self.next, &mut chunk);
-            self.next += 1;
-        }
-        if self.next == self.items.len() {
-            chunk.put_slice(self.items.end());
-            self.ended = true;
-        }
-        Some(chunk.freeze())
-    }
-}
-
-impl http_body::Body for ListBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        loop {
-            let Some(chunk) = this.fill() else {
-                let Some(packer) = this.packer.take() else { return Poll::Ready(None) };
-                return Poll::Ready(match packer.finish() {
-                    Ok(rest) if rest.is_empty() => None,
-                    Ok(rest) => Some(Ok(Frame::data(rest.into()))),
-                    Err(error) => Some(Err(error.into())),
-                });
-            };
-            let Some(packer) = &mut this.packer else {
-                this.left = this.left.saturating_sub(chunk.len() as u64);
-                return Poll::Ready(Some(Ok(Frame::data(chunk))));
-            };
-            if let Err(error) = packer.write_all(&chunk) {
-                return Poll::Ready(Some(Err(error.into())));
-            }
-            let packed = std::mem::replace(packer.get_mut(), Vec::with_capacity(CHUNK));
-            if !packed.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(packed.into()))));
-            }
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.packer.is_some() { SizeHint::default() } else { SizeHint::with_exact(self.left) }
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod get;
 pub mod health;
 pub mod list;
+mod list_body;
 pub mod metadata;
 pub mod openapi;
 pub mod ownership;

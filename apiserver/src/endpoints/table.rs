@@ -52,25 +52,8 @@ pub fn many(
     include: Include,
     with_columns: bool,
 ) -> Value {
-    let (columns, own_rows) = columns(resource, objects.first());
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|object| {
-            let cells = if own_rows { resource.strategy.row(object) } else { default_row(object) };
-            let mut row = Map::new();
-            row.insert("cells".to_owned(), Value::Array(cells));
-            match include {
-                Include::None => {}
-                Include::Metadata => {
-                    row.insert("object".to_owned(), metadata_only(wanted.meta_version, object));
-                }
-                Include::Object => {
-                    row.insert("object".to_owned(), object.clone());
-                }
-            }
-            Value::Object(row)
-        })
-        .collect();
+    let columns = resource.strategy.columns().unwrap_or_else(|| DEFAULT_COLUMNS.to_vec());
+    let rows: Vec<Value> = objects.iter().map(|object| row(wanted, resource, object, include)).collect();
     let definitions: Value = if with_columns { columns.iter().map(definition).collect() } else { json!([]) };
     json!({
         "kind": "Table",
@@ -81,19 +64,22 @@ pub fn many(
     })
 }
 
-/// The columns, and whether the strategy makes the cells.
-fn columns(resource: &Resource, sample: Option<&Value>) -> (Vec<Column>, bool) {
-    if let Some(columns) = resource.strategy.columns() {
-        return (columns, true);
-    }
-    let known = apimachinery::facts::columns(&resource.gvr.group, &resource.kind);
-    match (known, sample) {
-        (Some(columns), Some(object)) if resource.strategy.row(object).len() == columns.len() => {
-            (columns.to_vec(), true)
+/// The row of one object.
+pub fn row(wanted: Wanted, resource: &Resource, object: &Value, include: Include) -> Value {
+    let own = resource.strategy.columns().is_some();
+    let cells = if own { resource.strategy.row(object) } else { default_row(object) };
+    let mut row = Map::new();
+    row.insert("cells".to_owned(), Value::Array(cells));
+    match include {
+        Include::None => {}
+        Include::Metadata => {
+            row.insert("object".to_owned(), metadata_only(wanted.meta_version, object));
         }
-        (Some(columns), None) => (columns.to_vec(), true),
-        _ => (DEFAULT_COLUMNS.to_vec(), false),
+        Include::Object => {
+            row.insert("object".to_owned(), object.clone());
+        }
     }
+    Value::Object(row)
 }
 
 fn default_row(object: &Value) -> Vec<Value> {
