@@ -4,7 +4,6 @@
 use super::ownership::{self, Ownership};
 use super::update::{self, Produce, Produced};
 use super::{Outcome, ResourceRequest, create, metadata};
-use crate::authorization::{Decision, forbidden};
 use crate::registry::Resource;
 use crate::registry::reset_fields::ignored;
 use crate::registry::strategy::Part;
@@ -188,12 +187,7 @@ async fn create_from(request: &mut ResourceRequest<'_>, config: &Configuration) 
             format!("uid mismatch: the provided object specified uid {given}, and no existing object was found");
         return Err(StatusError::conflict(&request.info.group, &request.info.resource, &name, &cause));
     }
-    let mut attributes = request.attributes.clone();
-    attributes.verb = "create".into();
-    match request.context.authorizer.authorize(&attributes).await {
-        Decision::Allow => {}
-        Decision::NoOpinion(reason) => return Err(forbidden(&attributes, &reason)),
-    }
+    create::authorize(request).await?;
     let nothing = json!({"apiVersion": request.resource.api_version, "kind": request.resource.kind});
     let mut produced = Applying::new(request, config).apply(&nothing, false, "")?;
     metadata::check_name(&produced.object, &name)?;

@@ -4,6 +4,7 @@ use super::ownership::{self, Ownership};
 use super::update::Produced;
 use super::{Outcome, ResourceRequest, metadata};
 use crate::admission::Operation;
+use crate::authorization::{Attributes, Decision, forbidden};
 use crate::registry::strategy::HookContext;
 use crate::server::negotiation::Incoming;
 use crate::storage::Put;
@@ -17,6 +18,15 @@ const NAME_ATTEMPTS: usize = 8;
 pub async fn create(request: &mut ResourceRequest<'_>, incoming: Incoming) -> Result<Outcome, StatusError> {
     let Incoming { object, warnings } = incoming;
     create_owned(request, Produced { object, warnings, ownership: Ownership::OfWriter }).await
+}
+
+/// May the object be created, by a write that would otherwise change it?
+pub async fn authorize(request: &ResourceRequest<'_>) -> Result<(), StatusError> {
+    let attributes = Attributes { verb: "create".to_owned(), ..request.attributes.clone() };
+    match request.context.authorizer.authorize(&attributes).await {
+        Decision::Allow => Ok(()),
+        Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
+    }
 }
 
 /// Stores a new object whose fields belong to whom `produced` says.

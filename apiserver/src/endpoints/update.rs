@@ -58,6 +58,7 @@ pub async fn update(request: &mut ResourceRequest<'_>, mut incoming: Incoming) -
         Some(current) => current,
         None if !uid.is_empty() => return Err(other_uid(request, uid, "", 0)),
         None if request.resource.strategy.allow_create_on_update() && request.part == Part::Main => {
+            create::authorize(request).await?;
             metadata::of(&mut incoming.object).remove("resourceVersion");
             return create::create(request, incoming).await;
         }

@@ -130,6 +130,12 @@ async fn fields_have_owners() {
     assert_eq!(of_status["fieldsV1"], json!({"f:status": {"f:observedGeneration": {}, "f:replicas": {}}}));
     assert_eq!(patched["spec"]["replicas"], 1);
 
+    let config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "labels": {"x": "y"}},
+        "spec": {"replicas": 9}, "status": {"readyReplicas": 1}});
+    let applied = apply(&server, &format!("{path}/status"), "fieldManager=of-status", &config).await.unwrap();
+    assert_eq!(fields(&applied, "of-status", "Apply"), json!({"f:status": {"f:readyReplicas": {}}}));
+    assert_eq!((&applied["spec"]["replicas"], &applied["status"]["readyReplicas"]), (&json!(1), &json!(1)));
+
     // A conflict names field and manager; force takes the field.
     let error = apply(&server, &path, "fieldManager=me", &deployment(Some(3))).await.unwrap_err();
     assert_eq!(
