@@ -350,8 +350,11 @@ impl Render {
     fn frame(&mut self, kind: Kind, object: &StoredObject, gone: Option<&Event>) -> Bytes {
         let shared = self.wanted.shape == Shape::AsIs && !self.resource.strategy.converts();
         if shared && self.wanted.encoding == Encoding::Protobuf {
-            // What a deleted object says is its own: another revision.
-            if let Some(frame) = gone.is_none().then(|| object.protobuf_frame(kind == Kind::Added)).flatten() {
+            let frame = match gone {
+                Some(event) => event.deleted_protobuf_frame(),
+                None => object.protobuf_frame(kind == Kind::Added),
+            };
+            if let Some(frame) = frame {
                 return frame;
             }
         } else if shared {

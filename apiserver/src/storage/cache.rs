@@ -38,6 +38,7 @@ pub struct Event {
     pub object: Option<Arc<StoredObject>>,
     pub previous: Option<Arc<StoredObject>>,
     deleted: OnceLock<Bytes>,
+    deleted_protobuf: OnceLock<Option<Bytes>>,
 }
 
 /// The state of a resource after an event.
@@ -120,6 +121,12 @@ impl Event {
     pub fn deleted_frame(&self) -> Bytes {
         let frame = || self.previous.as_ref().map_or_else(Bytes::new, |old| old.deleted_frame(self.revision));
         self.deleted.get_or_init(frame).clone()
+    }
+
+    /// The same for those who read protobuf; None if the object is of no known kind.
+    pub fn deleted_protobuf_frame(&self) -> Option<Bytes> {
+        let frame = || self.previous.as_ref().and_then(|old| old.deleted_protobuf_frame(self.revision));
+        self.deleted_protobuf.get_or_init(frame).clone()
     }
 
     pub fn namespace(&self) -> &str {
@@ -276,7 +283,7 @@ impl State {
             None => self.current.objects.remove(&key),
         };
         self.current.revision = self.current.revision.max(revision);
-        Some(Event { revision, key, object, previous, deleted: OnceLock::new() })
+        Some(Event { revision, key, object, previous, deleted: OnceLock::new(), deleted_protobuf: OnceLock::new() })
     }
 }
 

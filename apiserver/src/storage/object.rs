@@ -175,16 +175,13 @@ impl StoredObject {
 
     /// The object in protobuf, encoded once; None if it is of no known kind.
     pub fn protobuf(&self) -> Option<&protobuf::Encoded> {
-        let encode = || {
-            let value = self.value();
-            let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or("");
-            let (api_version, kind) = (text("apiVersion"), text("kind"));
-            let (group, version) = split_api_version(api_version);
-            let facts = facts::schema_of(group, version, kind)?;
-            let event = if self.created { "ADDED" } else { "MODIFIED" };
-            Some(Box::new(protobuf::Encoded::new(event, api_version, kind, &value, facts)))
-        };
-        self.protobuf.get_or_init(encode).as_deref()
+        let event = if self.created { "ADDED" } else { "MODIFIED" };
+        self.protobuf.get_or_init(|| to_protobuf(event, &self.json()).map(Box::new)).as_deref()
+    }
+
+    /// The frame of its deletion for those who read protobuf.
+    pub fn deleted_protobuf_frame(&self, revision: i64) -> Option<Bytes> {
+        Some(to_protobuf("DELETED", &self.json_at(revision))?.frame())
     }
 
     /// The event frame for a watcher who reads protobuf: shared where the type is the natural one.
@@ -201,6 +198,15 @@ impl StoredObject {
     pub fn size(&self) -> usize {
         self.frame.len() + self.protobuf.get().and_then(Option::as_deref).map_or(0, protobuf::Encoded::size)
     }
+}
+
+fn to_protobuf(event: &str, json: &[u8]) -> Option<protobuf::Encoded> {
+    let value: Value = serde_json::from_slice(json).ok()?;
+    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let (group, version) = split_api_version(api_version);
+    let facts = facts::schema_of(group, version, kind)?;
+    Some(protobuf::Encoded::new(event, api_version, kind, &value, facts))
 }
 
 /// Reads what is stored: JSON, or the protobuf that kube-apiserver writes (the store of a cluster may be taken over). Gives
