@@ -313,6 +313,20 @@ pub fn legacy_cidr(field: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
+/// A CIDR that could be written better. As `GetWarningsForCIDR`.
+pub fn cidr_warning(field: &Field<'_, '_>) -> Option<String> {
+    let (address, bits) = parse_cidr(field.str())?;
+    let (network, all) = (network_of(address, bits), if address.is_ipv4() { 32 } else { 128 });
+    let (canonical, text, path) = (format!("{network}/{bits}"), field.str(), field.path());
+    if address != network {
+        let why =
+            format!("is ambiguous in this context (should be {canonical:?} or {:?}?)", format!("{address}/{all}"));
+        return Some(format!("{path}: CIDR value {text:?} {why}"));
+    }
+    (address.is_ipv6() && text != canonical)
+        .then(|| format!("{path}: IPv6 CIDR value {text:?} should be in RFC 5952 canonical format ({canonical:?})"))
+}
+
 /// Only the canonical writing. As `IsValidCIDR`.
 pub fn strict_cidr(field: &Field<'_, '_>, errors: &mut Errors) {
     let Some((address, bits)) = parse_cidr(field.str()) else {

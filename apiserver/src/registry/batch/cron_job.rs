@@ -27,6 +27,8 @@ pub const RULES: Rules = Rules {
     validate_update: |new, old, errors| validate(new, Some(old), errors),
     warnings: |new, old| {
         let mut warnings = workload::name_warnings(new, old);
+        let place = "/spec/jobTemplate/spec/template";
+        warnings.extend(workload::template_warnings(new, old, place, "spec.jobTemplate.spec.template"));
         if text(new, "/spec/schedule").contains("TZ") {
             let why = "is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details";
             warnings.push(format!("CRON_TZ or TZ used in spec.spec.schedule {why}"));

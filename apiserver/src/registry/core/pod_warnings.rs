@@ -152,7 +152,8 @@ fn selects_nothing(term: &Field<'_, '_>, warnings: &mut Vec<String>) {
     }
 }
 
-fn old_label(key: &str) -> Option<&'static str> {
+/// What to say of a label of nodes that is not used any more.
+pub fn old_label(key: &str) -> Option<&'static str> {
     OLD_LABELS.iter().find(|(old, _)| *old == key).map(|(_, what)| *what)
 }
 

@@ -1,6 +1,6 @@
 //! NetworkPolicies.
 
-use crate::registry::checks::{Is, check, legacy_cidr, network_of, parse_cidr};
+use crate::registry::checks::{Is, check, cidr_warning, legacy_cidr, network_of, parse_cidr};
 use crate::registry::core::port_or_name;
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
@@ -21,6 +21,20 @@ pub const RULES: Rules = Rules {
     generation: true,
     default: defaults,
     validate,
+    warnings: |new, _| {
+        let (root, mut warnings) = (Field::root(new), Vec::new());
+        let spec = root.at("spec");
+        for (rules, peers) in [("ingress", "from"), ("egress", "to")] {
+            for rule in spec.at(rules).items() {
+                for peer in rule.at(peers).items() {
+                    let block = peer.at("ipBlock");
+                    warnings.extend(cidr_warning(&block.at("cidr")));
+                    warnings.extend(block.at("except").items().filter_map(|cidr| cidr_warning(&cidr)));
+                }
+            }
+        }
+        warnings
+    },
     columns: Some(&COLUMNS),
     row: Some(|object, clock: &Clock| {
         vec![print::name(object), print::selector(object.pointer("/spec/podSelector")), clock.age(object)]

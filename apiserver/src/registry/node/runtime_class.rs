@@ -1,6 +1,8 @@
 //! RuntimeClasses.
 
 use crate::registry::core::amount;
+use crate::registry::core::pod_warnings::old_label;
+use crate::registry::field::Field;
 use crate::registry::object::text;
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
@@ -31,6 +33,13 @@ pub const RULES: Rules = Rules {
         }
     },
     validate_update: |new, old, errors| errors.immutable(&new.at("handler"), &old.at("handler")),
+    warnings: |new, _| {
+        let root = Field::root(new);
+        let scheduling = root.at("scheduling");
+        let selector = scheduling.at("nodeSelector");
+        let old = selector.entries().filter_map(|(label, _)| old_label(label));
+        old.map(|what| format!("scheduling.nodeSelector: {what}")).collect()
+    },
     row: Some(|object, clock: &Clock| {
         vec![print::name(object), Value::from(text(object, "/handler")), clock.age(object)]
     }),

@@ -1,6 +1,7 @@
 //! CSIDrivers, CSINodes and CSIStorageCapacities.
 
 use crate::registry::checks::{Is, Table, check, driver_name, fixed, not_negative_quantity};
+use crate::registry::core::pod_warnings;
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{
     child, count_change, default, drop_disabled, flag, list, remove, semantically_equal, set, text,
@@ -166,6 +167,16 @@ pub const STORAGE_CAPACITY: Rules = Rules {
         check(root, &[("nodeTopology", Is::LabelSelector), ("capacity", Is::By(not_negative_quantity))], errors);
     },
     validate_update: |new, old, errors| fixed(new, old, &["nodeTopology", "storageClassName"], errors),
+    warnings: |new, _| {
+        let (root, mut warnings) = (Field::root(new), Vec::new());
+        let topology = root.at("nodeTopology");
+        pod_warnings::node_term(&topology, &mut warnings);
+        for (label, _) in topology.at("matchLabels").entries() {
+            warnings
+                .extend(pod_warnings::old_label(label).map(|what| format!("nodeTopology.matchLabels.{label}: {what}")));
+        }
+        warnings
+    },
     row: Some(|object, _: &Clock| {
         vec![
             print::name(object),

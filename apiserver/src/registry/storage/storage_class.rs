@@ -1,8 +1,9 @@
 //! StorageClasses and VolumeAttributesClasses.
 
 use crate::registry::checks::{Is, check, fixed, forbid_updates};
+use crate::registry::core::pod_warnings::old_label;
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{default, flag, list, text};
+use crate::registry::object::{default, flag, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use apimachinery::names::is_qualified_name;
@@ -14,13 +15,6 @@ const DEFAULT_ANNOTATIONS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_MAX_BYTES: usize = 256 * 1024;
-/// Labels of nodes that have other names by now.
-const DEPRECATED_LABELS: [(&str, &str); 4] = [
-    ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
-    ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
-    ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
-    ("beta.kubernetes.io/os", "kubernetes.io/os"),
-];
 
 pub const RULES: Rules = Rules {
     default: |object| {
@@ -34,13 +28,10 @@ pub const RULES: Rules = Rules {
     },
     warnings: |new, _| {
         let mut warnings = Vec::new();
-        for (i, term) in list(new, "/allowedTopologies").iter().enumerate() {
-            for (j, expression) in list(term, "/matchLabelExpressions").iter().enumerate() {
-                let key = text(expression, "/key");
-                if let Some((_, instead)) = DEPRECATED_LABELS.iter().find(|(label, _)| *label == key) {
-                    let place = format!("allowedTopologies[{i}].matchLabelExpressions[{j}].key");
-                    warnings.push(format!("{place}: {key} is deprecated since v1.17; use {instead:?} instead"));
-                }
+        for term in Field::root(new).at("allowedTopologies").items() {
+            for expression in term.at("matchLabelExpressions").items() {
+                let key = expression.at("key");
+                warnings.extend(old_label(key.str()).map(|what| format!("{}: {what}", key.path())));
             }
         }
         warnings
