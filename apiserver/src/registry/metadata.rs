@@ -53,7 +53,8 @@ pub fn template(meta: &Field<'_, '_>, errors: &mut Errors) {
     annotations(&meta.at("annotations"), errors);
     labels(&meta.at("labels"), errors);
     for (name, field) in meta.entries().filter(|(name, _)| !matches!(*name, "annotations" | "labels")) {
-        if !field.value.is_null() && !(name == "creationTimestamp" && field.is_blank()) {
+        let unset = field.value.is_null() || (name == "creationTimestamp" && field.is_blank());
+        if !unset {
             errors.forbidden(&meta.at(name), "cannot be set");
         }
     }

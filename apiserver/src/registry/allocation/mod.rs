@@ -9,6 +9,7 @@
 //! Addresses come from the ServiceCIDRs that are there and ready; the one called `kubernetes` says what the command line said.
 
 mod cidr;
+mod claims;
 mod families;
 mod index;
 mod repair;
@@ -18,10 +19,11 @@ use super::core::service::{HEADLESS, has_node_ports};
 use super::core::service_validation::needs_health_check;
 use super::object::{child, int, items_mut, list, set, text};
 use super::strategy::{HookContext, Plain, Reservation, Strategy};
-use crate::storage::{Put, Store};
+use crate::storage::Store;
 use apimachinery::facts;
 use apimachinery::status::{FieldError, StatusError};
 use cidr::Cidr;
+use claims::{Claims, address_object, port_claim, release_ip};
 use index::{Index, used};
 use parking_lot::Mutex;
 use rand::RngExt as _;
@@ -66,23 +68,6 @@ impl Strategy for Passing {
     fn time_to_live(&self, _object: &Value) -> Option<i64> {
         Some(EVENT_SECONDS)
     }
-}
-
-/// What one write has claimed; given back when dropped.
-struct Claims {
-    store: Arc<Store>,
-    addresses: Arc<Resource>,
-    /// `namespace/name` of the Service.
-    owner: String,
-    /// Nothing is claimed, it is only looked at what would be.
-    dry_run: bool,
-    /// IPAddresses made for this write.
-    ips: Vec<IpAddr>,
-    /// Claimed ports and the revisions of their claims.
-    ports: Vec<(u16, i64)>,
-    /// IPAddresses that the Service no longer needs once it is written.
-    freed: Vec<IpAddr>,
-    committed: bool,
 }
 
 /// Why an address or a port that was asked for is not given.
@@ -510,10 +495,6 @@ fn is_managed(address: &Value) -> bool {
     text(address, "/metadata/labels/ipaddress.kubernetes.io~1managed-by") == MANAGED_BY
 }
 
-fn port_claim(number: u16) -> String {
-    format!("nodeports/{number}")
-}
-
 /// `namespace/name`, as in the caches.
 fn cache_key(object: &Value) -> String {
     format!("{}/{}", text(object, "/metadata/namespace"), text(object, "/metadata/name"))
@@ -529,81 +510,6 @@ fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
         (None, None) => return Err(error()),
     };
     if first == 0 || first > last { Err(error()) } else { Ok(first..=last) }
-}
-
-fn address_object(ip: IpAddr, owner: &str) -> Value {
-    let (namespace, name) = owner.split_once('/').unwrap_or(("", owner));
-    json!({
-        "kind": "IPAddress", "apiVersion": "networking.k8s.io/v1",
-        "metadata": {"name": ip.to_string(), "uid": uuid::Uuid::new_v4().to_string(), "generation": 1,
-            "creationTimestamp": apimachinery::time::rfc3339(jiff::Timestamp::now()),
-            "labels": {"ipaddress.kubernetes.io/ip-family": family_of(ip), "ipaddress.kubernetes.io/managed-by": MANAGED_BY}},
-        "spec": {"parentRef": {"group": "", "resource": "services", "namespace": namespace, "name": name}},
-    })
-}
-
-/// Deletes an IPAddress if it is that Service's.
-async fn release_ip(store: &Store, addresses: &Resource, ip: IpAddr, owner: &str) {
-    let name = ip.to_string();
-    let found = match store.get_uncached(addresses, "", &name).await {
-        Ok(Some(found)) => found,
-        Ok(None) => return,
-        Err(error) => return tracing::warn!(%ip, %error, "cannot release a cluster IP; the next repair will"),
-    };
-    let value = found.value();
-    let parent = format!("{}/{}", text(&value, "/spec/parentRef/namespace"), text(&value, "/spec/parentRef/name"));
-    if parent == owner
-        && let Err(error) = store.delete(addresses, "", &name, found.revision).await
-    {
-        tracing::warn!(%ip, %error, "cannot release a cluster IP; the next repair will");
-    }
-}
-
-// === impl Claims ===
-
-impl Claims {
-    /// Makes the IPAddress; false if somebody has it.
-    async fn take_ip(&mut self, ip: IpAddr) -> Result<bool, StatusError> {
-        if self.dry_run {
-            return Ok(true);
-        }
-        match self.store.create(&self.addresses, &address_object(ip, &self.owner)).await? {
-            Put::Written(_) => {
-                self.ips.push(ip);
-                Ok(true)
-            }
-            Put::Conflict(_) => Ok(false),
-        }
-    }
-}
-
-impl Reservation for Claims {
-    fn commit(mut self: Box<Self>) {
-        self.committed = true;
-    }
-}
-
-impl Drop for Claims {
-    /// Port claims have done their work either way; of the IPAddresses those go that nobody needs.
-    fn drop(&mut self) {
-        let ips = std::mem::take(if self.committed { &mut self.freed } else { &mut self.ips });
-        let ports = std::mem::take(&mut self.ports);
-        if self.dry_run || (ips.is_empty() && ports.is_empty()) {
-            return;
-        }
-        let (store, addresses, owner) = (self.store.clone(), self.addresses.clone(), self.owner.clone());
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            for (number, revision) in ports {
-                if let Err(error) = store.unclaim(&port_claim(number), revision).await {
-                    tracing::warn!(port = number, %error, "cannot give back the claim of a node port; it will lapse");
-                }
-            }
-            for ip in ips {
-                release_ip(&store, &addresses, ip, &owner).await;
-            }
-        });
-    }
 }
 
 #[cfg(test)]

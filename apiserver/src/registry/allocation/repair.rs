@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     fn address(name: &str, owner: &str, created: &str) -> Address {
-        let mut value = super::super::address_object(name.parse().unwrap(), owner);
+        let mut value = super::super::claims::address_object(name.parse().unwrap(), owner);
         value["metadata"]["creationTimestamp"] = json!(created);
         Address { name: name.to_owned(), revision: 7, value }
     }

@@ -219,9 +219,8 @@ fn claims(claims: &Field<'_, '_>, pod_claims: &[&str], errors: &mut Errors) {
             continue;
         }
         let before = || claims.items().take(at).filter(|c| c.at("name").str() == name.str());
-        if before().any(|c| c.at("request").is_blank()) {
-            errors.0.push(FieldError::duplicate(claim.path(), name.str()));
-        } else if request.is_blank() && before().next().is_some() {
+        let whole = before().any(|c| c.at("request").is_blank());
+        if whole || (request.is_blank() && before().next().is_some()) {
             errors.0.push(FieldError::duplicate(claim.path(), name.str()));
         } else {
             errors.named(&request, is_dns1123_label);
