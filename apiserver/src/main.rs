@@ -12,6 +12,10 @@ mod registry;
 mod server;
 mod storage;
 
+/// Objects are many small pieces of memory that come and go: the allocator is a quarter of a write's cost with glibc's.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The version of Kubernetes whose API this is.
 pub const KUBERNETES_VERSION: &str = "v1.36.0";
 
