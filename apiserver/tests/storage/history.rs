@@ -151,7 +151,7 @@ async fn client(client: kube::Client, id: usize, begun: Instant) -> Vec<Call> {
             break;
         }
         let value = format!("{id}-{turn}");
-        let reads = (turn + id) % 3 == 0;
+        let reads = (turn + id).is_multiple_of(3);
         let request = if reads {
             http::Request::get(&path).body(Vec::new()).unwrap()
         } else {

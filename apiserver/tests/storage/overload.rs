@@ -71,7 +71,10 @@ async fn an_etcd_that_hangs_costs_time_but_not_the_server() {
     assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     assert!(codes.iter().all(|code| matches!(code, 429 | 503 | 504)), "{codes:?}");
     assert!(codes.contains(&429) && codes.iter().any(|code| *code != 429), "{codes:?}");
-    assert_eq!(server.client.request_text(Request::get("/livez?exclude=etcd").body(Vec::new()).unwrap()).await.unwrap(), "ok");
+    assert_eq!(
+        server.client.request_text(Request::get("/livez?exclude=etcd").body(Vec::new()).unwrap()).await.unwrap(),
+        "ok"
+    );
     let ready = server.client.request_text(Request::get("/readyz").body(Vec::new()).unwrap()).await;
     assert!(ready.is_err(), "{ready:?}");
     signal(etcd, "CONT");
