@@ -39,24 +39,6 @@ async fn start() -> Option<(Server, tempfile::TempDir)> {
     Some((Server::start_with(&flags).await, directory))
 }
 
-/// A request as someone else; the code and message of a failure.
-async fn ask(
-    server: &Server,
-    user: &str,
-    groups: &[&str],
-    method: &str,
-    path: &str,
-    body: &Value,
-) -> Result<Value, (u16, String)> {
-    let mut request = Request::builder().method(method).uri(path).header("content-type", JSON);
-    request = request.header("impersonate-user", user);
-    for group in groups {
-        request = request.header("impersonate-group", *group);
-    }
-    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-    server.client.request::<Value>(request.body(body).unwrap()).await.map_err(refusal)
-}
-
 fn refusal(error: kube::Error) -> (u16, String) {
     match error {
         kube::Error::Api(status) => (status.code, status.message.clone()),
@@ -65,7 +47,7 @@ fn refusal(error: kube::Error) -> (u16, String) {
 }
 
 async fn as_node(server: &Server, method: &str, path: &str, body: &Value) -> Result<Value, (u16, String)> {
-    ask(server, "system:node:n1", &["system:nodes"], method, path, body).await
+    server.call_as(("system:node:n1", &["system:nodes"]), method, path, body).await
 }
 
 /// A client with a bearer token, or none.
@@ -212,7 +194,7 @@ async fn nobody_grants_what_they_do_not_hold() {
     server.get(&format!("{rbac}/clusterrolebindings/readers")).await.unwrap();
     let make = async |verbs: &[&str]| {
         let role = role("made", "", "pods", verbs);
-        ask(&server, "zed", &[], "POST", &format!("{rbac}/clusterroles"), &role).await
+        server.call_as(("zed", &[]), "POST", &format!("{rbac}/clusterroles"), &role).await
     };
     let (code, message) = make(&["get", "delete"]).await.unwrap_err();
     assert_eq!(code, 403);
@@ -222,7 +204,7 @@ async fn nobody_grants_what_they_do_not_hold() {
     );
     make(&["get"]).await.unwrap();
     let (code, message) =
-        ask(&server, "zed", &[], "GET", "/api/v1/namespaces/default/secrets", &Value::Null).await.unwrap_err();
+        server.call_as(("zed", &[]), "GET", "/api/v1/namespaces/default/secrets", &Value::Null).await.unwrap_err();
     let expected =
         r#"secrets is forbidden: User "zed" cannot list resource "secrets" in API group "" in the namespace "default""#;
     assert_eq!((code, message.as_str()), (403, expected));
