@@ -4,14 +4,17 @@
 
 pub mod certificates;
 pub mod config;
+pub mod csi;
 pub mod env;
 pub mod events;
+pub mod eviction;
 mod housekeeping;
 pub mod images;
 pub mod node;
 pub mod objects;
 pub mod options;
 pub mod plan;
+pub mod plugins;
 pub mod pod_workers;
 pub mod probes;
 mod run;
@@ -19,6 +22,7 @@ pub mod runtime;
 pub mod server;
 pub mod static_pods;
 pub mod status;
+pub mod usage;
 pub mod volumes;
 
 pub use run::run;

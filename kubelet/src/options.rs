@@ -105,6 +105,18 @@ pub struct Flags {
     /// Thresholds at which pods are evicted (memory.available<100Mi).
     #[arg(long, value_delimiter = ',')]
     pub eviction_hard: Vec<String>,
+    /// Thresholds (memory.available<1Gi) that may be crossed for a while.
+    #[arg(long, value_delimiter = ',')]
+    pub eviction_soft: Vec<String>,
+    /// For how long (memory.available=1m30s).
+    #[arg(long, value_delimiter = ',')]
+    pub eviction_soft_grace_period: Vec<String>,
+    /// What is to be freed beyond a threshold (imagefs.available=2Gi).
+    #[arg(long, value_delimiter = ',')]
+    pub eviction_minimum_reclaim: Vec<String>,
+    /// Seconds that a pod evicted for a soft threshold may take to end.
+    #[arg(long)]
+    pub eviction_max_pod_grace_period: Option<i32>,
     /// Whether to ask the API for a serving certificate.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rotate_server_certificates: Option<bool>,

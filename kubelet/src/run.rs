@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{self, KubeletConfiguration};
+use crate::csi::Csi;
 use crate::events::Events;
+use crate::eviction::{Evictor, Shortage};
 use crate::housekeeping::Housekeeping;
 use crate::images::{Puller, collector};
 use crate::node::{self, Facts, NodeKeeper, machine};
@@ -34,7 +36,7 @@ use crate::runtime::{NodeSettings, Runtime, RuntimeWatch, dns, security};
 use crate::static_pods::{self, Mirrors};
 use crate::status::StatusManager;
 use crate::volumes::Volumes;
-use crate::{certificates, env, probes, server};
+use crate::{certificates, env, plugins, probes, server};
 
 const USER_AGENT: &str = "kubelet/v1.36.0 (linux) pilothouse";
 /// Changes of the API's pods that wait to be handed to workers.
@@ -89,8 +91,6 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let own_node = client.as_ref().map(|client| Informer::start(Api::<Node>::all(client.clone()), only));
     let labels = node::labels(&name, &flags.node_labels);
     let objects = Objects::new(client.clone());
-    let volumes = Volumes::new(objects.clone(), &name);
-    volumes.set_allocatable(allocatable.clone());
     let env = env::Sources::new(objects.clone());
     env.set_allocatable(allocatable.clone());
     let parallel = match (config.serialize_image_pulls, config.max_parallel_image_pulls) {
@@ -100,10 +100,17 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     };
     let image_events = events.clone();
     tokio::spawn(collector::run(cri.clone(), config.clone(), shutdown.clone()));
-    let puller = Puller::new(cri.clone(), objects).with_parallel_pulls(parallel).with_events(move |pod, event| {
-        use component_base::events::Type::{Normal, Warning};
-        image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
-    });
+    let puller =
+        Puller::new(cri.clone(), objects.clone()).with_parallel_pulls(parallel).with_events(move |pod, event| {
+            use component_base::events::Type::{Normal, Warning};
+            image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
+        });
+    let puller = Arc::new(puller);
+    let root_dir = absolute(&flags.root_dir);
+    let csi = Csi::new(client.clone(), &name, &root_dir);
+    let volumes = Volumes::new(objects, &name).with(csi.clone(), puller.clone());
+    volumes.set_allocatable(allocatable.clone());
+    tokio::spawn(plugins::follow(root_dir.join("plugins_registry"), vec![csi], shutdown.clone()));
     let lookup_pods = api_pods.clone();
     let statuses = StatusManager::start(
         client.clone(),
@@ -112,13 +119,14 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     );
     let volumes = Arc::new(volumes);
     let host_ip = addresses.first().cloned().unwrap_or_else(|| "127.0.0.1".to_owned());
+    let shortage = Shortage::default();
     let workers = PodWorkers::new(
         Arc::new(Means {
             runtime: runtime.clone(),
             volumes: volumes.clone(),
             client: client.clone(),
             env: Arc::new(env),
-            puller: Arc::new(puller),
+            puller,
             statuses,
             events: events.clone(),
             probes: Arc::new(probes::Means { cri: cri.clone(), events: events.clone(), host_ip }),
@@ -128,6 +136,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             sync_frequency: config.sync_frequency,
             node: own_node.clone(),
             node_name: name.clone(),
+            shortage: shortage.clone(),
             allocatable: Allocatable {
                 resources: allocatable.clone(),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
@@ -136,6 +145,14 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         shutdown.clone(),
     );
 
+    let evictor = Evictor {
+        workers: workers.clone(),
+        runtime: runtime.clone(),
+        config: config.clone(),
+        shortage: shortage.clone(),
+        node_name: name.clone(),
+    };
+    tokio::spawn(evictor.run(shutdown.clone()));
     let (changed, mut changes) = mpsc::channel(RUNTIME_QUEUE);
     let watch = RuntimeWatch::start(runtime.clone(), changed, shutdown.clone());
     let woken = workers.clone();
@@ -159,7 +176,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         workers: workers.clone(),
         runtime: runtime.clone(),
         watch: watch.clone(),
-        volumes,
+        volumes: volumes.clone(),
         config: config.clone(),
         static_pods: static_source,
         api: api_pods.clone().zip(mirrors),
@@ -186,6 +203,8 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             watch: watch.clone(),
             events,
             node: own_node,
+            volumes,
+            shortage,
             pod_cidr: Mutex::default(),
         });
         tokio::spawn(keeper.run(shutdown.clone()));

@@ -12,3 +12,27 @@ pub mod health {
     #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
     tonic::include_proto!("grpc.health.v1");
 }
+
+/// The Container Storage Interface (`csi.v1`), its node side.
+pub mod csi {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("csi.v1");
+}
+
+/// How plugins register with a kubelet (`pluginregistration`).
+pub mod pluginregistration {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("pluginregistration");
+}
+
+/// The device plugin API (`v1beta1`).
+pub mod deviceplugin {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("v1beta1");
+}
+
+/// The pod resources API (`v1`).
+pub mod podresources {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("v1");
+}

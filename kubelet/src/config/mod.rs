@@ -10,6 +10,7 @@ use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::Taint;
 use serde_json::{Map, Value};
 
+use crate::eviction::Amount;
 use crate::options::Flags;
 use fields::Fields;
 
@@ -66,6 +67,11 @@ pub struct KubeletConfiguration {
     pub system_reserved: BTreeMap<String, String>,
     pub kube_reserved: BTreeMap<String, String>,
     pub eviction_hard: BTreeMap<String, String>,
+    pub eviction_soft: BTreeMap<String, String>,
+    pub eviction_soft_grace_period: BTreeMap<String, String>,
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    pub eviction_max_pod_grace_period: i32,
+    pub eviction_pressure_transition_period: Duration,
     pub allowed_unsafe_sysctls: Vec<String>,
     pub registry_pull_qps: i32,
     pub registry_burst: i32,
@@ -74,6 +80,8 @@ pub struct KubeletConfiguration {
     pub image_gc_high_threshold_percent: i32,
     pub image_gc_low_threshold_percent: i32,
     pub image_minimum_gc_age: Duration,
+    /// Zero: unused images stay, whatever their age.
+    pub image_maximum_gc_age: Duration,
     pub register_node: bool,
     pub register_with_taints: Vec<Taint>,
     pub seccomp_default: bool,
@@ -136,6 +144,11 @@ impl Default for KubeletConfiguration {
             .into_iter()
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .collect(),
+            eviction_soft: BTreeMap::new(),
+            eviction_soft_grace_period: BTreeMap::new(),
+            eviction_minimum_reclaim: BTreeMap::new(),
+            eviction_max_pod_grace_period: 0,
+            eviction_pressure_transition_period: Duration::from_secs(300),
             allowed_unsafe_sysctls: Vec::new(),
             registry_pull_qps: 5,
             registry_burst: 10,
@@ -144,6 +157,7 @@ impl Default for KubeletConfiguration {
             image_gc_high_threshold_percent: 85,
             image_gc_low_threshold_percent: 80,
             image_minimum_gc_age: Duration::from_secs(120),
+            image_maximum_gc_age: Duration::ZERO,
             register_node: true,
             register_with_taints: Vec::new(),
             seccomp_default: false,
@@ -303,6 +317,13 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
         system_reserved: fields.string_map("systemReserved")?.unwrap_or_default(),
         kube_reserved: fields.string_map("kubeReserved")?.unwrap_or_default(),
         eviction_hard,
+        eviction_soft: fields.string_map("evictionSoft")?.unwrap_or_default(),
+        eviction_soft_grace_period: fields.string_map("evictionSoftGracePeriod")?.unwrap_or_default(),
+        eviction_minimum_reclaim: fields.string_map("evictionMinimumReclaim")?.unwrap_or_default(),
+        eviction_max_pod_grace_period: fields.int("evictionMaxPodGracePeriod")?.unwrap_or_default(),
+        eviction_pressure_transition_period: fields
+            .duration("evictionPressureTransitionPeriod")?
+            .unwrap_or(default.eviction_pressure_transition_period),
         allowed_unsafe_sysctls: fields.strings("allowedUnsafeSysctls")?.unwrap_or_default(),
         registry_pull_qps: fields.int("registryPullQPS")?.unwrap_or(default.registry_pull_qps),
         registry_burst: positive(fields.int("registryBurst")?, default.registry_burst),
@@ -319,6 +340,7 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
             .int("imageGCLowThresholdPercent")?
             .unwrap_or(default.image_gc_low_threshold_percent),
         image_minimum_gc_age: fields.duration("imageMinimumGCAge")?.unwrap_or(default.image_minimum_gc_age),
+        image_maximum_gc_age: fields.duration("imageMaximumGCAge")?.unwrap_or_default(),
         register_node: fields.boolean("registerNode")?.unwrap_or(default.register_node),
         register_with_taints: fields.object("registerWithTaints", "[]v1.Taint")?.unwrap_or_default(),
         seccomp_default: fields.boolean("seccompDefault")?.unwrap_or(default.seccomp_default),
@@ -392,6 +414,21 @@ fn apply_flags(config: &mut KubeletConfiguration, flags: &Flags) -> Result<(), C
     if !flags.eviction_hard.is_empty() {
         config.eviction_hard = pairs("--eviction-hard", &flags.eviction_hard, '<')?;
     }
+    for (flag, given, field, separator) in [
+        ("--eviction-soft", &flags.eviction_soft, &mut config.eviction_soft, '<'),
+        (
+            "--eviction-soft-grace-period",
+            &flags.eviction_soft_grace_period,
+            &mut config.eviction_soft_grace_period,
+            '=',
+        ),
+        ("--eviction-minimum-reclaim", &flags.eviction_minimum_reclaim, &mut config.eviction_minimum_reclaim, '='),
+    ] {
+        if !given.is_empty() {
+            *field = pairs(flag, given, separator)?;
+        }
+    }
+    set(&mut config.eviction_max_pod_grace_period, &flags.eviction_max_pod_grace_period);
     if !flags.register_with_taints.is_empty() {
         config.register_with_taints =
             flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_, _>>()?;
@@ -458,6 +495,26 @@ fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
             "maxParallelImagePulls",
             "cannot be larger than 1 unless serializeImagePulls is false".to_owned(),
         ));
+    }
+    for (field, map) in [
+        ("evictionHard", &config.eviction_hard),
+        ("evictionSoft", &config.eviction_soft),
+        ("evictionMinimumReclaim", &config.eviction_minimum_reclaim),
+    ] {
+        for (signal, amount) in map {
+            if Amount::parse(amount).is_none() {
+                return Err(invalid(field, format!("{signal}: {amount:?} is neither a quantity nor a percentage")));
+            }
+        }
+    }
+    for (signal, grace) in &config.eviction_soft_grace_period {
+        apimachinery::time::parse_duration(grace)
+            .map_err(|e| invalid("evictionSoftGracePeriod", format!("{signal}: {e}")))?;
+    }
+    if let Some(signal) =
+        config.eviction_soft.keys().find(|signal| !config.eviction_soft_grace_period.contains_key(*signal))
+    {
+        return Err(invalid("evictionSoft", format!("grace period missing for the soft eviction threshold {signal}")));
     }
     if config.tls_cert_file.is_some() != config.tls_private_key_file.is_some() {
         return Err(invalid("tlsCertFile", "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned()));
@@ -577,6 +634,8 @@ volumeStatsAggPeriod: 0s
             ("imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 80", "must be less than"),
             ("clusterDNS: [dns]", "is not an IP address"),
             ("systemReserved: {cpu: lots}", "is not a quantity"),
+            ("evictionHard: {memory.available: much}", "is neither a quantity nor a percentage"),
+            ("evictionSoft: {memory.available: 1Gi}", "grace period missing"),
         ];
         for (text, want) in cases {
             let error = load_text(&format!("{HEAD}{text}\n"), Flags::default()).expect_err(text).to_string();

@@ -3,6 +3,7 @@
 
 pub mod expansion;
 pub mod field_ref;
+mod file;
 pub mod service_links;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +11,10 @@ use std::sync::Arc;
 
 use apimachinery::quantity::Quantity;
 use arc_swap::ArcSwap;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, EnvVarSource, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret, Service};
 
 use crate::objects::{ObjectError, Objects};
+use crate::volumes::{self, MountSource};
 pub use field_ref::NodeFacts;
 
 /// Why a container's environment cannot be made. The text is what Kubernetes puts in the container's waiting message.
@@ -30,8 +32,10 @@ pub enum EnvError {
     Source(#[from] ObjectError),
     #[error(transparent)]
     Field(#[from] field_ref::FieldError),
-    #[error("env {name}: the source {source_kind} is not supported yet")]
-    Unsupported { name: String, source_kind: &'static str },
+    #[error("failed to parse environment variable file: {0}")]
+    File(String),
+    #[error("environment variable key \"{key}\" not found in file \"{path}\"")]
+    NoFileKey { key: String, path: String },
 }
 
 /// The ConfigMaps and Secrets, by name, that something refers to.
@@ -46,7 +50,12 @@ pub struct References {
 pub struct Found {
     pub config_maps: BTreeMap<String, Arc<ConfigMap>>,
     pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// The variables in files of the pod's volumes, by volume and path.
+    pub files: BTreeMap<(String, String), BTreeMap<String, String>>,
 }
+
+/// What is read of a file of variables.
+const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// Where variables come from besides the pod: ConfigMaps, Secrets, Services, the node.
 pub struct Sources {
@@ -67,8 +76,13 @@ impl Sources {
     }
 }
 
-/// The variables of `container`, in order. `pod.status` carries podIP(s) and hostIP(s) as far as known.
-pub async fn make(pod: &Pod, container: &Container, sources: &Sources) -> Result<Vec<(String, String)>, EnvError> {
+/// The variables of `container`, in order. `pod.status` carries podIP(s) and hostIP(s) as far as known; `volumes` are the pod's.
+pub async fn make(
+    pod: &Pod,
+    container: &Container,
+    sources: &Sources,
+    volumes: &BTreeMap<String, MountSource>,
+) -> Result<Vec<(String, String)>, EnvError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let wanted = references(container);
     let mut found = Found::default();
@@ -90,6 +104,16 @@ pub async fn make(pod: &Pod, container: &Container, sources: &Sources) -> Result
             }
             Ok(None) | Err(ObjectError::Standalone { .. }) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+    for reference in container.env.iter().flatten().filter_map(|v| v.value_from.as_ref()?.file_key_ref.as_ref()) {
+        let Some(volume) = volumes.get(&reference.volume_name) else {
+            return Err(EnvError::File(format!("volume {:?} not found", reference.volume_name)));
+        };
+        let read = volumes::read_file(&volume.path, &reference.path, MAX_FILE_BYTES).await;
+        if let Some(data) = read.map_err(|e| EnvError::File(format!("{}: {e}", reference.path)))? {
+            let variables = file::parse(&String::from_utf8_lossy(&data)).map_err(EnvError::File)?;
+            found.files.insert((reference.volume_name.clone(), reference.path.clone()), variables);
         }
     }
     let services = if crate::static_pods::is_static(pod) {
@@ -160,7 +184,7 @@ pub fn environment<'s, S: AsRef<Service> + 's>(
             (Some(value), _) if !value.is_empty() => {
                 Some(expansion::expand(value, |name| made.get(name).or_else(|| of_services.get(name).copied())))
             }
-            (_, Some(source)) => value_from(pod, container, variable, source, sources, facts)?,
+            (_, Some(source)) => value_from(pod, container, source, sources, facts)?,
             _ => Some(String::new()),
         };
         if let Some(value) = value {
@@ -179,7 +203,6 @@ pub fn environment<'s, S: AsRef<Service> + 's>(
 fn value_from(
     pod: &Pod,
     container: &Container,
-    variable: &EnvVar,
     source: &EnvVarSource,
     sources: &Found,
     facts: &NodeFacts,
@@ -224,8 +247,13 @@ fn value_from(
             },
         };
     }
-    if source.file_key_ref.is_some() {
-        return Err(EnvError::Unsupported { name: variable.name.clone(), source_kind: "fileKeyRef" });
+    if let Some(selector) = &source.file_key_ref {
+        let file = sources.files.get(&(selector.volume_name.clone(), selector.path.clone()));
+        return match file.and_then(|variables| variables.get(&selector.key)) {
+            Some(value) => Ok(Some(value.clone())),
+            None if selector.optional == Some(true) => Ok(None),
+            None => Err(EnvError::NoFileKey { key: selector.key.clone(), path: selector.path.clone() }),
+        };
     }
     Ok(Some(String::new()))
 }
@@ -286,6 +314,7 @@ mod tests {
         Found {
             config_maps: BTreeMap::from([("cm".into(), Arc::new(config_map.expect("a ConfigMap")))]),
             secrets: BTreeMap::from([("s".into(), Arc::new(secret.expect("a Secret")))]),
+            files: BTreeMap::from([(("v".into(), "f".into()), BTreeMap::from([("K".into(), "from a file".into())]))]),
         }
     }
 
@@ -333,6 +362,8 @@ mod tests {
                 {"name": "FROM", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "z"}}},
                 {"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
                 {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "s", "key": "x", "optional": true}}},
+                {"name": "FILE", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "f", "key": "K"}}},
+                {"name": "NOFILE", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "g", "key": "K", "optional": true}}},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}));
         let want = [
             ("CM_k", "mine"),
@@ -340,6 +371,7 @@ mod tests {
             ("pw", "hunter2"),
             ("FROM", "$(HOME)"),
             ("PW", "hunter2"),
+            ("FILE", "from a file"),
             ("NAME", "p"),
         ];
         assert_eq!(got, pairs(&want));
@@ -352,6 +384,10 @@ mod tests {
             (json!({"secretKeyRef": {"name": "s", "key": "nope"}}), "couldn't find key nope in Secret ns/s"),
             (json!({"configMapKeyRef": {"name": "none", "key": "k"}}), "configmap \"none\" not found"),
             (json!({"secretKeyRef": {"name": "none", "key": "k"}}), "secret \"none\" not found"),
+            (
+                json!({"fileKeyRef": {"volumeName": "v", "path": "f", "key": "X"}}),
+                "environment variable key \"X\" not found in file \"f\"",
+            ),
         ];
         for (source, want) in cases {
             let error = run(json!({"name": "c", "env": [{"name": "X", "valueFrom": source}]})).expect_err("an error");

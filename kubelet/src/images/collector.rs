@@ -22,7 +22,7 @@ pub async fn run(cri: Cri, config: Arc<KubeletConfiguration>, shutdown: Cancella
         high_threshold_percent: percent(config.image_gc_high_threshold_percent),
         low_threshold_percent: percent(config.image_gc_low_threshold_percent),
         minimum_age: config.image_minimum_gc_age,
-        maximum_age: Duration::ZERO,
+        maximum_age: config.image_maximum_gc_age,
     };
     let mut usage = ImageUsage::default();
     loop {
@@ -37,12 +37,29 @@ pub async fn run(cri: Cri, config: Arc<KubeletConfiguration>, shutdown: Cancella
     }
 }
 
-/// One round; gives the number of images removed.
-async fn collect(cri: &Cri, policy: &GcPolicy, usage: &mut ImageUsage) -> Result<usize, CriError> {
+/// Removes every image that nothing uses; gives their number.
+pub async fn free_unused(cri: &Cri) -> Result<usize, CriError> {
+    let (images, in_use) = look(cri).await?;
+    let mut removed = 0;
+    for image in images.iter().filter(|image| !image.pinned && !in_use.contains(&image.id)) {
+        cri.remove_image(&image.id).await?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// The images, and which of them are used.
+async fn look(cri: &Cri) -> Result<(Vec<pb::Image>, HashSet<String>), CriError> {
     let images = cri.list_images().await?;
     let containers = cri.list_containers_with(BTreeMap::new()).await?;
     let sandbox_image = sandbox_image(&cri.status(true).await?);
     let in_use = images_in_use(&images, &containers, sandbox_image.as_deref());
+    Ok((images, in_use))
+}
+
+/// One round; gives the number of images removed.
+async fn collect(cri: &Cri, policy: &GcPolicy, usage: &mut ImageUsage) -> Result<usize, CriError> {
+    let (images, in_use) = look(cri).await?;
     let records: Vec<ImageRecord> = images
         .iter()
         .map(|image| ImageRecord { id: image.id.clone(), size_bytes: image.size, pinned: image.pinned })
@@ -80,12 +97,8 @@ fn sandbox_image(status: &pb::StatusResponse) -> Option<String> {
 
 fn disk_use(info: &pb::ImageFsInfoResponse) -> Option<DiskUse> {
     let mountpoint = &info.image_filesystems.first()?.fs_id.as_ref()?.mountpoint;
-    let stat = nix::sys::statvfs::statvfs(mountpoint.as_str()).ok()?;
-    Some(DiskUse {
-        // What is used and what may be: blocks that are reserved (for root, by a quota) are nobody's to fill.
-        capacity_bytes: (stat.blocks() - stat.blocks_free() + stat.blocks_available()) * stat.fragment_size(),
-        available_bytes: stat.blocks_available() * stat.fragment_size(),
-    })
+    let (free, all) = crate::usage::file_system(std::path::Path::new(mountpoint))?;
+    Some(DiskUse { capacity_bytes: all.bytes, available_bytes: free.bytes })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 
 use crate::config::KubeletConfiguration;
+use crate::eviction::Amount;
 
 /// What the machine has.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,78 +66,39 @@ impl Machine {
             ("memory.available", "memory", self.memory_bytes),
             ("nodefs.available", "ephemeral-storage", self.disk_bytes),
         ] {
-            let Some(threshold) = config.eviction_hard.get(signal) else { continue };
-            let kept = match threshold.strip_suffix('%').and_then(|p| p.parse::<f64>().ok()) {
-                #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
-                Some(percent) => Some(Quantity::from_bytes((total as f64 * percent / 100.0) as i64)),
-                None => parse(threshold),
-            };
+            let kept = config.eviction_hard.get(signal).and_then(|t| Amount::parse(t)).map(|amount| amount.of(total));
             if let (Some(have), Some(less)) = (out.get_mut(name), kept) {
-                *have = subtract(name, have, &less);
+                *have = subtract(name, have, &Quantity::from_bytes(less));
             }
         }
         out
     }
 }
 
-/// What the node runs short of, by its eviction thresholds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pressure {
-    pub memory: bool,
-    pub disk: bool,
-    pub pids: bool,
-}
-
-/// What is free of what there is.
-#[derive(Debug, Clone, Copy)]
-struct Free {
-    available: u64,
-    capacity: u64,
-}
-
-impl Free {
-    /// Whether less is free than an eviction threshold (`100Mi`, `10%`) asks for.
-    fn is_below(self, threshold: &str) -> bool {
-        let least = match threshold.strip_suffix('%').and_then(|p| p.parse::<f64>().ok()) {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
-            Some(percent) => (self.capacity as f64 * percent / 100.0) as u64,
-            None => Quantity::parse(threshold).map_or(0, |q| u64::try_from(q.value()).unwrap_or(0)),
-        };
-        self.capacity > 0 && self.available < least
-    }
+/// What is free of the machine, and how much there is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Free {
+    pub memory: Option<(u64, u64)>,
+    pub pids: Option<(u64, u64)>,
 }
 
 /// Looks at the machine now.
-pub fn pressure(config: &KubeletConfiguration, root_dir: &Path) -> Pressure {
-    let below = |signal: &str, free: Option<Free>| {
-        config.eviction_hard.get(signal).zip(free).is_some_and(|(threshold, free)| free.is_below(threshold))
-    };
-    let disk = statvfs(root_dir).ok();
-    let bytes = disk.map(|s| Free {
-        available: s.blocks_available().saturating_mul(s.fragment_size()),
-        // Blocks that are reserved (for root, by a quota) are nobody's to fill.
-        capacity: (s.blocks().saturating_sub(s.blocks_free()) + s.blocks_available()).saturating_mul(s.fragment_size()),
-    });
-    let inodes = disk.map(|s| Free { available: s.files_available(), capacity: s.files() });
-    Pressure {
-        memory: below("memory.available", free_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())),
-        disk: below("nodefs.available", bytes) || below("nodefs.inodesFree", inodes),
-        pids: below("pid.available", free_pids()),
-    }
+pub fn free() -> Free {
+    Free { memory: free_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()), pids: free_pids() }
 }
 
-fn free_memory(meminfo: &str) -> Option<Free> {
+fn free_memory(meminfo: &str) -> Option<(u64, u64)> {
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     let available = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
-    Some(Free { available, capacity: u64::try_from(mem_total(meminfo)?).ok()? })
+    Some((available, u64::try_from(mem_total(meminfo)?).ok()?))
 }
 
 /// Process IDs: the kernel's limit less the threads there are (`/proc/loadavg` counts them).
-fn free_pids() -> Option<Free> {
-    let capacity = fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
+fn free_pids() -> Option<(u64, u64)> {
+    let capacity: u64 = fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
     let load = fs::read_to_string("/proc/loadavg").ok()?;
     let threads: u64 = load.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()?;
-    Some(Free { available: u64::saturating_sub(capacity, threads), capacity })
+    Some((capacity.saturating_sub(threads), capacity))
 }
 
 fn subtract(name: &str, have: &Quantity, less: &Quantity) -> Quantity {
@@ -291,13 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_are_amounts_or_shares() {
-        let free = Free { available: 100 << 20, capacity: 1 << 30 };
-        for (threshold, want) in [("50Mi", false), ("101Mi", true), ("5%", false), ("10%", true), ("junk", false)] {
-            assert_eq!(free.is_below(threshold), want, "{threshold}");
-        }
+    fn free_memory_is_what_the_kernel_can_give() {
         let meminfo = "MemTotal: 1000 kB\nMemAvailable: 400 kB\n";
-        assert_eq!(free_memory(meminfo).map(|f| f.available), Some(400 * 1024));
+        assert_eq!(free_memory(meminfo), Some((400 * 1024, 1000 * 1024)));
     }
 
     #[test]

@@ -22,7 +22,9 @@ use tracing::{debug, info, warn};
 
 use crate::config::KubeletConfiguration;
 use crate::events::Events;
+use crate::eviction::Shortage;
 use crate::runtime::{Runtime, RuntimeWatch};
+use crate::volumes::Volumes;
 
 pub use object::{Facts, labels};
 
@@ -40,6 +42,8 @@ pub struct NodeKeeper {
     pub events: Arc<Events>,
     /// The node as the API has it.
     pub node: Informer<Node>,
+    pub volumes: Arc<Volumes>,
+    pub shortage: Shortage,
     pub pod_cidr: Mutex<String>,
 }
 
@@ -89,8 +93,11 @@ impl NodeKeeper {
         let runtime = self.runtime.cri.status(false).await;
         let images = self.runtime.cri.list_images().await.unwrap_or_default();
         let not_ready = object::not_ready(&runtime, self.watch.unhealthy());
-        let pressure = machine::pressure(&self.config, &self.runtime.node.root_dir);
-        object::status(&self.facts, &self.config, old, images, not_ready, pressure, apimachinery::time::now())
+        let pressure = self.shortage.now();
+        let mut status =
+            object::status(&self.facts, &self.config, old, images, not_ready, pressure, apimachinery::time::now());
+        status.volumes_in_use = Some(self.volumes.in_use());
+        status
     }
 
     /// Writes the status when it changed, and once in a while to show that it is current.

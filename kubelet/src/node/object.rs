@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::machine;
 use crate::config::KubeletConfiguration;
+use crate::eviction::Pressure;
 use crate::runtime::cri::CriError;
 
 /// Images listed in the status, and names of each.
@@ -126,7 +127,7 @@ pub(super) fn status(
     old: Option<&Node>,
     images: Vec<pb::Image>,
     not_ready: Option<String>,
-    pressure: machine::Pressure,
+    pressure: Pressure,
     now: Time,
 ) -> NodeStatus {
     let old = old.and_then(|n| n.status.as_ref());
@@ -165,7 +166,7 @@ pub(super) fn status(
 fn conditions(
     old: Option<&NodeStatus>,
     not_ready: Option<String>,
-    pressure: machine::Pressure,
+    pressure: Pressure,
     now: &Time,
 ) -> Vec<NodeCondition> {
     let ready = match not_ready {
@@ -252,6 +253,7 @@ pub(super) fn differs(old: Option<&NodeStatus>, new: &NodeStatus) -> bool {
         || old.node_info != new.node_info
         || old.images.unwrap_or_default() != new.images.unwrap_or_default()
         || old.daemon_endpoints != new.daemon_endpoints
+        || old.volumes_in_use.unwrap_or_default() != new.volumes_in_use.unwrap_or_default()
 }
 
 /// Our fields of the status; conditions and addresses are merged by type by the API.
@@ -288,7 +290,7 @@ mod tests {
     fn heartbeats_alone_are_no_difference() {
         let at = |s| Time(jiff::Timestamp::from_second(s).unwrap());
         let make = |old: Option<&NodeStatus>, not_ready: Option<&str>, s| NodeStatus {
-            conditions: Some(conditions(old, not_ready.map(str::to_owned), machine::Pressure::default(), &at(s))),
+            conditions: Some(conditions(old, not_ready.map(str::to_owned), Pressure::default(), &at(s))),
             ..Default::default()
         };
         let first = make(None, None, 1);

@@ -60,26 +60,21 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
     };
     let selected = api_node.and_then(|n| n.metadata.labels.as_ref()).is_none_or(matches);
     if !selected && !static_pods::is_static(pod) {
-        return Err(Ended {
-            reason: "NodeAffinity".to_owned(),
-            message:
-                "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
-                    .to_owned(),
-        });
+        return Err(Ended::new(
+            "NodeAffinity",
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ));
     }
     if let Some(name) = forbidden_sysctl(pod, node) {
-        return Err(Ended {
-            reason: "SysctlForbidden".to_owned(),
-            message: format!("Pod was rejected: forbidden sysctl: {name:?} not allowlisted"),
-        });
+        let message = format!("Pod was rejected: forbidden sysctl: {name:?} not allowlisted");
+        return Err(Ended::new("SysctlForbidden", message));
     }
     let taken: Vec<(i32, String, String)> = others.iter().flat_map(|p| host_ports(p)).collect();
     if host_ports(pod).iter().any(|port| taken.iter().any(|other| conflicts(port, other))) {
-        return Err(Ended {
-            reason: "NodePorts".to_owned(),
-            message: "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
-                .to_owned(),
-        });
+        return Err(Ended::new(
+            "NodePorts",
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        ));
     }
     Ok(())
 }
@@ -97,12 +92,10 @@ fn forbidden_sysctl(pod: &Pod, node: &Allocatable) -> Option<String> {
 }
 
 fn out_of(reason: &str, resource: &str, requested: i64, used: i64, capacity: i64) -> Ended {
-    Ended {
-        reason: reason.to_owned(),
-        message: format!(
-            "Pod was rejected: Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-        ),
-    }
+    let message = format!(
+        "Pod was rejected: Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+    );
+    Ended::new(reason, message)
 }
 
 /// Whether a pod still holds what it asked for.

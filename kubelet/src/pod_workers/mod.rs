@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::env;
 use crate::events::Events;
+use crate::eviction::Shortage;
 use crate::images::Puller;
 use crate::probes;
 use crate::runtime::Runtime;
@@ -51,6 +52,8 @@ pub struct Means {
     pub node_name: String,
     /// What the node has to give, for admission.
     pub allocatable: admission::Allocatable,
+    /// What the node runs short of.
+    pub shortage: Shortage,
 }
 
 /// What a worker is to bring about.
@@ -171,6 +174,7 @@ impl PodWorkers {
             }
             pool.workers.lock().remove(&name);
             pool.means.statuses.forget(&name);
+            pool.means.puller.forget_pod(&name);
         });
     }
 }

@@ -20,7 +20,7 @@ use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
 use crate::runtime::pods::{ContainerKind, full_name, host_network, uid_of};
 use crate::runtime::{container, dns, logs, sandbox};
 use crate::status::containers::Waiting;
-use crate::volumes::MountSource;
+use crate::volumes::{MountSource, Volumes};
 
 const HOSTS_PATH: &str = "/etc/hosts";
 
@@ -91,12 +91,15 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
     };
     let config_error = failed("CreateContainerConfigError");
     let known = with_addresses(means, pod, prepared.observed);
-    let envs = env::make(&known, declared, &means.env).await.map_err(|e| config_error(e.to_string()))?;
+    let envs =
+        env::make(&known, declared, &means.env, prepared.sources).await.map_err(|e| config_error(e.to_string()))?;
     let pod_dir = means.runtime.node.pod_dir(uid_of(pod));
     let mut mounts = means
         .volumes
         .container_mounts(&known, declared, &envs, prepared.sources, &pod_dir)
         .await
+        .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
+    let devices = Volumes::container_devices(declared, prepared.sources)
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
     mounts.extend(
         hosts_mount(means, &known, declared, &pod_dir)
@@ -111,6 +114,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         image: &image,
         envs: &envs,
         mounts,
+        devices,
         restart_count: start.restart_count,
         target_id: target.as_deref(),
     };

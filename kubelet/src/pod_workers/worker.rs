@@ -230,7 +230,7 @@ impl Worker {
             if deadline == Some(Duration::ZERO) {
                 let message = "Pod was active on the node longer than the specified deadline".to_owned();
                 self.means.events.pod(pod, None, Type::Normal, "DeadlineExceeded", message.clone());
-                self.ended = Some(Ended { reason: "DeadlineExceeded".to_owned(), message });
+                self.ended = Some(Ended::new("DeadlineExceeded", message));
                 return Synced::Over;
             }
             if actions.is_idle() {
@@ -258,6 +258,7 @@ impl Worker {
         if !observed.is_gone() {
             return Ok(());
         }
+        self.means.shortage.admit(pod)?;
         let node = self.means.node.as_ref().and_then(|nodes| nodes.get("", &self.means.node_name));
         let admitted = admission::admit(pod, &self.pool.pods(), &self.means.allocatable, node.as_deref());
         let (Err(rejected), Some(client)) = (&admitted, &self.means.client) else { return admitted };

@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 
 use super::pods::uid_of;
 use super::resources;
+use crate::usage::Usage;
 
 /// Deepest nesting below a pod that is cleaned up.
 const MAX_DEPTH: usize = 16;
@@ -191,6 +192,41 @@ impl Cgroups {
             }
         }
         uids
+    }
+
+    fn directories(&self, path: &str) -> Vec<PathBuf> {
+        self.hierarchies.mounts().iter().map(|mount| mount.join(path)).collect()
+    }
+
+    /// The names that a container's cgroup may have below its pod's.
+    fn container_paths(&self, pod: &Pod, id: &str) -> impl Iterator<Item = String> {
+        let parent = self.pod_path(pod);
+        [id.to_owned(), format!("cri-containerd-{id}.scope"), format!("crio-{id}.scope"), format!("crio-{id}")]
+            .into_iter()
+            .map(move |name| format!("{parent}/{name}"))
+    }
+
+    pub fn pod_usage(&self, pod: &Pod) -> Option<Usage> {
+        Usage::read(&self.directories(&self.pod_path(pod)), self.is_v2())
+    }
+
+    pub fn container_usage(&self, pod: &Pod, id: &str) -> Option<Usage> {
+        self.container_paths(pod, id).find_map(|path| Usage::read(&self.directories(&path), self.is_v2()))
+    }
+
+    /// What all pods use together.
+    pub fn all_pods_usage(&self) -> Option<Usage> {
+        let name = if self.systemd { "kubepods.slice" } else { "kubepods" };
+        Usage::read(&self.directories(&self.below_root(name)), self.is_v2())
+    }
+
+    /// A process of a container (or sandbox).
+    pub fn first_process(&self, pod: &Pod, id: &str) -> Option<u32> {
+        let of = |path: String| {
+            let files = self.directories(&path).into_iter().map(|d| d.join("cgroup.procs"));
+            files.filter_map(|f| fs::read_to_string(f).ok()).find_map(|text| text.lines().next()?.parse().ok())
+        };
+        self.container_paths(pod, id).find_map(of)
     }
 
     fn below_root(&self, name: &str) -> String {

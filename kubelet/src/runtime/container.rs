@@ -13,6 +13,8 @@ pub struct Prepared<'a> {
     pub envs: &'a [(String, String)],
     /// Volumes, the termination log, `/etc/hosts`.
     pub mounts: Vec<pb::Mount>,
+    /// Block volumes.
+    pub devices: Vec<pb::Device>,
     pub restart_count: u32,
     /// The container whose processes an ephemeral one looks at.
     pub target_id: Option<&'a str>,
@@ -48,6 +50,7 @@ pub fn config(
             .map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() })
             .collect(),
         mounts: prepared.mounts,
+        devices: prepared.devices,
         labels: labels::container_labels(pod, container),
         annotations: labels::container_annotations(pod, container, prepared.restart_count),
         log_path: format!("{}/{}.log", container.name, prepared.restart_count),

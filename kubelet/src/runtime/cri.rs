@@ -344,15 +344,19 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, CriError> {
 }
 
 fn channel(endpoint: &str) -> Result<Channel, CriError> {
-    let path = socket_path(endpoint)?;
+    socket_path(endpoint).map(unix_channel)
+}
+
+/// gRPC over the socket at `path`; connects when it is first used, and again when the connection is lost.
+pub(crate) fn unix_channel(path: PathBuf) -> Channel {
     // The URI only names the authority of the requests; the connector goes to the socket.
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    Ok(Endpoint::from_static("http://localhost")
+    Endpoint::from_static("http://localhost")
         .connect_timeout(Duration::from_secs(5))
-        .connect_with_connector_lazy(connector))
+        .connect_with_connector_lazy(connector)
 }
 
 fn request<T>(message: T, timeout: Duration) -> Request<T> {

@@ -19,6 +19,19 @@ pub struct Ended {
     /// Why, as `status.reason`.
     pub reason: String,
     pub message: String,
+    /// Ended by the node's doing, not by its own: told by the condition DisruptionTarget.
+    pub disrupted: bool,
+}
+
+impl Ended {
+    pub fn new(reason: &str, message: impl Into<String>) -> Ended {
+        Ended { reason: reason.to_owned(), message: message.into(), disrupted: false }
+    }
+
+    /// Ended for want of a resource.
+    pub fn evicted(message: impl Into<String>) -> Ended {
+        Ended { disrupted: true, ..Ended::new("Evicted", message) }
+    }
 }
 
 /// A resize that is not through, as a condition.
@@ -243,8 +256,12 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodC
         reason: r.reason,
         message: Some(r.message.clone()).filter(|m| !m.is_empty()),
     });
+    let disrupted = input.ended.filter(|e| e.disrupted).map(|ended| Condition {
+        message: Some(ended.message.clone()),
+        ..Condition::because("DisruptionTarget", true, "TerminationByKubelet")
+    });
     let mut out: Vec<PodCondition> = Vec::with_capacity(own.len());
-    for condition in own.into_iter().chain(resize) {
+    for condition in own.into_iter().chain(resize).chain(disrupted) {
         let before = old.iter().find(|c| c.type_ == condition.kind);
         let truth = if condition.truth { "True" } else { "False" };
         let since = before.filter(|b| b.status == truth).and_then(|b| b.last_transition_time.clone());
@@ -506,10 +523,11 @@ mod tests {
 
     #[test]
     fn a_final_phase_and_its_reason_stay() {
-        let ended = Ended { reason: "Evicted".into(), message: "The node was low on resource: memory.".into() };
+        let ended = Ended::evicted("The node was low on resource: memory.");
         let spec = json!({"containers": [{"name": "a"}]});
         let got = make(spec.clone(), &world(vec![]), Case { ended: Some(&ended), ..Default::default() });
         assert_eq!((got.phase.as_deref(), got.reason.as_deref()), (Some("Failed"), Some("Evicted")));
+        assert_eq!(condition(&got, "DisruptionTarget").reason.as_deref(), Some("TerminationByKubelet"));
         let again = make(spec, &world(vec![seen("a", State::Running, 0)]), Case { old: got, ..Default::default() });
         assert_eq!((again.phase.as_deref(), again.reason.as_deref()), (Some("Failed"), Some("Evicted")));
     }

@@ -33,18 +33,17 @@ impl GroupOwnership {
 /// Prepare an emptyDir at `volume`. `ready` is a marker file (`plugins/kubernetes.io~empty-dir/<name>/ready`): what has it is
 /// never set up again, whatever the pod has made of it.
 pub(super) fn empty_dir(volume: &Path, source: &EmptyDirVolumeSource, ready: &Path, pod: &Pod) -> io::Result<()> {
-    let in_memory = match source.medium.as_deref().unwrap_or_default() {
-        "" => false,
-        "Memory" => true,
-        other => return Err(io::Error::other(format!("medium {other:?} of emptyDir is not supported yet"))),
-    };
-    let mounted = in_memory && mounts::is_mount_point(volume)?;
-    if ready.exists() && volume.is_dir() && (mounted || !in_memory) {
+    let medium = source.medium.as_deref().unwrap_or_default();
+    let mounted = !medium.is_empty() && mounts::is_mount_point(volume)?;
+    if ready.exists() && volume.is_dir() && (mounted || medium.is_empty()) {
         return Ok(());
     }
     fs::DirBuilder::new().recursive(true).mode(0o750).create(volume)?;
-    if in_memory && !mounted {
-        mounts::mount_tmpfs(volume, memory_size(source, pod))?;
+    match medium {
+        "" => {}
+        _ if mounted => {}
+        "Memory" => mounts::mount_tmpfs(volume, memory_size(source, pod))?,
+        other => mounts::mount_huge_pages(volume, &huge_page_size(other, pod)?)?,
     }
     fs::set_permissions(volume, fs::Permissions::from_mode(0o777))?;
     if let Some(group) = GroupOwnership::of(pod) {
@@ -54,6 +53,27 @@ pub(super) fn empty_dir(volume: &Path, source: &EmptyDirVolumeSource, ready: &Pa
         fs::create_dir_all(parent)?;
     }
     fs::File::create(ready).map(drop)
+}
+
+/// The page size of a `HugePages` or `HugePages-<size>` volume, as resources name it (`2Mi`): where the medium does not say, the
+/// one size that the pod's containers use. As `getPageSizeMountOption`.
+fn huge_page_size(medium: &str, pod: &Pod) -> io::Result<String> {
+    let failed = |why: &str| io::Error::other(format!("medium {medium:?} {why}"));
+    let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let used: std::collections::BTreeSet<&str> = containers
+        .filter_map(|c| c.resources.as_ref())
+        .flat_map(|r| r.requests.iter().chain(&r.limits).flatten())
+        .filter_map(|(name, _)| name.strip_prefix("hugepages-"))
+        .collect();
+    match medium.strip_prefix("HugePages") {
+        Some("") if used.len() == 1 => Ok(used.into_iter().next().unwrap_or_default().to_owned()),
+        Some("") => Err(failed("can only be used if container uses exactly one page size")),
+        Some(size) => match size.strip_prefix('-').filter(|size| used.contains(size)) {
+            Some(size) => Ok(size.to_owned()),
+            None => Err(failed("is not a page size that a container asks for")),
+        },
+        None => Err(failed("of emptyDir is unknown")),
+    }
 }
 
 /// The size of a memory-backed emptyDir: its limit, or the pod's memory limit where that is smaller or alone.

@@ -5,31 +5,40 @@
 //! `<pod>/volume-subpaths/<volume>/<container>/<index>`, `<pod>/plugins/kubernetes.io~<plugin>/<name>`.
 
 mod atomic_writer;
+mod host;
 mod local;
 mod mounts;
 mod payload;
+mod persistent;
 mod sub_path;
 mod tokens;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use proto::cri as pb;
 
+use crate::csi::{self, Csi};
 use crate::env::{Found, NodeFacts, expansion};
+use crate::images::Puller;
 use crate::objects::Objects;
 use payload::{ApiVolume, Payload, Tokens};
 
 /// Where a prepared volume is on the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountSource {
     pub path: PathBuf,
     /// The volume itself forbids writing (configMap, secret, projected, …).
     pub read_only: bool,
+    /// A block device, for `volumeDevices`; not a directory.
+    pub device: bool,
+    /// An image that the runtime mounts, instead of a path.
+    pub image: Option<String>,
 }
 
 /// Why volumes cannot be prepared (event reason FailedMount).
@@ -51,6 +60,12 @@ pub struct Volumes {
     tokens: tokens::TokenManager,
     node_name: String,
     allocatable: arc_swap::ArcSwap<BTreeMap<String, apimachinery::quantity::Quantity>>,
+    csi: Option<Arc<Csi>>,
+    images: Option<Arc<Puller>>,
+    /// Of each pod: volumes that must not be detached from this node.
+    in_use: parking_lot::Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// What claims were found to be, by pod and volume: they stay usable while the API is away.
+    claimed: parking_lot::Mutex<BTreeMap<(String, String), MountSource>>,
 }
 
 // === impl Volumes ===
@@ -62,7 +77,22 @@ impl Volumes {
             tokens: tokens::TokenManager::default(),
             node_name: node_name.to_owned(),
             allocatable: arc_swap::ArcSwap::default(),
+            csi: None,
+            images: None,
+            in_use: parking_lot::Mutex::default(),
+            claimed: parking_lot::Mutex::default(),
         }
+    }
+
+    /// With CSI drivers, and with images as volumes.
+    pub fn with(mut self, csi: Arc<Csi>, images: Arc<Puller>) -> Self {
+        (self.csi, self.images) = (Some(csi), Some(images));
+        self
+    }
+
+    /// The names under which a node's status lists the volumes that pods here have or wait for.
+    pub fn in_use(&self) -> Vec<String> {
+        self.in_use.lock().values().flatten().collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
 
     /// What the node offers to pods: the limit of containers that have none, in downward API files.
@@ -104,14 +134,14 @@ impl Volumes {
                 return Err(format!("hostPath {:?} must be an absolute path without \"..\"", source.path));
             }
             blocking(move || local::host_path(&source)).await?;
-            return Ok(MountSource { path, read_only: false });
+            return Ok(MountSource { path, ..Default::default() });
         }
         if let Some(source) = volume.empty_dir.clone() {
             let path = volume_dir(pod_dir, "kubernetes.io~empty-dir", &volume.name);
             let ready = pod_dir.join("plugins/kubernetes.io~empty-dir").join(&volume.name).join("ready");
             let (target, pod) = (path.clone(), pod.clone());
             blocking(move || local::empty_dir(&target, &source, &ready, &pod)).await?;
-            return Ok(MountSource { path, read_only: false });
+            return Ok(MountSource { path, ..Default::default() });
         }
         if let Some(api_volume) = payload::sources_of(volume) {
             let path = volume_dir(pod_dir, api_volume.plugin, &volume.name);
@@ -128,9 +158,147 @@ impl Volumes {
                 }
                 Err(reason) => return Err(reason),
             }
-            return Ok(MountSource { path, read_only: true });
+            return Ok(MountSource { path, read_only: true, ..Default::default() });
         }
-        Err(format!("no volume plugin matched: {} is not supported yet", unsupported_kind(volume)))
+        if let Some(source) = &volume.nfs {
+            let path = volume_dir(pod_dir, "kubernetes.io~nfs", &volume.name);
+            persistent::mount_nfs(&source.server, &source.path, &[], &path).await?;
+            return Ok(MountSource { path, read_only: source.read_only == Some(true), ..Default::default() });
+        }
+        if let Some(source) = &volume.image {
+            let images = self.images.as_ref().ok_or("images cannot be volumes here")?;
+            let reference = source.reference.as_deref().unwrap_or_default();
+            let found = images.ensure(pod, reference, source.pull_policy.as_deref()).await.map_err(|e| e.message)?;
+            return Ok(MountSource { image: Some(found.id), read_only: true, ..Default::default() });
+        }
+        if let Some(source) = &volume.csi {
+            return self.mount_inline(pod, &volume.name, source, pod_dir).await;
+        }
+        if let Some((claim, read_only)) = persistent::claim_of(pod, volume) {
+            let key = (pod.metadata.uid.clone().unwrap_or_default(), volume.name.clone());
+            let mounted = self.mount_claim(pod, volume, &claim, read_only, pod_dir).await;
+            return match mounted {
+                Ok(source) => {
+                    self.claimed.lock().insert(key, source.clone());
+                    Ok(source)
+                }
+                Err(reason) => match self.claimed.lock().get(&key) {
+                    // It was made present before: running pods go on with it.
+                    Some(source) => {
+                        tracing::debug!(pod = pod.metadata.name, volume = volume.name, reason, "claim not looked at");
+                        Ok(source.clone())
+                    }
+                    None => Err(reason),
+                },
+            };
+        }
+        Err(format!("no volume plugin matched: {} is not supported", unsupported_kind(volume)))
+    }
+
+    /// Makes the volume of a claim present.
+    async fn mount_claim(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        claim: &str,
+        read_only: bool,
+        pod_dir: &Path,
+    ) -> Result<MountSource, String> {
+        let client = self.objects.client().ok_or("claims need an API server; the kubelet is standalone")?;
+        let claimed = persistent::resolve(client, pod, volume, claim, read_only).await?;
+        let source = |path: PathBuf, device| MountSource { path, read_only, device, image: None };
+        let spec = claimed.volume.spec.clone().unwrap_or_default();
+        let options = spec.mount_options.clone().unwrap_or_default();
+        let target = |plugin: &str| volume_dir(pod_dir, plugin, claimed.name());
+        if let Some(wanted) = claimed.as_csi(pod) {
+            let (mounted, device) = (self.mount_csi(pod, wanted.clone(), pod_dir).await?, wanted.block);
+            if mounted.expanded {
+                claimed.report_expanded(client).await?;
+            }
+            return Ok(source(mounted.path, device));
+        }
+        if let Some(found) = spec.host_path {
+            let path = PathBuf::from(&found.path);
+            blocking(move || local::host_path(&found)).await?;
+            return Ok(source(path, false));
+        }
+        if let Some(found) = &spec.local {
+            let path = PathBuf::from(&found.path);
+            if claimed.is_block() {
+                return Ok(source(path, true));
+            }
+            let at = target("kubernetes.io~local-volume");
+            let group = local::GroupOwnership::of(pod);
+            persistent::mount_local(&path, found.fs_type.as_deref(), &options, &at, group).await?;
+            return Ok(source(at, false));
+        }
+        if let Some(found) = &spec.nfs {
+            let at = target("kubernetes.io~nfs");
+            persistent::mount_nfs(&found.server, &found.path, &options, &at).await?;
+            return Ok(MountSource { read_only: read_only || found.read_only == Some(true), ..source(at, false) });
+        }
+        Err(format!("no volume plugin matched name of PV {}", claimed.name()))
+    }
+
+    /// A volume that a driver makes for this pod alone.
+    async fn mount_inline(
+        &self,
+        pod: &Pod,
+        name: &str,
+        source: &k8s_openapi::api::core::v1::CSIVolumeSource,
+        pod_dir: &Path,
+    ) -> Result<MountSource, String> {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let secret = source.node_publish_secret_ref.as_ref().map(|r| (namespace, r.name.clone()));
+        let wanted = csi::Wanted {
+            name: name.to_owned(),
+            driver: source.driver.clone(),
+            handle: csi::inline_handle(pod.metadata.uid.as_deref().unwrap_or_default(), name),
+            fs_type: source.fs_type.clone().unwrap_or_default(),
+            read_only: source.read_only == Some(true),
+            inline: true,
+            attributes: source.volume_attributes.clone().unwrap_or_default(),
+            publish_secret: secret,
+            fs_group: payload::fs_group(pod),
+            ..Default::default()
+        };
+        let read_only = wanted.read_only;
+        let mounted = self.mount_csi(pod, wanted, pod_dir).await?;
+        Ok(MountSource { path: mounted.path, read_only, ..Default::default() })
+    }
+
+    async fn mount_csi(&self, pod: &Pod, mut wanted: csi::Wanted, pod_dir: &Path) -> Result<csi::Mounted, String> {
+        let csi = self.csi.as_ref().ok_or("there are no CSI drivers here")?;
+        if !wanted.inline {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            let name = format!("kubernetes.io/csi/{}^{}", wanted.driver, wanted.handle);
+            self.in_use.lock().entry(uid).or_default().insert(name);
+        }
+        wanted.tokens = self.tokens_for(pod, &wanted.driver, csi).await?;
+        let mounted = csi.mount(pod, &wanted, pod_dir).await?;
+        if mounted.give_to_group
+            && let Some(group) = local::GroupOwnership::of(pod)
+        {
+            let path = mounted.path.clone();
+            blocking(move || local::give_to_group(&path, group)).await?;
+        }
+        Ok(mounted)
+    }
+
+    /// The tokens of the pod's account that a driver wants to see.
+    async fn tokens_for(&self, pod: &Pod, driver: &str, csi: &Csi) -> Result<Option<String>, String> {
+        const DEFAULT_SECONDS: i64 = 3600;
+        let wanted = csi.described(driver).await?.token_requests.unwrap_or_default();
+        let (false, Some(client)) = (wanted.is_empty(), self.objects.client()) else { return Ok(None) };
+        let mut found = serde_json::Map::new();
+        for request in wanted {
+            let seconds = request.expiration_seconds.unwrap_or(DEFAULT_SECONDS);
+            let (token, expires) = self.tokens.token(client, pod, &request.audience, seconds).await?;
+            let value =
+                serde_json::json!({"token": token, "expirationTimestamp": apimachinery::time::rfc3339(expires)});
+            found.insert(request.audience, value);
+        }
+        Ok(Some(serde_json::Value::Object(found).to_string()))
     }
 
     /// Fetch what an API volume needs and put its files together.
@@ -152,7 +320,7 @@ impl Volumes {
         for source in wanted.tokens {
             let client = self.objects.client().ok_or("cannot use TokenManager when kubelet is in standalone mode")?;
             let (audience, seconds) = payload::token_key(source);
-            let token = self.tokens.token(client, pod, &audience, seconds).await?;
+            let (token, _) = self.tokens.token(client, pod, &audience, seconds).await?;
             tokens.insert((audience, seconds), token);
         }
         let mut facts = NodeFacts::of(pod, (**self.allocatable.load()).clone());
@@ -182,7 +350,13 @@ impl Volumes {
             })?;
             let read_only = mount.read_only == Some(true) || source.read_only;
             let sub_path = sub_path_of(mount, envs)?;
-            let host_path = if sub_path.is_empty() {
+            if source.device {
+                let message = "volume {} has volumeMode Block, but is specified in volumeMounts";
+                return Err(VolumeError::Mount(message.replace("{}", &mount.name)));
+            }
+            let host_path = if source.image.is_some() {
+                PathBuf::new()
+            } else if sub_path.is_empty() {
                 source.path.clone()
             } else {
                 let target =
@@ -212,19 +386,60 @@ impl Volumes {
                 readonly: read_only,
                 propagation: propagation(mount) as i32,
                 recursive_read_only: read_only && mount.recursive_read_only.as_deref() == Some("Enabled"),
+                image_sub_path: source.image.as_ref().map(|_| sub_path).unwrap_or_default(),
+                image: source.image.clone().map(|image| pb::ImageSpec { image, ..Default::default() }),
                 ..Default::default()
             });
         }
         Ok(made)
     }
 
+    /// The CRI devices of one container's volumeDevices.
+    pub fn container_devices(
+        container: &Container,
+        sources: &BTreeMap<String, MountSource>,
+    ) -> Result<Vec<pb::Device>, VolumeError> {
+        let device = |wanted: &k8s_openapi::api::core::v1::VolumeDevice| {
+            let source = sources.get(&wanted.name).filter(|source| source.device).ok_or_else(|| {
+                let name = &wanted.name;
+                VolumeError::Mount(format!(
+                    "volume {name} has volumeMode Filesystem, but is specified in volumeDevices"
+                ))
+            })?;
+            // A file that a driver published may be a link to the device.
+            let host_path = fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
+            Ok(pb::Device {
+                container_path: wanted.device_path.clone(),
+                host_path: host_path.to_string_lossy().into_owned(),
+                permissions: if source.read_only { "r" } else { "mrw" }.to_owned(),
+            })
+        };
+        container.volume_devices.iter().flatten().map(device).collect()
+    }
+
     /// Unmounts and removes all volumes below `pod_dir`. Idempotent; called once no container runs any more, and for
     /// directories of pods that are long gone.
     pub async fn unmount_pod(&self, uid: &str, pod_dir: &Path) -> Result<(), VolumeError> {
         self.tokens.forget_pod(uid);
+        self.claimed.lock().retain(|(pod, _), _| pod != uid);
         let pod_dir = pod_dir.to_path_buf();
-        blocking(move || remove_volumes(&pod_dir)).await.map_err(VolumeError::TearDown)
+        let subpaths = pod_dir.join("volume-subpaths");
+        blocking(move || sub_path::remove_all(&subpaths)).await.map_err(VolumeError::TearDown)?;
+        if let Some(csi) = &self.csi {
+            csi.unmount_pod(uid, &pod_dir).await.map_err(VolumeError::TearDown)?;
+        }
+        blocking(move || remove_volumes(&pod_dir)).await.map_err(VolumeError::TearDown)?;
+        self.in_use.lock().remove(uid);
+        Ok(())
     }
+}
+
+/// Reads a file of a volume, which its pod may have made, links included: nothing outside of the volume is opened. None: there
+/// is no such file.
+pub async fn read_file(volume: &Path, relative: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let (volume, relative) = (volume.to_owned(), relative.to_owned());
+    let read = move || sub_path::read(&volume, &relative, limit);
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 fn volume_dir(pod_dir: &Path, plugin: &str, name: &str) -> PathBuf {
@@ -258,9 +473,8 @@ fn write_files(volume: &Path, in_memory: bool, payload: &Payload, group: Option<
 /// First every mount goes, checked against the kernel's table, and only then files: so nothing that is merely mounted here
 /// (a hostPath behind a subPath, a network volume) can be deleted.
 fn remove_volumes(pod_dir: &Path) -> io::Result<()> {
-    sub_path::remove_all(&pod_dir.join("volume-subpaths"))?;
     mounts::unmount_below(&pod_dir.join("volumes"))?;
-    for directory in ["volumes", "plugins"] {
+    for directory in ["volumes", "volumeDevices", "plugins"] {
         match fs::remove_dir_all(pod_dir.join(directory)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -429,8 +643,8 @@ mod tests {
         let volumes = Volumes::new(None, "n1");
         let cases = [
             (
-                json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}),
-                "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: persistentVolumeClaim is not supported yet",
+                json!({"name": "v", "flocker": {"datasetName": "c"}}),
+                "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: flocker is not supported",
             ),
             (
                 json!({"name": "v", "configMap": {"name": "c"}}),
@@ -442,7 +656,7 @@ mod tests {
             ),
             (
                 json!({"name": "v", "emptyDir": {"medium": "HugePages"}}),
-                "MountVolume.SetUp failed for volume \"v\" : medium \"HugePages\" of emptyDir is not supported yet",
+                "MountVolume.SetUp failed for volume \"v\" : medium \"HugePages\" can only be used if container uses exactly one page size",
             ),
         ];
         for (volume, want) in cases {

@@ -75,6 +75,13 @@ pub(super) fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()
     }
 }
 
+/// Mount huge pages of a size (`2Mi`) at `path`.
+pub(super) fn mount_huge_pages(path: &Path, size: &str) -> io::Result<()> {
+    // The kernel writes sizes without the i, and counts them in powers of two all the same.
+    let options = format!("pagesize={}", size.trim_end_matches('i'));
+    mount(Some("nodev"), path, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str())).map_err(io::Error::from)
+}
+
 /// Make what `source` shows appear at `target` too.
 pub(super) fn bind(source: &Path, target: &Path) -> io::Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(io::Error::from)

@@ -295,6 +295,7 @@ mod tests {
                 Arc::new(serde_json::from_value(config_map).expect("a ConfigMap")),
             )]),
             secrets: BTreeMap::from([("s".into(), Arc::new(serde_json::from_value(secret).expect("a Secret")))]),
+            ..Default::default()
         }
     }
 

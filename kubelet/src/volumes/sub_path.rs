@@ -80,6 +80,21 @@ fn open_beneath(volume: &Path, relative: &Path) -> io::Result<OwnedFd> {
     beneath(open_volume(volume)?, relative, OFlag::O_PATH)
 }
 
+/// A file's first `limit` bytes; None if there is none.
+pub(super) fn read(volume: &Path, relative: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    use std::io::Read as _;
+    let opened = match beneath(open_volume(volume)?, &checked(relative)?, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => fs::File::from(other?),
+    };
+    if !opened.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{relative:?} is not a file")));
+    }
+    let mut data = Vec::new();
+    opened.take(limit).read_to_end(&mut data)?;
+    Ok(Some(data))
+}
+
 /// Make the missing directories of `relative`, one at a time below a descriptor, with the mode of the volume.
 fn make_directories(volume: &Path, relative: &Path) -> io::Result<OwnedFd> {
     let root = open_volume(volume)?;

@@ -63,14 +63,14 @@ fn duration_between(from: Timestamp, to: Timestamp) -> Duration {
 // === impl TokenManager ===
 
 impl TokenManager {
-    /// A token of the pod's service account for `audience`. While it cannot be renewed, the old one serves until it expires.
+    /// A token of the pod's service account for `audience`, and when it expires. While it cannot be renewed, the old one serves until it expires.
     pub(super) async fn token(
         &self,
         client: &kube::Client,
         pod: &Pod,
         audience: &str,
         expiration_seconds: i64,
-    ) -> Result<String, String> {
+    ) -> Result<(String, Timestamp), String> {
         let key = TokenKey {
             pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
             audience: audience.to_owned(),
@@ -81,19 +81,19 @@ impl TokenManager {
         if let Some(cached) = &cached
             && !cached.wants_renewal(now)
         {
-            return Ok(cached.token.clone());
+            return Ok((cached.token.clone(), cached.expires));
         }
         match request(client, pod, audience, expiration_seconds).await {
             Ok((token, expires)) => {
                 let jitter = MAX_JITTER.mul_f64(rand::random::<f64>());
                 let fresh = CachedToken { token: token.clone(), issued: now, expires, jitter };
                 self.remember(key, fresh, now);
-                Ok(token)
+                Ok((token, expires))
             }
             Err(error) => match cached {
                 Some(cached) if !cached.is_expired(now) => {
                     tracing::warn!(pod = pod.metadata.name, %error, "token cannot be renewed yet");
-                    Ok(cached.token)
+                    Ok((cached.token, cached.expires))
                 }
                 _ => Err(format!("failed to fetch token: {error}")),
             },
