@@ -150,6 +150,22 @@ pub struct Flags {
     /// How often quotas are counted anew though nothing seems to have changed.
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub resource_quota_sync_period: Duration,
+    /// How often claims and volumes that wait are looked at though nothing seems to have changed.
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub pvclaimbinder_sync_period: Duration,
+    /// Have volumes made for claims whose class names a provisioner.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = Set)]
+    pub enable_dynamic_provisioning: bool,
+    /// The image whose program makes, empties and removes directories of nodes: `pause`, which every node has.
+    #[arg(long, default_value = "pilothouse.dev/pause:0.1")]
+    pub volume_helper_image: String,
+    /// Never detach what the kubelet says that it still uses, however long its node is not healthy.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = Set)]
+    pub disable_force_detach_on_timeout: bool,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_ephemeralvolume_syncs: usize,
+    #[arg(long, default_value_t = 50)]
+    pub concurrent_resource_claim_syncs: usize,
     /// Endpoints in one EndpointSlice.
     #[arg(long, default_value_t = 100)]
     pub max_endpoints_per_slice: usize,
@@ -204,7 +220,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("cluster-signing-legacy-unknown-cert-file"),
     Ignored::Value("cluster-signing-legacy-unknown-key-file"),
     Ignored::Value("concurrent-cron-job-syncs"),
-    Ignored::Value("concurrent-ephemeralvolume-syncs"),
     Ignored::Value("concurrent-horizontal-pod-autoscaler-syncs"),
     Ignored::Value("concurrent-serviceaccount-token-syncs"),
     Ignored::Value("concurrent-service-syncs"),
@@ -215,13 +230,11 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Bool("contention-profiling"),
     Ignored::Value("controller-start-interval"),
     Ignored::Bool("disable-attach-detach-reconcile-sync"),
-    Ignored::Bool("disable-force-detach-on-timeout"),
     Ignored::Bool("disable-http2-serving"),
     Ignored::Value("disabled-metrics"),
     Ignored::Value("allow-metric-labels"),
     Ignored::Value("allow-metric-labels-manifest"),
     Ignored::Value("emulated-version"),
-    Ignored::Bool("enable-dynamic-provisioning"),
     Ignored::Bool("enable-hostpath-provisioner"),
     Ignored::Bool("enable-leader-migration"),
     Ignored::Value("endpoint-updates-batch-period"),
@@ -260,7 +273,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("pv-recycler-pod-template-filepath-hostpath"),
     Ignored::Value("pv-recycler-pod-template-filepath-nfs"),
     Ignored::Value("pv-recycler-timeout-increment-hostpath"),
-    Ignored::Value("pvclaimbinder-sync-period"),
     Ignored::Value("requestheader-allowed-names"),
     Ignored::Value("requestheader-client-ca-file"),
     Ignored::Value("requestheader-extra-headers-prefix"),

@@ -7,6 +7,7 @@ mod common;
 mod garbage;
 mod namespaces;
 mod quota;
+mod volumes;
 
 /// A control plane with a namespace `t`; None where it cannot be set up.
 async fn start() -> Option<common::Server> {

@@ -11,12 +11,15 @@ use k8s_openapi::{
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
-            ConfigMap, Container, Endpoints, Namespace, Node, Pod, ReplicationController, ResourceQuota, Secret,
-            Service, ServiceAccount,
+            ConfigMap, Container, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+            ReplicationController, ResourceQuota, Secret, Service, ServiceAccount, Volume,
         },
         discovery::v1::EndpointSlice,
         rbac::v1::ClusterRole,
+        resource::v1::{ResourceClaim, ResourceClaimTemplate},
+        storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
     },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, Client, Resource, runtime::watcher};
 use parking_lot::Mutex;
@@ -76,13 +79,7 @@ pub fn api_in<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
 impl Watched for Pod {
     /// Keeps identity, owners, placement, ports, tolerations and the parts of the status that say how the pod fares.
     fn slim(&mut self) {
-        const ANNOTATIONS_READ: [&str; 1] = ["controller.kubernetes.io/pod-deletion-cost"];
-        if let Some(annotations) = &mut self.metadata.annotations {
-            annotations.retain(|key, _| ANNOTATIONS_READ.contains(&key.as_str()));
-            if annotations.is_empty() {
-                self.metadata.annotations = None;
-            }
-        }
+        keep_annotations(&mut self.metadata, &["controller.kubernetes.io/pod-deletion-cost"]);
         if let Some(spec) = &mut self.spec {
             // A daemon that is not placed yet is known by the node that it may be placed on.
             let unplaced = spec.node_name.as_deref().unwrap_or("").is_empty();
@@ -95,8 +92,15 @@ impl Watched for Pod {
                 subdomain: spec.subdomain.take(),
                 tolerations: spec.tolerations.take(),
                 termination_grace_period_seconds: spec.termination_grace_period_seconds,
+                resource_claims: spec.resource_claims.take(),
                 ..Default::default()
             };
+            let claims = |v: &Volume| v.persistent_volume_claim.is_some() || v.ephemeral.is_some();
+            kept.volumes = spec.volumes.take().map(|mut volumes| {
+                volumes.retain(claims);
+                volumes
+            });
+            kept.volumes.take_if(|volumes| volumes.is_empty());
             kept.containers = spec.containers.iter_mut().map(ports_of).collect();
             let sidecars = spec.init_containers.iter_mut().flatten().filter(|c| c.restart_policy.is_some());
             let sidecars: Vec<_> = sidecars.map(ports_of).collect();
@@ -127,6 +131,13 @@ impl Watched for Pod {
     }
 }
 
+fn keep_annotations(meta: &mut ObjectMeta, read: &[&str]) {
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.retain(|key, _| read.contains(&key.as_str()));
+    }
+    meta.annotations.take_if(|annotations| annotations.is_empty());
+}
+
 fn ports_of(container: &mut Container) -> Container {
     Container {
         name: std::mem::take(&mut container.name),
@@ -138,14 +149,15 @@ fn ports_of(container: &mut Container) -> Container {
 
 impl Watched for Node {
     fn slim(&mut self) {
-        self.metadata.annotations = None;
+        keep_annotations(
+            &mut self.metadata,
+            &["node.alpha.kubernetes.io/ttl", "volumes.kubernetes.io/controller-managed-attach-detach"],
+        );
         if let Some(status) = &mut self.status {
             status.images = None;
             status.node_info = None;
             status.capacity = None;
             status.allocatable = None;
-            status.volumes_in_use = None;
-            status.volumes_attached = None;
         }
     }
 }
@@ -184,6 +196,14 @@ impl Watched for Namespace {}
 impl Watched for Lease {}
 impl Watched for CertificateSigningRequest {}
 impl Watched for ClusterRole {}
+impl Watched for PersistentVolume {}
+impl Watched for PersistentVolumeClaim {}
+impl Watched for StorageClass {}
+impl Watched for CSIDriver {}
+impl Watched for VolumeAttachment {}
+impl Watched for VolumeAttributesClass {}
+impl Watched for ResourceClaim {}
+impl Watched for ResourceClaimTemplate {}
 
 #[cfg(test)]
 mod tests {

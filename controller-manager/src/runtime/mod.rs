@@ -5,6 +5,7 @@
 mod credentials;
 mod discovery;
 mod expectations;
+mod fresh;
 mod index;
 mod informers;
 mod metrics;
@@ -16,6 +17,7 @@ use component_base::events::Recorder;
 pub use credentials::{Credentials, Limits};
 pub use discovery::{ServerResource, discover};
 pub use expectations::Expectations;
+pub use fresh::Fresh;
 pub use index::{Index, by_controller, by_node, orphans_of};
 pub use informers::{Informers, Watched, api_in};
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};

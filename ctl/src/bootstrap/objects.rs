@@ -59,7 +59,25 @@ pub(crate) fn all(
     objects.extend(kube_proxy(kube_proxy_config));
     objects.extend(pod_network());
     objects.extend(dns(cluster, dns_address)?);
+    objects.push(storage_class());
     Ok(objects)
+}
+
+/// What a claim that names no class gets: a directory of the node that its first pod runs on, which the
+/// controller-manager has made there.
+fn storage_class() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {
+            "name": "host-path",
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "pilothouse.dev/host-path",
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    })
 }
 
 /// `kubeadm-config` and `kubelet-config`, and who may read them.
