@@ -6,7 +6,7 @@
 use rand::{Rng, RngExt};
 
 use crate::cache::{NodeId, PendingPod, Snapshot};
-use crate::framework::{Diagnosis, FitError, MAX_NODE_SCORE, Plugin, PreFilter, PreScore, Profile, State, Verdict};
+use crate::framework::{Cycle, Diagnosis, FitError, MAX_NODE_SCORE, Nomination, PreScore, Profile, State};
 
 /// Below this number all nodes are looked at. As `minFeasibleNodesToFind`.
 const FEASIBLE_NODES_MIN: usize = 100;
@@ -44,109 +44,87 @@ pub fn enough_nodes(percentage: Option<u32>, nodes: usize) -> usize {
     if percentage >= 100 { nodes } else { (nodes * percentage / 100).max(FEASIBLE_NODES_MIN) }
 }
 
-/// Finds the node for a pod.
+/// Finds the node for a pod. The snapshot is lent for suppositions, and is as before afterwards.
 pub fn decide(
     profile: &Profile,
-    snapshot: &Snapshot,
+    snapshot: &mut Snapshot,
     pod: &PendingPod,
     scratch: &mut Scratch,
     rng: &mut impl Rng,
 ) -> Result<Decision, FitError> {
-    let mut states: Vec<Option<State>> = Vec::new();
-    states.resize_with(profile.plugins.len(), || None);
     let mut diagnosis = Diagnosis { nodes: snapshot.nodes.len(), ..Diagnosis::default() };
     if snapshot.nodes.is_empty() {
-        return Err(diagnosis.into_error(profile, &states));
+        return Err(diagnosis.into_error(profile, &[]));
     }
-    let evaluated = match find_feasible(profile, snapshot, pod, scratch, &mut states, &mut diagnosis) {
-        Ok(evaluated) => evaluated,
-        Err(NoneFits) => {
-            for place in &profile.post_filter {
-                diagnosis.post_filter = profile.plugin(*place).post_filter(pod, snapshot, &diagnosis);
-            }
-            return Err(diagnosis.into_error(profile, &states));
-        }
-    };
+    let (mut cycle, goes_on) = Cycle::start(profile, snapshot, pod, &mut diagnosis);
+    let evaluated = if goes_on { find_feasible(&mut cycle, snapshot, scratch, &mut diagnosis) } else { 0 };
+    if !goes_on || scratch.feasible.is_empty() {
+        post_filter(&mut cycle, snapshot, &mut diagnosis, rng);
+        return Err(diagnosis.into_error(profile, &cycle.states));
+    }
     let node = match scratch.feasible.as_slice() {
         [only] => *only,
         _ => {
-            score(profile, snapshot, pod, scratch);
+            score(profile, snapshot, pod, scratch, &mut |_, _| {});
             choose(&scratch.feasible, &scratch.totals, rng)
         }
     };
     Ok(Decision { node, evaluated, feasible: scratch.feasible.len() })
 }
 
-/// All nodes that fit, however many there are; for explanations and tests.
-pub fn feasible_nodes(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod) -> Vec<NodeId> {
-    let mut states: Vec<Option<State>> = Vec::new();
-    states.resize_with(profile.plugins.len(), || None);
-    let (mut scratch, mut diagnosis) = (Scratch::default(), Diagnosis::default());
-    match find_feasible(profile, snapshot, pod, &mut scratch, &mut states, &mut diagnosis) {
-        Ok(_) => scratch.feasible,
-        Err(NoneFits) => Vec::new(),
+/// Asks the PostFilter plugins, until one has a node to nominate. As `RunPostFilterPlugins`.
+fn post_filter(cycle: &mut Cycle<'_>, snapshot: &mut Snapshot, diagnosis: &mut Diagnosis, rng: &mut impl Rng) {
+    for place in &cycle.profile.post_filter {
+        let answer = cycle.profile.plugin(*place).post_filter(cycle, snapshot, diagnosis, rng);
+        diagnosis.post_filter.extend(answer.words);
+        if answer.nomination != Nomination::Keep {
+            diagnosis.nomination = answer.nomination;
+        }
+        diagnosis.deallocate = answer.deallocate;
+        if diagnosis.deallocate.is_some() || matches!(diagnosis.nomination, Nomination::To { .. }) {
+            diagnosis.post_filter.clear();
+            return;
+        }
     }
 }
 
-struct NoneFits;
+/// All nodes that fit, however many there are; for explanations and tests.
+pub fn feasible_nodes(profile: &Profile, snapshot: &mut Snapshot, pod: &PendingPod) -> Vec<NodeId> {
+    let mut diagnosis = Diagnosis::default();
+    let (mut cycle, goes_on) = Cycle::start(profile, snapshot, pod, &mut diagnosis);
+    let nodes: Vec<NodeId> = snapshot.nodes.iter().filter(|_| goes_on).collect();
+    let wanted = |node: &NodeId, only: &Option<Vec<NodeId>>| only.as_ref().is_none_or(|only| only.contains(node));
+    nodes.into_iter().filter(|node| wanted(node, &cycle.only) && cycle.filter(snapshot, *node).is_ok()).collect()
+}
 
 /// Fills `scratch.feasible`; returns how many nodes were looked at.
 fn find_feasible(
-    profile: &Profile,
-    snapshot: &Snapshot,
-    pod: &PendingPod,
+    cycle: &mut Cycle<'_>,
+    snapshot: &mut Snapshot,
     scratch: &mut Scratch,
-    states: &mut [Option<State>],
     diagnosis: &mut Diagnosis,
-) -> Result<usize, NoneFits> {
-    let mut skipped = 0_u128;
-    let mut only: Option<Vec<NodeId>> = None;
-    for place in &profile.pre_filter {
-        match profile.plugin(*place).pre_filter(pod, snapshot) {
-            PreFilter::Skip => skipped |= 1 << place,
-            PreFilter::Proceed(state) => states[usize::from(*place)] = Some(state),
-            PreFilter::Only(state, nodes) => {
-                states[usize::from(*place)] = Some(state);
-                match &mut only {
-                    None => only = Some(nodes),
-                    Some(only) => only.retain(|node| nodes.contains(node)),
-                }
-                if only.as_ref().is_some_and(Vec::is_empty) {
-                    let name = profile.plugin(*place).name();
-                    diagnosis.pre_filter =
-                        Some((*place, format!("node(s) didn't satisfy plugin(s) [{name}] simultaneously")));
-                    return Err(NoneFits);
-                }
-            }
-            PreFilter::Refuse(words) => {
-                diagnosis.pre_filter = Some((*place, words));
-                return Err(NoneFits);
-            }
-        }
-    }
-    let none: State = Box::new(());
-    let filters: Vec<(u8, &dyn Plugin, &State)> = profile
-        .filter
-        .iter()
-        .filter(|place| skipped & (1 << **place) == 0)
-        .map(|place| (*place, profile.plugin(*place), states[usize::from(*place)].as_ref().unwrap_or(&none)))
-        .collect();
-
+) -> usize {
     scratch.feasible.clear();
-    let mut evaluated = 0;
-    let mut look_at = |node: NodeId, feasible: &mut Vec<NodeId>, diagnosis: &mut Diagnosis| {
+    let only = cycle.only.take();
+    // The node that was made free for the pod, if it is. As `evaluateNominatedNode`.
+    let nominated = snapshot.nominated_node(&cycle.pod.facts.uid).and_then(|name| snapshot.nodes.find(name));
+    if let Some(node) = nominated.filter(|node| only.as_ref().is_none_or(|only| only.contains(node)))
+        && cycle.filter(snapshot, node).is_ok()
+    {
+        scratch.feasible.push(node);
+        return 1;
+    }
+    let (mut evaluated, profile) = (0, cycle.profile);
+    let mut look_at = |node: NodeId, snapshot: &mut Snapshot, feasible: &mut Vec<NodeId>| {
         evaluated += 1;
-        for (place, plugin, state) in &filters {
-            if let Verdict::Refuse(refusal) = plugin.filter(state, pod, snapshot, node) {
-                diagnosis.refused.push((node, *place, refusal));
-                return;
-            }
+        match cycle.filter(snapshot, node) {
+            Ok(()) => feasible.push(node),
+            Err((place, refusal)) => diagnosis.refused.push((node, place, refusal)),
         }
-        feasible.push(node);
     };
     if let Some(only) = &only {
         for node in only {
-            look_at(*node, &mut scratch.feasible, diagnosis);
+            look_at(*node, snapshot, &mut scratch.feasible);
         }
         // The other nodes were refused by whoever narrowed the choice; Kubernetes counts them so too.
         let narrowing = profile.pre_filter.iter().find(|place| profile.plugin(**place).name() == "NodeAffinity");
@@ -163,7 +141,7 @@ fn find_feasible(
         for index in (start..slots).chain(0..start) {
             looked_at += 1;
             if snapshot.nodes.present[index] {
-                look_at(NodeId(index as u32), &mut scratch.feasible, diagnosis);
+                look_at(NodeId(index as u32), snapshot, &mut scratch.feasible);
                 if scratch.feasible.len() >= enough {
                     break;
                 }
@@ -171,11 +149,18 @@ fn find_feasible(
         }
         scratch.next_start = (start + looked_at) % slots.max(1);
     }
-    if scratch.feasible.is_empty() { Err(NoneFits) } else { Ok(evaluated) }
+    evaluated
 }
 
 /// Fills `scratch.totals`, one a feasible node.
-fn score(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod, scratch: &mut Scratch) {
+/// `told` hears each plugin's normalised scores.
+fn score(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PendingPod,
+    scratch: &mut Scratch,
+    told: &mut dyn FnMut(u8, &[i64]),
+) {
     let feasible = &scratch.feasible;
     scratch.totals.clear();
     scratch.totals.resize(feasible.len(), 0);
@@ -192,6 +177,7 @@ fn score(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod, scratch: &mut
         scratch.scores.clear();
         scratch.scores.extend(feasible.iter().map(|node| plugin.score(&state, pod, snapshot, *node)));
         plugin.normalize(&state, &mut scratch.scores);
+        told(*place, &scratch.scores);
         for (total, score) in scratch.totals.iter_mut().zip(&scratch.scores) {
             debug_assert!((0..=MAX_NODE_SCORE).contains(score), "{}: score {score}", plugin.name());
             *total += score * weight;
@@ -236,7 +222,11 @@ mod tests {
             node("n2").allocatable("1", "4Gi", 110).build(),
         ]);
         let error = decide_now(&mut snapshot, pod("p").requests(&[("cpu", "2")]).build()).expect_err("no node");
-        assert_eq!(error.message, "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s).");
+        assert_eq!(
+            error.message,
+            "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s). no new claims to \
+             deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
+        );
         assert_eq!(error.plugins, ["TaintToleration", "NodeResourcesFit"]);
     }
 
@@ -258,7 +248,8 @@ mod tests {
         let full = named("n2").requests(&[("cpu", "1000")]).build();
         assert_eq!(
             decide_now(&mut snapshot, full).expect_err("full").message,
-            "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's node affinity/selector."
+            "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's node affinity/selector. no new \
+             claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
         );
         assert!(decide_now(&mut snapshot, named("n9").build()).is_err());
     }

@@ -13,6 +13,7 @@ use scheduler::config::Configuration;
 use scheduler::driver::{Driver, Profiles, Watches};
 use scheduler::framework::Profile;
 use scheduler::options::{IGNORED, Options};
+use scheduler::queue::Timing;
 use scheduler::server;
 use tokio_util::sync::CancellationToken;
 
@@ -62,9 +63,11 @@ async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()
     server::start(&options, endpoints, shutdown.clone()).await?;
 
     let driver_client = client.clone();
-    let backoff = configuration.backoff();
+    let (initial_backoff, max_backoff) = configuration.backoff();
+    let unschedulable_flush = options.pod_max_in_unschedulable_pods_duration;
+    let timing = Timing { initial_backoff, max_backoff, unschedulable_flush };
     let work = async move |shutdown: CancellationToken| {
-        let driver = Driver::new(driver_client, Profiles::new(profiles), backoff);
+        let driver = Driver::new(driver_client, Profiles::new(profiles), timing);
         let watches = Watches::start(&driver);
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

@@ -197,12 +197,12 @@ proptest! {
                     }
                     let waiting = pending(pod.clone());
                     snapshot.prepare_for(&waiting);
-                    let found: BTreeSet<String> = feasible_nodes(&profile, &snapshot, &waiting)
+                    let found: BTreeSet<String> = feasible_nodes(&profile, &mut snapshot, &waiting)
                         .into_iter()
                         .map(|node| snapshot.nodes.name[node.index()].to_string())
                         .collect();
                     prop_assert_eq!(&found, &feasible(&pod, &all_nodes, &all_pods));
-                    match decide(&profile, &snapshot, &waiting, &mut scratch, &mut rng) {
+                    match decide(&profile, &mut snapshot, &waiting, &mut scratch, &mut rng) {
                         Ok(decision) => {
                             let chosen = snapshot.nodes.name[decision.node.index()].to_string();
                             prop_assert!(found.contains(&chosen));

@@ -36,7 +36,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("min-compatibility-version"),
     Ignored::Bool("permit-address-sharing"),
     Ignored::Bool("permit-port-sharing"),
-    Ignored::Value("pod-max-in-unschedulable-pods-duration"),
     Ignored::Bool("profiling"),
     Ignored::Value("requestheader-allowed-names"),
     Ignored::Value("requestheader-client-ca-file"),
@@ -74,6 +73,9 @@ pub struct Options {
     /// A KubeSchedulerConfiguration
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// How long a refused pod waits for something that helps it before it is tried again all the same
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = apimachinery::time::parse_duration)]
+    pub pod_max_in_unschedulable_pods_duration: std::time::Duration,
     /// The address of the secure port
     #[arg(long, default_value = "0.0.0.0")]
     pub bind_address: IpAddr,

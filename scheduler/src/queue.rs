@@ -12,8 +12,26 @@ use std::time::{Duration, Instant};
 use crate::cache::PendingPod;
 use crate::framework::{EventSet, QueueKey};
 
-/// How long a refused pod waits for an event before it is tried again all the same. As `podMaxInUnschedulablePodsDuration`.
+/// How long a refused pod waits for an event before it is tried again all the same, unless it is configured.
+/// As `podMaxInUnschedulablePodsDuration`.
 pub const UNSCHEDULABLE_FLUSH: Duration = Duration::from_secs(5 * 60);
+
+/// The times of the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    pub initial_backoff: Duration,
+    pub max_backoff: Duration,
+    pub unschedulable_flush: Duration,
+}
+
+/// Why a pod was refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// The changes that may help.
+    pub helped_by: EventSet,
+    /// The plugins that refused, as places in the pod's profile: they judge a change more closely.
+    pub places: Vec<u8>,
+}
 
 type Uid = Arc<str>;
 
@@ -29,14 +47,11 @@ pub trait Policy {
 enum Place {
     Active(QueueKey, u64),
     Backoff(Instant, u64),
-    Unschedulable {
-        since: Instant,
-    },
+    /// Since when.
+    Unschedulable(Instant, u64),
     Gated,
     /// Taken out to be decided on, or being bound.
-    InFlight {
-        events: EventSet,
-    },
+    InFlight,
 }
 
 #[derive(Debug)]
@@ -48,7 +63,7 @@ struct Entry {
     waiting_since_us: i64,
     /// When the last attempt ended: the back-off counts from here.
     last_attempt: Instant,
-    helped_by: EventSet,
+    refused: Refused,
 }
 
 /// How many pods are where, for the metric `scheduler_pending_pods`.
@@ -63,23 +78,26 @@ pub struct Depths {
 /// The queue.
 pub struct Queue<P> {
     policy: P,
-    initial_backoff: Duration,
-    max_backoff: Duration,
+    timing: Timing,
     entries: HashMap<Uid, Entry>,
     active: BTreeMap<(QueueKey, u64), Uid>,
     backoff: BTreeMap<(Instant, u64), Uid>,
+    unschedulable: BTreeMap<(Instant, u64), Uid>,
+    /// What happened while a pod was decided on.
+    in_flight: HashMap<Uid, EventSet>,
     sequence: u64,
 }
 
 impl<P: Policy> Queue<P> {
-    pub fn new(policy: P, initial_backoff: Duration, max_backoff: Duration) -> Queue<P> {
+    pub fn new(policy: P, timing: Timing) -> Queue<P> {
         Queue {
             policy,
-            initial_backoff,
-            max_backoff,
+            timing,
             entries: HashMap::new(),
             active: BTreeMap::new(),
             backoff: BTreeMap::new(),
+            unschedulable: BTreeMap::new(),
+            in_flight: HashMap::new(),
             sequence: 0,
         }
     }
@@ -94,7 +112,7 @@ impl<P: Policy> Queue<P> {
                 attempts: 0,
                 waiting_since_us: now_us,
                 last_attempt: now,
-                helped_by: EventSet::NONE,
+                refused: Refused::default(),
             };
             self.entries.insert(uid.clone(), entry);
             self.activate(&uid);
@@ -103,15 +121,14 @@ impl<P: Policy> Queue<P> {
         let changed = changes_its_chances(&entry.pod, &pod);
         entry.pod = pod;
         match entry.place {
-            Place::InFlight { mut events } => {
-                if changed {
-                    events |= EventSet::SELF_UPDATE;
-                    entry.place = Place::InFlight { events };
+            Place::InFlight => {
+                if let Some(events) = self.in_flight.get_mut(&uid).filter(|_| changed) {
+                    *events |= EventSet::SELF_UPDATE;
                 }
             }
             Place::Gated => self.activate(&uid),
-            Place::Unschedulable { .. } if changed => self.requeue(&uid, now),
-            Place::Unschedulable { .. } | Place::Backoff(..) => {}
+            Place::Unschedulable(..) if changed => self.requeue(&uid, now),
+            Place::Unschedulable(..) | Place::Backoff(..) => {}
             // The priority may have changed, or a gate come.
             Place::Active(..) => self.activate(&uid),
         }
@@ -128,38 +145,40 @@ impl<P: Policy> Queue<P> {
         self.flush(now);
         let (_, uid) = self.active.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
-        entry.place = Place::InFlight { events: EventSet::NONE };
+        entry.place = Place::InFlight;
         entry.attempts += 1;
+        self.in_flight.insert(uid, EventSet::NONE);
         Some((entry.pod.clone(), entry.attempts))
     }
 
     /// The pod that was popped has no node: it waits for one of `helped_by`. After an error (`None`) it is tried again
     /// after its back-off.
-    pub fn refused(&mut self, uid: &str, helped_by: Option<EventSet>, now: Instant) {
-        let Some(entry) = self.entries.get_mut(uid) else { return };
-        let Place::InFlight { events } = entry.place else { return };
+    pub fn refused(&mut self, uid: &str, refused: Option<Refused>, now: Instant) {
+        let (Some(entry), Some(events)) = (self.entries.get_mut(uid), self.in_flight.remove(uid)) else { return };
         entry.last_attempt = now;
-        entry.helped_by = helped_by.unwrap_or(EventSet::ALL);
-        entry.place = Place::Unschedulable { since: now };
-        if helped_by.is_none_or(|helped_by| helped_by.intersects(events)) {
+        let again = refused.as_ref().is_none_or(|refused| refused.helped_by.intersects(events));
+        entry.refused = refused.unwrap_or(Refused { helped_by: EventSet::ALL, places: Vec::new() });
+        self.sequence += 1;
+        entry.place = Place::Unschedulable(now, self.sequence);
+        self.unschedulable.insert((now, self.sequence), entry.pod.facts.uid.clone());
+        if again {
             let uid = entry.pod.facts.uid.clone();
             self.requeue(&uid, now);
         }
     }
 
-    /// Something happened: the pods that it may help are tried again. As `MoveAllToActiveOrBackoffQueue`.
-    pub fn happened(&mut self, event: EventSet, now: Instant) {
+    /// Something happened: the pods that it may help are tried again; `helps` looks closely, once per pod in question.
+    /// As `MoveAllToActiveOrBackoffQueue`.
+    pub fn happened(&mut self, event: EventSet, now: Instant, helps: impl Fn(&PendingPod, &[u8]) -> bool) {
         if event.is_empty() {
             return;
         }
-        let mut helped = Vec::new();
-        for (uid, entry) in &mut self.entries {
-            match &mut entry.place {
-                Place::Unschedulable { .. } if entry.helped_by.intersects(event) => helped.push(uid.clone()),
-                Place::InFlight { events } => *events |= event,
-                _ => {}
-            }
-        }
+        self.in_flight.values_mut().for_each(|events| *events |= event);
+        let may_help = |uid: &&Uid| {
+            let Some(entry) = self.entries.get(*uid) else { return false };
+            entry.refused.helped_by.intersects(event) && helps(&entry.pod, &entry.refused.places)
+        };
+        let helped: Vec<Uid> = self.unschedulable.values().filter(may_help).cloned().collect();
         for uid in helped {
             self.requeue(&uid, now);
         }
@@ -174,40 +193,40 @@ impl<P: Policy> Queue<P> {
             let uid = first.remove();
             self.activate(&uid);
         }
-        let mut next = self.backoff.first_key_value().map(|((at, _), _)| *at);
-        let mut late = Vec::new();
-        for (uid, entry) in &self.entries {
-            if let Place::Unschedulable { since } = entry.place {
-                let at = since + UNSCHEDULABLE_FLUSH;
-                if at <= now {
-                    late.push(uid.clone());
-                } else {
-                    next = Some(next.map_or(at, |next| next.min(at)));
-                }
+        while let Some(((since, _), uid)) = self.unschedulable.first_key_value() {
+            if *since + self.timing.unschedulable_flush > now {
+                break;
             }
-        }
-        for uid in late {
+            let uid = uid.clone();
             self.requeue(&uid, now);
         }
-        next
+        let backoff = self.backoff.first_key_value().map(|((at, _), _)| *at);
+        let late = self.unschedulable.first_key_value().map(|((since, _), _)| *since + self.timing.unschedulable_flush);
+        backoff.into_iter().chain(late).min()
+    }
+
+    /// Tries a pod again whatever it waits for. As `Activate`.
+    pub fn try_again(&mut self, uid: &str, now: Instant) {
+        if matches!(self.entries.get(uid).map(|entry| entry.place), Some(Place::Unschedulable(..))) {
+            self.requeue(uid, now);
+        }
+    }
+
+    /// The waiting pods.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<PendingPod>> {
+        self.entries.values().map(|entry| &entry.pod)
     }
 
     pub fn depths(&self) -> Depths {
-        let mut depths = Depths { active: self.active.len(), backoff: self.backoff.len(), ..Depths::default() };
-        for entry in self.entries.values() {
-            match entry.place {
-                Place::Unschedulable { .. } => depths.unschedulable += 1,
-                Place::Gated => depths.gated += 1,
-                _ => {}
-            }
-        }
-        depths
+        let (active, backoff, unschedulable) = (self.active.len(), self.backoff.len(), self.unschedulable.len());
+        let gated = self.entries.len() - active - backoff - unschedulable - self.in_flight.len();
+        Depths { active, backoff, unschedulable, gated }
     }
 
     /// As `calculateBackoffDuration`: doubled with each attempt, up to the maximum.
     fn backoff_of(&self, attempts: u32) -> Duration {
         let doublings = attempts.saturating_sub(1).min(20);
-        self.initial_backoff.saturating_mul(1 << doublings).min(self.max_backoff)
+        self.timing.initial_backoff.saturating_mul(1 << doublings).min(self.timing.max_backoff)
     }
 
     /// To the active pods, or to the gated ones if a PreEnqueue plugin holds the pod back.
@@ -244,6 +263,8 @@ impl<P: Policy> Queue<P> {
         match self.entries.get(uid).map(|entry| entry.place) {
             Some(Place::Active(key, sequence)) => drop(self.active.remove(&(key, sequence))),
             Some(Place::Backoff(at, sequence)) => drop(self.backoff.remove(&(at, sequence))),
+            Some(Place::Unschedulable(since, sequence)) => drop(self.unschedulable.remove(&(since, sequence))),
+            Some(Place::InFlight) => drop(self.in_flight.remove(uid)),
             _ => {}
         }
     }
@@ -280,7 +301,11 @@ mod tests {
 
     impl Fixture {
         fn new() -> Fixture {
-            let queue = Queue::new(ByPriority, Duration::from_secs(1), Duration::from_secs(10));
+            let (initial_backoff, max_backoff) = (Duration::from_secs(1), Duration::from_secs(10));
+            let queue = Queue::new(
+                ByPriority,
+                Timing { initial_backoff, max_backoff, unschedulable_flush: UNSCHEDULABLE_FLUSH },
+            );
             Fixture { queue, start: Instant::now() }
         }
 
@@ -300,12 +325,13 @@ mod tests {
 
         fn refused(&mut self, name: &str, helped_by: Option<EventSet>, seconds: u64) {
             let now = self.at(seconds);
-            self.queue.refused(&format!("uid-{name}"), helped_by, now);
+            let refused = helped_by.map(|helped_by| Refused { helped_by, places: Vec::new() });
+            self.queue.refused(&format!("uid-{name}"), refused, now);
         }
 
         fn happened(&mut self, event: EventSet, seconds: u64) {
             let now = self.at(seconds);
-            self.queue.happened(event, now);
+            self.queue.happened(event, now, |_, _| true);
         }
     }
 

@@ -67,6 +67,12 @@ impl PodBuilder {
         self
     }
 
+    pub(crate) fn claim(mut self, claim: &str) -> Self {
+        let volume = json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}});
+        push(&mut self.0["spec"]["volumes"], volume);
+        self
+    }
+
     pub(crate) fn gate(mut self, gate: &str) -> Self {
         push(&mut self.0["spec"]["schedulingGates"], json!({"name": gate}));
         self
@@ -155,6 +161,25 @@ pub(crate) fn cluster(nodes: impl IntoIterator<Item = Node>) -> Snapshot {
         snapshot.set_node(&node);
     }
     snapshot
+}
+
+/// Makes a PersistentVolumeClaim in `default`.
+pub(crate) fn claim(snapshot: &mut Snapshot, name: &str, spec: Value) {
+    let object = json!({"metadata": {"name": name, "namespace": "default", "uid": name}, "spec": spec});
+    let key = format!("default/{name}").into();
+    snapshot.volumes.claims.insert(key, serde_json::from_value(object).expect("a claim"));
+}
+
+/// Makes a PersistentVolume.
+pub(crate) fn volume(snapshot: &mut Snapshot, name: &str, spec: Value) {
+    let object = json!({"metadata": {"name": name}, "spec": spec});
+    snapshot.volumes.volumes.insert(name.into(), serde_json::from_value(object).expect("a volume"));
+}
+
+/// Makes a StorageClass.
+pub(crate) fn class(snapshot: &mut Snapshot, name: &str, mut object: Value) {
+    object["metadata"] = json!({"name": name});
+    snapshot.volumes.classes.insert(name.into(), serde_json::from_value(object).expect("a class"));
 }
 
 /// Puts a pod on the node that it names.

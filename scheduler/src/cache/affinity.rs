@@ -1,6 +1,7 @@
 //! A pod's wishes about its neighbours: `podAffinity` and `podAntiAffinity`, parsed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use apimachinery::labels::{Operator, Requirement, Selector};
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, WeightedPodAffinityTerm};
@@ -17,12 +18,21 @@ pub struct AffinityTerm {
 }
 
 /// All terms of a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PodAffinity {
     pub required: Vec<AffinityTerm>,
     pub required_anti: Vec<AffinityTerm>,
     /// With weights, negative for anti-affinity.
     pub preferred: Vec<(i64, AffinityTerm)>,
+}
+
+impl Hash for AffinityTerm {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.topology_key, &self.namespaces).hash(state);
+        for requirement in self.selector.requirements() {
+            (&requirement.key, &requirement.values).hash(state);
+        }
+    }
 }
 
 impl PodAffinity {

@@ -12,19 +12,26 @@ use std::time::Instant;
 use k8s_openapi::api::core::v1::Node;
 
 mod affinity;
+mod budgets;
+mod claims;
 mod label_groups;
 mod nodes;
 mod pod_facts;
 mod topology;
+pub mod volumes;
 mod workloads;
 
 pub use affinity::{AffinityTerm, PodAffinity};
+pub use budgets::Budgets;
+pub use claims::{Claims, DeviceId, claim_keys};
 pub use label_groups::{Count, LabelGroups, PodsPerNode};
 pub use nodes::{Amounts, NodeId, Nodes};
 pub use pod_facts::{
     DEFAULT_CPU_MILLI, DEFAULT_MEMORY_BYTES, DEFAULT_SCHEDULER_NAME, HostPort, Labels, PendingPod, PodFacts, Requests,
+    claim_name,
 };
 pub use topology::{Column, HOSTNAME_KEY, NO_DOMAIN, Topology, ZONE_KEY};
+pub use volumes::Volumes;
 pub use workloads::{ControllerKind, Workloads};
 
 use crate::framework::EventSet;
@@ -54,9 +61,16 @@ pub struct Snapshot {
     pub groups: LabelGroups,
     pub workloads: Workloads,
     pub namespaces: Namespaces,
+    pub budgets: Budgets,
+    pub volumes: Volumes,
+    pub claims: Claims,
     placed: HashMap<Arc<str>, PlacedPod>,
-    /// The placed pods that want or shun the company of others.
-    with_affinity: HashMap<Arc<str>, NodeId>,
+    /// What placed pods wish of others, and how many of those who wish it are on which node.
+    with_affinity: HashMap<Arc<PodAffinity>, HashMap<NodeId, u32>>,
+    /// How many placed pods mount a claim, by `namespace/name`.
+    claim_users: HashMap<Arc<str>, u32>,
+    /// The waiting pods that a node has been, or is being, made free for.
+    nominated: HashMap<Arc<str>, (Arc<str>, PodFacts)>,
 }
 
 /// The labels of namespaces, for terms that select these.
@@ -130,12 +144,57 @@ impl Snapshot {
         self.placed.get(uid).map(|pod| &pod.facts)
     }
 
-    /// The placed pods that want or shun the company of others, and where they are.
-    pub fn with_affinity(&self) -> impl Iterator<Item = (&PodFacts, &PodAffinity, NodeId)> {
-        self.with_affinity.iter().filter_map(|(uid, node)| {
-            let facts = &self.placed.get(uid)?.facts;
-            Some((facts, facts.affinity.as_deref()?, *node))
-        })
+    /// The wishes of placed pods, each once, and how many of those who wish it are on which node.
+    pub fn with_affinity(&self) -> impl Iterator<Item = (&PodAffinity, &HashMap<NodeId, u32>)> {
+        self.with_affinity.iter().map(|(affinity, per_node)| (&**affinity, per_node))
+    }
+
+    /// The pods on a node.
+    pub fn pods_on(&self, node: NodeId) -> impl Iterator<Item = &PodFacts> {
+        self.nodes.pods[node.index()].iter().filter_map(|uid| self.placed.get(uid)).map(|pod| &pod.facts)
+    }
+
+    /// How many placed pods mount a claim (`namespace/name`).
+    pub fn users_of(&self, claim: &str) -> u32 {
+        self.claim_users.get(claim).copied().unwrap_or(0)
+    }
+
+    /// Keeps room for a waiting pod on a node; `None` keeps none.
+    pub fn nominate(&mut self, pod: &PodFacts, node: Option<&str>) {
+        match node {
+            Some(node) => drop(self.nominated.insert(pod.uid.clone(), (node.into(), pod.clone()))),
+            None => drop(self.nominated.remove(&pod.uid)),
+        }
+    }
+
+    /// Forgets that a node was meant for the pod.
+    pub fn withdraw_nomination(&mut self, uid: &str) -> bool {
+        self.nominated.remove(uid).is_some()
+    }
+
+    /// The node that is meant for a waiting pod.
+    pub fn nominated_node(&self, uid: &str) -> Option<&Arc<str>> {
+        self.nominated.get(uid).map(|(node, _)| node)
+    }
+
+    /// The pods other than this one for which nodes are kept, as far as they are at least as important.
+    pub fn nominated_above(&self, pod: &PodFacts) -> HashMap<NodeId, Vec<PodFacts>> {
+        let mut by_node: HashMap<NodeId, Vec<PodFacts>> = HashMap::new();
+        for (node, other) in self.nominated.values() {
+            if other.priority >= pod.priority
+                && other.uid != pod.uid
+                && let Some(node) = self.nodes.find(node)
+            {
+                by_node.entry(node).or_default().push(other.clone());
+            }
+        }
+        by_node
+    }
+
+    /// The pods below a priority that a node is kept for.
+    pub fn nominated_below(&self, node: &str, priority: i32) -> Vec<PodFacts> {
+        let lower = self.nominated.values().filter(|(on, other)| &**on == node && other.priority < priority);
+        lower.map(|(_, other)| other.clone()).collect()
     }
 
     /// How many pods are placed.
@@ -163,11 +222,18 @@ impl Snapshot {
         let node = self.nodes.slot(node_name);
         self.nodes.account(node, &facts, 1);
         facts.labels = self.groups.add(&facts, node);
+        self.nominated.remove(&facts.uid);
+        self.nodes.pods[node.index()].push(facts.uid.clone());
+        for claim in &facts.claims {
+            *self.claim_users.entry(claim.clone()).or_default() += 1;
+        }
         if let Some(affinity) = facts.affinity.clone() {
             for term in affinity.terms() {
                 self.ensure_topology(&term.topology_key);
             }
-            self.with_affinity.insert(facts.uid.clone(), node);
+            let shared = self.with_affinity.get_key_value(&affinity).map_or(affinity, |(shared, _)| shared.clone());
+            *self.with_affinity.entry(shared.clone()).or_default().entry(node).or_default() += 1;
+            facts.affinity = Some(shared);
         }
         self.placed.insert(facts.uid.clone(), PlacedPod { facts, node, standing });
     }
@@ -176,7 +242,28 @@ impl Snapshot {
         let Some(pod) = self.placed.remove(uid) else { return false };
         self.nodes.account(pod.node, &pod.facts, -1);
         self.groups.remove(&pod.facts, pod.node);
-        self.with_affinity.remove(uid);
+        self.nodes.pods[pod.node.index()].retain(|other| **other != *uid);
+        for claim in &pod.facts.claims {
+            if let Some(users) = self.claim_users.get_mut(claim) {
+                *users -= 1;
+                if *users == 0 {
+                    self.claim_users.remove(claim);
+                }
+            }
+        }
+        if let Some(affinity) = &pod.facts.affinity
+            && let Some(per_node) = self.with_affinity.get_mut(affinity)
+        {
+            if let Some(count) = per_node.get_mut(&pod.node) {
+                *count -= 1;
+                if *count == 0 {
+                    per_node.remove(&pod.node);
+                }
+            }
+            if per_node.is_empty() {
+                self.with_affinity.remove(affinity);
+            }
+        }
         self.nodes.release_if_unused(pod.node);
         true
     }

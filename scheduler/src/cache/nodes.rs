@@ -9,7 +9,7 @@ use std::sync::Arc;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
-use super::pod_facts::{HostPort, Labels, PodFacts};
+use super::pod_facts::{Disk, HostPort, Labels, PodFacts};
 use super::topology::Topology;
 use crate::framework::EventSet;
 
@@ -74,6 +74,11 @@ pub struct Nodes {
     pub nonzero_cpu_milli: Vec<i64>,
     pub nonzero_memory: Vec<i64>,
     pub host_ports: Vec<Vec<HostPort>>,
+    /// The mounted claims, with the number of pods that mount each.
+    pub claims: Vec<Vec<(Arc<str>, u32)>>,
+    pub disks: Vec<Vec<Disk>>,
+    /// The UIDs of the pods there.
+    pub(super) pods: Vec<Vec<Arc<str>>>,
     images: Vec<HashMap<Arc<str>, i64>>,
     image_nodes: HashMap<Arc<str>, u32>,
     pub topology: Topology,
@@ -137,6 +142,9 @@ impl Nodes {
                 self.nonzero_cpu_milli.push(0);
                 self.nonzero_memory.push(0);
                 self.host_ports.push(Vec::new());
+                self.claims.push(Vec::new());
+                self.disks.push(Vec::new());
+                self.pods.push(Vec::new());
                 self.images.push(HashMap::new());
                 self.topology.push();
                 node
@@ -269,7 +277,7 @@ impl Nodes {
     }
 
     /// Counts a pod in (`sign` 1) or out (`sign` -1).
-    pub(super) fn account(&mut self, node: NodeId, pod: &PodFacts, sign: i64) {
+    pub fn account(&mut self, node: NodeId, pod: &PodFacts, sign: i64) {
         let index = node.index();
         let requests = &pod.requests;
         self.requested.cpu_milli[index] += sign * requests.cpu_milli;
@@ -286,6 +294,23 @@ impl Nodes {
                 self.host_ports[index].push(port.clone());
             } else if let Some(held) = self.host_ports[index].iter().position(|held| held == port) {
                 self.host_ports[index].swap_remove(held);
+            }
+        }
+        for claim in &pod.claims {
+            let held = &mut self.claims[index];
+            match held.iter().position(|(held, _)| held == claim) {
+                Some(at) if sign < 0 && held[at].1 == 1 => drop(held.swap_remove(at)),
+                Some(at) if sign < 0 => held[at].1 -= 1,
+                Some(at) => held[at].1 += 1,
+                None if sign > 0 => held.push((claim.clone(), 1)),
+                None => {}
+            }
+        }
+        for disk in &pod.disks {
+            if sign > 0 {
+                self.disks[index].push(disk.clone());
+            } else if let Some(held) = self.disks[index].iter().position(|held| held == disk) {
+                self.disks[index].swap_remove(held);
             }
         }
     }

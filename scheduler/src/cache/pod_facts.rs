@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use apimachinery::meta::NamespacedName;
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::affinity::PodAffinity;
 
@@ -55,6 +56,20 @@ impl HostPort {
     }
 }
 
+/// A disk of a kind that Kubernetes mounts without a driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    pub id: Box<str>,
+    pub read_only: bool,
+}
+
+impl Disk {
+    /// Whether both cannot be on one node.
+    pub fn conflicts(&self, other: &Disk) -> bool {
+        self.id == other.id && !(self.read_only && other.read_only)
+    }
+}
+
 /// What decisions read of any pod, with or without a node.
 #[derive(Clone, Debug)]
 pub struct PodFacts {
@@ -65,6 +80,14 @@ pub struct PodFacts {
     pub host_ports: Box<[HostPort]>,
     pub priority: i32,
     pub terminating: bool,
+    /// When it was started, in µs since the epoch; the end of time if it was not.
+    pub started_us: i64,
+    /// Whether it is being deleted to make room for another pod.
+    pub preempted: bool,
+    /// The PersistentVolumeClaims that it mounts, as `namespace/name`.
+    pub claims: Box<[Arc<str>]>,
+    /// The in-tree disks that it mounts by themselves.
+    pub disks: Box<[Disk]>,
     /// Which pods it wants near or far; few pods say.
     pub affinity: Option<Arc<PodAffinity>>,
 }
@@ -73,7 +96,7 @@ impl PodFacts {
     /// Reads the facts off `pod`.
     pub fn of(pod: &Pod) -> PodFacts {
         let meta = &pod.metadata;
-        let spec = pod.spec.as_ref();
+        let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
         PodFacts {
             uid: meta.uid.as_deref().unwrap_or_default().into(),
             key: NamespacedName {
@@ -85,6 +108,15 @@ impl PodFacts {
             host_ports: spec.map(host_ports_of).unwrap_or_default(),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
             terminating: meta.deletion_timestamp.is_some(),
+            started_us: status
+                .and_then(|status| status.start_time.as_ref())
+                .map_or(i64::MAX, |at| at.0.as_microsecond()),
+            preempted: meta.deletion_timestamp.is_some()
+                && apimachinery::pod::condition(pod, "DisruptionTarget").is_some_and(|condition| {
+                    condition.status == "True" && condition.reason.as_deref() == Some("PreemptionByScheduler")
+                }),
+            claims: spec.map(|spec| claims_of(meta, spec)).unwrap_or_default(),
+            disks: spec.map(disks_of).unwrap_or_default(),
             affinity: PodAffinity::of(pod).map(Arc::new),
         }
     }
@@ -166,6 +198,40 @@ fn nonzero_requests(spec: &PodSpec, total: &BTreeMap<String, Quantity>) -> (i64,
         resources: spec.resources.clone(),
         ..PodSpec::default()
     }))
+}
+
+/// The claim that a volume mounts: the one it names, or the one that is made for it (`true`).
+pub fn claim_name(pod: &ObjectMeta, volume: &Volume) -> Option<(String, bool)> {
+    match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
+        (None, Some(_)) => Some((format!("{}-{}", pod.name.as_deref().unwrap_or_default(), volume.name), true)),
+        _ => None,
+    }
+}
+
+fn claims_of(meta: &ObjectMeta, spec: &PodSpec) -> Box<[Arc<str>]> {
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let names = spec.volumes.iter().flatten().filter_map(|volume| claim_name(meta, volume));
+    names.map(|(name, _)| Arc::from(format!("{namespace}/{name}"))).collect()
+}
+
+/// As `isVolumeConflict`.
+fn disks_of(spec: &PodSpec) -> Box<[Disk]> {
+    let disk = |volume: &Volume| {
+        let (id, read_only) = if let Some(disk) = &volume.gce_persistent_disk {
+            (format!("gce/{}", disk.pd_name), disk.read_only)
+        } else if let Some(disk) = &volume.aws_elastic_block_store {
+            (format!("aws/{}", disk.volume_id), Some(false))
+        } else if let Some(disk) = &volume.iscsi {
+            (format!("iscsi/{}", disk.iqn), disk.read_only)
+        } else if let Some(disk) = &volume.rbd {
+            (format!("rbd/{}/{}", disk.pool.as_deref().unwrap_or("rbd"), disk.image), disk.read_only)
+        } else {
+            return None;
+        };
+        Some(Disk { id: id.into(), read_only: read_only.unwrap_or(false) })
+    };
+    spec.volumes.iter().flatten().filter_map(disk).collect()
 }
 
 /// The host ports of the containers that run together: the containers and the sidecars. As `GetHostPorts`.

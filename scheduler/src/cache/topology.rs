@@ -32,6 +32,11 @@ impl Column {
         self.domain_of[node.index()]
     }
 
+    /// The domains of all nodes.
+    pub fn domains(&self) -> &[u32] {
+        &self.domain_of
+    }
+
     /// One more than the highest domain number.
     pub fn bound(&self) -> usize {
         self.values.len()

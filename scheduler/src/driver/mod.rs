@@ -19,12 +19,14 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::cache::{PendingPod, Snapshot};
+use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
 use crate::decide::{Decision, Scratch, decide};
-use crate::framework::{Bind, Diagnosis, EventSet, FitError, Handle, Profile, QueueKey};
+use crate::framework::{Bind, Diagnosis, Event, EventSet, FitError, Handle, Nomination, Profile, QueueKey, State};
 use crate::metrics::{Metrics, Outcome};
-use crate::queue::{Policy, Queue};
+use crate::plugins::dynamic_resources::deallocate;
+use crate::queue::{Policy, Queue, Refused, Timing};
 
+mod preempt;
 mod slim;
 mod watches;
 
@@ -82,7 +84,7 @@ pub struct Driver {
 }
 
 struct Shared {
-    core: Mutex<Core>,
+    core: Arc<Mutex<Core>>,
     /// Rung when a pod may have become active.
     wake: Notify,
     profiles: Profiles,
@@ -94,27 +96,30 @@ struct Shared {
 
 /// What a decision leads to.
 enum Next {
-    Bind { profile: Arc<Profile>, node: String },
+    Bind { profile: Arc<Profile>, node: String, reserved: Vec<(u8, State)> },
     TellUnschedulable { profile: Arc<Profile>, error: FitError },
     Nothing,
 }
 
 impl Driver {
     /// Must be called within a tokio runtime.
-    pub fn new(client: kube::Client, profiles: Profiles, backoff: (Duration, Duration)) -> Driver {
+    pub fn new(client: kube::Client, profiles: Profiles, timing: Timing) -> Driver {
         let recorders = profiles.0.keys().map(|name| (name.clone(), Recorder::new(client.clone(), name, ""))).collect();
         let core = Core {
             snapshot: Snapshot::default(),
-            queue: Queue::new(profiles.clone(), backoff.0, backoff.1),
+            queue: Queue::new(profiles.clone(), timing),
             scratch: Scratch::default(),
             rng: StdRng::seed_from_u64(rand::random()),
         };
+        let core = Arc::new(Mutex::new(core));
+        let lent = core.clone();
+        let picture = Arc::new(move |look: &mut dyn FnMut(&mut Snapshot)| look(&mut lent.lock().snapshot));
         Driver {
             shared: Arc::new(Shared {
-                core: Mutex::new(core),
+                core,
                 wake: Notify::new(),
                 profiles,
-                handle: Handle { client },
+                handle: Handle { client, picture },
                 recorders,
                 metrics: Metrics::default(),
             }),
@@ -182,10 +187,10 @@ impl Driver {
         let driver = self.clone();
         match next {
             Next::Nothing => {}
-            Next::Bind { profile, node } => {
+            Next::Bind { profile, node, reserved } => {
                 debug!(pod = %pod.facts.key, %node, attempts, "decided");
                 tokio::spawn(async move {
-                    driver.bind(&profile, &pod, &node, started).await;
+                    driver.bind(&profile, &pod, &node, &reserved, started).await;
                     drop(slot);
                 });
             }
@@ -193,7 +198,7 @@ impl Driver {
                 debug!(pod = %pod.facts.key, attempts, plugins = ?error.plugins, reason = %error, "no node fits");
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Unschedulable, started.elapsed());
                 tokio::spawn(async move {
-                    driver.tell(&pod, "Unschedulable", &error.message).await;
+                    driver.make_known(&pod, error).await;
                     drop(slot);
                 });
             }
@@ -210,38 +215,55 @@ impl Driver {
             return Next::Nothing;
         };
         core.snapshot.prepare_for(pod);
-        let decision = decide(&profile, &core.snapshot, pod, &mut core.scratch, &mut core.rng);
+        let decision = decide(&profile, &mut core.snapshot, pod, &mut core.scratch, &mut core.rng);
         self.shared.metrics.decided_in(started.elapsed());
-        let placed = decision.and_then(|Decision { node, .. }| {
-            let name = core.snapshot.nodes.name[node.index()].to_string();
-            match profile.reserve(pod, &name) {
-                Ok(()) => Ok((node, name)),
-                Err(rejected) => {
-                    let diagnosis = Diagnosis {
-                        nodes: core.snapshot.nodes.len(),
-                        rejected: Some(rejected),
-                        ..Diagnosis::default()
-                    };
-                    Err(diagnosis.into_error(&profile, &[]))
-                }
+        let placed = decision.and_then(|Decision { node, .. }| match profile.reserve(pod, &mut core.snapshot, node) {
+            Ok(reserved) => Ok((node, reserved)),
+            Err(rejected) => {
+                let nodes = core.snapshot.nodes.len();
+                let diagnosis = Diagnosis { nodes, rejected: Some(rejected), ..Diagnosis::default() };
+                Err(diagnosis.into_error(&profile, &[]))
             }
         });
         match placed {
-            Ok((node, name)) => {
+            Ok((node, reserved)) => {
+                let name = core.snapshot.nodes.name[node.index()].to_string();
                 core.snapshot.assume(pod.facts.clone(), node);
-                core.queue.happened(EventSet::POD_PLACED, started);
-                Next::Bind { profile, node: name }
+                let event = Event { kinds: EventSet::POD_PLACED, node: Some(node), pod: Some(&pod.facts) };
+                self.happened(&core.snapshot, &mut core.queue, &event, started);
+                Next::Bind { profile, node: name, reserved }
             }
             Err(error) => {
-                core.queue.refused(uid, Some(error.helped_by), Instant::now());
+                match &error.nomination {
+                    Nomination::Keep => {}
+                    Nomination::Clear => drop(core.snapshot.withdraw_nomination(uid)),
+                    Nomination::To { node, .. } => core.snapshot.nominate(&pod.facts, Some(node)),
+                }
+                // One that waits for its victims' removal, or a claim's, is in flight until then.
+                if error.deallocate.is_none() && !matches!(error.nomination, Nomination::To { .. }) {
+                    core.queue.refused(uid, Some(refused(&error)), Instant::now());
+                }
                 Next::TellUnschedulable { profile, error }
             }
         }
     }
 
-    async fn bind(&self, profile: &Profile, pod: &PendingPod, node: &str, started: Instant) {
+    /// Tries again the pods that an event may help.
+    fn happened(&self, snapshot: &Snapshot, queue: &mut Queue<Profiles>, event: &Event<'_>, now: Instant) {
+        let profiles = &self.shared.profiles;
+        queue.happened(event.kinds, now, |pod, places| {
+            let Some(profile) = profiles.of(pod) else { return false };
+            places.is_empty()
+                || places
+                    .iter()
+                    .map(|place| profile.plugin(*place))
+                    .any(|plugin| plugin.events().intersects(event.kinds) && plugin.hint(pod, snapshot, event))
+        });
+    }
+
+    async fn bind(&self, profile: &Profile, pod: &PendingPod, node: &str, reserved: &[(u8, State)], started: Instant) {
         let (key, uid) = (&pod.facts.key, &pod.facts.uid);
-        match self.carry_out(profile, pod, node).await {
+        match self.carry_out(profile, pod, node, reserved).await {
             Ok(()) => {
                 {
                     let mut core = self.shared.core.lock();
@@ -257,13 +279,19 @@ impl Driver {
             }
             Err(cause) => {
                 warn!(pod = %key, %node, %cause, "binding failed: taken back");
-                profile.unreserve(pod, node);
                 let still_wanted = {
                     let mut core = self.shared.core.lock();
+                    let core = &mut *core;
+                    profile.unreserve(pod, &mut core.snapshot);
                     let forgotten = core.snapshot.forget(uid);
                     let now = Instant::now();
                     if forgotten {
-                        core.queue.happened(EventSet::POD_REMOVED, now);
+                        let event = Event {
+                            kinds: EventSet::POD_REMOVED,
+                            node: core.snapshot.nodes.find(node),
+                            pod: Some(&pod.facts),
+                        };
+                        self.happened(&core.snapshot, &mut core.queue, &event, now);
                         core.queue.refused(uid, None, now);
                     } else {
                         core.queue.remove(uid);
@@ -273,16 +301,24 @@ impl Driver {
                 self.shared.wake.notify_one();
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Error, started.elapsed());
                 if still_wanted {
-                    self.tell(pod, "SchedulerError", &format!("binding rejected: {cause}")).await;
+                    self.tell(pod, "SchedulerError", &format!("binding rejected: {cause}"), &Nomination::Keep).await;
                 }
             }
         }
     }
 
     /// PreBind and Bind.
-    async fn carry_out(&self, profile: &Profile, pod: &PendingPod, node: &str) -> Result<(), String> {
+    async fn carry_out(
+        &self,
+        profile: &Profile,
+        pod: &PendingPod,
+        node: &str,
+        reserved: &[(u8, State)],
+    ) -> Result<(), String> {
+        let none: State = Box::new(());
         for place in &profile.pre_bind {
-            profile.plugin(*place).pre_bind(&self.shared.handle, pod, node).await?;
+            let reserved = reserved.iter().find(|(holder, _)| holder == place).map_or(&none, |(_, state)| state);
+            profile.plugin(*place).pre_bind(&self.shared.handle, reserved, pod, node).await?;
         }
         for place in &profile.bind {
             match profile.plugin(*place).bind(&self.shared.handle, pod, node).await {
@@ -294,8 +330,36 @@ impl Driver {
         Err("no bind plugin took the pod".to_owned())
     }
 
-    /// Says with an event and the pod's condition why it has no node.
-    async fn tell(&self, pod: &PendingPod, reason: &str, message: &str) {
+    /// Says why a pod has no node, and does what is to be done about it.
+    async fn make_known(&self, pod: &PendingPod, error: FitError) {
+        self.tell(pod, "Unschedulable", &error.message, &error.nomination).await;
+        if let Some(claim) = &error.deallocate {
+            info!(pod = %pod.facts.key, %claim, "taking the claim's allocation away");
+            if let Err(error) = deallocate(&self.shared.handle, claim).await {
+                warn!(pod = %pod.facts.key, %claim, %error, "cannot take the claim's allocation away");
+            }
+        }
+        let mut done = Some(refused(&error));
+        match &error.nomination {
+            Nomination::To { node, victims } => {
+                if !self.preempt(pod, node, victims).await {
+                    done = None;
+                }
+            }
+            _ if error.deallocate.is_some() => {}
+            _ => return,
+        }
+        let mut core = self.shared.core.lock();
+        if done.is_none() {
+            core.snapshot.withdraw_nomination(&pod.facts.uid);
+        }
+        core.queue.refused(&pod.facts.uid, done, Instant::now());
+        drop(core);
+        self.shared.wake.notify_one();
+    }
+
+    /// Says with an event and the pod's condition why it has no node, and which node is meant for it.
+    async fn tell(&self, pod: &PendingPod, reason: &str, message: &str, nomination: &Nomination) {
         self.event(pod, Type::Warning, "FailedScheduling", "Scheduling", message.to_owned());
         let known = apimachinery::pod::condition(&pod.pod, "PodScheduled");
         let same = |condition: &k8s_openapi::api::core::v1::PodCondition| {
@@ -303,7 +367,13 @@ impl Driver {
                 && condition.reason.as_deref() == Some(reason)
                 && condition.message.as_deref() == Some(message)
         };
-        if known.is_some_and(same) {
+        let nominated = pod.pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
+        let node = match nomination {
+            Nomination::Keep => None,
+            Nomination::Clear => nominated.map(|_| json!(null)),
+            Nomination::To { node, .. } => Some(json!(&**node)).filter(|_| nominated != Some(node)),
+        };
+        if known.is_some_and(same) && node.is_none() {
             return;
         }
         let since = known
@@ -311,57 +381,79 @@ impl Driver {
             .and_then(|condition| serde_json::to_value(&condition.last_transition_time).ok())
             .filter(|time| !time.is_null())
             .unwrap_or_else(|| json!(apimachinery::time::now()));
-        let patch = json!({
-            "metadata": {"uid": &*pod.facts.uid},
-            "status": {"conditions": [{
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": reason,
-                "message": message,
-                "lastTransitionTime": since,
-                "observedGeneration": pod.pod.metadata.generation,
-            }]}
-        });
-        let pods: Api<Pod> = Api::namespaced(self.shared.handle.client.clone(), &pod.facts.key.namespace);
-        let params = PatchParams::default();
-        match pods.patch_status(&pod.facts.key.name, &params, &Patch::Strategic(patch)).await {
-            Ok(_) => {}
+        let mut status = json!({"conditions": [{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": since,
+            "observedGeneration": pod.pod.metadata.generation,
+        }]});
+        if let Some(node) = node {
+            status["nominatedNodeName"] = node;
+        }
+        self.patch_status(&pod.facts, status).await;
+    }
+
+    /// Changes a pod's status; whether the pod is still there.
+    async fn patch_status(&self, pod: &PodFacts, status: serde_json::Value) -> bool {
+        let patch = json!({"metadata": {"uid": &*pod.uid}, "status": status});
+        let pods: Api<Pod> = Api::namespaced(self.shared.handle.client.clone(), &pod.key.namespace);
+        match pods.patch_status(&pod.key.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Ok(_) => true,
             // Deleted meanwhile: nobody is left to tell.
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => warn!(pod = %pod.facts.key, %error, "cannot write the condition PodScheduled"),
+            Err(kube::Error::Api(status)) if status.code == 404 => false,
+            Err(error) => {
+                warn!(pod = %pod.key, %error, "cannot write the pod's status");
+                true
+            }
         }
     }
 
     fn event(&self, pod: &PendingPod, kind: Type, reason: &str, action: &str, message: String) {
         let Some(recorder) = self.shared.recorders.get(pod.scheduler_name()) else { return };
-        recorder.event(&reference(pod), kind, reason, action, message);
+        recorder.event(&reference(&pod.facts), kind, reason, action, message);
     }
 
     /// Lets `change` work on the picture, and tries again the pods that what it returns may help.
     fn update(&self, change: impl FnOnce(&mut Snapshot, &mut Queue<Profiles>, Instant) -> EventSet) {
+        self.update_at(|snapshot, queue, now| (change(snapshot, queue, now), None, None));
+    }
+
+    /// As [`Driver::update`], with the node and the pod that it is about.
+    fn update_at(
+        &self,
+        change: impl FnOnce(&mut Snapshot, &mut Queue<Profiles>, Instant) -> (EventSet, Option<NodeId>, Option<PodFacts>),
+    ) {
         let now = Instant::now();
         {
             let mut core = self.shared.core.lock();
             let core = &mut *core;
-            let happened = change(&mut core.snapshot, &mut core.queue, now);
-            core.queue.happened(happened, now);
+            let (kinds, node, pod) = change(&mut core.snapshot, &mut core.queue, now);
+            if !kinds.is_empty() {
+                let event = Event { kinds, node, pod: pod.as_ref() };
+                self.happened(&core.snapshot, &mut core.queue, &event, now);
+            }
         }
         self.shared.wake.notify_one();
     }
+}
+
+fn refused(error: &FitError) -> Refused {
+    Refused { helped_by: error.helped_by, places: error.places.clone() }
 }
 
 fn now_us() -> i64 {
     Timestamp::now().as_microsecond()
 }
 
-fn reference(pod: &PendingPod) -> ObjectReference {
+fn reference(pod: &PodFacts) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
-        namespace: Some(pod.facts.key.namespace.clone()),
-        name: Some(pod.facts.key.name.clone()),
-        uid: Some(pod.facts.uid.to_string()),
-        resource_version: pod.pod.metadata.resource_version.clone(),
+        namespace: Some(pod.key.namespace.clone()),
+        name: Some(pod.key.name.clone()),
+        uid: Some(pod.uid.to_string()),
         ..ObjectReference::default()
     }
 }

@@ -29,7 +29,18 @@ pub(super) fn pod(pod: &mut Pod) {
         spec.host_aliases = None;
         spec.image_pull_secrets = None;
         spec.readiness_gates = None;
-        spec.volumes = None;
+        // What claims and in-tree disks a pod mounts matters, and nothing else that it mounts.
+        spec.volumes = spec.volumes.take().map(|mut volumes| {
+            volumes.retain(|volume| {
+                volume.persistent_volume_claim.is_some()
+                    || volume.ephemeral.is_some()
+                    || volume.gce_persistent_disk.is_some()
+                    || volume.aws_elastic_block_store.is_some()
+                    || volume.iscsi.is_some()
+                    || volume.rbd.is_some()
+            });
+            volumes
+        });
         if spec.node_name.as_deref().is_some_and(|name| !name.is_empty()) {
             spec.tolerations = None;
             spec.node_selector = None;
@@ -37,12 +48,14 @@ pub(super) fn pod(pod: &mut Pod) {
     }
     if let Some(status) = &mut pod.status {
         let conditions = status.conditions.take().map(|mut conditions| {
-            conditions.retain(|condition| condition.type_ == "PodScheduled");
+            conditions.retain(|condition| matches!(condition.type_.as_str(), "PodScheduled" | "DisruptionTarget"));
             conditions
         });
         *status = PodStatus {
             phase: status.phase.take(),
             nominated_node_name: status.nominated_node_name.take(),
+            resource_claim_statuses: status.resource_claim_statuses.take(),
+            start_time: status.start_time.take(),
             conditions,
             ..PodStatus::default()
         };

@@ -4,7 +4,12 @@ use std::sync::Arc;
 
 use component_base::informer::{Change, Informer};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::Api;
 use kube::runtime::watcher;
@@ -25,6 +30,129 @@ pub struct Watches {
     replication_controllers: Informer<ReplicationController>,
     replica_sets: Informer<ReplicaSet>,
     stateful_sets: Informer<StatefulSet>,
+    others: Others,
+}
+
+/// The watches whose objects go into the picture as they are.
+struct Others {
+    budgets: Informer<PodDisruptionBudget>,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
+    drivers: Informer<CSIDriver>,
+    csi_nodes: Informer<CSINode>,
+    capacities: Informer<CSIStorageCapacity>,
+    resource_claims: Informer<ResourceClaim>,
+    resource_slices: Informer<ResourceSlice>,
+    device_classes: Informer<DeviceClass>,
+}
+
+impl Others {
+    fn start(client: &kube::Client) -> Others {
+        fn watch<K>(client: &kube::Client) -> Informer<K>
+        where
+            K: kube::Resource<DynamicType = ()>
+                + Clone
+                + serde::de::DeserializeOwned
+                + std::fmt::Debug
+                + Send
+                + Sync
+                + 'static,
+        {
+            Informer::start(Api::all(client.clone()), watcher::Config::default())
+        }
+        Others {
+            budgets: watch(client),
+            claims: watch(client),
+            volumes: watch(client),
+            classes: watch(client),
+            drivers: watch(client),
+            csi_nodes: watch(client),
+            capacities: watch(client),
+            resource_claims: watch(client),
+            resource_slices: watch(client),
+            device_classes: watch(client),
+        }
+    }
+
+    async fn synced(&self) {
+        self.budgets.synced().await;
+        self.claims.synced().await;
+        self.volumes.synced().await;
+        self.classes.synced().await;
+        self.drivers.synced().await;
+        self.csi_nodes.synced().await;
+        self.capacities.synced().await;
+        self.resource_claims.synced().await;
+        self.resource_slices.synced().await;
+        self.device_classes.synced().await;
+    }
+
+    fn connect(&self, driver: &Driver) {
+        feed(driver, &self.budgets, EventSet::NONE, |snapshot, key, object| match object {
+            Some(budget) => snapshot.budgets.set(budget),
+            None => {
+                key.split_once('/').into_iter().for_each(|(namespace, name)| snapshot.budgets.remove(namespace, name))
+            }
+        });
+        feed(driver, &self.claims, EventSet::CLAIM, |snapshot, key, object| match object {
+            Some(claim) => drop(snapshot.volumes.claims.insert(key.into(), claim.clone())),
+            None => drop(snapshot.volumes.claims.remove(key)),
+        });
+        feed(driver, &self.volumes, EventSet::VOLUME, |snapshot, key, object| match object {
+            Some(volume) => drop(snapshot.volumes.volumes.insert(key.into(), volume.clone())),
+            None => drop(snapshot.volumes.volumes.remove(key)),
+        });
+        feed(driver, &self.classes, EventSet::STORAGE_CLASS, |snapshot, key, object| match object {
+            Some(class) => drop(snapshot.volumes.classes.insert(key.into(), class.clone())),
+            None => drop(snapshot.volumes.classes.remove(key)),
+        });
+        feed(driver, &self.drivers, EventSet::CSI, |snapshot, key, object| match object {
+            Some(driver) => drop(snapshot.volumes.drivers.insert(key.into(), driver.clone())),
+            None => drop(snapshot.volumes.drivers.remove(key)),
+        });
+        feed(driver, &self.csi_nodes, EventSet::CSI, |snapshot, key, object| match object {
+            Some(node) => drop(snapshot.volumes.csi_nodes.insert(key.into(), node.clone())),
+            None => drop(snapshot.volumes.csi_nodes.remove(key)),
+        });
+        feed(driver, &self.capacities, EventSet::CSI, |snapshot, key, object| match object {
+            Some(capacity) => drop(snapshot.volumes.capacities.insert(key.into(), capacity.clone())),
+            None => drop(snapshot.volumes.capacities.remove(key)),
+        });
+        feed(driver, &self.resource_claims, EventSet::RESOURCE_CLAIM, |snapshot, key, object| match object {
+            Some(claim) => drop(snapshot.claims.claims.insert(key.into(), claim.clone())),
+            None => drop(snapshot.claims.claims.remove(key)),
+        });
+        feed(driver, &self.resource_slices, EventSet::RESOURCE_SLICE, |snapshot, key, object| match object {
+            Some(slice) => drop(snapshot.claims.slices.insert(key.into(), slice.clone())),
+            None => drop(snapshot.claims.slices.remove(key)),
+        });
+        feed(driver, &self.device_classes, EventSet::DEVICE_CLASS, |snapshot, key, object| match object {
+            Some(class) => drop(snapshot.claims.classes.insert(key.into(), class.clone())),
+            None => drop(snapshot.claims.classes.remove(key)),
+        });
+    }
+}
+
+/// Puts each change of a kind into the picture, by name or `namespace/name`; `None` says that the object is gone.
+fn feed<K>(
+    driver: &Driver,
+    informer: &Informer<K>,
+    happened: EventSet,
+    put: impl Fn(&mut Snapshot, &str, Option<&Arc<K>>) + Send + Sync + 'static,
+) where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+{
+    let to = driver.clone();
+    informer.on_change(move |change: Change<'_, K>| {
+        let Some(meta) = change.latest().map(|object| object.meta()) else { return };
+        let name = meta.name.as_deref().unwrap_or_default();
+        let key = meta.namespace.as_ref().map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
+        to.update(|snapshot, _, _| {
+            put(snapshot, &key, change.new);
+            happened
+        });
+    });
 }
 
 impl Watches {
@@ -42,10 +170,12 @@ impl Watches {
                 all(),
                 slim::replication_controller,
             ),
+            others: Others::start(client),
             replica_sets: Informer::start_with_transform(Api::all(client.clone()), all(), slim::replica_set),
             stateful_sets: Informer::start_with_transform(Api::all(client.clone()), all(), slim::stateful_set),
         };
         watches.connect(driver);
+        watches.others.connect(driver);
         watches
     }
 
@@ -57,6 +187,7 @@ impl Watches {
         self.replication_controllers.synced().await;
         self.replica_sets.synced().await;
         self.stateful_sets.synced().await;
+        self.others.synced().await;
         self.pods.synced().await;
     }
 
@@ -112,10 +243,13 @@ impl Watches {
 
 impl Driver {
     fn node_changed(&self, change: Change<'_, Node>) {
-        self.update(|snapshot, _, _| match (change.new, change.old) {
-            (Some(node), _) => snapshot.set_node(node),
-            (None, Some(node)) => snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default()),
-            (None, None) => EventSet::NONE,
+        let Some(name) = change.latest().and_then(|node| node.metadata.name.as_deref()) else { return };
+        self.update_at(|snapshot, _, _| {
+            let kinds = match change.new {
+                Some(node) => snapshot.set_node(node),
+                None => snapshot.remove_node(name),
+            };
+            (kinds, snapshot.nodes.find(name), None)
         });
     }
 
@@ -143,7 +277,7 @@ impl Driver {
         match change.new {
             Some(pod) if is_live(pod) => match node_of(pod) {
                 Some(node) => self.pod_placed(pod, node),
-                None => self.pod_waits(pod),
+                None => self.pod_waits(pod, change.old),
             },
             Some(pod) => self.pod_gone(pod),
             None => {
@@ -156,7 +290,7 @@ impl Driver {
 
     fn pod_placed(&self, pod: &Arc<Pod>, node: &str) {
         let facts = PodFacts::of(pod);
-        self.update(|snapshot, queue, _| {
+        self.update_at(|snapshot, queue, _| {
             queue.remove(&facts.uid);
             let happened = match snapshot.facts_of(&facts.uid) {
                 None => EventSet::POD_PLACED,
@@ -165,38 +299,57 @@ impl Driver {
                     if old.labels != facts.labels {
                         happened |= EventSet::POD_LABEL;
                     }
-                    if asks_for_less(&old.requests, &facts.requests) || (facts.terminating && !old.terminating) {
+                    if asks_for_less(&old.requests, &facts.requests) {
                         happened |= EventSet::POD_REMOVED;
+                    }
+                    if facts.terminating && !old.terminating {
+                        happened |= EventSet::POD_TERMINATING;
                     }
                     happened
                 }
             };
+            let told = (!happened.is_empty()).then(|| facts.clone());
             snapshot.set_pod(facts, node);
-            happened
+            (happened, snapshot.nodes.find(node), told)
         });
     }
 
-    fn pod_waits(&self, pod: &Arc<Pod>) {
+    fn pod_waits(&self, pod: &Arc<Pod>, old: Option<&Arc<Pod>>) {
         let pending = PendingPod::new(pod.clone());
         if self.shared.profiles.of(&pending).is_none() {
             return;
         }
+        let nominated = |pod: &Arc<Pod>| pod.status.as_ref().and_then(|status| status.nominated_node_name.clone());
+        let (before, now_nominated) = (old.and_then(nominated), nominated(pod));
         self.update(|snapshot, queue, now| {
             let uid = pending.facts.uid.clone();
             if pending.facts.terminating {
                 queue.remove(&uid);
-            } else if !snapshot.is_placed(&uid) {
-                queue.set(Arc::new(pending), now, now_us());
+                let withdrawn = snapshot.withdraw_nomination(&uid);
+                return if withdrawn { EventSet::POD_REMOVED } else { EventSet::NONE };
             }
+            if snapshot.is_placed(&uid) {
+                return EventSet::NONE;
+            }
+            // What was decided here is not undone by a status that is older than the decision.
+            if before != now_nominated {
+                snapshot.nominate(&pending.facts, now_nominated.as_deref());
+            }
+            queue.set(Arc::new(pending), now, now_us());
             EventSet::NONE
         });
     }
 
     fn pod_gone(&self, pod: &Pod) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        self.update(|snapshot, queue, _| {
+        self.update_at(|snapshot, queue, _| {
             queue.remove(uid);
-            if snapshot.remove_pod(uid) { EventSet::POD_REMOVED } else { EventSet::NONE }
+            snapshot.volumes.forget(uid);
+            let nominated = snapshot.withdraw_nomination(uid);
+            let (node, facts) = (snapshot.node_of(uid).cloned(), snapshot.facts_of(uid).cloned());
+            let removed = snapshot.remove_pod(uid);
+            let kinds = if removed || nominated { EventSet::POD_REMOVED } else { EventSet::NONE };
+            (kinds, node.and_then(|node| snapshot.nodes.find(&node)), facts)
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{EventSet, Profile, Refusal, State};
+use super::{EventSet, Nomination, Profile, Refusal, State};
 use crate::cache::NodeId;
 
 /// The refusals of one attempt.
@@ -14,8 +14,12 @@ pub struct Diagnosis {
     pub refused: Vec<(NodeId, u8, Refusal)>,
     /// What a PreFilter plugin said that refused all nodes at once, and its place in the profile.
     pub pre_filter: Option<(u8, String)>,
+    /// Reasons that no plugin gave, with the number of nodes that they hold for.
+    pub others: Vec<(usize, String)>,
     /// What PostFilter plugins report.
-    pub post_filter: Option<String>,
+    pub post_filter: Vec<String>,
+    pub nomination: Nomination,
+    pub deallocate: Option<std::sync::Arc<str>>,
     /// The plugin whose Reserve or Permit turned the decision down, and its words.
     pub rejected: Option<(u8, String)>,
 }
@@ -26,8 +30,13 @@ pub struct Diagnosis {
 pub struct FitError {
     /// Kubernetes' words.
     pub message: String,
-    /// The plugins that refused.
+    /// The plugins that refused, and their places in the profile.
     pub plugins: Vec<&'static str>,
+    pub places: Vec<u8>,
+    /// What PostFilter made of it.
+    pub nomination: Nomination,
+    /// A claim that is to be given free, by `namespace/name`.
+    pub deallocate: Option<std::sync::Arc<str>>,
     /// The changes after which another attempt makes sense.
     pub helped_by: EventSet,
 }
@@ -53,11 +62,15 @@ impl Diagnosis {
                 .filter_map(|plugin| profile.plugins.get(usize::from(*plugin)))
                 .map(|plugin| plugin.name())
                 .collect(),
+            places: plugins,
             helped_by,
+            nomination: self.nomination,
+            deallocate: self.deallocate,
         }
     }
 
-    fn message(&self, profile: &Profile, states: &[Option<State>]) -> String {
+    /// The sentence that the user reads.
+    pub fn message(&self, profile: &Profile, states: &[Option<State>]) -> String {
         if let Some((_, words)) = &self.rejected {
             return words.clone();
         }
@@ -73,8 +86,8 @@ impl Diagnosis {
                 message.push_str(&format!(" {}.", reasons.join(", ")));
             }
         }
-        if let Some(words) = &self.post_filter {
-            message.push_str(&format!(" {words}"));
+        if !self.post_filter.is_empty() {
+            message.push_str(&format!(" {}", self.post_filter.join(", ")));
         }
         message
     }
@@ -97,6 +110,10 @@ impl Diagnosis {
             let state = states.get(index).and_then(Option::as_ref).unwrap_or(&none);
             *by_words.entry(plugin.reason(state, number).into_owned()).or_default() += count;
         }
+        for (count, words) in &self.others {
+            *by_words.entry(words.clone()).or_default() += *count as u64;
+        }
+        by_words.retain(|_, count| *count > 0);
         let mut lines: Vec<String> = by_words.into_iter().map(|(words, count)| format!("{count} {words}")).collect();
         lines.sort_unstable();
         lines

@@ -2,9 +2,11 @@
 
 use std::ops::{BitOr, BitOrAssign};
 
+use crate::cache::{NodeId, PodFacts};
+
 /// A set of changes. As Kubernetes' `ClusterEvent`s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EventSet(u16);
+pub struct EventSet(u32);
 
 impl EventSet {
     pub const NONE: EventSet = EventSet(0);
@@ -21,8 +23,18 @@ impl EventSet {
     pub const POD_LABEL: EventSet = EventSet(1 << 7);
     /// The waiting pod itself changed.
     pub const SELF_UPDATE: EventSet = EventSet(1 << 8);
+    /// A placed pod began to be deleted.
+    pub const POD_TERMINATING: EventSet = EventSet(1 << 9);
+    pub const CLAIM: EventSet = EventSet(1 << 10);
+    pub const VOLUME: EventSet = EventSet(1 << 11);
+    pub const STORAGE_CLASS: EventSet = EventSet(1 << 12);
+    /// A CSINode, CSIDriver or CSIStorageCapacity.
+    pub const CSI: EventSet = EventSet(1 << 13);
+    pub const RESOURCE_CLAIM: EventSet = EventSet(1 << 14);
+    pub const RESOURCE_SLICE: EventSet = EventSet(1 << 15);
+    pub const DEVICE_CLASS: EventSet = EventSet(1 << 16);
     /// Something that no event announces: wait for the periodic flush only.
-    pub const ALL: EventSet = EventSet(u16::MAX);
+    pub const ALL: EventSet = EventSet(u32::MAX);
 
     pub const fn and(self, other: EventSet) -> EventSet {
         EventSet(self.0 | other.0)
@@ -34,6 +46,21 @@ impl EventSet {
 
     pub const fn is_empty(self) -> bool {
         self.0 == 0
+    }
+}
+
+/// What happened, and where.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Event<'a> {
+    pub kinds: EventSet,
+    /// The node that changed, or the pod's.
+    pub node: Option<NodeId>,
+    pub pod: Option<&'a PodFacts>,
+}
+
+impl From<EventSet> for Event<'_> {
+    fn from(kinds: EventSet) -> Self {
+        Event { kinds, ..Event::default() }
     }
 }
 

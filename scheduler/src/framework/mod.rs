@@ -9,17 +9,22 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use rand::Rng;
+use serde_json::Value;
 
-use crate::cache::{NodeId, PendingPod, Snapshot};
+use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
 
+mod cycle;
 mod diagnosis;
 mod events;
 mod profile;
 
+pub use cycle::Cycle;
 pub use diagnosis::{Diagnosis, FitError};
-pub use events::EventSet;
+pub use events::{Event, EventSet};
 pub use profile::{Profile, ProfileError};
 
 /// The highest normalised score.
@@ -143,6 +148,40 @@ pub type QueueKey = (i64, i64);
 #[derive(Clone)]
 pub struct Handle {
     pub client: kube::Client,
+    /// Lets one look at the picture as it is now, and change what one has reserved there.
+    pub picture: Arc<dyn Fn(&mut dyn FnMut(&mut Snapshot)) + Send + Sync>,
+}
+
+impl Handle {
+    /// What `look` sees in the picture.
+    pub fn look<T>(&self, look: impl FnOnce(&mut Snapshot) -> T) -> Option<T> {
+        let (mut look, mut seen) = (Some(look), None);
+        (self.picture)(&mut |snapshot| seen = look.take().map(|look| look(snapshot)));
+        seen
+    }
+}
+
+/// What PostFilter did for a pod that fits nowhere.
+#[derive(Debug, Default)]
+pub struct PostFilter {
+    /// For the message.
+    pub words: Option<String>,
+    pub nomination: Nomination,
+    /// Claims to give free, by `namespace/name`.
+    pub deallocate: Option<Arc<str>>,
+}
+
+/// What becomes of `status.nominatedNodeName`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Nomination {
+    #[default]
+    Keep,
+    Clear,
+    /// To the node, once the victims are gone.
+    To {
+        node: Arc<str>,
+        victims: Vec<Arc<str>>,
+    },
 }
 
 /// A scheduling plugin. It implements the points that [`Plugin::points`] names; the others are never called.
@@ -156,6 +195,33 @@ pub trait Plugin: Send + Sync {
     /// The changes that may make a pod fit which this plugin refused. As `EventsToRegister`.
     fn events(&self) -> EventSet {
         EventSet::ALL
+    }
+
+    /// Whether a filter's verdict depends on nothing but the pod, the node and the pods there.
+    fn is_local(&self) -> bool {
+        true
+    }
+
+    /// Whether a pod that the plugin refused may fit now. As `QueueingHintFn`: what is local is judged again.
+    fn hint(&self, pod: &PendingPod, snapshot: &Snapshot, event: &Event<'_>) -> bool {
+        let Some(node) = event.node.filter(|_| self.is_local() && self.points().contains(Points::FILTER)) else {
+            return true;
+        };
+        if !snapshot.nodes.present[node.index()] {
+            return false;
+        }
+        let pre_filter = match self.points().contains(Points::PRE_FILTER) {
+            true => self.pre_filter(pod, snapshot),
+            false => PreFilter::Proceed(Box::new(())),
+        };
+        match pre_filter {
+            PreFilter::Skip => true,
+            PreFilter::Proceed(state) => self.filter(&state, pod, snapshot, node).is_accept(),
+            PreFilter::Only(state, nodes) => {
+                nodes.contains(&node) && self.filter(&state, pod, snapshot, node).is_accept()
+            }
+            PreFilter::Refuse(_) => false,
+        }
     }
 
     /// Whether the pod may enter the active queue; the error says why not.
@@ -181,9 +247,33 @@ pub trait Plugin: Send + Sync {
         Cow::Borrowed(self.name())
     }
 
-    /// Called when no node fits; returns what it did about it, for the message.
-    fn post_filter(&self, _pod: &PendingPod, _snapshot: &Snapshot, _diagnosis: &Diagnosis) -> Option<String> {
-        None
+    /// The numbers behind a filter's verdict on a node, for explanations.
+    fn numbers(&self, _state: &State, _pod: &PendingPod, _snapshot: &Snapshot, _node: NodeId) -> Value {
+        Value::Null
+    }
+
+    /// Supposes that `other` is on the node (`sign` 1) or no longer is (-1); the snapshot's columns say so already.
+    /// As PreFilterExtensions.
+    fn account(
+        &self,
+        _state: &mut State,
+        _pod: &PendingPod,
+        _snapshot: &Snapshot,
+        _other: &PodFacts,
+        _node: NodeId,
+        _sign: i64,
+    ) {
+    }
+
+    /// Called when no node fits; says what it would do about it. The snapshot is as before when it returns.
+    fn post_filter(
+        &self,
+        _cycle: &mut Cycle<'_>,
+        _snapshot: &mut Snapshot,
+        _diagnosis: &Diagnosis,
+        _rng: &mut dyn Rng,
+    ) -> PostFilter {
+        PostFilter::default()
     }
 
     fn pre_score(&self, _pod: &PendingPod, _snapshot: &Snapshot, _feasible: &[NodeId]) -> PreScore {
@@ -197,13 +287,13 @@ pub trait Plugin: Send + Sync {
     /// Brings the raw scores of all feasible nodes into 0 to [`MAX_NODE_SCORE`]. As `NormalizeScore`.
     fn normalize(&self, _state: &State, _scores: &mut [i64]) {}
 
-    /// Takes what the plugin must hold for the pod; an error undoes the decision.
-    fn reserve(&self, _pod: &PendingPod, _node: &str) -> Result<(), String> {
-        Ok(())
+    /// Takes what the plugin must hold for the pod, and hands it to PreBind; an error undoes the decision.
+    fn reserve(&self, _pod: &PendingPod, _snapshot: &mut Snapshot, _node: NodeId) -> Result<State, String> {
+        Ok(Box::new(()))
     }
 
     /// Takes a reservation back; called for all Reserve plugins, in reverse, whether or not they reserved.
-    fn unreserve(&self, _pod: &PendingPod, _node: &str) {}
+    fn unreserve(&self, _pod: &PendingPod, _snapshot: &mut Snapshot) {}
 
     fn permit(&self, _pod: &PendingPod, _node: &str) -> Permit {
         Permit::Allow
@@ -212,6 +302,7 @@ pub trait Plugin: Send + Sync {
     fn pre_bind<'a>(
         &'a self,
         _handle: &'a Handle,
+        _reserved: &'a State,
         _pod: &'a PendingPod,
         _node: &'a str,
     ) -> BoxFuture<'a, Result<(), String>> {

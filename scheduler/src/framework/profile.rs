@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Permit, Plugin, Points};
-use crate::cache::PendingPod;
+use super::{Permit, Plugin, Points, State};
+use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::config::{PluginSet, ProfileConfig};
 use crate::plugins;
 
@@ -80,9 +80,6 @@ impl Profile {
         for enabled in &multi.enabled {
             match chosen.iter_mut().find(|chosen| chosen.plugin.name() == enabled.name) {
                 Some(chosen) => chosen.weight = enabled.weight.unwrap_or(chosen.weight),
-                None if plugins::KNOWN_ELSEWHERE.contains(&enabled.name.as_str()) => {
-                    tracing::warn!(profile = %name, plugin = %enabled.name, "plugin is not there yet: left out");
-                }
                 None => chosen.push(Chosen {
                     plugin: make(config, &enabled.name)?,
                     weight: enabled.weight.unwrap_or(1),
@@ -142,28 +139,44 @@ impl Profile {
     }
 
     /// Takes what Reserve plugins hold for the pod, and asks Permit; on a refusal everything is given back.
-    /// The error is the plugin's place and its words.
-    pub fn reserve(&self, pod: &PendingPod, node: &str) -> Result<(), (u8, String)> {
-        let reserved = self
-            .reserve
-            .iter()
-            .try_for_each(|place| self.plugin(*place).reserve(pod, node).map_err(|words| (*place, words)));
-        let permitted = reserved.and_then(|()| {
-            self.permit.iter().try_for_each(|place| match self.plugin(*place).permit(pod, node) {
+    /// What was reserved is for PreBind; the error is the plugin's place and its words.
+    pub fn reserve(
+        &self,
+        pod: &PendingPod,
+        snapshot: &mut Snapshot,
+        node: NodeId,
+    ) -> Result<Vec<(u8, State)>, (u8, String)> {
+        let mut reserved = Vec::new();
+        let mut outcome = Ok(());
+        for place in &self.reserve {
+            match self.plugin(*place).reserve(pod, snapshot, node) {
+                Ok(state) => reserved.push((*place, state)),
+                Err(words) => {
+                    outcome = Err((*place, words));
+                    break;
+                }
+            }
+        }
+        let name = snapshot.nodes.name[node.index()].clone();
+        let permitted = outcome.and_then(|()| {
+            self.permit.iter().try_for_each(|place| match self.plugin(*place).permit(pod, &name) {
                 Permit::Allow => Ok(()),
                 Permit::Reject(words) => Err((*place, words)),
             })
         });
-        if permitted.is_err() {
-            self.unreserve(pod, node);
+        match permitted {
+            Ok(()) => Ok(reserved),
+            Err(refusal) => {
+                self.unreserve(pod, snapshot);
+                Err(refusal)
+            }
         }
-        permitted
     }
 
     /// Gives back what [`Profile::reserve`] took.
-    pub fn unreserve(&self, pod: &PendingPod, node: &str) {
+    pub fn unreserve(&self, pod: &PendingPod, snapshot: &mut Snapshot) {
         for place in self.reserve.iter().rev() {
-            self.plugin(*place).unreserve(pod, node);
+            self.plugin(*place).unreserve(pod, snapshot);
         }
     }
 
@@ -192,10 +205,6 @@ fn enable_at(
 ) -> Result<(), ProfileError> {
     let profile = &config.scheduler_name;
     for enabled in &set.enabled {
-        if plugins::KNOWN_ELSEWHERE.contains(&enabled.name.as_str()) {
-            tracing::warn!(%profile, plugin = %enabled.name, "plugin is not there yet: left out");
-            continue;
-        }
         let known = chosen.iter().position(|chosen| chosen.plugin.name() == enabled.name);
         let index = match known {
             Some(index) => index,
@@ -255,8 +264,13 @@ mod tests {
                 "NodeAffinity",
                 "NodePorts",
                 "NodeResourcesFit",
+                "VolumeRestrictions",
+                "NodeVolumeLimits",
+                "VolumeBinding",
+                "VolumeZone",
                 "PodTopologySpread",
-                "InterPodAffinity"
+                "InterPodAffinity",
+                "DynamicResources"
             ]
         );
         assert_eq!(score_weight(&profile, "TaintToleration"), Some(3));

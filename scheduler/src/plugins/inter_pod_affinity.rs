@@ -4,14 +4,15 @@
 //! A node is then judged by its domains alone.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::arguments;
-use crate::cache::{AffinityTerm, NO_DOMAIN, NodeId, PendingPod, Snapshot};
-use crate::framework::{EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of};
+use crate::cache::{AffinityTerm, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot};
+use crate::framework::{
+    Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
+};
 
 pub struct InterPodAffinity {
     /// How much a placed pod's required affinity for this one counts.
@@ -49,29 +50,44 @@ impl InterPodAffinity {
 
 /// Numbers by topology key and domain.
 #[derive(Debug, Default)]
-struct ByDomain(HashMap<String, HashMap<u32, i64>>);
+struct ByDomain(Vec<Numbers>);
+
+/// One key's: the domain of every node, and the number of every domain.
+#[derive(Debug)]
+struct Numbers {
+    key: String,
+    domains: Box<[u32]>,
+    of_domain: Vec<i64>,
+}
+
+impl Numbers {
+    fn at(&self, node: NodeId) -> i64 {
+        let domain = self.domains[node.index()];
+        if domain == NO_DOMAIN { 0 } else { self.of_domain[domain as usize] }
+    }
+}
 
 impl ByDomain {
     fn add(&mut self, snapshot: &Snapshot, key: &str, node: NodeId, amount: i64) {
-        let domain = domain(snapshot, key, node);
-        if domain == NO_DOMAIN {
-            return;
-        }
-        if !self.0.contains_key(key) {
-            self.0.insert(key.to_owned(), HashMap::new());
-        }
-        if let Some(domains) = self.0.get_mut(key) {
-            *domains.entry(domain).or_default() += amount;
+        let place = self.0.iter().position(|numbers| numbers.key == key).or_else(|| {
+            let column = snapshot.nodes.topology.column(key)?;
+            let (domains, of_domain) = (column.domains().into(), vec![0; column.bound()]);
+            self.0.push(Numbers { key: key.to_owned(), domains, of_domain });
+            Some(self.0.len() - 1)
+        });
+        let Some(numbers) = place.map(|place| &mut self.0[place]) else { return };
+        let domain = numbers.domains[node.index()];
+        if domain != NO_DOMAIN {
+            numbers.of_domain[domain as usize] += amount;
         }
     }
 
-    fn at(&self, snapshot: &Snapshot, key: &str, node: NodeId) -> i64 {
-        let domains = self.0.get(key);
-        domains.and_then(|domains| domains.get(&domain(snapshot, key, node))).copied().unwrap_or(0)
+    fn at(&self, key: &str, node: NodeId) -> i64 {
+        self.0.iter().find(|numbers| numbers.key == key).map_or(0, |numbers| numbers.at(node))
     }
 
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.iter().all(|numbers| numbers.of_domain.iter().all(|number| *number == 0))
     }
 }
 
@@ -117,11 +133,63 @@ impl Plugin for InterPodAffinity {
             .and(EventSet::POD_LABEL)
     }
 
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    /// A pod helps by coming if it is wanted, and by going if it was unwanted or did not want this one.
+    fn hint(&self, pod: &PendingPod, snapshot: &Snapshot, event: &Event<'_>) -> bool {
+        let Some(other) = event.pod.filter(|_| !event.kinds.intersects(EventSet::POD_LABEL)) else { return true };
+        let meets = |term: &AffinityTerm, pod: &PodFacts| {
+            term.covers(&pod.key.namespace, &snapshot.namespaces) && term.selects(&pod.labels)
+        };
+        let own = pod
+            .facts
+            .affinity
+            .as_deref()
+            .is_some_and(|own| own.required.iter().chain(&own.required_anti).any(|term| meets(term, other)));
+        own || other
+            .affinity
+            .as_deref()
+            .is_some_and(|theirs| theirs.required_anti.iter().any(|term| meets(term, &pod.facts)))
+    }
+
+    fn account(
+        &self,
+        state: &mut State,
+        pod: &PendingPod,
+        snapshot: &Snapshot,
+        other: &PodFacts,
+        node: NodeId,
+        sign: i64,
+    ) {
+        let Some(counts) = state.downcast_mut::<Counts>() else { return };
+        let meets = |term: &AffinityTerm, pod: &PodFacts| {
+            term.covers(&pod.key.namespace, &snapshot.namespaces) && term.selects(&pod.labels)
+        };
+        for term in other.affinity.iter().flat_map(|theirs| &theirs.required_anti) {
+            if meets(term, &pod.facts) {
+                counts.shunned.add(snapshot, &term.topology_key, node, sign);
+            }
+        }
+        let Some(own) = pod.facts.affinity.as_deref() else { return };
+        if !own.required.is_empty() && own.required.iter().all(|term| meets(term, other)) {
+            for term in &own.required {
+                counts.wanted.add(snapshot, &term.topology_key, node, sign);
+            }
+        }
+        for term in own.required_anti.iter().filter(|term| meets(term, other)) {
+            counts.unwanted.add(snapshot, &term.topology_key, node, sign);
+        }
+    }
+
     fn pre_filter(&self, pod: &PendingPod, snapshot: &Snapshot) -> PreFilter {
         let mut counts = Counts::default();
-        for (_, affinity, node) in snapshot.with_affinity() {
+        for (affinity, per_node) in snapshot.with_affinity() {
             for term in affinity.required_anti.iter().filter(|term| selects(term, pod, snapshot)) {
-                counts.shunned.add(snapshot, &term.topology_key, node, 1);
+                for (node, count) in per_node {
+                    counts.shunned.add(snapshot, &term.topology_key, *node, i64::from(*count));
+                }
             }
         }
         let own = pod.facts.affinity.as_deref();
@@ -157,16 +225,15 @@ impl Plugin for InterPodAffinity {
         let counts: &Counts = state_of(state);
         if let Some(own) = pod.facts.affinity.as_deref() {
             let has_domains = own.required.iter().all(|term| domain(snapshot, &term.topology_key, node) != NO_DOMAIN);
-            let in_company = own.required.iter().all(|term| counts.wanted.at(snapshot, &term.topology_key, node) > 0);
-            let first_of_its_like = counts.wanted.is_empty() && counts.wants_its_like;
-            if !has_domains || !(in_company || first_of_its_like) {
+            let in_company = own.required.iter().all(|term| counts.wanted.at(&term.topology_key, node) > 0);
+            if !has_domains || !(in_company || (counts.wants_its_like && counts.wanted.is_empty())) {
                 return Verdict::unresolvable(AFFINITY_REASON);
             }
-            if own.required_anti.iter().any(|term| counts.unwanted.at(snapshot, &term.topology_key, node) > 0) {
+            if own.required_anti.iter().any(|term| counts.unwanted.at(&term.topology_key, node) > 0) {
                 return Verdict::unschedulable(ANTI_AFFINITY_REASON);
             }
         }
-        let shunned = counts.shunned.0.keys().any(|key| counts.shunned.at(snapshot, key, node) > 0);
+        let shunned = counts.shunned.0.iter().any(|numbers| numbers.at(node) > 0);
         if shunned { Verdict::unschedulable(EXISTING_REASON) } else { Verdict::Accept }
     }
 
@@ -194,21 +261,22 @@ impl Plugin for InterPodAffinity {
             }
         }
         if !self.ignore_preferred_terms_of_existing_pods || !own.is_empty() {
-            for (_, affinity, node) in snapshot.with_affinity() {
-                for term in affinity.required.iter().filter(|term| selects(term, pod, snapshot)) {
-                    weights.add(snapshot, &term.topology_key, node, self.hard_pod_affinity_weight);
-                }
-                for (weight, term) in affinity.preferred.iter().filter(|(_, term)| selects(term, pod, snapshot)) {
-                    weights.add(snapshot, &term.topology_key, node, *weight);
+            for (affinity, per_node) in snapshot.with_affinity() {
+                let required = affinity.required.iter().map(|term| (self.hard_pod_affinity_weight, term));
+                let preferred = affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+                for (weight, term) in required.chain(preferred).filter(|(_, term)| selects(term, pod, snapshot)) {
+                    for (node, count) in per_node {
+                        weights.add(snapshot, &term.topology_key, *node, weight * i64::from(*count));
+                    }
                 }
             }
         }
-        if weights.is_empty() { PreScore::Skip } else { PreScore::Proceed(Box::new(weights)) }
+        if weights.0.is_empty() { PreScore::Skip } else { PreScore::Proceed(Box::new(weights)) }
     }
 
-    fn score(&self, state: &State, _pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+    fn score(&self, state: &State, _pod: &PendingPod, _snapshot: &Snapshot, node: NodeId) -> i64 {
         let weights: &ByDomain = state_of(state);
-        weights.0.keys().map(|key| weights.at(snapshot, key, node)).sum()
+        weights.0.iter().map(|numbers| numbers.at(node)).sum()
     }
 
     fn normalize(&self, _state: &State, scores: &mut [i64]) {

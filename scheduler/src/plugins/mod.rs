@@ -7,6 +7,8 @@ use serde_json::Value;
 use crate::framework::Plugin;
 
 pub mod default_binder;
+pub mod default_preemption;
+pub mod dynamic_resources;
 pub mod image_locality;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
@@ -15,10 +17,14 @@ pub mod node_ports;
 pub mod node_resources_balanced_allocation;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod node_volume_limits;
 pub mod pod_topology_spread;
 pub mod priority_sort;
 pub mod scheduling_gates;
 pub mod taint_toleration;
+pub mod volume_binding;
+pub mod volume_restrictions;
+pub mod volume_zone;
 
 /// The default profile's plugins in their order, with their weights (0: no score). As `getDefaultPlugins`.
 pub const DEFAULTS: &[(&str, i64)] = &[
@@ -30,23 +36,18 @@ pub const DEFAULTS: &[(&str, i64)] = &[
     ("NodeAffinity", 2),
     ("NodePorts", 0),
     ("NodeResourcesFit", 1),
+    ("VolumeRestrictions", 0),
+    ("NodeVolumeLimits", 0),
+    ("VolumeBinding", 0),
+    ("VolumeZone", 0),
     ("PodTopologySpread", 2),
     ("InterPodAffinity", 2),
+    // Giving a claim free is better than removing a pod.
+    ("DynamicResources", 0),
+    ("DefaultPreemption", 0),
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
     ("DefaultBinder", 0),
-];
-
-/// Plugins of Kubernetes' default profile that a configuration may name and that are not there yet.
-pub const KNOWN_ELSEWHERE: &[&str] = &[
-    "DefaultPreemption",
-    "DynamicResources",
-    "EBSLimits",
-    "GCEPDLimits",
-    "NodeVolumeLimits",
-    "VolumeBinding",
-    "VolumeRestrictions",
-    "VolumeZone",
 ];
 
 /// Makes a plugin with its arguments; `None` if there is no such plugin.
@@ -69,6 +70,12 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
             node_resources_balanced_allocation::NodeResourcesBalancedAllocation::new(arguments).and_then(plain)
         }
         "ImageLocality" => plain(image_locality::ImageLocality),
+        "VolumeRestrictions" => plain(volume_restrictions::VolumeRestrictions),
+        "NodeVolumeLimits" => plain(node_volume_limits::NodeVolumeLimits),
+        "VolumeBinding" => volume_binding::VolumeBinding::new(arguments).and_then(plain),
+        "VolumeZone" => plain(volume_zone::VolumeZone),
+        "DynamicResources" => plain(dynamic_resources::DynamicResources::default()),
+        "DefaultPreemption" => default_preemption::DefaultPreemption::new(arguments).and_then(plain),
         "DefaultBinder" => plain(default_binder::DefaultBinder),
         _ => return None,
     })

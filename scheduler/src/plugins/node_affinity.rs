@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use apimachinery::labels::{Operator, Requirement};
-use k8s_openapi::api::core::v1::{NodeAffinity as ApiNodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use k8s_openapi::api::core::v1::{
+    NodeAffinity as ApiNodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -77,6 +79,20 @@ fn on_field(required: &NodeSelectorRequirement) -> Option<Requirement> {
     let mut values = required.values.clone().unwrap_or_default();
     values.sort_unstable();
     Some(Requirement { key: required.key.clone(), operator, values })
+}
+
+/// A NodeSelector: alternatives.
+#[derive(Debug, Default)]
+pub struct NodeTerms(Vec<Term>);
+
+impl NodeTerms {
+    pub fn of(selector: &NodeSelector) -> NodeTerms {
+        NodeTerms(selector.node_selector_terms.iter().map(Term::parse).collect())
+    }
+
+    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.0.iter().any(|term| term.matches(name, labels))
+    }
 }
 
 /// What a pod requires of its node. As `nodeaffinity.RequiredNodeAffinity`.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::arguments;
 use crate::cache::{NodeId, PendingPod, Snapshot};
@@ -224,6 +224,24 @@ impl Plugin for NodeResourcesFit {
         }
     }
 
+    fn numbers(&self, state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> Value {
+        let (nodes, index, requests) = (&snapshot.nodes, node.index(), &pod.facts.requests);
+        let (has, used) = (&nodes.allocatable, &nodes.requested);
+        let of = |wanted: i64, has: i64, used: i64| json!({"requested": wanted, "allocatable": has, "used": used});
+        let mut numbers = json!({
+            "cpuMilli": of(requests.cpu_milli, has.cpu_milli[index], used.cpu_milli[index]),
+            "memory": of(requests.memory, has.memory[index], used.memory[index]),
+            "ephemeralStorage":
+                of(requests.ephemeral_storage, has.ephemeral_storage[index], used.ephemeral_storage[index]),
+            "pods": of(1, has.pods[index], used.pods[index]),
+        });
+        let extended = state.downcast_ref::<Vec<(Arc<str>, i64)>>().into_iter().flatten();
+        for (name, wanted) in extended {
+            numbers[&**name] = of(*wanted, has.extended(node, name), used.extended(node, name));
+        }
+        numbers
+    }
+
     fn score(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
         let (mut total, mut weights) = (0, 0);
         for resource in &self.resources {
@@ -264,8 +282,6 @@ fn interpolate(shape: &[(i64, i64)], utilization: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::testing::{accepts, cluster, explain, node, placed, pod, scores};
 

@@ -10,13 +10,15 @@ use std::collections::BTreeMap;
 use apimachinery::labels::{Operator, Requirement, Selector};
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::arguments;
 use super::node_affinity::RequiredNodeAffinity;
 use super::taint_toleration::tolerates_node;
-use crate::cache::{Column, ControllerKind, HOSTNAME_KEY, NO_DOMAIN, NodeId, PendingPod, Snapshot, ZONE_KEY};
-use crate::framework::{EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of};
+use crate::cache::{Column, ControllerKind, HOSTNAME_KEY, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot, ZONE_KEY};
+use crate::framework::{
+    Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
+};
 
 #[derive(Default)]
 pub struct PodTopologySpread {
@@ -201,18 +203,40 @@ impl<'a> Inclusion<'a> {
 /// One hard constraint, counted.
 #[derive(Debug)]
 struct HardCount {
-    key: String,
+    constraint: Constraint,
+    /// The domain of every node, and which nodes are counted.
+    domains: Box<[u32]>,
+    included: Vec<bool>,
     counts: Vec<i64>,
+    /// Which domains have a node that is counted.
+    exists: Vec<bool>,
     /// The fewest pods in any domain; 0 if there are fewer domains than required.
     fewest: i64,
     itself: i64,
-    max_skew: i64,
+}
+
+impl HardCount {
+    fn fewest_now(&self) -> i64 {
+        let domains = self.exists.iter().filter(|exists| **exists).count() as i64;
+        if domains < self.constraint.min_domains {
+            return 0;
+        }
+        let existing = self.counts.iter().zip(&self.exists).filter(|(_, exists)| **exists).map(|(count, _)| *count);
+        // Without any domain, every node that has the label is as good as another.
+        existing.min().unwrap_or(i64::MAX)
+    }
+
+    /// How much the domain of a node would stick out with the pod in it; `None` without a domain.
+    fn skew(&self, node: NodeId) -> Option<i64> {
+        let domain = self.domains[node.index()];
+        (domain != NO_DOMAIN).then(|| (self.counts[domain as usize] + self.itself).saturating_sub(self.fewest))
+    }
 }
 
 /// One soft constraint, counted.
 #[derive(Debug)]
 struct SoftCount {
-    key: String,
+    domains: Box<[u32]>,
     counts: Vec<i64>,
     weight: f64,
     max_skew: i64,
@@ -246,6 +270,42 @@ impl Plugin for PodTopologySpread {
             .and(EventSet::POD_PLACED)
             .and(EventSet::POD_REMOVED)
             .and(EventSet::POD_LABEL)
+            .and(EventSet::POD_TERMINATING)
+    }
+
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    /// A pod matters if a constraint counts it.
+    fn hint(&self, pod: &PendingPod, snapshot: &Snapshot, event: &Event<'_>) -> bool {
+        let Some(other) = event.pod.filter(|_| !event.kinds.intersects(EventSet::POD_LABEL)) else { return true };
+        other.key.namespace == pod.facts.key.namespace && {
+            let (constraints, _) = self.constraints(pod, snapshot, "DoNotSchedule");
+            constraints.iter().any(|constraint| constraint.selector.matches(&other.labels))
+        }
+    }
+
+    fn account(
+        &self,
+        state: &mut State,
+        pod: &PendingPod,
+        _snapshot: &Snapshot,
+        other: &PodFacts,
+        node: NodeId,
+        sign: i64,
+    ) {
+        let Some(constraints) = state.downcast_mut::<Vec<HardCount>>() else { return };
+        if other.key.namespace != pod.facts.key.namespace || other.terminating {
+            return;
+        }
+        for count in constraints.iter_mut().filter(|count| count.constraint.selector.matches(&other.labels)) {
+            let domain = count.domains[node.index()];
+            if domain != NO_DOMAIN && count.included[node.index()] {
+                count.counts[domain as usize] += sign;
+                count.fewest = count.fewest_now();
+            }
+        }
     }
 
     fn pre_filter(&self, pod: &PendingPod, snapshot: &Snapshot) -> PreFilter {
@@ -255,46 +315,51 @@ impl Plugin for PodTopologySpread {
         }
         let Some(inclusion) = Inclusion::new(pod, snapshot, &constraints) else { return PreFilter::Skip };
         let counted = constraints.iter().enumerate().map(|(place, constraint)| {
-            let included = |node| {
+            let column = inclusion.columns[place];
+            let counts_here = |node| {
                 snapshot.nodes.present[NodeId::index(node)]
                     && inclusion.has_all_labels(node)
                     && inclusion.by_policy(constraint, node)
             };
-            let counts = inclusion.count(place, constraint, included);
-            let column = inclusion.columns[place];
+            let included: Vec<bool> =
+                (0..snapshot.nodes.slots()).map(|index| counts_here(NodeId(index as u32))).collect();
             let mut exists = vec![false; column.bound()];
-            for node in snapshot.nodes.iter().filter(|node| included(*node)) {
-                exists[column.domain(node) as usize] = true;
+            for (domain, _) in column.domains().iter().zip(&included).filter(|(_, included)| **included) {
+                exists[*domain as usize] = true;
             }
-            let domains = exists.iter().filter(|exists| **exists).count() as i64;
-            let existing = counts.iter().zip(&exists).filter(|(_, exists)| **exists).map(|(count, _)| *count);
-            // Without any domain, every node that has the label is as good as another.
-            let fewest = if domains < constraint.min_domains { 0 } else { existing.min().unwrap_or(i64::MAX) };
-            HardCount {
-                key: constraint.key.clone(),
-                counts,
-                fewest,
+            let mut count = HardCount {
+                counts: inclusion.count(place, constraint, |node| included[node.index()]),
+                domains: column.domains().into(),
                 itself: i64::from(constraint.selector.matches(&pod.facts.labels)),
-                max_skew: constraint.max_skew,
-            }
+                fewest: 0,
+                constraint: constraint.clone(),
+                included,
+                exists,
+            };
+            count.fewest = count.fewest_now();
+            count
         });
         PreFilter::Proceed(Box::new(counted.collect::<Vec<_>>()))
     }
 
-    fn filter(&self, state: &State, _pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> Verdict {
+    fn filter(&self, state: &State, _pod: &PendingPod, _snapshot: &Snapshot, node: NodeId) -> Verdict {
         let constraints: &Vec<HardCount> = state_of(state);
-        for constraint in constraints {
-            let column = snapshot.nodes.topology.column(&constraint.key);
-            let domain = column.map_or(NO_DOMAIN, |column| column.domain(node));
-            if domain == NO_DOMAIN {
-                return Verdict::unresolvable(LABEL_REASON);
-            }
-            let skew = (constraint.counts[domain as usize] + constraint.itself).saturating_sub(constraint.fewest);
-            if skew > constraint.max_skew {
-                return Verdict::unschedulable(SKEW_REASON);
+        for count in constraints {
+            match count.skew(node) {
+                None => return Verdict::unresolvable(LABEL_REASON),
+                Some(skew) if skew > count.constraint.max_skew => return Verdict::unschedulable(SKEW_REASON),
+                Some(_) => {}
             }
         }
         Verdict::Accept
+    }
+
+    fn numbers(&self, state: &State, _pod: &PendingPod, _snapshot: &Snapshot, node: NodeId) -> Value {
+        let constraints = state.downcast_ref::<Vec<HardCount>>().into_iter().flatten();
+        let numbers = constraints.map(|count| {
+            json!({"topologyKey": count.constraint.key, "skew": count.skew(node), "maxSkew": count.constraint.max_skew})
+        });
+        numbers.collect()
     }
 
     fn reason(&self, _state: &State, number: u32) -> Cow<'static, str> {
@@ -332,7 +397,7 @@ impl Plugin for PodTopologySpread {
                 seen.iter().filter(|seen| **seen).count()
             };
             SoftCount {
-                key: constraint.key.clone(),
+                domains: column.domains().into(),
                 counts: inclusion.count(place, constraint, included),
                 weight: (domains as f64 + 2.0).ln(),
                 max_skew: constraint.max_skew,
@@ -343,12 +408,11 @@ impl Plugin for PodTopologySpread {
     }
 
     /// The more like pods in the node's domains, the higher; [`Plugin::normalize`] turns it round.
-    fn score(&self, state: &State, _pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+    fn score(&self, state: &State, _pod: &PendingPod, _snapshot: &Snapshot, node: NodeId) -> i64 {
         let soft: &Soft = state_of(state);
         let mut score = 0.0;
         for constraint in &soft.constraints {
-            let Some(column) = snapshot.nodes.topology.column(&constraint.key) else { continue };
-            let domain = column.domain(node);
+            let domain = constraint.domains[node.index()];
             if domain != NO_DOMAIN {
                 score +=
                     constraint.counts[domain as usize] as f64 * constraint.weight + (constraint.max_skew - 1) as f64;
@@ -375,8 +439,6 @@ impl Plugin for PodTopologySpread {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::testing::{PodBuilder, accepts, cluster, explain, node, placed, pod, scores};
 

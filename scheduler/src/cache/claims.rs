@@ -1,0 +1,68 @@
+//! ResourceClaims, the devices that drivers offer, and the allocations that have been decided on but not yet seen on a watch.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+
+/// A device: its driver, pool and name.
+pub type DeviceId = (String, String, String);
+
+/// The picture of claims and devices. Claims are keyed by `namespace/name`.
+#[derive(Debug, Default)]
+pub struct Claims {
+    pub claims: HashMap<Arc<str>, Arc<ResourceClaim>>,
+    pub slices: BTreeMap<String, Arc<ResourceSlice>>,
+    pub classes: HashMap<String, Arc<DeviceClass>>,
+    /// Allocations on their way to the apiserver, by claim, and for which pod (UID).
+    in_flight: HashMap<Arc<str>, (Arc<str>, AllocationResult)>,
+}
+
+impl Claims {
+    /// The allocation of a claim, written or decided on.
+    pub fn allocation_of(&self, key: &str) -> Option<&AllocationResult> {
+        let written = self.claims.get(key).and_then(|claim| claim.status.as_ref()?.allocation.as_ref());
+        written.or_else(|| self.in_flight.get(key).map(|(_, allocation)| allocation))
+    }
+
+    /// The devices that are taken. Those that are accessed by administrators stay free.
+    pub fn taken(&self) -> HashSet<DeviceId> {
+        let written = self.claims.values().filter_map(|claim| claim.status.as_ref()?.allocation.as_ref());
+        let all = written.chain(self.in_flight.values().map(|(_, allocation)| allocation));
+        let results = all.filter_map(|allocation| allocation.devices.as_ref()?.results.as_ref()).flatten();
+        results
+            .filter(|result| result.admin_access != Some(true))
+            .map(|result| (result.driver.clone(), result.pool.clone(), result.device.clone()))
+            .collect()
+    }
+
+    /// Holds an allocation for a pod until it is written.
+    pub fn assume(&mut self, key: Arc<str>, pod: Arc<str>, allocation: AllocationResult) {
+        self.in_flight.insert(key, (pod, allocation));
+    }
+
+    /// Drops what is held for a pod.
+    pub fn forget(&mut self, pod: &str) {
+        self.in_flight.retain(|_, (holder, _)| **holder != *pod);
+    }
+}
+
+/// The claims of a pod, as `namespace/name`; a claim that is yet to be made from its template is an error.
+pub fn claim_keys(pod: &Pod) -> Result<Vec<Arc<str>>, String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let made = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.as_deref()).unwrap_or_default();
+    let mut keys = Vec::new();
+    for wanted in pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten()) {
+        let name = match &wanted.resource_claim_name {
+            Some(name) => Some(name),
+            None => match made.iter().find(|status| status.name == wanted.name) {
+                // No claim is needed.
+                Some(status) => status.resource_claim_name.as_ref(),
+                None => return Err(format!("waiting for the ResourceClaim of {:?} to be created", wanted.name)),
+            },
+        };
+        keys.extend(name.map(|name| Arc::from(format!("{namespace}/{name}"))));
+    }
+    Ok(keys)
+}

@@ -1,0 +1,133 @@
+//! What is allocated, case by case.
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::*;
+use crate::testing::{accepts, cluster, node, pending, pod};
+
+fn snapshot() -> Snapshot {
+    let mut snapshot = cluster(["a", "b"].map(|name| node(name).build()));
+    for (name, expression) in [("gpu", "device.driver == 'gpu.io'"), ("big", "device.attributes['gpu.io'].big")] {
+        let class = json!({"metadata": {"name": name}, "spec": {"selectors": [{"cel": {"expression": expression}}]}});
+        snapshot.claims.classes.insert(name.into(), serde_json::from_value(class).expect("a class"));
+    }
+    // Two small devices on a, one of each on b; those on one board share an attribute.
+    slice(&mut snapshot, "a", json!([device("a0", false, 0), device("a1", false, 1)]));
+    slice(&mut snapshot, "b", json!([device("b0", false, 0), device("b1", true, 0)]));
+    snapshot
+}
+
+fn device(name: &str, big: bool, board: i64) -> Value {
+    json!({"name": name, "attributes": {"big": {"bool": big}, "board": {"int": board}}})
+}
+
+fn slice(snapshot: &mut Snapshot, node: &str, devices: Value) {
+    let slice = json!({"metadata": {"name": node}, "spec": {"driver": "gpu.io", "nodeName": node, "devices": devices,
+        "pool": {"name": node, "generation": 1, "resourceSliceCount": 1}}});
+    snapshot.claims.slices.insert(node.into(), serde_json::from_value(slice).expect("a slice"));
+}
+
+fn claim(snapshot: &mut Snapshot, name: &str, devices: Value) {
+    let claim = json!({"metadata": {"name": name, "namespace": "default", "uid": name}, "spec": {"devices": devices}});
+    snapshot.claims.claims.insert(format!("default/{name}").into(), serde_json::from_value(claim).expect("a claim"));
+}
+
+fn user(name: &str, claim: &str) -> Pod {
+    pod(name).spec(json!({"resourceClaims": [{"name": "c", "resourceClaimName": claim}]})).build()
+}
+
+fn exactly(fields: Value) -> Value {
+    let mut request = json!({"deviceClassName": "gpu"});
+    for (key, value) in fields.as_object().expect("fields") {
+        request[key] = value.clone();
+    }
+    json!({"requests": [{"name": "r", "exactly": request}]})
+}
+
+#[test]
+fn nodes_are_judged_by_their_devices() {
+    let two_of_a_board = {
+        let mut devices = exactly(json!({"count": 2}));
+        devices["constraints"] = json!([{"matchAttribute": "gpu.io/board"}]);
+        devices
+    };
+    let two_boards = {
+        let mut devices = exactly(json!({"count": 2}));
+        devices["constraints"] = json!([{"distinctAttribute": "gpu.io/board"}]);
+        devices
+    };
+    let either = json!({"requests": [{"name": "r", "firstAvailable": [
+        {"name": "best", "deviceClassName": "big"}, {"name": "second", "deviceClassName": "gpu", "count": 2}]}]});
+    for (what, devices, expected) in [
+        ("one", exactly(json!({})), [true, true]),
+        ("two", exactly(json!({"count": 2})), [true, true]),
+        ("three", exactly(json!({"count": 3})), [false, false]),
+        ("all", exactly(json!({"allocationMode": "All"})), [true, true]),
+        ("a big one", exactly(json!({"deviceClassName": "big"})), [false, true]),
+        (
+            "a named one",
+            exactly(json!({"selectors": [{"cel": {"expression": "device.attributes['gpu.io'].board == 1"}}]})),
+            [true, false],
+        ),
+        ("two of a board", two_of_a_board, [false, true]),
+        ("two boards", two_boards, [true, false]),
+        ("either", either, [true, true]),
+        ("an absent class", exactly(json!({"deviceClassName": "none"})), [false, false]),
+    ] {
+        let mut snapshot = snapshot();
+        claim(&mut snapshot, "c", devices);
+        assert_eq!(accepts(&DynamicResources::default(), &user("p", "c"), &snapshot), expected, "{what}");
+    }
+}
+
+#[test]
+fn what_is_reserved_is_not_there_for_others() {
+    let (plugin, mut snapshot) = (DynamicResources::default(), snapshot());
+    claim(&mut snapshot, "first", exactly(json!({"count": 2})));
+    claim(&mut snapshot, "second", exactly(json!({"count": 1})));
+    let first = pending(user("p", "first"));
+    let node = snapshot.nodes.find("a").expect("a");
+    let reserved = plugin.reserve(&first, &mut snapshot, node).expect("reserved");
+    let reserved: &Reserved = state_of(&reserved);
+    let allocation = reserved[0].1.as_ref().expect("an allocation");
+    let results = allocation.devices.as_ref().and_then(|devices| devices.results.as_ref()).expect("results");
+    let names: Vec<_> = results.iter().map(|result| result.device.as_str()).collect();
+    assert_eq!(names, ["a0", "a1"]);
+    assert_eq!(accepts(&plugin, &user("q", "second"), &snapshot), [false, true]);
+    // Another user of the same claim goes where it is.
+    assert_eq!(accepts(&plugin, &user("r", "first"), &snapshot), [true, false]);
+    plugin.unreserve(&first, &mut snapshot);
+    assert_eq!(accepts(&plugin, &user("q", "second"), &snapshot), [true, true]);
+}
+
+#[test]
+fn counters_bound_what_partitions_take_together() {
+    let mut snapshot = snapshot();
+    let consumes = |amount: &str| json!([{"counterSet": "s", "counters": {"memory": {"value": amount}}}]);
+    let mut devices = Vec::new();
+    for (name, amount) in [("half-0", "20Gi"), ("half-1", "20Gi"), ("whole", "40Gi")] {
+        let mut device = device(name, name == "whole", 0);
+        device["consumesCounters"] = consumes(amount);
+        devices.push(device);
+    }
+    slice(&mut snapshot, "a", json!(devices));
+    let slice = Arc::make_mut(snapshot.claims.slices.get_mut("a").expect("slice"));
+    slice.spec.shared_counters =
+        serde_json::from_value(json!([{"name": "s", "counters": {"memory": {"value": "40Gi"}}}])).expect("counters");
+    claim(&mut snapshot, "two", exactly(json!({"count": 2})));
+    claim(&mut snapshot, "three", exactly(json!({"count": 3})));
+    assert_eq!(accepts(&DynamicResources::default(), &user("p", "two"), &snapshot), [true, true]);
+    assert_eq!(accepts(&DynamicResources::default(), &user("p", "three"), &snapshot), [false, false]);
+}
+
+#[test]
+fn a_tainted_device_needs_a_toleration() {
+    let mut snapshot = snapshot();
+    let mut tainted = device("a0", false, 0);
+    tainted["taints"] = json!([{"key": "broken", "effect": "NoSchedule"}]);
+    slice(&mut snapshot, "a", json!([tainted]));
+    claim(&mut snapshot, "plain", exactly(json!({})));
+    claim(&mut snapshot, "tolerant", exactly(json!({"tolerations": [{"operator": "Exists"}]})));
+    assert_eq!(accepts(&DynamicResources::default(), &user("p", "plain"), &snapshot), [false, true]);
+    assert_eq!(accepts(&DynamicResources::default(), &user("p", "tolerant"), &snapshot), [true, true]);
+}
