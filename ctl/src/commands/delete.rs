@@ -137,18 +137,18 @@ async fn choose(cluster: &Cluster, args: &DeleteArgs) -> Result<Vec<Doomed>> {
         }
         return Ok(doomed);
     }
-    for Target { resource, names } in targets(cluster, &args.words).await? {
+    for Target { resource, namespace: place, names } in targets(cluster, &args.words).await? {
         if !names.is_empty() {
             if args.all || !args.selectors.is_empty() {
                 bail!("name cannot be provided when a selector is specified");
             }
             for name in names {
-                let namespace = if resource.namespaced { cluster.namespace.clone() } else { String::new() };
+                let namespace = if resource.namespaced { place.clone() } else { String::new() };
                 doomed.push(Doomed { resource: resource.clone(), namespace, name, source: None });
             }
             continue;
         }
-        let target = Target { resource, names };
+        let target = Target { resource, namespace: place, names };
         for found in fetch(cluster, vec![target], &args.selectors, args.all, args.all_namespaces).await? {
             doomed.push(Doomed {
                 namespace: namespace(&found.object).to_owned(),

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
 use crate::cluster::{Cluster, PatchKind, RequestError};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, difference, name, namespace, set, strip_managed_fields, targets, text};
+use crate::objects::{FileFlags, difference, name, namespace, set, strip_managed_fields, text};
 use crate::output::json_text;
 
 /// How often a broken edit is offered again.
@@ -46,15 +46,7 @@ pub(crate) struct ReplaceArgs {
 
 pub(crate) async fn edit(args: EditArgs, flags: &GlobalFlags) -> Result<ExitCode> {
     let cluster = Cluster::connect(flags).await?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &args.words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(&cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(&cluster, &args.words).await?;
     let as_json = args.output.as_deref() == Some("json");
     for mut found in fetch(&cluster, wanted, &args.selectors, true, false).await? {
         strip_managed_fields(&mut found.object);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::shared::{SelectorFlags, with_kinds};
 use crate::cluster::{Cluster, JSON, RequestError, Resource, TABLE, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, kind, name, namespace, strip_managed_fields, targets, text};
+use crate::objects::{FileFlags, Target, items, kind, name, namespace, strip_managed_fields, text};
 use crate::output::table::{TableOptions, Widths, headings, rows};
 use crate::output::{Format, age, jsonpath, list_of};
 
@@ -73,15 +73,7 @@ pub(crate) async fn run(args: GetArgs, flags: &GlobalFlags) -> Result<ExitCode> 
         return Ok(ExitCode::SUCCESS);
     }
     let format = Format::parse(args.output.as_deref())?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &args.words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(&cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(&cluster, &args.words).await?;
     if wanted.iter().any(|target| !target.names.is_empty()) {
         if args.all_namespaces {
             bail!("a resource cannot be retrieved by name across all namespaces");
@@ -102,12 +94,12 @@ pub(crate) async fn run(args: GetArgs, flags: &GlobalFlags) -> Result<ExitCode> 
 
 impl GetArgs {
     /// The namespace to look in; `None` is all of them.
-    fn scope<'a>(&self, cluster: &'a Cluster) -> Option<&'a str> {
-        (!self.all_namespaces).then_some(cluster.namespace.as_str())
+    fn scope<'a>(&self, target: &'a Target) -> Option<&'a str> {
+        (!self.all_namespaces).then_some(target.namespace.as_str())
     }
 
-    fn object_path(&self, cluster: &Cluster, resource: &Resource, name: &str) -> String {
-        let path = resource.object(&cluster.namespace, name);
+    fn object_path(&self, target: &Target, name: &str) -> String {
+        let path = target.resource.object(&target.namespace, name);
         match &self.subresource {
             Some(subresource) => format!("{path}/{subresource}"),
             None => path,
@@ -135,7 +127,7 @@ async fn collect(
     let (mut answers, mut errors) = (Vec::new(), Vec::new());
     let include = if args.sort_by.is_some() && accept == TABLE { "Object" } else { "" };
     for name in &target.names {
-        let path = with_query(&args.object_path(cluster, &target.resource, name), &[("includeObject", include)]);
+        let path = with_query(&args.object_path(target, name), &[("includeObject", include)]);
         match cluster.get_as(&path, accept).await {
             Ok(answer) => answers.push(answer),
             Err(error) if args.ignore_not_found && RequestError::code_of(&error) == Some(404) => {}
@@ -143,7 +135,7 @@ async fn collect(
         }
     }
     if target.names.is_empty() {
-        let base = args.selectors.query(&target.resource.collection(args.scope(cluster)));
+        let base = args.selectors.query(&target.resource.collection(args.scope(target)));
         let mut next = String::new();
         loop {
             let path = with_query(&base, &[("limit", CHUNK), ("continue", &next), ("includeObject", include)]);
@@ -268,10 +260,10 @@ async fn watch(cluster: &Cluster, args: &GetArgs, format: &Format, mut wanted: V
     let mut selectors = args.selectors.clone();
     if let Some(name) = target.names.first() {
         // That the object is there is an error now, and not an empty watch.
-        cluster.get(&args.object_path(cluster, &target.resource, name)).await?;
+        cluster.get(&args.object_path(&target, name)).await?;
         selectors.field_selector = Some(format!("metadata.name={name}"));
     }
-    let collection = selectors.query(&target.resource.collection(args.scope(cluster)));
+    let collection = selectors.query(&target.resource.collection(args.scope(&target)));
     let list = cluster.get_as(&collection, accept).await?;
     let mut version = text(&list, "/metadata/resourceVersion").to_owned();
     let mut printer = WatchPrinter {

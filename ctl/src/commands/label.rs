@@ -10,7 +10,7 @@ use super::patch::merge_patch;
 use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
 use crate::cluster::Cluster;
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, name, targets};
+use crate::objects::FileFlags;
 use crate::output::jsonpath::plain;
 
 /// TYPE NAME KEY=VALUE… KEY-…
@@ -88,15 +88,7 @@ pub(crate) async fn run(args: LabelArgs, flags: &GlobalFlags, field: Field) -> R
         bail!("at least one {} update is required", field.name().trim_end_matches('s'));
     }
     let cluster = Cluster::connect(flags).await?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(&cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(&cluster, &words).await?;
     let found = fetch(&cluster, wanted, &args.selectors, args.all, args.all_namespaces).await?;
     let mut failed = false;
     for found in found {

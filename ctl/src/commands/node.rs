@@ -75,7 +75,8 @@ async fn nodes(cluster: &Cluster, names: &[String], selectors: &SelectorFlags, a
         bail!("one or more nodes must be specified as arguments or a --selector");
     }
     let bare = |name: &String| name.rsplit_once('/').map_or(name.as_str(), |(_, name)| name).to_owned();
-    let target = Target { resource: cluster.resource("nodes").await?, names: names.iter().map(bare).collect() };
+    let names = names.iter().map(bare).collect();
+    let target = Target { resource: cluster.resource("nodes").await?, namespace: String::new(), names };
     fetch(cluster, vec![target], selectors, true, false).await
 }
 

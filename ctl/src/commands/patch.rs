@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::shared::{DryRun, WriteFlags, fetch};
 use crate::cluster::{Cluster, PatchKind};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, name, targets};
+use crate::objects::FileFlags;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Kind {
@@ -55,15 +55,7 @@ pub(crate) async fn run(args: PatchArgs, flags: &GlobalFlags) -> Result<ExitCode
         Kind::Strategic => PatchKind::Strategic,
     };
     let cluster = Cluster::connect(flags).await?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &args.words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(&cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(&cluster, &args.words).await?;
     for found in fetch(&cluster, wanted, &Default::default(), false, false).await? {
         if args.write.dry_run == DryRun::Client {
             args.write.report(found.object, Some(&found.resource), "patched")?;

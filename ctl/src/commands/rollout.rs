@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::shared::{DryRun, Found, SelectorFlags, WriteFlags, fetch};
 use crate::cluster::{Cluster, JSON, PatchKind, timeout, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, kind, name, namespace, number, selector_of, targets, text};
+use crate::objects::{FileFlags, items, kind, name, namespace, number, selector_of, text};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
@@ -88,15 +88,7 @@ struct ObjectFlags {
 
 impl ObjectFlags {
     async fn fetch(&self, cluster: &Cluster) -> Result<Vec<Found>> {
-        let mut wanted = Vec::new();
-        if self.files.is_empty() {
-            wanted = targets(cluster, &self.words).await?;
-        } else {
-            for mut manifest in self.files.read()? {
-                let resource = manifest.locate(cluster).await?;
-                wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-            }
-        }
+        let wanted = self.files.or_named(cluster, &self.words).await?;
         fetch(cluster, wanted, &self.selectors, true, false).await
     }
 }

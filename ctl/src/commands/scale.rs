@@ -9,7 +9,7 @@ use serde_json::json;
 use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
 use crate::cluster::{Cluster, PatchKind, RequestError};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, name, number, targets, text};
+use crate::objects::{FileFlags, number, text};
 
 /// Set a new size for a deployment, replica set, or replication controller
 #[derive(Debug, Args)]
@@ -41,14 +41,7 @@ pub(crate) async fn run(args: ScaleArgs, flags: &GlobalFlags) -> Result<ExitCode
         bail!("The --replicas=COUNT flag is required, and COUNT must be greater than or equal to 0");
     }
     let cluster = Cluster::connect(flags).await?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &args.words).await?;
-    }
-    for mut manifest in if args.files.is_empty() { Vec::new() } else { args.files.read()? } {
-        let resource = manifest.locate(&cluster).await?;
-        wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-    }
+    let wanted = args.files.or_named(&cluster, &args.words).await?;
     let found =
         fetch(&cluster, wanted, &args.selectors, args.all, false).await.map_err(
             |error| match RequestError::message_of(&error, 404) {

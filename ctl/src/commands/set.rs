@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::shared::{DryRun, Found, SelectorFlags, WriteFlags, fetch};
 use crate::cluster::{Cluster, PatchKind};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, name, targets, text};
+use crate::objects::{FileFlags, items, name, text};
 
 /// Set specific features on objects
 #[derive(Debug, Args)]
@@ -90,15 +90,7 @@ fn split(words: &[String], is_change: impl Fn(&str) -> bool) -> (Vec<String>, Ve
 }
 
 async fn find(cluster: &Cluster, args: &SetFlags, words: &[String]) -> Result<Vec<Found>> {
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(cluster, words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(cluster, words).await?;
     fetch(cluster, wanted, &args.selectors, args.all, false).await
 }
 

@@ -177,19 +177,19 @@ pub(crate) async fn fetch(
     all_namespaces: bool,
 ) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    for Target { resource, names } in targets {
+    for Target { resource, namespace, names } in targets {
         if names.is_empty() {
             if selectors.is_empty() && !all {
                 bail!("resource(s) were provided, but no name was specified");
             }
-            let namespace = (!all_namespaces).then_some(cluster.namespace.as_str());
-            let list = cluster.get(&selectors.query(&resource.collection(namespace))).await?;
+            let scope = (!all_namespaces).then_some(namespace.as_str());
+            let list = cluster.get(&selectors.query(&resource.collection(scope))).await?;
             found.extend(
                 with_kinds(list, &resource).into_iter().map(|object| Found { resource: resource.clone(), object }),
             );
         }
         for name in names {
-            let object = cluster.get(&resource.object(&cluster.namespace, &name)).await?;
+            let object = cluster.get(&resource.object(&namespace, &name)).await?;
             found.push(Found { resource: resource.clone(), object });
         }
     }

@@ -12,7 +12,7 @@ use super::delete::wait_until_gone;
 use super::shared::{SelectorFlags, fetch};
 use crate::cluster::{Cluster, JSON, RequestError, Resource, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, name, namespace, targets, text};
+use crate::objects::{FileFlags, items, name, namespace, text};
 use crate::output::jsonpath::{Path, plain};
 
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -114,15 +114,7 @@ pub(crate) async fn run(args: WaitArgs, flags: &GlobalFlags) -> Result<ExitCode>
     };
     let deadline = Instant::now() + limit;
     let cluster = Cluster::connect(flags).await?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &args.words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(&cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(&cluster, &args.words).await?;
     let left = || deadline.saturating_duration_since(Instant::now());
     let found = loop {
         match fetch(&cluster, wanted.clone(), &args.selectors, args.all, args.all_namespaces).await {

@@ -4,10 +4,11 @@ use anyhow::{Result, bail};
 
 use crate::cluster::{Cluster, Resource};
 
-/// Objects of one resource: those named, or all.
+/// Objects of one resource in one namespace: those named, or all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) resource: Resource,
+    pub(crate) namespace: String,
     pub(crate) names: Vec<String>,
 }
 
@@ -60,7 +61,7 @@ pub(crate) async fn targets(cluster: &Cluster, words: &[String]) -> Result<Vec<T
                 let category = discovery.category(word);
                 let resources = if category.is_empty() { vec![discovery.resolve(word)?] } else { category };
                 for resource in resources {
-                    targets.push(Target { resource, names: names.clone() });
+                    targets.push(Target { resource, namespace: cluster.namespace.clone(), names: names.clone() });
                 }
             }
         }
@@ -69,7 +70,11 @@ pub(crate) async fn targets(cluster: &Cluster, words: &[String]) -> Result<Vec<T
                 let resource = cluster.resource(word).await?;
                 match targets.last_mut().filter(|last| last.resource == resource) {
                     Some(last) => last.names.push(name.to_owned()),
-                    None => targets.push(Target { resource, names: vec![name.to_owned()] }),
+                    None => targets.push(Target {
+                        resource,
+                        namespace: cluster.namespace.clone(),
+                        names: vec![name.to_owned()],
+                    }),
                 }
             }
         }
@@ -89,7 +94,7 @@ pub(crate) async fn one_object(
     };
     let mut found = targets(cluster, &with_type).await?;
     match (found.pop(), found.is_empty()) {
-        (Some(Target { resource, mut names }), true) if names.len() == 1 => Ok((resource, names.swap_remove(0))),
+        (Some(Target { resource, mut names, .. }), true) if names.len() == 1 => Ok((resource, names.swap_remove(0))),
         (Some(target), true) if target.names.is_empty() => {
             bail!("resource(s) were provided, but no name was specified")
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::Value;
 
-use super::{api_version, kind, namespace, set};
+use super::{Target, api_version, kind, name, namespace, set, targets};
 use crate::cluster::{Cluster, Resource};
 
 /// Larger files are no manifests.
@@ -35,6 +35,20 @@ pub(crate) struct Manifest {
 impl FileFlags {
     pub(crate) fn is_empty(&self) -> bool {
         self.filename.is_empty()
+    }
+
+    /// What a command is about: the objects in the files, each in its own namespace, or else those that the words name.
+    pub(crate) async fn or_named(&self, cluster: &Cluster, words: &[String]) -> Result<Vec<Target>> {
+        if self.is_empty() {
+            return targets(cluster, words).await;
+        }
+        let mut wanted = Vec::new();
+        for mut manifest in self.read()? {
+            let resource = manifest.locate(cluster).await?;
+            let (namespace, names) = (namespace(&manifest.object).to_owned(), vec![name(&manifest.object).to_owned()]);
+            wanted.push(Target { resource, namespace, names });
+        }
+        Ok(wanted)
     }
 
     /// Reads all objects, in order.

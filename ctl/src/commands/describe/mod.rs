@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::shared::{Found, SelectorFlags, fetch};
 use crate::cluster::{Cluster, Resource, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, kind, name, namespace, targets, text};
+use crate::objects::{FileFlags, Target, items, kind, name, namespace, text};
 use crate::output::age;
 
 pub(crate) use pod::template as pod_template;
@@ -41,15 +41,7 @@ pub(crate) struct DescribeArgs {
 
 pub(crate) async fn run(args: DescribeArgs, flags: &GlobalFlags) -> Result<ExitCode> {
     let cluster = Cluster::connect(flags).await?;
-    let mut wanted = Vec::new();
-    if args.files.is_empty() {
-        wanted = targets(&cluster, &args.words).await?;
-    } else {
-        for mut manifest in args.files.read()? {
-            let resource = manifest.locate(&cluster).await?;
-            wanted.push(Target { resource, names: vec![name(&manifest.object).to_owned()] });
-        }
-    }
+    let wanted = args.files.or_named(&cluster, &args.words).await?;
     let (mut described, mut failed) = (0, false);
     for target in wanted {
         let found = match find(&cluster, target, &args).await {
@@ -79,14 +71,13 @@ pub(crate) async fn run(args: DescribeArgs, flags: &GlobalFlags) -> Result<ExitC
 
 /// The objects that are named; a name that is not there may be the beginning of others.
 async fn find(cluster: &Cluster, target: Target, args: &DescribeArgs) -> Result<Vec<Found>> {
-    let resource = target.resource.clone();
+    let all = Target { names: Vec::new(), ..target.clone() };
     let prefix = match target.names.as_slice() {
         [prefix] => Some(prefix.clone()),
         _ => None,
     };
     match (fetch(cluster, vec![target], &args.selectors, true, args.all_namespaces).await, prefix) {
         (Err(error), Some(prefix)) if crate::cluster::RequestError::code_of(&error) == Some(404) => {
-            let all = Target { resource, names: Vec::new() };
             let mut found = fetch(cluster, vec![all], &args.selectors, true, args.all_namespaces).await?;
             found.retain(|found| name(&found.object).starts_with(&prefix));
             if found.is_empty() { Err(error) } else { Ok(found) }
