@@ -37,7 +37,7 @@ pub struct Configuration {
     pub pod_initial_backoff_seconds: u64,
     pub pod_max_backoff_seconds: u64,
     pub profiles: Vec<ProfileConfig>,
-    pub extenders: Vec<serde_json::Value>,
+    pub extenders: Vec<ExtenderConfig>,
 }
 
 impl Default for Configuration {
@@ -182,6 +182,55 @@ pub struct PluginRef {
     pub weight: Option<i64>,
 }
 
+/// `extenders[]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtenderConfig {
+    pub url_prefix: String,
+    pub filter_verb: String,
+    pub prioritize_verb: String,
+    pub preempt_verb: String,
+    pub bind_verb: String,
+    pub weight: i64,
+    #[serde(rename = "tlsConfig")]
+    pub tls_config: Option<ExtenderTls>,
+    pub http_timeout: Option<String>,
+    pub node_cache_capable: bool,
+    pub managed_resources: Vec<ManagedResource>,
+    pub ignorable: bool,
+}
+
+impl ExtenderConfig {
+    /// How long an answer may take.
+    pub fn timeout(&self) -> Duration {
+        const DEFAULT: Duration = Duration::from_secs(5);
+        let given = self.http_timeout.as_deref().and_then(|text| apimachinery::time::parse_duration(text).ok());
+        given.filter(|given| !given.is_zero()).unwrap_or(DEFAULT)
+    }
+}
+
+/// `extenders[].tlsConfig`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtenderTls {
+    pub insecure: bool,
+    pub server_name: String,
+    pub cert_file: String,
+    pub key_file: String,
+    pub ca_file: String,
+    pub cert_data: String,
+    pub key_data: String,
+    pub ca_data: String,
+}
+
+/// `extenders[].managedResources[]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManagedResource {
+    pub name: String,
+    pub ignored_by_scheduler: bool,
+}
+
 impl Configuration {
     /// Reads and checks a configuration.
     pub fn parse(text: &str) -> Result<Configuration, ConfigError> {
@@ -199,12 +248,37 @@ impl Configuration {
             configuration.profiles.push(ProfileConfig::default());
         }
         configuration.check()?;
+        configuration.leave_to_extenders();
         Ok(configuration)
     }
 
     /// The wait before the second attempt, and the longest wait.
     pub fn backoff(&self) -> (Duration, Duration) {
         (Duration::from_secs(self.pod_initial_backoff_seconds), Duration::from_secs(self.pod_max_backoff_seconds))
+    }
+
+    /// NodeResourcesFit does not look at resources that extenders account for.
+    fn leave_to_extenders(&mut self) {
+        let managed = self.extenders.iter().flat_map(|extender| &extender.managed_resources);
+        let ignored: Vec<serde_json::Value> =
+            managed.filter(|resource| resource.ignored_by_scheduler).map(|one| one.name.clone().into()).collect();
+        if ignored.is_empty() {
+            return;
+        }
+        for profile in &mut self.profiles {
+            const FIT: &str = "NodeResourcesFit";
+            if profile.arguments(FIT).is_none() {
+                profile.plugin_config.push(PluginConfig { name: FIT.to_owned(), args: serde_json::json!({}) });
+            }
+            for config in profile.plugin_config.iter_mut().filter(|config| config.name == FIT) {
+                if !config.args["ignoredResources"].is_array() {
+                    config.args["ignoredResources"] = serde_json::json!([]);
+                }
+                if let Some(list) = config.args["ignoredResources"].as_array_mut() {
+                    list.extend(ignored.clone());
+                }
+            }
+        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -228,8 +302,16 @@ impl Configuration {
                 return invalid("profiles[].schedulerName", &format!("Duplicate value: {:?}", profile.scheduler_name));
             }
         }
-        if !self.extenders.is_empty() {
-            return invalid("extenders", "scheduler extenders are not supported");
+        for extender in &self.extenders {
+            if extender.url_prefix.parse::<http::Uri>().is_err() {
+                return invalid("extenders[].urlPrefix", "must be a URL");
+            }
+            if !extender.prioritize_verb.is_empty() && extender.weight <= 0 {
+                return invalid("extenders[].weight", "must have a positive weight applied to it");
+            }
+        }
+        if self.extenders.iter().filter(|extender| !extender.bind_verb.is_empty()).count() > 1 {
+            return invalid("extenders", "only one extender can implement bind");
         }
         Ok(())
     }
@@ -255,7 +337,8 @@ mod tests {
             ("profiles: [{schedulerName: a}, {schedulerName: a}]", "Duplicate value: \"a\""),
             ("percentageOfNodesToScore: 101", "percentageOfNodesToScore"),
             ("podInitialBackoffSeconds: 20", "podMaxBackoffSeconds"),
-            ("extenders: [{urlPrefix: http://x}]", "extenders"),
+            ("extenders: [{urlPrefix: 'http://x', prioritizeVerb: p}]", "extenders[].weight"),
+            ("extenders: [{urlPrefix: 'http://x', bindVerb: b}, {urlPrefix: 'http://y', bindVerb: b}]", "only one"),
             ("profiles: 7", "invalid type"),
         ];
         for (yaml, words) in cases {

@@ -3,6 +3,9 @@
 //! As `schedulePod`: PreFilter, Filter until enough nodes are found, PreScore, Score, NormalizeScore, and a choice by lot among
 //! the best. The buffers in [`Scratch`] are kept between decisions, so that nothing is allocated per node.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use rand::{Rng, RngExt};
 
 use crate::cache::{NodeId, PendingPod, Snapshot};
@@ -27,7 +30,6 @@ pub struct Decision {
 pub struct Scratch {
     feasible: Vec<NodeId>,
     totals: Vec<i64>,
-    scores: Vec<i64>,
     /// The slot after the last one looked at, so that all nodes have their turn in a large cluster.
     next_start: usize,
 }
@@ -44,6 +46,16 @@ pub fn enough_nodes(percentage: Option<u32>, nodes: usize) -> usize {
     if percentage >= 100 { nodes } else { (nodes * percentage / 100).max(FEASIBLE_NODES_MIN) }
 }
 
+/// What extenders said of the nodes that fit, by name.
+#[derive(Debug, Default)]
+pub struct Approval {
+    pub nodes: HashSet<String>,
+    /// Added to the plugins' totals.
+    pub scores: HashMap<String, i64>,
+    /// Why other nodes were refused, with their numbers.
+    pub refused: Vec<(usize, String)>,
+}
+
 /// Finds the node for a pod. The snapshot is lent for suppositions, and is as before afterwards.
 pub fn decide(
     profile: &Profile,
@@ -52,12 +64,28 @@ pub fn decide(
     scratch: &mut Scratch,
     rng: &mut impl Rng,
 ) -> Result<Decision, FitError> {
+    decide_among(profile, snapshot, pod, scratch, rng, None)
+}
+
+/// As [`decide`], among the nodes that extenders approve of.
+pub fn decide_among(
+    profile: &Profile,
+    snapshot: &mut Snapshot,
+    pod: &PendingPod,
+    scratch: &mut Scratch,
+    rng: &mut impl Rng,
+    approval: Option<&Approval>,
+) -> Result<Decision, FitError> {
     let mut diagnosis = Diagnosis { nodes: snapshot.nodes.len(), ..Diagnosis::default() };
     if snapshot.nodes.is_empty() {
         return Err(diagnosis.into_error(profile, &[]));
     }
     let (mut cycle, goes_on) = Cycle::start(profile, snapshot, pod, &mut diagnosis);
     let evaluated = if goes_on { find_feasible(&mut cycle, snapshot, scratch, &mut diagnosis) } else { 0 };
+    if let Some(approval) = approval {
+        scratch.feasible.retain(|node| approval.nodes.contains(&*snapshot.nodes.name[node.index()]));
+        diagnosis.others = approval.refused.clone();
+    }
     if !goes_on || scratch.feasible.is_empty() {
         post_filter(&mut cycle, snapshot, &mut diagnosis, rng);
         return Err(diagnosis.into_error(profile, &cycle.states));
@@ -65,7 +93,11 @@ pub fn decide(
     let node = match scratch.feasible.as_slice() {
         [only] => *only,
         _ => {
-            score(profile, snapshot, pod, scratch, &mut |_, _| {});
+            score(profile, snapshot, pod, scratch);
+            for (node, total) in scratch.feasible.iter().zip(&mut scratch.totals).filter(|_| approval.is_some()) {
+                let said = approval.and_then(|approval| approval.scores.get(&*snapshot.nodes.name[node.index()]));
+                *total += said.copied().unwrap_or(0);
+            }
             choose(&scratch.feasible, &scratch.totals, rng)
         }
     };
@@ -86,6 +118,25 @@ fn post_filter(cycle: &mut Cycle<'_>, snapshot: &mut Snapshot, diagnosis: &mut D
             return;
         }
     }
+}
+
+/// The nodes that would be scored, for extenders to judge.
+pub fn sampled_nodes(
+    profile: &Profile,
+    snapshot: &mut Snapshot,
+    pod: &PendingPod,
+    scratch: &mut Scratch,
+) -> Vec<Arc<str>> {
+    let mut diagnosis = Diagnosis::default();
+    let (mut cycle, goes_on) = Cycle::start(profile, snapshot, pod, &mut diagnosis);
+    if !goes_on {
+        return Vec::new();
+    }
+    // The decision that follows looks at the same nodes.
+    let start = scratch.next_start;
+    find_feasible(&mut cycle, snapshot, scratch, &mut diagnosis);
+    scratch.next_start = start;
+    scratch.feasible.iter().map(|node| snapshot.nodes.name[node.index()].clone()).collect()
 }
 
 /// All nodes that fit, however many there are; for explanations and tests.
@@ -153,35 +204,41 @@ fn find_feasible(
 }
 
 /// Fills `scratch.totals`, one a feasible node.
-/// `told` hears each plugin's normalised scores.
-fn score(
+fn score(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod, scratch: &mut Scratch) {
+    let Scratch { feasible, totals, .. } = scratch;
+    totals.clear();
+    totals.resize(feasible.len(), 0);
+    plugin_scores(profile, snapshot, pod, feasible, &mut |_, weight, scores| {
+        for (total, score) in totals.iter_mut().zip(scores) {
+            *total += score * weight;
+        }
+    });
+}
+
+/// Tells each plugin's weight and normalised scores of the nodes.
+pub fn plugin_scores(
     profile: &Profile,
     snapshot: &Snapshot,
     pod: &PendingPod,
-    scratch: &mut Scratch,
-    told: &mut dyn FnMut(u8, &[i64]),
+    nodes: &[NodeId],
+    told: &mut dyn FnMut(u8, i64, &[i64]),
 ) {
-    let feasible = &scratch.feasible;
-    scratch.totals.clear();
-    scratch.totals.resize(feasible.len(), 0);
+    let mut scores = Vec::with_capacity(nodes.len());
     for (place, weight) in &profile.score {
         let plugin = profile.plugin(*place);
         let state: State = if profile.pre_score.contains(place) {
-            match plugin.pre_score(pod, snapshot, feasible) {
+            match plugin.pre_score(pod, snapshot, nodes) {
                 PreScore::Skip => continue,
                 PreScore::Proceed(state) => state,
             }
         } else {
             Box::new(())
         };
-        scratch.scores.clear();
-        scratch.scores.extend(feasible.iter().map(|node| plugin.score(&state, pod, snapshot, *node)));
-        plugin.normalize(&state, &mut scratch.scores);
-        told(*place, &scratch.scores);
-        for (total, score) in scratch.totals.iter_mut().zip(&scratch.scores) {
-            debug_assert!((0..=MAX_NODE_SCORE).contains(score), "{}: score {score}", plugin.name());
-            *total += score * weight;
-        }
+        scores.clear();
+        scores.extend(nodes.iter().map(|node| plugin.score(&state, pod, snapshot, *node)));
+        plugin.normalize(&state, &mut scores);
+        debug_assert!(scores.iter().all(|score| (0..=MAX_NODE_SCORE).contains(score)), "{}: {scores:?}", plugin.name());
+        told(*place, *weight, &scores);
     }
 }
 

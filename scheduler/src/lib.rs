@@ -9,6 +9,8 @@ pub mod cache;
 pub mod config;
 pub mod decide;
 pub mod driver;
+pub mod explain;
+pub mod extender;
 pub mod framework;
 pub mod metrics;
 #[cfg(test)]

@@ -3,14 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use component_base::serving::Endpoints;
 use component_base::{cli, client, daemon, leader_election};
 use scheduler::config::Configuration;
 use scheduler::driver::{Driver, Profiles, Watches};
+use scheduler::extender::Extenders;
 use scheduler::framework::Profile;
 use scheduler::options::{IGNORED, Options};
 use scheduler::queue::Timing;
@@ -60,14 +61,17 @@ async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()
             true => Ok(()),
             false => Err("the watches have not seen all objects yet".to_owned()),
         });
-    server::start(&options, endpoints, shutdown.clone()).await?;
+    let explained = Arc::new(OnceLock::new());
+    server::start(&options, endpoints, explained.clone(), shutdown.clone()).await?;
+    let extenders = Extenders::new(&configuration.extenders)?;
 
     let driver_client = client.clone();
     let (initial_backoff, max_backoff) = configuration.backoff();
     let unschedulable_flush = options.pod_max_in_unschedulable_pods_duration;
     let timing = Timing { initial_backoff, max_backoff, unschedulable_flush };
     let work = async move |shutdown: CancellationToken| {
-        let driver = Driver::new(driver_client, Profiles::new(profiles), timing);
+        let driver = Driver::new(driver_client, Profiles::new(profiles), timing, extenders);
+        _ = explained.set(driver.clone());
         let watches = Watches::start(&driver);
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

@@ -2,25 +2,39 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
-use component_base::auth::DelegatedAuth;
-use component_base::serving::{Endpoints, Listening, serve};
+use component_base::auth::{Access, DelegatedAuth};
+use component_base::serving::{Endpoints, Listening, Request, authorize, respond, serve, status, text};
 use component_base::tls::{ServerTls, client_verifier};
 use component_base::x509::self_signed;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::PendingPod;
+use crate::driver::Driver;
+use crate::explain::supposed_pod;
 use crate::options::Options;
 
 const CONNECTIONS_MAX: usize = 256;
+const EXPLAIN: &str = "/debug/explain";
+/// The largest manifest.
+const MANIFEST_MAX: usize = 1 << 20;
 
 /// Serves `endpoints` until `shutdown`; returns once the port is open.
-pub async fn start(options: &Options, endpoints: Endpoints, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn start(
+    options: &Options,
+    endpoints: Endpoints,
+    driver: Arc<OnceLock<Driver>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     if options.secure_port == 0 {
         return Ok(());
     }
@@ -31,10 +45,47 @@ pub async fn start(options: &Options, endpoints: Endpoints, shutdown: Cancellati
     let endpoints = Arc::new(endpoints);
     let listening = Listening { tls: Some(Arc::new(tls)), max_connections: CONNECTIONS_MAX };
     tokio::spawn(serve(listener, listening, shutdown, move |request| {
-        let endpoints = endpoints.clone();
-        async move { endpoints.handle(request).await }
+        let (endpoints, driver) = (endpoints.clone(), driver.clone());
+        async move {
+            if request.uri().path() != EXPLAIN {
+                return endpoints.handle(request).await;
+            }
+            let verb = request.method().as_str().to_lowercase();
+            let access = Access::NonResource { verb, path: EXPLAIN.to_owned() };
+            if let Some(auth) = &endpoints.auth
+                && let Err(error) = authorize(auth, &request, &access).await
+            {
+                return status(&error);
+            }
+            match explain(driver.get(), request).await {
+                Ok(told) => respond(StatusCode::OK, "application/json", told.to_string()),
+                Err((code, words)) => text(code, words),
+            }
+        }
     }));
     Ok(())
+}
+
+/// `GET ?pod=namespace/name` tells of a waiting pod, `POST` of a manifest that is not created.
+async fn explain(driver: Option<&Driver>, request: Request) -> Result<Value, (StatusCode, String)> {
+    let bad = |words: String| (StatusCode::BAD_REQUEST, words);
+    let driver = driver.ok_or((StatusCode::SERVICE_UNAVAILABLE, "another scheduler leads".to_owned()))?;
+    let pod = if request.method() == Method::POST {
+        let body = Limited::new(request.into_body(), MANIFEST_MAX).collect().await;
+        let body = body.map_err(|error| bad(error.to_string()))?.to_bytes();
+        let documents =
+            apimachinery::yaml::documents(&String::from_utf8_lossy(&body)).map_err(|e| bad(e.to_string()))?;
+        let manifest = documents.into_iter().next().ok_or_else(|| bad("the body is empty".to_owned()))?;
+        Arc::new(PendingPod::new(Arc::new(supposed_pod(manifest).map_err(bad)?)))
+    } else {
+        let query = request.uri().query().unwrap_or_default();
+        let wanted = query.split('&').find_map(|pair| pair.strip_prefix("pod=")).map(|name| name.replace("%2F", "/"));
+        let wanted = wanted.ok_or_else(|| bad("which pod? ?pod=namespace/name".to_owned()))?;
+        let (namespace, name) = wanted.split_once('/').unwrap_or(("default", &wanted));
+        let waiting = driver.waiting(namespace, name);
+        waiting.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod {namespace}/{name} does not wait for a node")))?
+    };
+    driver.explain(&pod).ok_or_else(|| bad(format!("no profile is named {:?}", pod.scheduler_name())))
 }
 
 /// Who may read what on the secure port.

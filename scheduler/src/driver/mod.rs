@@ -4,12 +4,13 @@
 //! across an await. Binding goes on in tasks, at most [`BINDINGS_MAX`] at a time, while the next pods are decided on.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use component_base::events::{Recorder, Type};
+use component_base::informer::Informer;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use kube::api::{Api, Patch, PatchParams};
 use parking_lot::Mutex;
 use rand::SeedableRng;
@@ -20,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
-use crate::decide::{Decision, Scratch, decide};
+use crate::decide::{Approval, Decision, Scratch, decide_among, sampled_nodes};
+use crate::explain;
+use crate::extender::{ExtenderError, Extenders};
 use crate::framework::{Bind, Diagnosis, Event, EventSet, FitError, Handle, Nomination, Profile, QueueKey, State};
 use crate::metrics::{Metrics, Outcome};
 use crate::plugins::dynamic_resources::deallocate;
@@ -92,6 +95,9 @@ struct Shared {
     /// One for each profile: an event names its scheduler.
     recorders: HashMap<String, Recorder>,
     metrics: Metrics,
+    extenders: Extenders,
+    /// For extenders that want to see whole nodes.
+    node_objects: OnceLock<Informer<Node>>,
 }
 
 /// What a decision leads to.
@@ -103,7 +109,7 @@ enum Next {
 
 impl Driver {
     /// Must be called within a tokio runtime.
-    pub fn new(client: kube::Client, profiles: Profiles, timing: Timing) -> Driver {
+    pub fn new(client: kube::Client, profiles: Profiles, timing: Timing, extenders: Extenders) -> Driver {
         let recorders = profiles.0.keys().map(|name| (name.clone(), Recorder::new(client.clone(), name, ""))).collect();
         let core = Core {
             snapshot: Snapshot::default(),
@@ -122,6 +128,8 @@ impl Driver {
                 handle: Handle { client, picture },
                 recorders,
                 metrics: Metrics::default(),
+                extenders,
+                node_objects: OnceLock::new(),
             }),
         }
     }
@@ -145,7 +153,7 @@ impl Driver {
                 (popped, next)
             };
             if let Some((pod, attempts)) = popped {
-                self.attempt(pod, attempts, slot);
+                self.attempt(pod, attempts, slot).await;
                 // Watch events must not wait for a long row of decisions.
                 tokio::task::yield_now().await;
                 continue;
@@ -181,9 +189,20 @@ impl Driver {
     }
 
     /// One pod's way from the queue to a task that binds it or tells why not.
-    fn attempt(&self, pod: Arc<PendingPod>, attempts: u32, slot: OwnedSemaphorePermit) {
+    async fn attempt(&self, pod: Arc<PendingPod>, attempts: u32, slot: OwnedSemaphorePermit) {
         let started = Instant::now();
-        let next = self.decide(&pod, started);
+        let approval = match self.shared.extenders.judge(&pod) {
+            false => None,
+            true => match self.approval(&pod).await {
+                Ok(approval) => Some(approval),
+                Err(error) => {
+                    warn!(pod = %pod.facts.key, %error, "not decided");
+                    self.shared.core.lock().queue.refused(&pod.facts.uid, None, Instant::now());
+                    return self.tell(&pod, "SchedulerError", &error.to_string(), &Nomination::Keep).await;
+                }
+            },
+        };
+        let next = self.decide(&pod, started, approval);
         let driver = self.clone();
         match next {
             Next::Nothing => {}
@@ -205,7 +224,7 @@ impl Driver {
         }
     }
 
-    fn decide(&self, pod: &Arc<PendingPod>, started: Instant) -> Next {
+    fn decide(&self, pod: &Arc<PendingPod>, started: Instant, approval: Option<Approval>) -> Next {
         let mut core = self.shared.core.lock();
         let core = &mut *core;
         let uid = &pod.facts.uid;
@@ -215,7 +234,8 @@ impl Driver {
             return Next::Nothing;
         };
         core.snapshot.prepare_for(pod);
-        let decision = decide(&profile, &mut core.snapshot, pod, &mut core.scratch, &mut core.rng);
+        let decision =
+            decide_among(&profile, &mut core.snapshot, pod, &mut core.scratch, &mut core.rng, approval.as_ref());
         self.shared.metrics.decided_in(started.elapsed());
         let placed = decision.and_then(|Decision { node, .. }| match profile.reserve(pod, &mut core.snapshot, node) {
             Ok(reserved) => Ok((node, reserved)),
@@ -246,6 +266,32 @@ impl Driver {
                 Next::TellUnschedulable { profile, error }
             }
         }
+    }
+
+    /// What extenders say of the nodes that the plugins leave.
+    async fn approval(&self, pod: &PendingPod) -> Result<Approval, ExtenderError> {
+        let names = {
+            let mut core = self.shared.core.lock();
+            let core = &mut *core;
+            let Some(profile) = self.shared.profiles.of(pod) else { return Ok(Approval::default()) };
+            core.snapshot.prepare_for(pod);
+            sampled_nodes(profile, &mut core.snapshot, pod, &mut core.scratch)
+        };
+        let objects = self.shared.node_objects.get();
+        let nodes = names.iter().map(|name| (name.to_string(), objects.and_then(|nodes| nodes.get("", name))));
+        self.shared.extenders.approve(pod, nodes.collect()).await
+    }
+
+    /// What would become of a pod, and why: `None` for a pod that is not there or is another scheduler's.
+    pub fn explain(&self, pod: &PendingPod) -> Option<serde_json::Value> {
+        let profile = self.shared.profiles.of(pod)?;
+        Some(explain::explain(profile, &mut self.shared.core.lock().snapshot, pod))
+    }
+
+    /// A waiting pod by namespace and name.
+    pub fn waiting(&self, namespace: &str, name: &str) -> Option<Arc<PendingPod>> {
+        let core = self.shared.core.lock();
+        core.queue.iter().find(|pod| pod.facts.key.namespace == namespace && pod.facts.key.name == name).cloned()
     }
 
     /// Tries again the pods that an event may help.
@@ -319,6 +365,9 @@ impl Driver {
         for place in &profile.pre_bind {
             let reserved = reserved.iter().find(|(holder, _)| holder == place).map_or(&none, |(_, state)| state);
             profile.plugin(*place).pre_bind(&self.shared.handle, reserved, pod, node).await?;
+        }
+        if let Some(outcome) = self.shared.extenders.bind(pod, node).await {
+            return outcome;
         }
         for place in &profile.bind {
             match profile.plugin(*place).bind(&self.shared.handle, pod, node).await {

@@ -15,6 +15,7 @@ use crate::cache::{PendingPod, PodFacts};
 impl Driver {
     /// Makes a node free of `victims` for the pod; whether all of them are going. As `prepareCandidateAsync`.
     pub(super) async fn preempt(&self, pod: &PendingPod, node: &str, victims: &[Arc<str>]) -> bool {
+        let Some(victims) = self.shared.extenders.victims(pod, node, victims).await else { return false };
         let (victims, lower) = {
             let mut core = self.shared.core.lock();
             let found: Vec<PodFacts> = victims.iter().filter_map(|uid| core.snapshot.facts_of(uid).cloned()).collect();

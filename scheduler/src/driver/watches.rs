@@ -160,9 +160,14 @@ impl Watches {
     pub fn start(driver: &Driver) -> Watches {
         let client = &driver.shared.handle.client;
         let all = watcher::Config::default;
+        // Extenders are sent whole objects.
+        let (slim_pod, slim_node): (fn(&mut Pod), fn(&mut Node)) = match driver.shared.extenders.is_empty() {
+            true => (slim::pod, slim::node),
+            false => (|_| {}, |_| {}),
+        };
         let watches = Watches {
-            pods: Informer::start_with_transform(Api::all(client.clone()), all().fields(LIVE_PODS), slim::pod),
-            nodes: Informer::start_with_transform(Api::all(client.clone()), all(), slim::node),
+            pods: Informer::start_with_transform(Api::all(client.clone()), all().fields(LIVE_PODS), slim_pod),
+            nodes: Informer::start_with_transform(Api::all(client.clone()), all(), slim_node),
             namespaces: Informer::start_with_transform(Api::all(client.clone()), all(), slim::namespace),
             services: Informer::start_with_transform(Api::all(client.clone()), all(), slim::service),
             replication_controllers: Informer::start_with_transform(
@@ -174,6 +179,9 @@ impl Watches {
             replica_sets: Informer::start_with_transform(Api::all(client.clone()), all(), slim::replica_set),
             stateful_sets: Informer::start_with_transform(Api::all(client.clone()), all(), slim::stateful_set),
         };
+        if !driver.shared.extenders.is_empty() {
+            _ = driver.shared.node_objects.set(watches.nodes.clone());
+        }
         watches.connect(driver);
         watches.others.connect(driver);
         watches
