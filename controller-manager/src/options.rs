@@ -169,6 +169,11 @@ pub struct Flags {
     /// Endpoints in one EndpointSlice.
     #[arg(long, default_value_t = 100)]
     pub max_endpoints_per_slice: usize,
+    #[arg(long, default_value_t = 5)]
+    pub mirroring_concurrent_service_endpoint_syncs: usize,
+    /// Addresses of one subset of Endpoints that are mirrored.
+    #[arg(long, default_value_t = 1000)]
+    pub mirroring_max_endpoints_per_subset: usize,
     /// Delete what lost its owners.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = Set)]
     pub enable_garbage_collector: bool,
@@ -260,9 +265,7 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("logging-format"),
     Ignored::Value("max-endpoints-per-subset"),
     Ignored::Value("min-resync-period"),
-    Ignored::Value("mirroring-concurrent-service-endpoint-syncs"),
     Ignored::Value("mirroring-endpointslice-updates-batch-period"),
-    Ignored::Value("mirroring-max-endpoints-per-subset"),
     Ignored::Value("namespace-sync-period"),
     Ignored::Bool("permit-address-sharing"),
     Ignored::Bool("permit-port-sharing"),

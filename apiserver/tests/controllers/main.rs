@@ -4,6 +4,7 @@
 mod accounts;
 #[path = "../common/mod.rs"]
 mod common;
+mod endpoints;
 mod garbage;
 mod namespaces;
 mod quota;

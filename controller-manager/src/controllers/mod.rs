@@ -56,6 +56,7 @@ pub const ALL: &[Entry] = entries! {
     "job-controller", "job" => job::start;
     "ttl-after-finished-controller", "ttl-after-finished" => job::start_removing;
     "endpointslice-controller", "endpointslice" => endpointslice::start;
+    "endpointslice-mirroring-controller", "endpointslicemirroring" => endpointslice::mirroring::start;
     "endpoints-controller", "endpoint" => endpoints::start;
     "node-lifecycle-controller", "nodelifecycle" => node_lifecycle::start;
     "taint-eviction-controller", "taint-eviction-controller" => taint_eviction::start;

@@ -157,7 +157,9 @@ impl Watched for Node {
             status.images = None;
             status.node_info = None;
             status.capacity = None;
-            status.allocatable = None;
+            if let Some(allocatable) = &mut status.allocatable {
+                allocatable.retain(|name, _| name == "cpu");
+            }
         }
     }
 }

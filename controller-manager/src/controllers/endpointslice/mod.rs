@@ -1,4 +1,6 @@
 //! EndpointSlices: the pods behind each Service that has a selector.
+mod hints;
+pub mod mirroring;
 mod plan;
 
 use super::service_backends as backends;
@@ -11,15 +13,17 @@ use component_base::{
     events::{Recorder, Type, reference},
     informer::{Change, Informer},
 };
+use hints::Distribution;
 use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Client,
+    Client, ResourceExt as _,
     api::{DeleteParams, PostParams},
 };
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use plan::Topology;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 const NAME: &str = "endpoint_slice";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -61,11 +65,17 @@ pub async fn start(context: Arc<Context>) {
         // Our own writes come back too; a step that finds nothing to do is cheap.
         to.add(key);
     });
-    let (to, services) = (queue.clone(), controller.services.clone());
+    let (to, services, on_node) = (queue.clone(), controller.services.clone(), context.pods_by_node());
     controller.nodes.on_change(move |change: Change<'_, Node>| {
-        let zone = |n: Option<&Arc<Node>>| n.and_then(|n| n.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned());
+        let Some(node) = change.latest() else { return };
+        let zone = |n: Option<&Arc<Node>>| n.map(|n| zone_of(n));
         if zone(change.old) != zone(change.new) {
-            services.list().iter().for_each(|s| to.add(NamespacedName::of(s.as_ref())));
+            on_node.get(&node.name_any()).iter().for_each(|pod| wake_services_of(&services, pod, &to));
+        }
+        let part = |n: Option<&Arc<Node>>| n.map(|n| hints::part(n));
+        if part(change.old) != part(change.new) {
+            let auto = |s: &&Arc<Service>| hints::distribution(s) == Distribution::Auto;
+            services.list().iter().filter(auto).for_each(|s| to.add(NamespacedName::of(s.as_ref())));
         }
     });
     controller.services.synced().await;
@@ -95,15 +105,22 @@ pub fn wake_by_services_and_pods(
         {
             return;
         }
-        let Some(pod) = change.latest() else { return };
-        for service in services.list_in(pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            let Some(selector) = backends::selector(&service) else { continue };
-            let selects = |p: &Arc<Pod>| selector.matches_opt(p.metadata.labels.as_ref());
-            if change.old.is_some_and(selects) || change.new.is_some_and(selects) {
-                to.add(NamespacedName::of(service.as_ref()));
-            }
-        }
+        let relabelled = change.old.map(|p| &p.metadata.labels) != change.new.map(|p| &p.metadata.labels);
+        change.old.filter(|_| relabelled).into_iter().for_each(|pod| wake_services_of(&services, pod, &to));
+        change.new.into_iter().for_each(|pod| wake_services_of(&services, pod, &to));
     });
+}
+
+fn wake_services_of(services: &Informer<Service>, pod: &Pod, queue: &WorkQueue<NamespacedName>) {
+    for service in services.list_in(pod.metadata.namespace.as_deref().unwrap_or_default()) {
+        if backends::selector(&service).is_some_and(|s| s.matches_opt(pod.metadata.labels.as_ref())) {
+            queue.add(NamespacedName::of(service.as_ref()));
+        }
+    }
+}
+
+fn zone_of(node: &Node) -> Option<String> {
+    node.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned()
 }
 
 /// The Service of a slice that this controller made.
@@ -166,18 +183,21 @@ impl Reconcile for Controller {
             return Ok(Next::After(CACHE_LAG));
         }
         let pods = selected(&self.pods, &key.namespace, &selector);
-        let mut zones = HashMap::new();
-        for node in pods.iter().filter_map(|p| backends::node_name(p)) {
-            if !zones.contains_key(&node)
-                && let Some(zone) =
-                    self.nodes.get("", &node).and_then(|n| n.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned())
-            {
-                zones.insert(node, zone);
-            }
-        }
+        let names: BTreeSet<String> = pods.iter().filter_map(|p| backends::node_name(p)).collect();
+        let zones = names.into_iter().filter_map(|name| self.nodes.get("", &name).map(|node| (name, zone_of(&node))));
+        let auto = hints::distribution(&service) == Distribution::Auto;
+        let shares = if auto { hints::shares(&self.nodes.list()) } else { None };
+        let topology = Topology { zones: zones.collect(), shares };
         let mut existing = self.slices.list_in(&key.namespace);
         existing.retain(|s| service_of(s).as_ref() == Some(key));
-        let changes = plan::plan(&service, &pods, &zones, &existing, self.max_per_slice);
+        let changes = plan::plan(&service, &pods, &topology, &existing, self.max_per_slice);
+        for (well, message) in &changes.told {
+            let (kind, reason) = match well {
+                true => (Type::Normal, "TopologyAwareHintsEnabled"),
+                false => (Type::Warning, "TopologyAwareHintsDisabled"),
+            };
+            self.recorder.event(&reference(service.as_ref()), kind, reason, "", message.clone());
+        }
         if let Err(error) = self.write(key, changes).await {
             if !is_code(&error, 409) && !is_code(&error, 404) && !is_terminating(&error) {
                 let message = format!(

@@ -1,4 +1,5 @@
 //! Which EndpointSlices a Service should have, with as few writes as will do. Pure.
+use super::hints::{self, Distribution, Shares};
 use crate::controllers::{claim::controller_reference, service_backends as backends};
 use apimachinery::pod::is_ready;
 use k8s_openapi::api::{
@@ -13,37 +14,48 @@ use std::{
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 pub const MANAGED_BY: &str = "endpointslice-controller.k8s.io";
-/// The writes to make.
+/// The writes to make, and what to tell of hints: whether it is well, and a message.
 #[derive(Debug, Default, PartialEq)]
 pub struct Changes {
     pub create: Vec<EndpointSlice>,
     pub update: Vec<EndpointSlice>,
     pub delete: Vec<String>,
+    pub told: Vec<(bool, String)>,
+}
+
+/// Where things are: the zones of the nodes that pods are on (a node that is gone is absent), and the zones' shares of the
+/// cluster, if the Service's hints depend on them.
+#[derive(Debug, Default)]
+pub struct Topology {
+    pub zones: HashMap<String, Option<String>>,
+    pub shares: Option<Shares>,
 }
 
 /// Endpoints that can share a slice: of one family, with the same ports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Group {
-    family: String,
+pub struct Group {
+    pub family: String,
     /// Name, protocol, port, application protocol; sorted.
-    ports: Vec<(String, String, i32, Option<String>)>,
+    pub ports: Vec<(String, String, i32, Option<String>)>,
 }
 
-/// As the reconciler of the endpointslice controller. `zones` are those of nodes by name; `existing` are the slices that
-/// this controller made for the Service.
+/// As the reconciler of the endpointslice controller. `existing` are the slices that this controller made for the Service.
 pub fn plan(
     service: &Service,
     pods: &[Arc<Pod>],
-    zones: &HashMap<String, String>,
+    topology: &Topology,
     existing: &[Arc<EndpointSlice>],
     max_per_slice: usize,
 ) -> Changes {
-    let mut wanted = endpoints(service, pods, zones);
+    let mut wanted = endpoints(service, pods, &topology.zones);
     let mut by_group: BTreeMap<Group, Vec<&EndpointSlice>> = BTreeMap::new();
     let mut changes = Changes::default();
     let families = backends::families(service);
+    hint(service, topology, existing, &mut wanted, &mut changes);
     for slice in existing.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
-        if families.contains(&slice.address_type) {
+        let owned =
+            slice.metadata.owner_references.iter().flatten().any(|o| Some(&o.uid) == service.metadata.uid.as_ref());
+        if owned && families.contains(&slice.address_type) {
             by_group.entry(group_of(slice)).or_default().push(slice);
         } else {
             changes.delete.extend(slice.metadata.name.clone());
@@ -65,6 +77,39 @@ pub fn plan(
         fit(service, &group, endpoints, &slices, max_per_slice.max(1), &mut changes);
     }
     changes
+}
+
+/// Says for which zones and nodes each endpoint is; what the slices say now is kept where it will do.
+fn hint(
+    service: &Service,
+    topology: &Topology,
+    existing: &[Arc<EndpointSlice>],
+    wanted: &mut BTreeMap<Group, Vec<Endpoint>>,
+    changes: &mut Changes,
+) {
+    let distribution = hints::distribution(service);
+    if distribution != Distribution::Auto {
+        wanted.values_mut().flatten().for_each(|e| hints::by_distribution(e, distribution));
+        return;
+    }
+    let before: HashMap<String, &Endpoint> =
+        existing.iter().flat_map(|s| s.endpoints.iter().flatten()).map(|e| (identity(e), e)).collect();
+    let had_hints = before.values().any(|e| e.hints.is_some());
+    for family in backends::families(service) {
+        let of_family = wanted.iter_mut().filter(|(group, _)| group.family == family);
+        let mut all: Vec<&mut Endpoint> = of_family.flat_map(|(_, endpoints)| endpoints).collect();
+        all.iter_mut().for_each(|e| e.hints = before.get(&identity(e)).and_then(|old| old.hints.clone()));
+        match hints::allocate(topology.shares.as_ref(), &mut all) {
+            Ok(()) if had_hints => {}
+            Ok(()) => {
+                changes.told.push((true, format!("Topology Aware Hints has been enabled, addressType: {family}")));
+            }
+            Err(why) => {
+                all.into_iter().for_each(|e| e.hints = None);
+                changes.told.push((false, format!("{why}, addressType: {family}")));
+            }
+        }
+    }
 }
 
 /// Distributes the endpoints of one group over its slices: those that are right stay where they are, new ones fill the
@@ -146,12 +191,20 @@ fn identity(endpoint: &Endpoint) -> String {
 
 /// As we write it: what the server may have added or a stale writer left does not count as a difference.
 fn normal(endpoint: &Endpoint) -> Endpoint {
-    Endpoint { hints: None, deprecated_topology: None, ..endpoint.clone() }
+    Endpoint { deprecated_topology: None, ..endpoint.clone() }
 }
 
-fn endpoints(service: &Service, pods: &[Arc<Pod>], zones: &HashMap<String, String>) -> BTreeMap<Group, Vec<Endpoint>> {
+fn endpoints(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    zones: &HashMap<String, Option<String>>,
+) -> BTreeMap<Group, Vec<Endpoint>> {
     let mut groups: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
-    for pod in pods.iter().filter(|p| backends::may_serve(p, true)) {
+    // Nobody reaches a pod whose node is gone.
+    let placed = |p: &Arc<Pod>| {
+        backends::publishes_not_ready(service) || backends::node_name(p).is_none_or(|n| zones.contains_key(&n))
+    };
+    for pod in pods.iter().filter(|p| backends::may_serve(p, true) && placed(p)) {
         let ports = ports(service, pod);
         for family in backends::families(service) {
             let addresses = backends::addresses(pod);
@@ -163,7 +216,7 @@ fn endpoints(service: &Service, pods: &[Arc<Pod>], zones: &HashMap<String, Strin
     groups
 }
 
-fn endpoint(service: &Service, pod: &Pod, address: String, zones: &HashMap<String, String>) -> Endpoint {
+fn endpoint(service: &Service, pod: &Pod, address: String, zones: &HashMap<String, Option<String>>) -> Endpoint {
     let serving = is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let ready = backends::publishes_not_ready(service) || (serving && !terminating);
@@ -176,7 +229,7 @@ fn endpoint(service: &Service, pod: &Pod, address: String, zones: &HashMap<Strin
             terminating: Some(terminating),
         }),
         hostname: backends::hostname(pod, service),
-        zone: node_name.as_ref().and_then(|n| zones.get(n).cloned()),
+        zone: node_name.as_ref().and_then(|n| zones.get(n).cloned().flatten()),
         node_name,
         target_ref: Some(backends::reference_to(pod)),
         ..Endpoint::default()
@@ -197,7 +250,8 @@ fn ports(service: &Service, pod: &Pod) -> Vec<(String, String, i32, Option<Strin
     ports
 }
 
-fn group_of(slice: &EndpointSlice) -> Group {
+/// What a slice's endpoints have in common.
+pub fn group_of(slice: &EndpointSlice) -> Group {
     let mut ports: Vec<_> = slice
         .ports
         .iter()
@@ -293,10 +347,13 @@ mod tests {
         after.into_iter().map(Arc::new).collect()
     }
 
+    fn topology() -> Topology {
+        Topology { zones: HashMap::from([("n1".to_owned(), Some("z1".to_owned()))]), shares: None }
+    }
+
     fn go(service: &Service, pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> Vec<Arc<EndpointSlice>> {
-        let zones = HashMap::from([("n1".to_owned(), "z1".to_owned())]);
-        let after = apply(existing, plan(service, pods, &zones, existing, 100));
-        assert_eq!(plan(service, pods, &zones, &after, 100), Changes::default(), "one step settles it");
+        let after = apply(existing, plan(service, pods, &topology(), existing, 100));
+        assert_eq!(plan(service, pods, &topology(), &after, 100), Changes::default(), "one step settles it");
         after
     }
 
@@ -376,11 +433,30 @@ mod tests {
         // One pod less and two more: as few slices as possible are written.
         let mut later: Vec<_> = pods[1..].to_vec();
         later.extend([pod(300, true, json!({})), pod(301, true, json!({}))]);
-        let changes = plan(&service, &later, &HashMap::from([("n1".to_owned(), "z1".to_owned())]), &slices, 100);
+        let changes = plan(&service, &later, &topology(), &slices, 100);
         assert!(changes.create.is_empty() && changes.delete.is_empty());
         assert!(changes.update.len() <= 2, "{}", changes.update.len());
         let after = apply(&slices, changes);
         assert_eq!(sizes(&after).iter().sum::<usize>(), 251);
+    }
+
+    #[test]
+    fn a_pod_whose_node_is_gone_is_left_out() {
+        let lost = pod(1, true, json!({"spec": {"nodeName": "gone"}}));
+        let count = |publish: bool| {
+            let service = service(json!({"publishNotReadyAddresses": publish}));
+            go(&service, std::slice::from_ref(&lost), &[])[0].endpoints.as_ref().map(Vec::len)
+        };
+        assert_eq!((count(false), count(true)), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn hints_come_and_go_with_the_field() {
+        let pods = [pod(1, true, json!({}))];
+        let near = go(&service(json!({"trafficDistribution": "PreferSameZone"})), &pods, &[]);
+        let hints = |slices: &[Arc<EndpointSlice>]| slices[0].endpoints.as_ref().unwrap()[0].hints.clone();
+        assert_eq!(hints(&near).unwrap().for_zones.unwrap()[0].name, "z1");
+        assert_eq!(hints(&go(&service(json!({})), &pods, &near)), None);
     }
 
     #[test]

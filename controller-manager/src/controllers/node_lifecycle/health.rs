@@ -41,6 +41,8 @@ pub struct Record {
     /// When the heartbeat was last seen to change.
     pub seen: Instant,
     pub readiness: Readiness,
+    /// Its pods were told that they are not ready, since the node is not: once, whatever the kubelet says later.
+    pub told_pods: bool,
 }
 
 /// The outcome of a look at one node.
@@ -53,6 +55,8 @@ pub struct Assessment {
     pub readiness: Readiness,
     /// Whether it was ready before.
     pub fell: bool,
+    /// Whether its pods are to be told. Of a node that never spoke, and may yet, nothing is known.
+    pub tells_pods: bool,
 }
 
 pub struct GracePeriods {
@@ -90,10 +94,11 @@ pub fn assess(
     let never_posted = ready.is_none();
     let grace = if never_posted { grace.startup } else { grace.monitor };
     let mut assessment = Assessment {
-        record: Record { heartbeat, seen, readiness: before },
+        record: Record { heartbeat, seen, readiness: before, told_pods: former.is_some_and(|r| r.told_pods) },
         conditions: None,
         readiness: before,
         fell: false,
+        tells_pods: false,
     };
     if clock.saturating_duration_since(seen) > grace {
         let conditions = silent_conditions(node, now);
@@ -104,6 +109,9 @@ pub fn assess(
     }
     let was_ready = former.map_or(before, |r| r.readiness) == Readiness::Ready;
     assessment.record.readiness = assessment.readiness;
+    assessment.record.told_pods &= assessment.readiness != Readiness::Ready;
+    let known = !never_posted || assessment.conditions.is_some();
+    assessment.tells_pods = known && assessment.readiness != Readiness::Ready && !assessment.record.told_pods;
     assessment.fell = was_ready && assessment.readiness != Readiness::Ready;
     assessment
 }
@@ -252,7 +260,7 @@ mod tests {
         let third = assess(&node, Some(&renewed), Some(&second.record), &GRACE, at(45), now);
         assert_eq!((third.readiness, third.fell), (Readiness::Ready, false));
         let fourth = assess(&node, Some(&renewed), Some(&third.record), &GRACE, at(51), now);
-        assert_eq!((fourth.readiness, fourth.fell), (Readiness::Unknown, true));
+        assert_eq!((fourth.readiness, fourth.fell, fourth.tells_pods), (Readiness::Unknown, true, true));
         let conditions = fourth.conditions.unwrap();
         assert_eq!(conditions[0].reason.as_deref(), Some("NodeStatusUnknown"));
         assert_eq!(conditions[1].reason.as_deref(), Some("NodeStatusNeverUpdated"));
@@ -265,6 +273,7 @@ mod tests {
         let start = Instant::now();
         let fresh = node(None, json!({}));
         let first = assess(&fresh, None, None, &GRACE, start, Timestamp::now());
+        assert!(!first.tells_pods, "it may yet speak");
         let at = |s| start + Duration::from_secs(s);
         assert!(assess(&fresh, None, Some(&first.record), &GRACE, at(50), Timestamp::now()).conditions.is_none());
         assert!(assess(&fresh, None, Some(&first.record), &GRACE, at(61), Timestamp::now()).conditions.is_some());

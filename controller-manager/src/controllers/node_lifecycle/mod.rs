@@ -141,14 +141,16 @@ impl Controller {
             assessed.push((node, assessment));
         }
         let states = self.zone_states(&assessed);
+        let told = Mutex::new(Vec::new());
         let all_failed = !states.is_empty() && states.values().all(|(state, _)| *state == ZoneState::Full);
         let work: Vec<BoxFuture<'_, ()>> = assessed
             .iter()
             .map(|(node, assessment)| {
                 let zone = health::zone_of(node);
                 let state = states.get(&zone).copied().unwrap_or((ZoneState::Normal, 0));
+                let told = &told;
                 let one = async move {
-                    if let Err(error) = self.handle(node, assessment, &zone, state, all_failed, now).await {
+                    if let Err(error) = self.handle(node, assessment, &zone, state, all_failed, now, told).await {
                         let ordinary = matches!(&error, SyncError::Api(e) if is_code(e, 404) || is_code(e, 409));
                         if !ordinary {
                             warn!(node = node.name_any(), %error, "node's health not recorded; will retry");
@@ -159,6 +161,11 @@ impl Controller {
             })
             .collect();
         stream::iter(work).buffer_unordered(PARALLEL).collect::<Vec<()>>().await;
+        for name in told.into_inner() {
+            if let Some(record) = records.get_mut(&name) {
+                record.told_pods = true;
+            }
+        }
     }
 
     /// State and number of nodes by zone.
@@ -181,6 +188,7 @@ impl Controller {
         (state, size): (ZoneState, usize),
         all_failed: bool,
         now: Timestamp,
+        told: &Mutex<Vec<String>>,
     ) -> Result<(), SyncError> {
         let name = node.name_any();
         let api: Api<Node> = Api::all(self.client.clone());
@@ -194,8 +202,9 @@ impl Controller {
         if assessment.fell {
             self.event(node, Type::Normal, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
         }
-        if assessment.readiness != Readiness::Ready {
+        if assessment.tells_pods {
             self.mark_pods_not_ready(&name).await?;
+            told.lock().push(name.clone());
         }
         let taints = if all_failed {
             // When all have failed, the fault is likelier here than there: nobody is evicted.
