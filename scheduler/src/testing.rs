@@ -172,7 +172,7 @@ pub(crate) fn claim(snapshot: &mut Snapshot, name: &str, spec: Value) {
 
 /// Makes a PersistentVolume.
 pub(crate) fn volume(snapshot: &mut Snapshot, name: &str, spec: Value) {
-    let object = json!({"metadata": {"name": name}, "spec": spec});
+    let object = json!({"metadata": {"name": name}, "spec": spec, "status": {"phase": "Available"}});
     snapshot.volumes.volumes.insert(name.into(), serde_json::from_value(object).expect("a volume"));
 }
 

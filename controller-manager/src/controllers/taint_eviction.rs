@@ -1,6 +1,6 @@
 //! Evicts pods from nodes with `NoExecute` taints that they do not tolerate, at once or when their time is up.
 use crate::runtime::{Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, run};
-use apimachinery::{meta::NamespacedName, pod::is_terminal};
+use apimachinery::{meta::NamespacedName, node::tolerates, pod::is_terminal};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
@@ -102,22 +102,6 @@ fn judge(tolerations: &[Toleration], taints: &[Taint], now: Timestamp) -> Verdic
         verdict = if until <= now { Verdict::Goes } else { Verdict::GoesAt(until) };
     }
     verdict
-}
-
-/// As `ToleratesTaint`.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.as_deref().filter(|t| !t.is_empty()).map(str::to_owned);
-    if given(&toleration.effect).is_some_and(|e| e != taint.effect) {
-        return false;
-    }
-    if given(&toleration.key).is_some_and(|k| k != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "" | "Equal" => toleration.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or(""),
-        _ => false,
-    }
 }
 
 impl Controller {

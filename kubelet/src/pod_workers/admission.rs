@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use apimachinery::node::RequiredNodeAffinity;
 use apimachinery::pod::SAFE_SYSCTLS;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -55,10 +56,10 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
             return Err(out_of(reason, name, unit(want), used, unit(limit)));
         }
     }
-    let matches = |labels: &BTreeMap<String, String>| {
-        spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
-    };
-    let selected = api_node.and_then(|n| n.metadata.labels.as_ref()).is_none_or(matches);
+    let selected = api_node.is_none_or(|node| {
+        let (name, labels) = (node.metadata.name.as_deref(), node.metadata.labels.clone());
+        RequiredNodeAffinity::of(spec).matches(name.unwrap_or_default(), &labels.unwrap_or_default())
+    });
     if !selected && !static_pods::is_static(pod) {
         return Err(Ended::new(
             "NodeAffinity",

@@ -24,11 +24,8 @@ pub(super) struct Claimed {
 
 /// The claim that a pod's volume is, and whether it may only be read. A generic ephemeral volume has a claim of its own.
 pub(super) fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
-    if let Some(source) = &volume.persistent_volume_claim {
-        return Some((source.claim_name.clone(), source.read_only == Some(true)));
-    }
-    let pod = pod.metadata.name.as_deref().unwrap_or_default();
-    volume.ephemeral.as_ref().map(|_| (format!("{pod}-{}", volume.name), false))
+    let (name, _) = apimachinery::volume::claim_of(pod.metadata.name.as_deref().unwrap_or_default(), volume)?;
+    Some((name, volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true))))
 }
 
 /// Finds the volume of a claim that a pod may use now. As `getPVCExtractPV` and `getPVSpec`.

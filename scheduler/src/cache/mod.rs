@@ -28,7 +28,6 @@ pub use label_groups::{Count, LabelGroups, PodsPerNode};
 pub use nodes::{Amounts, NodeId, Nodes};
 pub use pod_facts::{
     DEFAULT_CPU_MILLI, DEFAULT_MEMORY_BYTES, DEFAULT_SCHEDULER_NAME, HostPort, Labels, PendingPod, PodFacts, Requests,
-    claim_name,
 };
 pub use topology::{Column, HOSTNAME_KEY, NO_DOMAIN, Topology, ZONE_KEY};
 pub use volumes::Volumes;

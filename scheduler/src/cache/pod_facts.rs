@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use apimachinery::meta::NamespacedName;
 use apimachinery::quantity::Quantity;
+use apimachinery::volume::claim_of;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -200,18 +201,10 @@ fn nonzero_requests(spec: &PodSpec, total: &BTreeMap<String, Quantity>) -> (i64,
     }))
 }
 
-/// The claim that a volume mounts: the one it names, or the one that is made for it (`true`).
-pub fn claim_name(pod: &ObjectMeta, volume: &Volume) -> Option<(String, bool)> {
-    match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
-        (None, Some(_)) => Some((format!("{}-{}", pod.name.as_deref().unwrap_or_default(), volume.name), true)),
-        _ => None,
-    }
-}
-
 fn claims_of(meta: &ObjectMeta, spec: &PodSpec) -> Box<[Arc<str>]> {
     let namespace = meta.namespace.as_deref().unwrap_or_default();
-    let names = spec.volumes.iter().flatten().filter_map(|volume| claim_name(meta, volume));
+    let own = meta.name.as_deref().unwrap_or_default();
+    let names = spec.volumes.iter().flatten().filter_map(|volume| claim_of(own, volume));
     names.map(|(name, _)| Arc::from(format!("{namespace}/{name}"))).collect()
 }
 

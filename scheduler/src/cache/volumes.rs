@@ -4,11 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use apimachinery::volume::{BIND_COMPLETED, SELECTED_NODE, annotation, volume_name};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
-
-/// Claims of this class name, without one, take what the cluster's default class gives; the apiserver fills it in.
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// A volume that the scheduler has chosen for a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +51,7 @@ impl Volumes {
 
     /// The volume that a claim is bound to, or soon will be.
     pub fn volume_of(&self, claim: &str) -> Option<&Arc<PersistentVolume>> {
-        let bound = self.claims.get(claim).and_then(|claim| claim.spec.as_ref()?.volume_name.as_deref());
-        let name = bound.filter(|name| !name.is_empty()).or_else(|| {
+        let name = self.claims.get(claim).and_then(|claim| volume_name(claim)).or_else(|| {
             let bindings = self.assumed.values().flat_map(|assumption| &assumption.bindings);
             bindings.into_iter().find(|binding| &*binding.claim == claim).map(|binding| &*binding.volume)
         });
@@ -73,7 +70,7 @@ impl Volumes {
             self.assumed.values().find(|assumption| assumption.provisions.iter().any(|other| &**other == key));
         match assumed {
             Some(assumption) => Some(&assumption.node),
-            None => claim.metadata.annotations.as_ref()?.get(SELECTED_NODE).map(String::as_str),
+            None => annotation(&claim.metadata, SELECTED_NODE),
         }
     }
 
@@ -91,11 +88,5 @@ impl Volumes {
 
 /// Whether the binding of a claim is complete. As `isFullyBound`.
 pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
-    let named = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).is_some_and(|name| !name.is_empty());
-    let completed = claim
-        .metadata
-        .annotations
-        .as_ref()
-        .is_some_and(|annotations| annotations.contains_key("pv.kubernetes.io/bind-completed"));
-    named && completed
+    volume_name(claim).is_some() && annotation(&claim.metadata, BIND_COMPLETED).is_some()
 }

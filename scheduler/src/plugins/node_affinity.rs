@@ -1,12 +1,9 @@
 //! NodeAffinity: a pod's `nodeSelector` and `nodeAffinity`, and the affinity that the configuration adds to every pod.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
-use apimachinery::labels::{Operator, Requirement};
-use k8s_openapi::api::core::v1::{
-    NodeAffinity as ApiNodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
-};
+use apimachinery::node::{NodeTerm, NodeTerms, RequiredNodeAffinity};
+use k8s_openapi::api::core::v1::NodeAffinity as ApiNodeAffinity;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -26,115 +23,14 @@ struct Arguments {
     added_affinity: Option<ApiNodeAffinity>,
 }
 
-/// A parsed NodeSelectorTerm: all requirements hold together. One that does not parse, or is empty, matches nothing.
-#[derive(Debug, Default)]
-struct Term {
-    labels: Vec<Requirement>,
-    names: Vec<Requirement>,
-    void: bool,
+/// What the pod requires, and what the configuration adds.
+#[derive(Default)]
+struct Required {
+    own: RequiredNodeAffinity,
+    added: Option<NodeTerms>,
 }
 
-impl Term {
-    fn parse(term: &NodeSelectorTerm) -> Term {
-        let labels: Option<Vec<_>> = term.match_expressions.iter().flatten().map(on_label).collect();
-        let names: Option<Vec<_>> = term.match_fields.iter().flatten().map(on_field).collect();
-        match (labels, names) {
-            (Some(labels), Some(names)) => Term { void: labels.is_empty() && names.is_empty(), labels, names },
-            _ => Term { void: true, ..Term::default() },
-        }
-    }
-
-    fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        !self.void
-            && self.labels.iter().all(|required| required.matches(labels.get(&required.key).map(String::as_str)))
-            && self.names.iter().all(|required| required.key == "metadata.name" && required.matches(Some(name)))
-    }
-
-    /// The only nodes that the term can match, if it lists them by name.
-    fn listed_names(&self) -> Option<&[String]> {
-        let list = |required: &&Requirement| required.key == "metadata.name" && required.operator == Operator::In;
-        self.names.iter().find(list).map(|required| required.values.as_slice())
-    }
-}
-
-fn operator(required: &NodeSelectorRequirement) -> Option<Operator> {
-    Some(match required.operator.as_str() {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::Gt,
-        "Lt" => Operator::Lt,
-        _ => return None,
-    })
-}
-
-fn on_label(required: &NodeSelectorRequirement) -> Option<Requirement> {
-    Requirement::new(&required.key, operator(required)?, required.values.clone().unwrap_or_default()).ok()
-}
-
-/// A field's values are names, which may be longer than a label's.
-fn on_field(required: &NodeSelectorRequirement) -> Option<Requirement> {
-    let operator = operator(required).filter(|operator| matches!(operator, Operator::In | Operator::NotIn))?;
-    let mut values = required.values.clone().unwrap_or_default();
-    values.sort_unstable();
-    Some(Requirement { key: required.key.clone(), operator, values })
-}
-
-/// A NodeSelector: alternatives.
-#[derive(Debug, Default)]
-pub struct NodeTerms(Vec<Term>);
-
-impl NodeTerms {
-    pub fn of(selector: &NodeSelector) -> NodeTerms {
-        NodeTerms(selector.node_selector_terms.iter().map(Term::parse).collect())
-    }
-
-    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        self.0.iter().any(|term| term.matches(name, labels))
-    }
-}
-
-/// What a pod requires of its node. As `nodeaffinity.RequiredNodeAffinity`.
-#[derive(Debug, Default)]
-pub struct RequiredNodeAffinity {
-    selector: BTreeMap<String, String>,
-    /// Alternatives; `None` if there is no required affinity.
-    terms: Option<Vec<Term>>,
-    added: Option<Vec<Term>>,
-}
-
-impl RequiredNodeAffinity {
-    pub fn of(spec: &PodSpec) -> RequiredNodeAffinity {
-        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-        RequiredNodeAffinity {
-            selector: spec.node_selector.clone().unwrap_or_default(),
-            terms: affinity.and_then(required_terms),
-            added: None,
-        }
-    }
-
-    /// Whether nothing is required.
-    pub fn is_empty(&self) -> bool {
-        self.selector.is_empty() && self.terms.is_none() && self.added.is_none()
-    }
-
-    /// Whether the pod's own requirements hold on a node.
-    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        self.selector.iter().all(|(key, value)| labels.get(key) == Some(value)) && any(&self.terms, name, labels)
-    }
-}
-
-fn any(terms: &Option<Vec<Term>>, name: &str, labels: &BTreeMap<String, String>) -> bool {
-    terms.as_ref().is_none_or(|terms| terms.iter().any(|term| term.matches(name, labels)))
-}
-
-fn required_terms(affinity: &ApiNodeAffinity) -> Option<Vec<Term>> {
-    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
-    Some(required.node_selector_terms.iter().map(Term::parse).collect())
-}
-
-fn preferred_terms(affinity: Option<&ApiNodeAffinity>) -> Vec<(i64, Term)> {
+fn preferred_terms(affinity: Option<&ApiNodeAffinity>) -> Vec<(i64, NodeTerm)> {
     let preferred =
         affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_deref());
     let preferred = preferred.unwrap_or_default().iter().filter(|preferred| preferred.weight != 0);
@@ -142,7 +38,7 @@ fn preferred_terms(affinity: Option<&ApiNodeAffinity>) -> Vec<(i64, Term)> {
         .map(|preferred| (i64::from(preferred.weight), &preferred.preference))
         // An empty preference matches all nodes, and so says nothing.
         .filter(|(_, term)| term.match_expressions.is_some() || term.match_fields.is_some())
-        .map(|(weight, term)| (weight, Term::parse(term)))
+        .map(|(weight, term)| (weight, NodeTerm::parse(term)))
         .collect()
 }
 
@@ -153,10 +49,9 @@ impl NodeAffinity {
         Ok(NodeAffinity { added: added_affinity })
     }
 
-    fn required(&self, pod: &PendingPod) -> RequiredNodeAffinity {
-        let mut required = pod.spec().map(RequiredNodeAffinity::of).unwrap_or_default();
-        required.added = self.added.as_ref().and_then(required_terms);
-        required
+    fn required(&self, pod: &PendingPod) -> Required {
+        let added = self.added.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        Required { own: pod.spec().map(RequiredNodeAffinity::of).unwrap_or_default(), added: added.map(NodeTerms::of) }
     }
 }
 
@@ -178,28 +73,26 @@ impl Plugin for NodeAffinity {
 
     fn pre_filter(&self, pod: &PendingPod, snapshot: &Snapshot) -> PreFilter {
         let required = self.required(pod);
-        if required.is_empty() {
+        if required.own.is_empty() && required.added.is_none() {
             return PreFilter::Skip;
         }
         // If every alternative lists names, only those nodes need a look.
-        let lists: Option<Vec<&[String]>> =
-            required.terms.as_ref().and_then(|terms| terms.iter().map(Term::listed_names).collect());
-        let Some(lists) = lists.filter(|lists| !lists.is_empty()) else {
+        let Some(names) = required.own.terms.as_ref().and_then(NodeTerms::listed_names) else {
             return PreFilter::Proceed(Box::new(required));
         };
-        let mut nodes: Vec<NodeId> = lists.into_iter().flatten().filter_map(|name| snapshot.nodes.find(name)).collect();
+        let mut nodes: Vec<NodeId> = names.into_iter().filter_map(|name| snapshot.nodes.find(name)).collect();
         nodes.sort_unstable();
         nodes.dedup();
         PreFilter::Only(Box::new(required), nodes)
     }
 
     fn filter(&self, state: &State, _pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> Verdict {
-        let required: &RequiredNodeAffinity = state_of(state);
+        let required: &Required = state_of(state);
         let (name, labels) = (&snapshot.nodes.name[node.index()], &snapshot.nodes.labels[node.index()]);
-        if !any(&required.added, name, labels) {
+        if required.added.as_ref().is_some_and(|terms| !terms.matches(name, labels)) {
             return Verdict::unresolvable(ADDED_REASON);
         }
-        if !required.matches(name, labels) {
+        if !required.own.matches(name, labels) {
             return Verdict::unresolvable(POD_REASON);
         }
         Verdict::Accept
@@ -222,7 +115,7 @@ impl Plugin for NodeAffinity {
 
     /// The weights of the preferred terms that the node matches.
     fn score(&self, state: &State, _pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
-        let preferred: &Vec<(i64, Term)> = state_of(state);
+        let preferred: &Vec<(i64, NodeTerm)> = state_of(state);
         let (name, labels) = (&snapshot.nodes.name[node.index()], &snapshot.nodes.labels[node.index()]);
         preferred.iter().filter(|(_, term)| term.matches(name, labels)).map(|(weight, _)| weight).sum()
     }

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use k8s_openapi::api::core::v1::Taint;
 
-use super::taint_toleration::tolerates;
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::framework::{EventSet, Plugin, Points, State, Verdict};
+use apimachinery::node::tolerated;
 
 pub struct NodeUnschedulable;
 
@@ -33,7 +33,7 @@ impl Plugin for NodeUnschedulable {
             ..Taint::default()
         };
         let tolerations = pod.spec().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
-        Verdict::resolvable_never(tolerates(tolerations, &taint))
+        Verdict::resolvable_never(tolerated(tolerations, &taint))
     }
 
     fn reason(&self, _state: &State, _number: u32) -> Cow<'static, str> {

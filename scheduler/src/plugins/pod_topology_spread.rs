@@ -13,12 +13,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::arguments;
-use super::node_affinity::RequiredNodeAffinity;
 use super::taint_toleration::tolerates_node;
 use crate::cache::{Column, ControllerKind, HOSTNAME_KEY, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot, ZONE_KEY};
 use crate::framework::{
     Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
 };
+use apimachinery::node::RequiredNodeAffinity;
 
 #[derive(Default)]
 pub struct PodTopologySpread {

@@ -3,39 +3,13 @@
 
 use std::borrow::Cow;
 
+use apimachinery::node::tolerated;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::framework::{EventSet, Plugin, Points, State, Verdict, normalize_by_maximum};
 
 pub struct TaintToleration;
-
-/// Whether one of the tolerations covers the taint. As `TolerationsTolerateTaint`.
-pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|toleration| tolerates_one(toleration, taint))
-}
-
-/// As `Toleration.ToleratesTaint`.
-fn tolerates_one(toleration: &Toleration, taint: &Taint) -> bool {
-    let covers = |wanted: &Option<String>, actual: &str| {
-        wanted.as_deref().filter(|wanted| !wanted.is_empty()).is_none_or(|wanted| wanted == actual)
-    };
-    if !covers(&toleration.effect, &taint.effect) || !covers(&toleration.key, &taint.key) {
-        return false;
-    }
-    let taint_value = taint.value.as_deref().unwrap_or_default();
-    let value = toleration.value.as_deref().unwrap_or_default();
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => value == taint_value,
-        "Exists" => true,
-        "Lt" | "Gt" => match (taint_value.parse::<i64>(), value.parse::<i64>()) {
-            (Ok(taint_value), Ok(value)) if toleration.operator.as_deref() == Some("Lt") => taint_value < value,
-            (Ok(taint_value), Ok(value)) => taint_value > value,
-            _ => false,
-        },
-        _ => false,
-    }
-}
 
 /// Whether the taint keeps pods from being placed on the node.
 pub fn repels(taint: &Taint) -> bool {
@@ -44,7 +18,7 @@ pub fn repels(taint: &Taint) -> bool {
 
 /// Whether the pod tolerates all taints of the node that would keep it away.
 pub fn tolerates_node(tolerations: &[Toleration], taints: &[Taint]) -> bool {
-    taints.iter().filter(|taint| repels(taint)).all(|taint| tolerates(tolerations, taint))
+    taints.iter().filter(|taint| repels(taint)).all(|taint| tolerated(tolerations, taint))
 }
 
 fn tolerations(pod: &PendingPod) -> &[Toleration] {
@@ -75,7 +49,7 @@ impl Plugin for TaintToleration {
     /// How many `PreferNoSchedule` taints the pod does not tolerate.
     fn score(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
         let taints = snapshot.nodes.taints[node.index()].iter();
-        taints.filter(|taint| taint.effect == "PreferNoSchedule" && !tolerates(tolerations(pod), taint)).count() as i64
+        taints.filter(|taint| taint.effect == "PreferNoSchedule" && !tolerated(tolerations(pod), taint)).count() as i64
     }
 
     fn normalize(&self, _state: &State, scores: &mut [i64]) {

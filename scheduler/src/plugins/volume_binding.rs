@@ -5,11 +5,17 @@
 //! (`claimRef` of the volume, the selected node of the claim), and PreBind waits until the volume controller has bound all.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use apimachinery::labels::Selector;
+use apimachinery::node::NodeTerms;
 use apimachinery::quantity::Quantity;
+use apimachinery::volume::{
+    BOUND_BY_CONTROLLER, Choice, SELECTED_NODE, annotation, best_match, claim_of, phase_of_claim, requested,
+    volume_name,
+};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::Api;
@@ -18,9 +24,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::arguments;
-use super::node_affinity::NodeTerms;
 use crate::cache::volumes::{Assumption, Binding, is_bound};
-use crate::cache::{NodeId, PendingPod, Snapshot, claim_name};
+use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::framework::{EventSet, Handle, Plugin, Points, PreFilter, State, Verdict, state_of};
 
 /// How often PreBind looks whether the claims are bound.
@@ -65,24 +70,14 @@ const NODE_REASON: u64 = 1 << 1;
 const SPACE_REASON: u64 = 1 << 2;
 const ABSENT_REASON: u64 = 1 << 3;
 
-fn requested(claim: &PersistentVolumeClaim) -> i64 {
-    let resources = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
-    let storage = resources.and_then(|resources| resources.requests.as_ref()?.get("storage"));
-    storage.map_or(0, |storage| Quantity::from(storage).value())
-}
-
-fn capacity(volume: &PersistentVolume) -> i64 {
-    let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage"));
-    capacity.map_or(0, |storage| Quantity::from(storage).value())
-}
-
 /// The pod's claims, or why it cannot be placed yet. As `PreFilter` and `GetPodVolumeClaims`.
 fn claims_of(pod: &Pod, snapshot: &Snapshot) -> Result<PodClaims, String> {
     let mut claims = PodClaims::default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let own = pod.metadata.name.as_deref().unwrap_or_default();
     let mut unbound = false;
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        let Some((name, ephemeral)) = claim_name(&pod.metadata, volume) else { continue };
+        let Some((name, ephemeral)) = claim_of(own, volume) else { continue };
         let key = format!("{namespace}/{name}");
         let Some((key, claim)) = snapshot.volumes.claims.get_key_value(key.as_str()) else {
             return Err(match ephemeral {
@@ -93,21 +88,18 @@ fn claims_of(pod: &Pod, snapshot: &Snapshot) -> Result<PodClaims, String> {
         if claim.metadata.deletion_timestamp.is_some() {
             return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
         }
-        if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") {
-            let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
+        if phase_of_claim(claim) == "Lost" {
+            let volume = volume_name(claim).unwrap_or_default();
             return Err(format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"));
         }
         let owned =
             claim.metadata.owner_references.iter().flatten().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref());
         if ephemeral && !owned {
-            let own = pod.metadata.name.as_deref().unwrap_or_default();
             return Err(format!("PVC {key} was not created for pod {namespace}/{own} (pod is not owner)"));
         }
-        let prebound =
-            claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).is_some_and(|name| !name.is_empty());
         if is_bound(claim) {
             claims.bound.push(key.clone());
-        } else if !prebound && snapshot.volumes.waits_for_consumer(claim) {
+        } else if volume_name(claim).is_none() && snapshot.volumes.waits_for_consumer(claim) {
             claims.delayed.push((key.clone(), claim.clone()));
         } else {
             unbound = true;
@@ -116,7 +108,7 @@ fn claims_of(pod: &Pod, snapshot: &Snapshot) -> Result<PodClaims, String> {
     if unbound {
         return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
     }
-    claims.delayed.sort_by_key(|(_, claim)| requested(claim));
+    claims.delayed.sort_by(|(_, a), (_, b)| requested(a).partial_cmp(&requested(b)).unwrap_or(Ordering::Equal));
     Ok(claims)
 }
 
@@ -126,53 +118,20 @@ fn reaches(snapshot: &Snapshot, node: NodeId, volume: &PersistentVolume) -> bool
     affinity.is_none_or(|selector| NodeTerms::of(selector).matches(name, labels))
 }
 
-/// The volume for a claim on a node: the one that was made for it, else the smallest that will do. As `FindMatchingVolume`.
+/// The volume for a claim on a node: the one that was made for it, else the smallest that will do.
 fn matching_volume<'a>(
     snapshot: &'a Snapshot,
     node: NodeId,
     (key, claim): &(Arc<str>, Arc<PersistentVolumeClaim>),
     taken: &[Binding],
-) -> Option<&'a Arc<str>> {
-    let spec = claim.spec.as_ref()?;
-    let wanted = requested(claim);
-    let selector = spec.selector.as_ref().and_then(|selector| Selector::from_label_selector(selector).ok());
-    let mut best: Option<(i64, &Arc<str>)> = None;
-    for (name, volume) in &snapshot.volumes.volumes {
-        let Some(offered) = volume.spec.as_ref() else { continue };
-        let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
-        let class = |class: &Option<String>| class.clone().unwrap_or_default();
-        let modes = offered.access_modes.as_deref().unwrap_or_default();
-        let does = capacity(volume) >= wanted
-            && volume.metadata.deletion_timestamp.is_none()
-            && mode(&offered.volume_mode) == mode(&spec.volume_mode)
-            && class(&offered.storage_class_name) == class(&spec.storage_class_name)
-            && class(&offered.volume_attributes_class_name) == class(&spec.volume_attributes_class_name)
-            && spec.access_modes.iter().flatten().all(|wanted| modes.contains(wanted))
-            && taken.iter().all(|binding| binding.volume != *name)
-            && snapshot.volumes.held_for(name).is_none_or(|other| other == &**key);
-        if !does || !reaches(snapshot, node, volume) {
-            continue;
-        }
-        if let Some(reference) = &offered.claim_ref {
-            let meant = reference.name == claim.metadata.name
-                && reference.namespace == claim.metadata.namespace
-                && (reference.uid.is_none() || reference.uid == claim.metadata.uid);
-            if meant {
-                return Some(name);
-            }
-            continue;
-        }
-        let labels = volume.metadata.labels.clone().unwrap_or_default();
-        let free = volume.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Available");
-        if free != "Available" || selector.as_ref().is_some_and(|selector| !selector.matches(&labels)) {
-            continue;
-        }
-        let size = (capacity(volume), name);
-        if best.is_none_or(|best| size < best) {
-            best = Some(size);
-        }
-    }
-    best.map(|(_, name)| name)
+) -> Option<&'a str> {
+    let volume = best_match(claim, snapshot.volumes.volumes.values(), Choice::Smallest, |volume| {
+        let name = volume.metadata.name.as_deref().unwrap_or_default();
+        taken.iter().all(|binding| &*binding.volume != name)
+            && snapshot.volumes.held_for(name).is_none_or(|other| other == &**key)
+            && reaches(snapshot, node, volume)
+    });
+    volume?.metadata.name.as_deref()
 }
 
 /// Whether a volume for the claim can be made for the node; a refusal's reason if not. As `checkVolumeProvisions`.
@@ -200,7 +159,7 @@ fn can_provision(snapshot: &Snapshot, node: NodeId, claim: &PersistentVolumeClai
     let enough = volumes.capacities.values().any(|offer| {
         let largest = offer.maximum_volume_size.as_ref().or(offer.capacity.as_ref());
         Some(&offer.storage_class_name) == class.metadata.name.as_ref()
-            && largest.is_some_and(|largest| Quantity::from(largest).value() >= wanted)
+            && largest.is_some_and(|largest| Quantity::from(largest) >= wanted)
             && offer.node_topology.as_ref().is_some_and(|topology| {
                 Selector::from_label_selector(topology).is_ok_and(|selector| selector.matches(labels))
             })
@@ -227,7 +186,7 @@ fn plan(claims: &PodClaims, snapshot: &Snapshot, node: NodeId) -> Result<Assumpt
             Some(selected) if *selected != **name => reasons |= BIND_REASON,
             Some(_) => found.provisions.push(key.clone()),
             None => match matching_volume(snapshot, node, delayed, &found.bindings) {
-                Some(volume) => found.bindings.push(Binding { claim: key.clone(), volume: volume.clone() }),
+                Some(volume) => found.bindings.push(Binding { claim: key.clone(), volume: volume.into() }),
                 None => match can_provision(snapshot, node, claim) {
                     Ok(()) => found.provisions.push(key.clone()),
                     Err(reason) => reasons |= reason,
@@ -246,8 +205,7 @@ fn are_bound(assumption: &Assumption, snapshot: &Snapshot) -> Result<bool, Strin
     for key in assumption.bindings.iter().map(|binding| &binding.claim).chain(&assumption.provisions) {
         let Some(claim) = snapshot.volumes.claims.get(key) else { return Err(format!("claim {key} is gone")) };
         if !is_bound(claim) {
-            let selected =
-                claim.metadata.annotations.as_ref().and_then(|a| a.get("volume.kubernetes.io/selected-node"));
+            let selected = annotation(&claim.metadata, SELECTED_NODE);
             if assumption.provisions.contains(key) && selected.is_some_and(|selected| selected.is_empty()) {
                 return Err(format!("provisioning failed for claim {key}"));
             }
@@ -271,7 +229,7 @@ async fn write(handle: &Handle, assumption: &Assumption) -> Result<(), String> {
         // The revision keeps two claims from one volume.
         let patch = json!({
             "metadata": {"resourceVersion": known.metadata.resource_version,
-                "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"}},
+                "annotations": {BOUND_BY_CONTROLLER: "yes"}},
             "spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
                 "namespace": claim.metadata.namespace, "name": claim.metadata.name, "uid": claim.metadata.uid,
                 "resourceVersion": claim.metadata.resource_version}}
@@ -283,7 +241,7 @@ async fn write(handle: &Handle, assumption: &Assumption) -> Result<(), String> {
     for key in &assumption.provisions {
         let claim = claim(key).ok_or_else(|| format!("claim {key} is gone"))?;
         let patch = json!({"metadata": {"uid": claim.metadata.uid,
-            "annotations": {"volume.kubernetes.io/selected-node": &*assumption.node}}});
+            "annotations": {SELECTED_NODE: &*assumption.node}}});
         let (namespace, name) = key.split_once('/').unwrap_or_default();
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(handle.client.clone(), namespace);
         let answer = claims.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
@@ -386,7 +344,7 @@ mod tests {
     use super::*;
     use crate::testing::{accepts, claim, class, cluster, explain, node, pending, pod, volume};
 
-    const BOUND: &str = "pv.kubernetes.io/bind-completed";
+    use apimachinery::volume::BIND_COMPLETED as BOUND;
 
     fn plugin() -> VolumeBinding {
         VolumeBinding::new(None).expect("arguments")

@@ -1,6 +1,7 @@
 //! On which nodes a DaemonSet's pods run, and what a pod for one node looks like. Pure.
-use crate::controllers::taint_eviction::tolerates;
-use apimachinery::labels::{Operator, Requirement, Selector};
+use std::collections::BTreeMap;
+
+use apimachinery::node::{RequiredNodeAffinity, tolerated};
 use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
     PodTemplateSpec, Taint, Toleration,
@@ -33,12 +34,16 @@ pub enum Fit {
 pub fn fit(template: &PodTemplateSpec, node: &Node) -> Fit {
     let Some(spec) = &template.spec else { return Fit::No };
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    if spec.node_name.as_deref().is_some_and(|n| !n.is_empty() && n != name) || !affine(spec, node) {
+    if spec.node_name.as_deref().is_some_and(|n| !n.is_empty() && n != name) {
+        return Fit::No;
+    }
+    let none = BTreeMap::new();
+    if !RequiredNodeAffinity::of(spec).matches(name, node.metadata.labels.as_ref().unwrap_or(&none)) {
         return Fit::No;
     }
     let tolerations = tolerations(spec);
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
-    let untolerated = |t: &&Taint| !tolerations.iter().any(|x| tolerates(x, t));
+    let untolerated = |t: &&Taint| !tolerated(&tolerations, t);
     let repels = |effect: &str| taints.iter().filter(|t| t.effect == effect).any(|t| untolerated(&t));
     if repels("NoExecute") {
         Fit::No
@@ -47,45 +52,6 @@ pub fn fit(template: &PodTemplateSpec, node: &Node) -> Fit {
     } else {
         Fit::Runs
     }
-}
-
-fn affine(spec: &PodSpec, node: &Node) -> bool {
-    let labels = node.metadata.labels.as_ref();
-    let label = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
-    if !spec.node_selector.iter().flatten().all(|(k, v)| label(k) == Some(v)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let Some(required) = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) else {
-        return true;
-    };
-    // Any term; within a term everything; a term without requirements matches nothing.
-    required.node_selector_terms.iter().any(|term| {
-        let expressions = term.match_expressions.as_deref().unwrap_or_default();
-        let fields = term.match_fields.as_deref().unwrap_or_default();
-        let name = node.metadata.name.as_deref();
-        (!expressions.is_empty() || !fields.is_empty())
-            && matches(expressions, label)
-            && matches(fields, |f| name.filter(|_| f == HOSTNAME_FIELD))
-    })
-}
-
-fn matches<'a>(requirements: &[NodeSelectorRequirement], get: impl Fn(&str) -> Option<&'a str>) -> bool {
-    let parse = |r: &NodeSelectorRequirement| {
-        let operator = match r.operator.as_str() {
-            "In" => Operator::In,
-            "NotIn" => Operator::NotIn,
-            "Exists" => Operator::Exists,
-            "DoesNotExist" => Operator::DoesNotExist,
-            "Gt" => Operator::Gt,
-            "Lt" => Operator::Lt,
-            _ => return None,
-        };
-        Requirement::new(&r.key, operator, r.values.clone().unwrap_or_default()).ok()
-    };
-    // A requirement that cannot be read matches nothing.
-    let parsed: Option<Vec<_>> = requirements.iter().map(parse).collect();
-    parsed.is_some_and(|all| Selector::from_requirements(all).matches_with(get))
 }
 
 /// The template's tolerations and those of every daemon. As `AddOrUpdateDaemonPodTolerations`.

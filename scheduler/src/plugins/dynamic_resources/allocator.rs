@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::selectors::Selectors;
 use crate::cache::{Claims, DeviceId};
-use crate::plugins::node_affinity::NodeTerms;
 use crate::plugins::taint_toleration::tolerates_node;
+use apimachinery::node::NodeTerms;
 
 /// The search gives up after so many tries.
 const STEPS_MAX: u32 = 200_000;

@@ -14,11 +14,11 @@ use kube::api::{Patch, PatchParams};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::node_affinity::NodeTerms;
 use crate::cache::{DeviceId, NodeId, PendingPod, Snapshot, claim_keys};
 use crate::framework::{
     Cycle, Diagnosis, EventSet, Handle, Plugin, Points, PostFilter, PreFilter, State, Verdict, state_of,
 };
+use apimachinery::node::NodeTerms;
 
 mod allocator;
 mod selectors;

@@ -5,7 +5,6 @@
 //! whoever is killed in between finds a volume kept for the claim, and goes on.
 mod helper;
 mod host_path;
-mod matching;
 mod plan;
 
 use super::{HOST_PATH, claims_of, phase_of_claim, phase_of_volume, volume_name};

@@ -1,11 +1,11 @@
 //! What is to become of a claim, and of a volume, and how two are tied together. Pure. As `syncClaim` and `syncVolume` of
 //! the volume binder.
-use super::matching::{best_match, is_bound_to, modes_agree, satisfies};
 use crate::controllers::volumes::{
     BIND_COMPLETED, BOUND_BY_CONTROLLER, HOST_PATH, PROVISIONED_BY, SELECTED_NODE, annotation, class_of_claim,
     names_class, phase_of_claim, phase_of_volume, volume_name,
 };
 use apimachinery::meta::NamespacedName;
+use apimachinery::volume::{Choice, best_match, is_bound_to, modes_agree, satisfies};
 use component_base::events::{Type, reference};
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
@@ -100,8 +100,9 @@ fn plan_free_claim(claim: &PersistentVolumeClaim, world: &World<'_>) -> ClaimPla
     let class = world.class(claim);
     let waits = class.is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"))
         && annotation(&claim.metadata, SELECTED_NODE).is_none();
-    if let Some(volume) = best_match(claim, world.volumes, waits) {
-        return ClaimPlan::Bind(volume);
+    let choice = if waits { Choice::Kept } else { Choice::FewestModes };
+    if let Some(volume) = best_match(claim, world.volumes, choice, |_| true) {
+        return ClaimPlan::Bind(volume.clone());
     }
     if !names_class(claim)
         && let Some(default) = default_class(world.classes)

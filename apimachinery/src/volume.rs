@@ -1,8 +1,87 @@
-//! Which volume a claim gets. Pure.
-use crate::controllers::volumes::{capacity, class_of_claim, class_of_volume, phase_of_volume, requested};
-use apimachinery::labels::Selector;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+//! What persistent volumes, claims and pods say of each other, and which volume a claim gets. One reading for the
+//! binder, the scheduler and the kubelet.
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::labels::Selector;
+use crate::quantity::Quantity;
+
+pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// The class that a claim asks for; empty for none. The old annotation comes first.
+pub fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
+    let named = claim.spec.as_ref().and_then(|s| s.storage_class_name.as_deref());
+    annotation(&claim.metadata, CLASS).or(named).unwrap_or_default()
+}
+
+/// Whether a claim says anything of classes; one that does not gets the default when there is one.
+pub fn names_class(claim: &PersistentVolumeClaim) -> bool {
+    annotation(&claim.metadata, CLASS).is_some() || claim.spec.as_ref().is_some_and(|s| s.storage_class_name.is_some())
+}
+
+pub fn class_of_volume(volume: &PersistentVolume) -> &str {
+    let named = volume.spec.as_ref().and_then(|s| s.storage_class_name.as_deref());
+    annotation(&volume.metadata, CLASS).or(named).unwrap_or_default()
+}
+
+pub fn phase_of_claim(claim: &PersistentVolumeClaim) -> &str {
+    claim.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+pub fn phase_of_volume(volume: &PersistentVolume) -> &str {
+    volume.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// The volume that a claim names, if it names one.
+pub fn volume_name(claim: &PersistentVolumeClaim) -> Option<&str> {
+    claim.spec.as_ref()?.volume_name.as_deref().filter(|n| !n.is_empty())
+}
+
+fn storage(of: Option<&BTreeMap<String, ApiQuantity>>) -> Quantity {
+    of.and_then(|all| all.get("storage")).map_or_else(|| Quantity::from_value(0), Quantity::from)
+}
+
+pub fn requested(claim: &PersistentVolumeClaim) -> Quantity {
+    storage(claim.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.requests.as_ref()))
+}
+
+pub fn capacity(volume: &PersistentVolume) -> Quantity {
+    storage(volume.spec.as_ref().and_then(|s| s.capacity.as_ref()))
+}
+
+/// What a claim's status says that it has.
+pub fn granted(claim: &PersistentVolumeClaim) -> Quantity {
+    storage(claim.status.as_ref().and_then(|s| s.capacity.as_ref()))
+}
+
+/// The name of the claim behind a pod's volume, and whether the claim is made for the pod (its name is then
+/// `POD-VOLUME`).
+pub fn claim_of(pod: &str, volume: &Volume) -> Option<(String, bool)> {
+    if let Some(source) = &volume.persistent_volume_claim {
+        return Some((source.claim_name.clone(), false));
+    }
+    volume.ephemeral.as_ref().map(|_| (format!("{pod}-{}", volume.name), true))
+}
+
+/// The names of the claims that a pod uses.
+pub fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.filter_map(move |v| claim_of(name, v))
+}
 
 /// Whether the volume is the claim's, or is kept for it. As `IsVolumeBoundToClaim`.
 pub fn is_bound_to(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
@@ -55,47 +134,58 @@ pub fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Re
     Ok(())
 }
 
-/// The volume that is kept for the claim; else the smallest that fits, of those with the fewest access modes that it did
-/// not ask for. With `delay` only what is kept for it: the scheduler chooses. As `findBestMatchForClaim`.
-pub fn best_match(
+/// How `best_match` chooses among the volumes that fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// Only what is kept for the claim already: another chooses.
+    Kept,
+    /// The smallest of those with the fewest access modes, as the binder does.
+    FewestModes,
+    /// The smallest, as the scheduler does.
+    Smallest,
+}
+
+/// The volume that is kept for the claim; else one that fits, is free and `suits` besides. As `FindMatchingVolume`.
+pub fn best_match<'a>(
     claim: &PersistentVolumeClaim,
-    volumes: &[Arc<PersistentVolume>],
-    delay: bool,
-) -> Option<Arc<PersistentVolume>> {
+    volumes: impl IntoIterator<Item = &'a Arc<PersistentVolume>>,
+    choice: Choice,
+    suits: impl Fn(&PersistentVolume) -> bool,
+) -> Option<&'a Arc<PersistentVolume>> {
     let wanted = requested(claim);
-    let labels = claim.spec.as_ref().and_then(|s| s.selector.as_ref());
-    let selector = match labels {
+    let selector = match claim.spec.as_ref().and_then(|s| s.selector.as_ref()) {
         Some(selector) => Some(Selector::from_label_selector(selector).ok()?),
         None => None,
     };
-    let could_be = |v: &&Arc<PersistentVolume>| {
-        v.metadata.deletion_timestamp.is_none()
-            && capacity(v) >= wanted
-            && modes_agree(v, claim)
-            && attributes_agree(v, claim)
-            && offers_access(v, claim)
-    };
-    let mut fitting: Vec<_> = volumes.iter().filter(could_be).collect();
-    if let Some(kept) = fitting.iter().find(|v| is_bound_to(v, claim)) {
-        return Some((*kept).clone());
+    let mut best: Option<((usize, Quantity), &Arc<PersistentVolume>)> = None;
+    for volume in volumes {
+        let could_be = volume.metadata.deletion_timestamp.is_none()
+            && capacity(volume) >= wanted
+            && modes_agree(volume, claim)
+            && attributes_agree(volume, claim)
+            && offers_access(volume, claim)
+            && suits(volume);
+        if !could_be {
+            continue;
+        }
+        if is_bound_to(volume, claim) {
+            return Some(volume);
+        }
+        let free = choice != Choice::Kept
+            && volume.spec.as_ref().is_some_and(|s| s.claim_ref.is_none())
+            && phase_of_volume(volume) == "Available"
+            && selector.as_ref().is_none_or(|s| s.matches_opt(volume.metadata.labels.as_ref()))
+            && class_of_volume(volume) == class_of_claim(claim);
+        if !free {
+            continue;
+        }
+        let modes = if choice == Choice::FewestModes { access_modes(volume).len() } else { 0 };
+        let cost = (modes, capacity(volume));
+        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+            best = Some((cost, volume));
+        }
     }
-    if delay {
-        return None;
-    }
-    fitting.retain(|v| {
-        v.spec.as_ref().is_some_and(|s| s.claim_ref.is_none())
-            && phase_of_volume(v) == "Available"
-            && selector.as_ref().is_none_or(|s| s.matches_opt(v.metadata.labels.as_ref()))
-            && class_of_volume(v) == class_of_claim(claim)
-    });
-    let cost = |v: &Arc<PersistentVolume>| (access_modes(v).len(), capacity(v));
-    fitting
-        .into_iter()
-        .min_by(|a, b| {
-            let ((modes_a, size_a), (modes_b, size_b)) = (cost(a), cost(b));
-            modes_a.cmp(&modes_b).then(size_a.partial_cmp(&size_b).unwrap_or(std::cmp::Ordering::Equal))
-        })
-        .cloned()
+    best.map(|(_, volume)| volume)
 }
 
 #[cfg(test)]
@@ -170,15 +260,28 @@ mod tests {
             ("attributes", json!({"spec": {"volumeAttributesClassName": "fast"}}), false, None),
             ("the scheduler chooses", json!({}), true, None),
         ] {
-            let found = best_match(&claim(more), &all, delay);
+            let choice = if delay { Choice::Kept } else { Choice::FewestModes };
+            let found = best_match(&claim(more), &all, choice, |_| true);
             assert_eq!(found.and_then(|v| v.metadata.name.clone()).as_deref(), expected, "{why}");
         }
         let mut all = all.to_vec();
         all.extend([other, kept]);
-        for delay in [false, true] {
-            let found = best_match(&claim(json!({})), &all, delay).unwrap();
+        for choice in [Choice::Kept, Choice::FewestModes, Choice::Smallest] {
+            let found = best_match(&claim(json!({})), &all, choice, |_| true).unwrap();
             assert_eq!(found.metadata.name.as_deref(), Some("kept"), "what is kept for it comes first");
         }
+    }
+
+    #[test]
+    fn the_scheduler_takes_the_smallest_that_suits() {
+        let many = json!({"spec": {"accessModes": ["ReadWriteOnce", "ReadWriteMany"]}});
+        let all = [volume("few", "6Gi", json!({})), volume("many", "5Gi", many)];
+        let name = |suits: &dyn Fn(&PersistentVolume) -> bool| {
+            best_match(&claim(json!({})), &all, Choice::Smallest, suits).and_then(|v| v.metadata.name.as_deref())
+        };
+        assert_eq!(name(&|_| true), Some("many"));
+        assert_eq!(name(&|v| v.metadata.name.as_deref() != Some("many")), Some("few"));
+        assert_eq!(name(&|_| false), None);
     }
 
     #[test]
