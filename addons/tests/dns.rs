@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{FakeApi, Program, eventually};
+use common::{FakeApi, Program, eventually, http};
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RecordType;
@@ -59,15 +59,6 @@ async fn ask(resolver: &TokioResolver, name: &str, kind: RecordType) -> Vec<Stri
         Err(error) if error.is_no_records_found() => vec!["NODATA".into()],
         Err(error) => vec![error.to_string()],
     }
-}
-
-fn http(address: SocketAddr, path: &str) -> Option<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).ok()?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! The pod network as a process, in a network namespace of its own. Needs root.
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod common;
 
 use std::process::Command;

@@ -11,8 +11,25 @@ where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
+    run_on(tokio::runtime::Builder::new_multi_thread(), component, verbosity, main)
+}
+
+/// As [`run`], on one thread: for a daemon that is idle most of the time, which so needs less memory.
+pub fn run_on_one_thread<F, Fut>(component: &'static str, verbosity: u8, main: F) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    run_on(tokio::runtime::Builder::new_current_thread(), component, verbosity, main)
+}
+
+fn run_on<F, Fut>(mut runtime: tokio::runtime::Builder, component: &'static str, verbosity: u8, main: F) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
     init(verbosity);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(component).build() {
+    let runtime = match runtime.enable_all().thread_name(component).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(component, %error, "cannot start the async runtime");

@@ -4,13 +4,16 @@
 
 pub mod auth;
 pub mod backoff;
+pub mod cidr;
 pub mod cli;
 pub mod client;
+pub mod command;
 pub mod daemon;
 pub mod events;
 pub mod informer;
 pub mod leader_election;
 pub mod metrics;
+pub mod nftables;
 pub mod serving;
 pub mod streams;
 pub mod tls;

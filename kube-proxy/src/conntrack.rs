@@ -1,102 +1,124 @@
-//! Connection tracking remembers where the packets of a UDP flow went. When an endpoint goes, or a Service that had none
-//! gets its first, flows that are remembered wrongly must be forgotten, or their packets go nowhere.
+//! Connection tracking remembers where the packets of a UDP flow went. A flow that is remembered wrongly (its endpoint is
+//! gone, or its Service had none when it began) must be forgotten, or its packets go nowhere for as long as they come.
+//!
+//! The kernel's flows are compared with the model whenever a UDP port has changed, and once at the start. As
+//! `CleanStaleEntries`.
 use crate::model::{Protocol, ServicePort};
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
-use tokio::process::Command;
-use tracing::{debug, warn};
+use component_base::command::{self, CommandError};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Flows to forget: to this address, and if `endpoint` is given only those that went there.
+/// One flow as the kernel remembers it: who asked whom, and who answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stale {
-    pub address: IpAddr,
-    pub endpoint: Option<IpAddr>,
+pub struct Flow {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub answers: SocketAddr,
 }
 
-/// What became stale from one model to the next.
-pub fn stale(old: &[ServicePort], new: &[ServicePort]) -> Vec<Stale> {
-    let udp = |ports: &'_ [ServicePort]| -> BTreeMap<_, _> {
-        ports.iter().filter(|p| p.id.protocol == Protocol::Udp).map(|p| (p.id.clone(), p.clone())).collect()
+/// The flows to Services that go where they should not.
+pub fn stale<'a>(flows: &[Flow], ports: impl IntoIterator<Item = &'a ServicePort>) -> Vec<Flow> {
+    // Who may answer: at an address, and at a node port of whatever address.
+    let mut at_address: HashMap<SocketAddr, HashSet<SocketAddr>> = HashMap::new();
+    let mut at_node: HashMap<u16, HashSet<SocketAddr>> = HashMap::new();
+    for port in ports.into_iter().filter(|port| port.id.protocol == Protocol::Udp) {
+        let endpoints: HashSet<SocketAddr> = port.endpoints().iter().map(|e| e.socket()).collect();
+        if endpoints.is_empty() {
+            // Nothing answers anyway; flows that begin now are refused.
+            continue;
+        }
+        for address in std::iter::once(port.cluster_ip).chain(port.outer_ips()) {
+            at_address.entry(SocketAddr::new(address, port.port)).or_default().extend(&endpoints);
+        }
+        if port.node_port != 0 {
+            at_node.entry(port.node_port).or_default().extend(&endpoints);
+        }
+    }
+    let is_stale = |flow: &&Flow| {
+        let good = at_address.get(&flow.destination).or_else(|| {
+            // Of a node port only what was rewritten: the number may be another address's own.
+            let rewritten = flow.answers.ip() != flow.destination.ip();
+            at_node.get(&flow.destination.port()).filter(|_| rewritten)
+        });
+        good.is_some_and(|good| !good.contains(&flow.answers))
     };
-    let (old, new) = (udp(old), udp(new));
-    let mut found = Vec::new();
-    for (id, former) in &old {
-        let now = new.get(id).map(ServicePort::endpoints).unwrap_or_default();
-        for endpoint in former.endpoints().difference(&now) {
-            for address in addresses(former) {
-                found.push(Stale { address, endpoint: Some(endpoint.ip) });
-            }
-        }
-    }
-    for (id, port) in &new {
-        let was_dead = old.get(id).is_none_or(ServicePort::is_dead);
-        if was_dead && !port.is_dead() {
-            found.extend(addresses(port).into_iter().map(|address| Stale { address, endpoint: None }));
-        }
-    }
-    found
+    flows.iter().filter(is_stale).cloned().collect()
 }
 
-fn addresses(port: &ServicePort) -> Vec<IpAddr> {
-    std::iter::once(port.cluster_ip).chain(port.external_ips.iter().copied()).collect()
+/// What `conntrack -L` prints: `udp 17 29 src=A dst=B sport=1 dport=2 [UNREPLIED] src=C dst=D sport=3 dport=4 …`.
+fn parse(listed: &str) -> Vec<Flow> {
+    let flow = |line: &str| {
+        let mut words = line.split_whitespace().filter_map(|word| word.split_once('='));
+        let mut half = || {
+            let mut next = |name| words.find(|(key, _)| *key == name).map(|(_, value)| value);
+            let (source, destination): (IpAddr, IpAddr) = (next("src")?.parse().ok()?, next("dst")?.parse().ok()?);
+            let ports: (u16, u16) = (next("sport")?.parse().ok()?, next("dport")?.parse().ok()?);
+            Some((SocketAddr::new(source, ports.0), SocketAddr::new(destination, ports.1)))
+        };
+        let ((source, destination), (answers, _)) = (half()?, half()?);
+        Some(Flow { source, destination, answers })
+    };
+    listed.lines().filter_map(flow).collect()
 }
 
-/// Forgets them, one after another. Failing leaves flows to run out by themselves.
-pub async fn forget(stale: &[Stale]) {
-    for flow in stale {
-        let mut command = Command::new("conntrack");
-        command.args(["-D", "-p", "udp", "--orig-dst", &flow.address.to_string()]).kill_on_drop(true);
-        if let Some(endpoint) = flow.endpoint {
-            command.args(["--dst-nat", &endpoint.to_string()]);
+/// Forgets the kernel's flows that are stale by these ports; gives their number.
+pub async fn reconcile(ports: &[&ServicePort], ipv6: bool) -> Result<usize, CommandError> {
+    let family = if ipv6 { "ipv6" } else { "ipv4" };
+    let listed = command::run("conntrack", &["-L", "-p", "udp", "-f", family], "").await?;
+    let stale = stale(&parse(&listed), ports.iter().copied());
+    if !stale.is_empty() {
+        let mut batch = String::new();
+        for Flow { source: s, destination: d, .. } in &stale {
+            // Writing to a string does not fail.
+            let _ = writeln!(batch, "-D -p udp -s {} -d {} --sport {} --dport {}", s.ip(), d.ip(), s.port(), d.port());
         }
-        match tokio::time::timeout(TIMEOUT, command.output()).await {
-            // conntrack exits with 1 when there was nothing to delete.
-            Ok(Ok(output)) => debug!(?flow, code = output.status.code(), "stale flows forgotten"),
-            Ok(Err(error)) => warn!(?flow, %error, "cannot run conntrack; stale UDP flows run out by themselves"),
-            Err(_) => warn!(?flow, "conntrack did not end; stale UDP flows run out by themselves"),
-        }
+        command::run("conntrack", &["--load-file", "-"], &batch).await?;
     }
+    Ok(stale.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Endpoint, PortId};
+    use crate::model::tests::port;
 
-    fn dns(endpoints: &[&str]) -> ServicePort {
-        ServicePort {
-            id: PortId {
-                namespace: "kube-system".into(),
-                name: "dns".into(),
-                protocol: Protocol::Udp,
-                port_name: String::new(),
-            },
-            cluster_ip: "10.96.0.10".parse().unwrap(),
-            port: 53,
-            node_port: 0,
-            external_ips: Vec::new(),
-            affinity_seconds: None,
-            cluster_endpoints: endpoints
-                .iter()
-                .map(|ip| Endpoint { ip: ip.parse().unwrap(), port: 53, local: false })
-                .collect(),
-            external_local_endpoints: None,
-        }
+    fn udp(endpoints: &[&str]) -> ServicePort {
+        let mut udp = port("dns", endpoints);
+        (udp.id.protocol, udp.node_port) = (Protocol::Udp, 30_053);
+        udp
     }
 
     #[test]
-    fn flows_to_a_lost_endpoint_and_to_a_service_that_was_dead_are_stale() {
-        let address: IpAddr = "10.96.0.10".parse().unwrap();
-        let to = |ip: &str| Stale { address, endpoint: Some(ip.parse().unwrap()) };
-        for (old, new, expected) in [
-            (vec![], vec![], vec![]),
-            (vec![dns(&["1.1.1.1"])], vec![dns(&["1.1.1.1", "2.2.2.2"])], vec![]),
-            (vec![dns(&["1.1.1.1", "2.2.2.2"])], vec![dns(&["2.2.2.2"])], vec![to("1.1.1.1")]),
-            (vec![dns(&["1.1.1.1"])], vec![], vec![to("1.1.1.1")]),
-            (vec![dns(&[])], vec![dns(&["1.1.1.1"])], vec![Stale { address, endpoint: None }]),
+    fn flows_are_read_from_what_conntrack_prints() {
+        let text = "udp      17 29 src=10.7.0.1 dst=10.9.9.9 sport=60275 dport=53 [UNREPLIED] src=127.0.0.1 dst=10.7.0.1 sport=9999 dport=60275 mark=0 use=1\n\
+            tcp      6 1 SYN_SENT garbage\n";
+        let [s, d, a] = ["10.7.0.1:60275", "10.9.9.9:53", "127.0.0.1:9999"].map(|at| at.parse().unwrap());
+        assert_eq!(parse(text), [Flow { source: s, destination: d, answers: a }]);
+    }
+
+    #[test]
+    fn flows_that_go_elsewhere_than_to_an_endpoint_are_stale() {
+        let flow = |destination: &str, answers: &str| Flow {
+            source: "192.0.2.9:4000".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            answers: answers.parse().unwrap(),
+        };
+        let web = udp(&["10.244.0.2", "10.244.1.2"]);
+        for (flow, is_stale) in [
+            (flow("10.96.0.5:80", "10.244.0.2:8080"), false),
+            (flow("10.96.0.5:80", "10.244.9.9:8080"), true),
+            // It began when there was no rule.
+            (flow("10.96.0.5:80", "10.96.0.5:80"), true),
+            (flow("10.96.0.5:81", "10.244.9.9:8080"), false),
+            (flow("192.0.2.1:30053", "10.244.9.9:8080"), true),
+            (flow("192.0.2.1:30053", "192.0.2.1:30053"), false),
+            (flow("192.0.2.1:30053", "10.244.1.2:8080"), false),
         ] {
-            assert_eq!(stale(&old, &new), expected);
+            assert_eq!(!stale(std::slice::from_ref(&flow), [&web]).is_empty(), is_stale, "{flow:?}");
+            assert!(stale(&[flow], [&udp(&[])]).is_empty());
         }
     }
 }

@@ -1,19 +1,30 @@
 //! kube-proxy: carries Services to their endpoints on this node.
 //!
-//! Services and EndpointSlices become a [`model`]; a pure renderer makes a rule set of it ([`nftables`]); [`proxier`]
-//! applies the difference in one transaction.
+//! Services and EndpointSlices become a [`model`], kept by [`world`]; a pure renderer per mode makes rules of it
+//! ([`nftables`], [`iptables`], [`ipvs`], [`userspace`]); [`proxier`] has the [`backend`] apply the difference in one
+//! transaction.
 #![forbid(unsafe_code)]
 
+mod backend;
 mod config;
 mod conntrack;
+mod health_check;
+mod iptables;
+mod ipvs;
+mod link;
+mod metrics;
 mod model;
 mod nftables;
 mod proxier;
+mod settings;
+mod userspace;
+mod world;
 
 use crate::{
     config::{Config, Flags, IGNORED},
-    nftables::{apply, render},
+    metrics::Code,
     proxier::{Health, Proxier},
+    world::Changes,
 };
 use anyhow::Context as _;
 use component_base::{cli, client, daemon, serving};
@@ -33,45 +44,82 @@ const MAX_CONNECTIONS: usize = 64;
 
 fn main() -> ExitCode {
     let flags: Flags = cli::parse(IGNORED);
-    daemon::run("kube-proxy", flags.common.v, async move |shutdown| run(flags, shutdown).await)
+    daemon::run_on_one_thread("kube-proxy", flags.common.v, async move |shutdown| run(flags, shutdown).await)
 }
 
 async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
     if flags.cleanup {
-        for ipv6 in [false, true] {
-            let table = render::table(ipv6);
-            apply::apply(&format!("add table {table}\ndelete table {table}\n")).await?;
-        }
+        backend::clean_up(None).await;
         return Ok(());
     }
     let config = Config::load(&flags)?;
+    if let Some(path) = &flags.write_config_to {
+        let text = apimachinery::yaml::to_string(&config.file)?;
+        return std::fs::write(path, text).with_context(|| format!("writing {}", path.display()));
+    }
+    let mode = config.mode.mode;
+    backend::check_supported(mode).await?;
+    set_kernel(&config.sysctls);
+    if flags.init_only {
+        return Ok(());
+    }
+    backend::clean_up(Some(mode)).await;
     let api = client::connect(client::load(config.kubeconfig.as_deref()).await?, "kube-proxy/pilothouse")?;
-    let (healthz, metrics, node) = (config.healthz, config.metrics, config.node.clone());
-    tracing::info!(node, mode = "nftables", "kube-proxy starts");
+    let (healthz, metrics, node, hard_fail) = (config.healthz, config.metrics, config.node.clone(), config.hard_fail);
+    let configz = serde_json::to_value(&config.file)?;
+    tracing::info!(node, mode = mode.as_str(), "kube-proxy starts");
     let proxier = Proxier::new(config, api);
-    let health = proxier.health();
+    let (health, changes) = (proxier.health(), proxier.changes());
     if let Some(address) = healthz {
-        let health = health.clone();
-        listen(address, "healthz", shutdown.clone(), move |request: Request| {
-            let response = healthz_response(request.uri().path(), &health.read());
+        let [checks, lives] = ["healthz", "livez"].map(metrics::health_counter);
+        let served = listen(address, "healthz", shutdown.clone(), move |request: Request| {
+            let path = request.uri().path();
+            let response = healthz_response(path, &health.read(), &changes);
+            let counter = if path == "/livez" { &lives } else { &checks };
+            counter.get_or_create(&Code { code: response.status().as_u16() }).inc();
             async move { response }
-        })
-        .await?;
+        });
+        or_say(served.await, hard_fail)?;
     }
     if let Some(address) = metrics {
-        let endpoints = Endpoints::default().with_check("ping", || Ok(()));
-        listen(address, "metrics", shutdown.clone(), move |request: Request| {
+        let mut endpoints = Endpoints::default().with_check("ping", || Ok(()));
+        endpoints.configz = Some(("kubeproxy.config.k8s.io".to_owned(), configz));
+        let served = listen(address, "metrics", shutdown.clone(), move |request: Request| {
             let endpoints = endpoints.clone();
             async move {
                 match request.uri().path() {
-                    "/proxyMode" => serving::text(StatusCode::OK, "nftables"),
+                    "/proxyMode" => serving::text(StatusCode::OK, mode.as_str()),
                     _ => endpoints.handle(request).await,
                 }
             }
-        })
-        .await?;
+        });
+        or_say(served.await, hard_fail)?;
     }
     proxier.run(shutdown).await
+}
+
+/// An address that is taken is told, and ends the process only where that is wanted.
+fn or_say(outcome: anyhow::Result<()>, hard_fail: bool) -> anyhow::Result<()> {
+    match outcome {
+        Err(error) if !hard_fail => {
+            tracing::error!(error = format!("{error:#}"), "this endpoint is not served");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Of the kernel's settings only the first network namespace's may be written; what cannot be is told and does no harm.
+fn set_kernel(settings: &[(&str, u64)]) {
+    for (name, value) in settings {
+        let path = format!("/proc/sys/{name}");
+        let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        // A limit of the machine is raised, never lowered.
+        let enough = now.is_some_and(|now| now == *value || name.ends_with("_max") && now > *value);
+        if !enough && let Err(error) = std::fs::write(&path, value.to_string()) {
+            tracing::warn!(setting = name, value, %error, "kernel setting not changed");
+        }
+    }
 }
 
 async fn listen<H, Fut>(address: SocketAddr, what: &str, shutdown: CancellationToken, handler: H) -> anyhow::Result<()>
@@ -87,21 +135,28 @@ where
     Ok(())
 }
 
-/// `/healthz` and `/livez`, in the form that load balancers and kubeadm read.
-fn healthz_response(path: &str, health: &Health) -> Response {
+/// `/healthz`, which load balancers ask whether to send traffic, and `/livez`, which tells of this process alone.
+fn healthz_response(path: &str, health: &Health, changes: &Changes) -> Response {
     if !matches!(path, "/healthz" | "/livez") {
         return serving::text(StatusCode::NOT_FOUND, "404 page not found\n");
     }
-    let healthy = health.last_updated.is_some() && health.queued.is_none_or(|q| q.elapsed() < UNHEALTHY_AFTER);
+    let prompt = changes.waiting_since().is_none_or(|since| since.elapsed() < UNHEALTHY_AFTER);
+    let healthy = health.last_updated.is_some() && prompt;
     let text = |time: SystemTime| {
         let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
         k8s_openapi::jiff::Timestamp::from_second(seconds).map(apimachinery::time::rfc3339).unwrap_or_default()
     };
-    let body = serde_json::json!({
-        "lastUpdated": health.last_updated.map(text).unwrap_or_default(),
+    // What is healthy is up to date now.
+    let updated = if healthy { Some(SystemTime::now()) } else { health.last_updated };
+    let mut body = serde_json::json!({
+        "lastUpdated": updated.map(text).unwrap_or_default(),
         "currentTime": text(SystemTime::now()),
-        "nodeEligible": healthy,
     });
-    let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut good = healthy;
+    if path == "/healthz" {
+        body["nodeEligible"] = health.node_eligible.into();
+        good &= health.node_eligible;
+    }
+    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     serving::respond(code, "application/json", body.to_string())
 }

@@ -1,35 +1,49 @@
-//! The driver: waits for changes, builds the model, renders it, applies the difference to the kernel.
+//! The driver: waits for changes, makes what changed of the model anew, and has the mode apply the difference to the kernel.
 //!
-//! What is in the kernel stays when this process ends or the API server is away: the rules do the work, not we.
+//! What is in the kernel stays when this process ends or the API server is away: the rules do the work, not we. (The mode
+//! userspace, which forwards by itself, is the exception.)
 use crate::{
-    config::Config,
-    conntrack, model,
-    nftables::{apply, render, ruleset::Ruleset},
+    backend::Backend,
+    config::{Config, DetectLocalMode},
+    conntrack,
+    health_check::HealthChecks,
+    metrics::Metrics,
+    model::{self, NodeFacts, Protocol, ServicePort},
+    settings::{LocalTraffic, Settings},
+    world::{self, Batch, Changes, Ports},
 };
-use component_base::{backoff::Backoff, informer::Informer, metrics};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use component_base::{backoff::Backoff, cidr::Cidr, command::CommandError, informer::Informer};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{Api, Client, runtime::watcher};
-use model::ServicePort;
 use parking_lot::RwLock;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 const RETRY_BASE: Duration = Duration::from_millis(500);
 const RETRY_CAP: Duration = Duration::from_secs(30);
+/// A Service and its endpoints change one after the other: so long they are waited for, to be applied together.
+const SETTLE: Duration = Duration::from_millis(2);
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// As `ToBeDeletedTaint`: the cluster's autoscaler is about to remove the node.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// How the rules stand, for `/healthz`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Health {
     /// When the rules last were as they should be.
     pub last_updated: Option<SystemTime>,
-    /// When a change came that is not applied yet.
-    pub queued: Option<Instant>,
+    /// Whether load balancers should send this node anything.
+    pub node_eligible: bool,
 }
 
 /// Keeps the kernel's rules for both families.
@@ -37,23 +51,23 @@ pub struct Proxier {
     config: Config,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    nodes: Informer<Node>,
+    changes: Arc<Changes>,
     changed: Arc<Notify>,
     health: Arc<RwLock<Health>>,
+    node: NodeFacts,
     families: [Family; 2],
+    health_checks: HealthChecks,
     metrics: Metrics,
 }
 
-/// One address family; `applied` is what the kernel holds, none when that is not known.
+/// One address family.
 struct Family {
-    settings: render::Settings,
-    applied: Option<Ruleset>,
-    ports: Vec<ServicePort>,
-}
-
-struct Metrics {
-    sync_duration: Histogram,
-    last_timestamp: Gauge,
-    failures: Counter,
+    settings: Settings,
+    backend: Backend,
+    /// What the kernel holds, if that is known; else what it held last.
+    applied: Ports,
+    is_known: bool,
 }
 
 impl Proxier {
@@ -61,48 +75,70 @@ impl Proxier {
     pub fn new(config: Config, client: Client) -> Self {
         let selection = watcher::Config::default().labels(&format!("!{}", model::PROXY_NAME_LABEL));
         let headless = watcher::Config::default().labels("!service.kubernetes.io/headless");
-        let services = Informer::start(Api::<Service>::all(client.clone()), selection);
-        let slices = Informer::start(Api::<EndpointSlice>::all(client), headless);
-        let changed = Arc::new(Notify::new());
-        let health = Arc::new(RwLock::new(Health::default()));
-        let announce = {
-            let (changed, health) = (changed.clone(), health.clone());
-            move || {
-                health.write().queued.get_or_insert_with(Instant::now);
-                changed.notify_one();
+        let own = watcher::Config::default().fields(&format!("metadata.name={}", config.node));
+        let services =
+            Informer::start_with_transform(Api::<Service>::all(client.clone()), selection, world::slim_service);
+        let slices =
+            Informer::start_with_transform(Api::<EndpointSlice>::all(client.clone()), headless, world::slim_slice);
+        let nodes = Informer::start_with_transform(Api::<Node>::all(client), own, slim_node);
+        let (changes, changed) = (Arc::new(Changes::default()), Arc::new(Notify::new()));
+        let (log, wake) = (changes.clone(), changed.clone());
+        services.on_change(move |change| {
+            if let Some(service) = change.latest() {
+                log.service(service);
+                wake.notify_one();
             }
-        };
-        let also = announce.clone();
-        services.on_change(move |_| announce());
-        slices.on_change(move |_| also());
+        });
+        let (log, wake) = (changes.clone(), changed.clone());
+        slices.on_change(move |change| {
+            log.slice(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref));
+            wake.notify_one();
+        });
+        let (health, wake) =
+            (Arc::new(RwLock::new(Health { node_eligible: true, last_updated: None })), changed.clone());
+        let eligible = health.clone();
+        nodes.on_change(move |change| {
+            eligible.write().node_eligible = change.new.is_some_and(|node| is_eligible(node));
+            wake.notify_one();
+        });
         let family = |ipv6| Family {
-            settings: render::Settings {
+            settings: Settings {
                 ipv6,
-                cluster_cidrs: of_family(&config.cluster_cidrs, ipv6),
+                local: LocalTraffic::Unknown,
                 masquerade_all: config.masquerade_all,
                 mark: config.mark,
                 node_port_addresses: of_family(&config.node_port_addresses, ipv6),
+                localhost_node_ports: config.localhost_node_ports,
             },
-            applied: None,
-            ports: Vec::new(),
+            backend: Backend::new(&config.mode),
+            applied: Ports::new(),
+            is_known: false,
         };
         let families = [family(false), family(true)];
-        Self { config, services, slices, changed, health, families, metrics: Metrics::new() }
+        let node = NodeFacts { name: config.node.clone(), zone: String::new() };
+        let metrics = Metrics::new(config.mode.mode, changes.clone());
+        let health_checks = HealthChecks::default();
+        Self { config, services, slices, nodes, changes, changed, health, node, families, health_checks, metrics }
     }
 
     pub fn health(&self) -> Arc<RwLock<Health>> {
         self.health.clone()
     }
 
+    pub fn changes(&self) -> Arc<Changes> {
+        self.changes.clone()
+    }
+
     /// Until `shutdown`. The rules stay.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         // Rules made from half of the Services would cut off the other half.
         tokio::select! {
-            () = async { tokio::join!(self.services.synced(), self.slices.synced()); } => {}
+            () = async { tokio::join!(self.services.synced(), self.slices.synced(), self.nodes.synced()); } => {}
             () = shutdown.cancelled() => return Ok(()),
         }
         let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
         loop {
+            let started = Instant::now();
             let wait = match self.sync().await {
                 Ok(()) => {
                     backoff.reset();
@@ -114,105 +150,188 @@ impl Proxier {
                     backoff.next_wait()
                 }
             };
+            let healthy = backoff.failures() == 0;
+            self.health_checks.proxy_healthy.store(healthy, Ordering::Relaxed);
             tokio::select! {
-                () = self.changed.notified() => tokio::time::sleep(self.config.min_sync_period).await,
+                // After a failure what comes waits with what failed.
+                () = self.changed.notified(), if healthy => {
+                    let rest = self.config.min_sync_period.saturating_sub(started.elapsed());
+                    tokio::time::sleep(rest.max(SETTLE)).await;
+                }
                 () = tokio::time::sleep(wait) => self.check().await,
                 () = shutdown.cancelled() => return Ok(()),
             }
         }
     }
 
-    async fn sync(&mut self) -> Result<(), apply::NftError> {
-        let started = Instant::now();
+    async fn sync(&mut self) -> Result<(), CommandError> {
+        self.read_node();
         // What changes from here on is announced anew.
-        let queued = std::mem::take(&mut self.health.write().queued);
-        let (services, slices) = (self.services.list(), self.slices.list());
-        for family in &mut self.families {
-            let outcome = family.sync(&services, &slices, &self.config.node).await;
-            if outcome.is_err() {
-                self.health.write().queued = queued.or(Some(started));
-                return outcome;
-            }
+        let batch = self.changes.take();
+        let started = Instant::now();
+        let outcome = self.apply(&batch).await;
+        if outcome.is_err() {
+            self.changes.put_back(batch);
+            return outcome;
         }
+        let [v4, v6] = &self.families;
+        let services = self.services.list();
+        self.health_checks.sync(&services, &[&v4.applied, &v6.applied]).await;
+        self.metrics.synced(started.elapsed(), &batch, &[&v4.applied, &v6.applied]);
         self.health.write().last_updated = Some(SystemTime::now());
-        self.metrics.sync_duration.observe(started.elapsed().as_secs_f64());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.metrics.last_timestamp.set(now.as_secs() as i64);
         Ok(())
     }
 
-    /// Someone may have flushed all tables: then everything is made anew.
+    async fn apply(&mut self, batch: &Batch) -> Result<(), CommandError> {
+        for at in 0..self.families.len() {
+            let ipv6 = self.families[at].settings.ipv6;
+            let mut wanted = self.families[at].applied.clone();
+            let (mut old, mut new) = (Vec::new(), Vec::new());
+            for key in &batch.dirty {
+                let former: Vec<Arc<ServicePort>> =
+                    world::of_service(&wanted, key).map(|(_, port)| port.clone()).collect();
+                let mut ports = self.changes.build(key, &self.services, &self.slices, &self.node, ipv6);
+                ports.sort_by(|a, b| a.id.cmp(&b.id));
+                ports.dedup_by(|a, b| a.id == b.id);
+                if former.iter().map(AsRef::as_ref).eq(ports.iter()) {
+                    continue;
+                }
+                former.iter().for_each(|port| drop(wanted.remove(&port.id)));
+                let ports: Vec<_> = ports.into_iter().map(Arc::new).collect();
+                wanted.extend(ports.iter().map(|port| (port.id.clone(), port.clone())));
+                old.extend(former);
+                new.extend(ports);
+            }
+            self.families[at].apply(wanted, &old, &new, &self.metrics).await?;
+        }
+        Ok(())
+    }
+
+    /// What this node says about itself: its zone, its addresses, its pods' range.
+    fn read_node(&mut self) {
+        let node = self.nodes.get("", &self.config.node);
+        let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+        let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).cloned().unwrap_or_default();
+        if zone != self.node.zone {
+            info!(zone, "this node's zone");
+            self.node.zone = zone;
+            self.changes.touch_all(&self.services);
+        }
+        let node = node.as_deref();
+        for family in &mut self.families {
+            let ipv6 = family.settings.ipv6;
+            let mut settings = family.settings.clone();
+            if self.config.primary {
+                settings.node_port_addresses = addresses(node, ipv6).into_iter().map(Cidr::host).collect();
+            }
+            settings.local = match &self.config.detect_local {
+                DetectLocalMode::Interface(name) => LocalTraffic::Interface(name.clone()),
+                DetectLocalMode::ClusterCidr => local_sources(of_family(&self.config.cluster_cidrs, ipv6)),
+                DetectLocalMode::NodeCidr => local_sources(of_family(&pod_cidrs(node), ipv6)),
+            };
+            if settings != family.settings {
+                family.settings = settings;
+                family.is_known = false;
+            }
+        }
+    }
+
+    /// Someone may have flushed all rules: then everything is made anew.
     async fn check(&mut self) {
         for family in &mut self.families {
-            if family.applied.is_some() && !apply::exists(&render::table(family.settings.ipv6)).await {
-                error!(ipv6 = family.settings.ipv6, "the table is gone; making it anew");
-                family.applied = None;
+            if family.is_known && !family.backend.is_intact(family.settings.ipv6).await {
+                debug!(ipv6 = family.settings.ipv6, "making all rules anew");
+                family.is_known = false;
             }
         }
     }
 }
 
 impl Family {
-    async fn sync(
+    /// Takes the kernel from what was applied to `wanted`, of which `old` and `new` are the difference.
+    async fn apply(
         &mut self,
-        services: &[Arc<Service>],
-        slices: &[Arc<EndpointSlice>],
-        node: &str,
-    ) -> Result<(), apply::NftError> {
-        let ports = model::build(
-            services.iter().map(AsRef::as_ref),
-            slices.iter().map(AsRef::as_ref),
-            node,
-            self.settings.ipv6,
-        );
-        let wanted = render::render(&ports, &self.settings);
-        let table = render::table(self.settings.ipv6);
-        let transaction = match &self.applied {
-            Some(applied) => wanted.update_from(applied, &table),
-            None => wanted.create(&table),
-        };
-        if !transaction.is_empty() {
-            if let Err(error) = apply::apply(&transaction).await {
-                self.applied = None;
-                return Err(error);
+        wanted: Ports,
+        old: &[Arc<ServicePort>],
+        new: &[Arc<ServicePort>],
+        metrics: &Metrics,
+    ) -> Result<(), CommandError> {
+        let first = self.applied.is_empty() && !self.is_known;
+        if self.is_known && old.is_empty() && new.is_empty() {
+            return Ok(());
+        }
+        let (ipv6, started) = (self.settings.ipv6, Instant::now());
+        let all: Vec<Arc<ServicePort>> = wanted.values().cloned().collect();
+        if self.is_known {
+            let outcome = self.backend.update(old, new, &all, &self.settings).await;
+            if let Err(cause) = &outcome {
+                // Somebody changed our rules, or two Services claim one address: all anew, at once.
+                warn!(ipv6, error = %cause, "the difference does not apply; making all rules anew");
+                metrics.partial_failures.inc();
+                self.is_known = false;
             }
-            info!(ipv6 = self.settings.ipv6, ports = ports.len(), lines = transaction.lines().count(), "rules applied");
+            metrics.partial.observe(started.elapsed().as_secs_f64());
         }
-        let stale = conntrack::stale(&self.ports, &ports);
-        // What the kernel remembered before we started cannot be known to be stale.
-        if self.applied.is_some() && !stale.is_empty() {
-            debug!(flows = stale.len(), "forgetting stale flows");
-            conntrack::forget(&stale).await;
+        if !self.is_known {
+            self.backend.replace(&all, &self.settings).await?;
+            metrics.full.observe(started.elapsed().as_secs_f64());
         }
-        self.ports = ports;
-        self.applied = Some(wanted);
+        self.is_known = true;
+        self.applied = wanted;
+        info!(
+            ipv6,
+            ports = all.len(),
+            changed = old.len().max(new.len()),
+            ms = started.elapsed().as_millis() as u64,
+            "rules applied"
+        );
+        let is_udp = |port: &&Arc<ServicePort>| port.id.protocol == Protocol::Udp;
+        if old.iter().chain(new).any(|port| is_udp(&port)) || first && all.iter().any(|port| is_udp(&port)) {
+            let udp: Vec<&ServicePort> = all.iter().filter(is_udp).map(AsRef::as_ref).collect();
+            match conntrack::reconcile(&udp, ipv6).await {
+                Ok(0) => {}
+                Ok(flows) => {
+                    metrics.flows_forgotten.inc_by(flows as u64);
+                    debug!(ipv6, flows, "stale flows forgotten");
+                }
+                Err(error) => warn!(ipv6, %error, "stale UDP flows run out by themselves"),
+            }
+        }
         Ok(())
     }
 }
 
-impl Metrics {
-    fn new() -> Self {
-        let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.001, 2.0, 15);
-        Self {
-            sync_duration: metrics::register(
-                "kubeproxy_sync_proxy_rules_duration_seconds",
-                "SyncProxyRules latency in seconds",
-                Histogram::new(buckets),
-            ),
-            last_timestamp: metrics::register(
-                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "The last time proxy rules were successfully synced",
-                Gauge::default(),
-            ),
-            failures: metrics::register(
-                "kubeproxy_sync_proxy_rules_nftables_sync_failures",
-                "Cumulative proxy nftables sync failures",
-                Counter::default(),
-            ),
-        }
-    }
+fn local_sources(ranges: Vec<Cidr>) -> LocalTraffic {
+    if ranges.is_empty() { LocalTraffic::Unknown } else { LocalTraffic::Sources(ranges) }
 }
 
-fn of_family(ranges: &[String], ipv6: bool) -> Vec<String> {
-    ranges.iter().filter(|r| r.contains(':') == ipv6).cloned().collect()
+fn of_family(ranges: &[Cidr], ipv6: bool) -> Vec<Cidr> {
+    ranges.iter().filter(|range| range.is_ipv6() == ipv6).copied().collect()
+}
+
+fn addresses(node: Option<&Node>, ipv6: bool) -> BTreeSet<IpAddr> {
+    let status = node.and_then(|node| node.status.as_ref());
+    let all = status.into_iter().flat_map(|status| status.addresses.iter().flatten());
+    let inner = all.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok());
+    inner.filter(|address: &IpAddr| address.is_ipv6() == ipv6).collect()
+}
+
+fn pod_cidrs(node: Option<&Node>) -> Vec<Cidr> {
+    let spec = node.and_then(|node| node.spec.as_ref());
+    spec.into_iter().flat_map(|s| s.pod_cidrs.iter().flatten()).filter_map(|range| range.parse().ok()).collect()
+}
+
+fn is_eligible(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// Of a node only what is read here.
+fn slim_node(node: &mut Node) {
+    node.metadata.annotations = None;
+    if let Some(status) = node.status.as_mut() {
+        let addresses = status.addresses.take();
+        *status = Default::default();
+        status.addresses = addresses;
+    }
 }
