@@ -4,6 +4,7 @@ use k8s_openapi::{
     api::core::v1::{Container, Pod, PodCondition, PodSpec, ResourceRequirements},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Sysctls that concern a pod alone: any pod may set them. As `pod-security-admission` and the kubelet have them.
@@ -147,30 +148,66 @@ fn raise(to: &mut Resources, least: &Resources) {
     }
 }
 
-/// `Guaranteed`, `Burstable` or `BestEffort`, by cpu and memory of all containers. As `ComputePodQOS`.
+/// May this be asked for by a pod as a whole? As `IsSupportedPodLevelResource`.
+pub fn is_pod_level(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, by cpu and memory of the pod as a whole or of all containers. As `ComputePodQOS`.
 pub fn qos_class(spec: &PodSpec) -> &'static str {
-    let considered = |r: &ResourceRequirements| {
-        let pick = |m: Option<&_>| -> Resources {
-            amounts(m).into_iter().filter(|(n, q)| (n == "cpu" || n == "memory") && !q.is_zero()).collect()
-        };
-        (pick(r.requests.as_ref()), pick(r.limits.as_ref()))
+    let whole = spec.resources.as_ref();
+    let whole =
+        whole.filter(|r| [&r.requests, &r.limits].into_iter().flatten().flatten().any(|(n, _)| is_pod_level(n)));
+    let each = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|c| c.resources.as_ref());
+    let claims = |resources: Option<&ResourceRequirements>| {
+        let amount = |list: Option<&BTreeMap<_, _>>, name: &str| list?.get(name).map(Quantity::from);
+        CLASS_RESOURCES.map(|name| {
+            let of = |list: fn(&ResourceRequirements) -> &Option<_>| amount(list(resources?).as_ref(), name);
+            (of(|r| &r.requests), of(|r| &r.limits))
+        })
     };
-    let all: Vec<_> = match &spec.resources {
-        Some(pod_level) => vec![considered(pod_level)],
-        None => spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-            .map(|c| c.resources.as_ref().map(considered).unwrap_or_default())
-            .collect(),
-    };
-    if all.iter().all(|(requests, limits)| requests.is_empty() && limits.is_empty()) {
-        return "BestEffort";
+    match whole {
+        Some(whole) => class_of([claims(Some(whole))]),
+        None => class_of(each.map(claims)),
     }
-    let guaranteed = all.iter().all(|(requests, limits)| {
-        limits.len() == 2 && requests.iter().all(|(name, amount)| limits.get(name) == Some(amount))
-    });
-    if guaranteed { "Guaranteed" } else { "Burstable" }
+}
+
+/// As [`qos_class`], of a spec in JSON.
+pub fn qos_class_of(spec: &Value) -> &'static str {
+    let names = |r: &Value| {
+        let lists = ["requests", "limits"].into_iter().filter_map(|list| r.get(list)?.as_object());
+        lists.flatten().any(|(name, _)| is_pod_level(name))
+    };
+    let claims = |resources: Option<&Value>| {
+        CLASS_RESOURCES.map(|name| {
+            let of = |list: &str| Quantity::parse(resources?.get(list)?.get(name)?.as_str()?).ok();
+            (of("requests"), of("limits"))
+        })
+    };
+    let containers = ["containers", "initContainers"].into_iter().filter_map(|field| spec.get(field)?.as_array());
+    match spec.get("resources").filter(|whole| names(whole)) {
+        Some(whole) => class_of([claims(Some(whole))]),
+        None => class_of(containers.flatten().map(|container| claims(container.get("resources")))),
+    }
+}
+
+/// What decides the class of a pod.
+const CLASS_RESOURCES: [&str; 2] = ["cpu", "memory"];
+
+/// Of the request and the limit of each of [`CLASS_RESOURCES`]. A limit without a request counts as one, as the API's
+/// defaults have it.
+fn class_of(claims: impl IntoIterator<Item = [(Option<Quantity>, Option<Quantity>); 2]>) -> &'static str {
+    let (mut any, mut guaranteed) = (false, true);
+    for (request, limit) in claims.into_iter().flatten() {
+        let [request, limit] = [request, limit].map(|amount| amount.filter(|amount| *amount > Quantity::ZERO));
+        any |= request.is_some() || limit.is_some();
+        guaranteed &= limit.is_some() && (request.is_none() || request == limit);
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
 }
 
 #[cfg(test)]
@@ -178,11 +215,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn spec(value: serde_json::Value) -> PodSpec {
+    fn spec(value: Value) -> PodSpec {
         serde_json::from_value(value).unwrap()
     }
 
-    fn container(name: &str, cpu: &str) -> serde_json::Value {
+    fn container(name: &str, cpu: &str) -> Value {
         json!({"name": name, "resources": {"requests": {"cpu": cpu}}})
     }
 
@@ -208,19 +245,23 @@ mod tests {
     #[test]
     fn qos_classes() {
         let limits = json!({"cpu": "1", "memory": "1Gi"});
-        for (resources, class) in [
-            (json!({}), "BestEffort"),
-            (json!({"requests": {"cpu": "0"}}), "BestEffort"),
-            (json!({"requests": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": limits, "requests": limits}), "Guaranteed"),
-            (json!({"limits": limits, "requests": {"cpu": "500m"}}), "Burstable"),
+        let one = |resources: Value| json!({"containers": [{"name": "a", "resources": resources}]});
+        let (part, full) = (json!({"name": "a"}), json!({"name": "b", "resources": {"limits": limits}}));
+        for (value, class) in [
+            (one(json!({})), "BestEffort"),
+            (one(json!({"requests": {"cpu": "0"}})), "BestEffort"),
+            (one(json!({"limits": {"example.com/gpu": "1"}})), "BestEffort"),
+            (one(json!({"requests": {"cpu": "1"}})), "Burstable"),
+            (one(json!({"limits": {"cpu": "1"}})), "Burstable"),
+            (one(json!({"limits": limits, "requests": {"cpu": "500m"}})), "Burstable"),
+            (one(json!({"limits": limits, "requests": {"cpu": "1000m", "memory": "1Gi"}})), "Guaranteed"),
+            (json!({"containers": [full, part]}), "Burstable"),
+            (json!({"containers": [full], "initContainers": [part]}), "Burstable"),
+            (json!({"resources": {"limits": limits}, "containers": [part]}), "Guaranteed"),
+            (json!({"resources": {"limits": {"hugepages-2Mi": "2Mi"}}, "containers": [full]}), "BestEffort"),
+            (json!({"resources": {"limits": {"example.com/gpu": "1"}}, "containers": [full]}), "Guaranteed"),
         ] {
-            assert_eq!(
-                qos_class(&spec(json!({"containers": [{"name": "a", "resources": resources}]}))),
-                class,
-                "{resources}"
-            );
+            assert_eq!((qos_class(&spec(value.clone())), qos_class_of(&value)), (class, class), "{value}");
         }
     }
 }

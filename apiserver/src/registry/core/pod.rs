@@ -4,7 +4,7 @@ use super::{pod_annotations, pod_defaults, pod_row, pod_status, pod_update, pod_
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, copy_field, flag, int, items_mut, list, remove, set, text};
 use crate::registry::rules::Rules;
-use apimachinery::quantity::Quantity;
+use apimachinery::pod::qos_class_of;
 use serde_json::{Value, json};
 
 pub const RULES: Rules = Rules {
@@ -37,47 +37,13 @@ const SELECTABLE: [&str; 8] = [
 
 /// As `podStrategy.PrepareForCreate`.
 fn initial_status(pod: &Value) -> Value {
-    let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
+    let mut status = json!({"phase": "Pending", "qosClass": qos_class_of(&pod["spec"])});
     if !list(pod, "/spec/schedulingGates").is_empty() {
         let gated = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
         set(&mut status, "conditions", gated);
     }
     status
-}
-
-/// `Guaranteed`, `Burstable` or `BestEffort`. As `ComputePodQOS`.
-pub fn qos_class(pod: &Value) -> &'static str {
-    let pod_level = pod.pointer("/spec/resources");
-    let asks = |resources: &Value| {
-        let names = ["requests", "limits"].into_iter().filter_map(|kind| resources.get(kind)?.as_object());
-        names.flatten().any(|(name, _)| super::resources::is_pod_level(name))
-    };
-    let (mut any, mut guaranteed) = (false, true);
-    let mut judge = |resources: Option<&Value>| {
-        let amount = |kind: &str, name: &str| {
-            let text = resources?.get(kind)?.get(name)?.as_str()?;
-            Quantity::parse(text).ok().filter(|amount| *amount > Quantity::ZERO)
-        };
-        for name in ["cpu", "memory"] {
-            let (request, limit) = (amount("requests", name), amount("limits", name));
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
-        }
-    };
-    match pod_level.filter(|resources| asks(resources)) {
-        Some(resources) => judge(Some(resources)),
-        None => {
-            for field in ["/spec/containers", "/spec/initContainers"] {
-                list(pod, field).iter().for_each(|container| judge(container.get("resources")));
-            }
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
 }
 
 fn prepare_create(pod: &mut Value) {
@@ -202,27 +168,6 @@ mod tests {
         assert_eq!((grace_period(&pod, None), grace_period(&pod, Some(0)), grace_period(&pod, Some(-5))), (30, 0, 1));
         pod["status"]["phase"] = json!("Failed");
         assert_eq!(grace_period(&pod, None), 0);
-    }
-
-    #[test]
-    fn qos_classes() {
-        let limits = json!({"cpu": "1", "memory": "1Gi"});
-        for (resources, class) in [
-            (json!({}), "BestEffort"),
-            (json!({"requests": {"cpu": "0"}}), "BestEffort"),
-            (json!({"requests": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": limits, "requests": {"cpu": "1000m", "memory": "1Gi"}}), "Guaranteed"),
-            (json!({"limits": limits, "requests": {"cpu": "500m"}}), "Burstable"),
-            (json!({"limits": {"example.com/gpu": "1"}}), "BestEffort"),
-        ] {
-            let pod = json!({"spec": {"containers": [{"name": "a", "resources": resources}]}});
-            assert_eq!(qos_class(&pod), class, "{resources}");
-        }
-        let mixed = json!({"spec": {"containers": [{"resources": {"limits": limits}}, {}]}});
-        assert_eq!(qos_class(&mixed), "Burstable");
-        let whole = json!({"spec": {"resources": {"limits": limits}, "containers": [{}, {"resources": {"requests": {"cpu": "1m"}}}]}});
-        assert_eq!(qos_class(&whole), "Guaranteed");
     }
 
     #[test]

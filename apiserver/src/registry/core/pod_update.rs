@@ -1,12 +1,11 @@
 //! What of a pod may change: a handful of fields by an update, ephemeral containers and resources through subresources of their
 //! own. As `ValidatePodUpdate`, `ValidatePodEphemeralContainersUpdate` and `ValidatePodResize`.
 
-use super::pod::qos_class;
 use super::pod_annotations::{self, MIRROR};
 use super::pod_scheduling::{node_affinity_additions, node_selector_additions};
-use super::pod_validation;
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, copy_field, differences, items_mut, list, remove, semantically_equal, set, text};
+use apimachinery::pod::qos_class_of;
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
@@ -130,7 +129,6 @@ pub fn validate_ephemeral(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut
         errors.0 = vec![FieldError::forbidden("", "static pods do not support ephemeral containers")];
         return;
     }
-    pod_validation::pod(new, errors);
     annotations(new, old, errors);
     let (now, was) = (new.at("spec"), old.at("spec"));
     let (list, before) = (now.at("ephemeralContainers"), was.at("ephemeralContainers"));
@@ -188,7 +186,6 @@ pub fn validate_resize(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Er
         errors.0 = vec![FieldError::forbidden("", "windows pods cannot be resized")];
         return;
     }
-    pod_validation::pod(new, errors);
     for field in CONTAINERS {
         let (names, before) = (names(new.value, field), names(old.value, field));
         if names.len() != before.len() {
@@ -200,7 +197,7 @@ pub fn validate_resize(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Er
             return;
         }
     }
-    if qos_class(new.value) != qos_class(old.value) {
+    if qos_class_of(now.value) != qos_class_of(was.value) {
         let class = text(new.value, "/status/qosClass");
         errors.invalid_as(&now, class, "Pod QOS Class may not change as a result of resizing");
     }

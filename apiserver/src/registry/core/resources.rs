@@ -3,6 +3,7 @@
 
 use crate::registry::field::{Errors, Field};
 use apimachinery::names::{is_dns1123_label, is_qualified_name};
+use apimachinery::pod::is_pod_level;
 use apimachinery::quantity::Quantity;
 use apimachinery::status::FieldError;
 use k8s_openapi::api::core::v1::PodSpec;
@@ -102,11 +103,6 @@ fn pod_name(field: &Field<'_, '_>, name: &str, errors: &mut Errors) {
     if errors.0.len() == before && !is_pod_level(name) {
         errors.0.push(FieldError::not_supported(field.path(), name, &["cpu", "hugepages-", "memory"]));
     }
-}
-
-/// May this be asked for by a pod as a whole?
-pub fn is_pod_level(name: &str) -> bool {
-    matches!(name, "cpu" | "memory") || is_hugepages(name)
 }
 
 /// As `ValidateResourceQuotaResourceName`.
