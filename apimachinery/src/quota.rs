@@ -8,6 +8,7 @@ use crate::pod::{self, Resources};
 use crate::quantity::Quantity;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -66,6 +67,24 @@ pub struct Quota {
     pub hard: Resources,
     pub used: Resources,
     scopes: Vec<Requirement>,
+}
+
+/// What may be used only where a quota limits it. As `LimitedResource` of the admission plugin's configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limited {
+    api_group: String,
+    resource: String,
+    match_contains: Vec<String>,
+    match_scopes: Vec<Value>,
+}
+
+/// Use that no quota covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uncovered {
+    Resources(Vec<String>),
+    /// As Go shows them.
+    Scopes(String),
 }
 
 /// `count/deployments.apps`.
@@ -301,17 +320,7 @@ impl Quota {
         let scopes = list(object, "/spec/scopes")
             .iter()
             .filter_map(|scope| Requirement::new(scope.as_str()?, Operator::Exists, Vec::new()).ok());
-        let selected = list(object, "/spec/scopeSelector/matchExpressions").iter().filter_map(|expression| {
-            let operator = match text(expression, "/operator") {
-                "In" => Operator::In,
-                "NotIn" => Operator::NotIn,
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                _ => return None,
-            };
-            let values = list(expression, "/values").iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
-            Requirement::new(text(expression, "/scopeName"), operator, values).ok()
-        });
+        let selected = list(object, "/spec/scopeSelector/matchExpressions").iter().filter_map(requirement);
         Self {
             name: text(object, "/metadata/name").to_owned(),
             hard: amounts(object, "/status/hard"),
@@ -406,6 +415,66 @@ impl Quota {
             }
         }
     }
+}
+
+// === impl Measured ===
+
+impl Measured {
+    /// What of an object's use must be covered by a quota and is not; `adds` says that it uses more than it did. As
+    /// `CheckRequest` of what is limited by default.
+    pub fn uncovered(
+        &self,
+        (group, resource): (&str, &str),
+        adds: bool,
+        limited: &[Limited],
+        quotas: &[Quota],
+    ) -> Option<Uncovered> {
+        if !adds {
+            return None;
+        }
+        let covering = || quotas.iter().filter(|quota| quota.covers(self)).flat_map(|quota| quota.hard.keys());
+        let names = self.usage.iter().filter(|(_, amount)| **amount > Quantity::ZERO).map(|(name, _)| name);
+        let names = names.filter(|name| {
+            let ours = limited.iter().filter(|l| l.api_group == group && l.resource == resource);
+            ours.flat_map(|l| &l.match_contains).any(|part| name.contains(part.as_str()))
+        });
+        let missing: Vec<String> = names.filter(|name| !covering().any(|covered| covered == *name)).cloned().collect();
+        if !missing.is_empty() {
+            return Some(Uncovered::Resources(missing));
+        }
+        let is_scoped = |name: &str| {
+            quotas.iter().flat_map(|quota| &quota.scopes).any(|scope| scope.key == name && self.scopes.fits(scope))
+        };
+        let scopes: Vec<String> = limited
+            .iter()
+            .flat_map(|limited| &limited.match_scopes)
+            .filter(|scope| requirement(scope).is_some_and(|scope| self.scopes.fits(&scope)))
+            .filter(|scope| !is_scoped(text(scope, "/scopeName")))
+            .map(|scope| {
+                let values: Vec<&str> = list(scope, "/values").iter().filter_map(Value::as_str).collect();
+                format!("{{{} {} [{}]}}", text(scope, "/scopeName"), text(scope, "/operator"), values.join(" "))
+            })
+            .collect();
+        (!scopes.is_empty()).then(|| Uncovered::Scopes(format!("[{}]", scopes.join(" "))))
+    }
+
+    /// Does an object use more of anything than it did?
+    pub fn exceeds(&self, old: &Measured) -> bool {
+        self.usage.iter().any(|(name, amount)| *amount > old.usage.get(name).copied().unwrap_or_default())
+    }
+}
+
+/// A `ScopedResourceSelectorRequirement`.
+fn requirement(expression: &Value) -> Option<Requirement> {
+    let operator = match text(expression, "/operator") {
+        "In" => Operator::In,
+        "NotIn" => Operator::NotIn,
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        _ => return None,
+    };
+    let values = list(expression, "/values").iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
+    Requirement::new(text(expression, "/scopeName"), operator, values).ok()
 }
 
 // === impl Scopes ===

@@ -194,3 +194,35 @@ fn what_was_added_can_be_released() {
         assert_eq!(to_value(&quota.used), json!({"pods": left}));
     }
 }
+
+#[test]
+fn what_is_limited_by_default_needs_a_quota() {
+    let limited: Vec<Limited> = serde_json::from_value(json!([
+        {"resource": "persistentvolumeclaims", "matchContains": [".storageclass.storage.k8s.io/requests.storage"]},
+        {"resource": "pods", "matchScopes": [{"scopeName": "PriorityClass", "operator": "In", "values": ["a", "b"]}]},
+    ]))
+    .unwrap();
+    let quota = |hard: &str, selector: Value| {
+        Quota::of(&json!({"metadata": {"name": "q"}, "spec": {"scopeSelector": {"matchExpressions": selector}},
+            "status": {"hard": {hard: "1"}, "used": {hard: "0"}}}))
+    };
+    let claim = json!({"spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "1Gi"}}}});
+    let plain = json!({"spec": {"resources": {"requests": {"storage": "1Gi"}}}});
+    let pod = |class: &str| json!({"spec": {"priorityClassName": class, "containers": []}});
+    let in_a = json!([{"scopeName": "PriorityClass", "operator": "In", "values": ["a"]}]);
+    let gold = "gold.storageclass.storage.k8s.io/requests.storage";
+    let scopes = Some(Uncovered::Scopes("[{PriorityClass In [a b]}]".to_owned()));
+    for (resource, object, quotas, expected) in [
+        ("persistentvolumeclaims", &claim, vec![], Some(Uncovered::Resources(vec![gold.to_owned()]))),
+        ("persistentvolumeclaims", &claim, vec![quota(gold, json!([]))], None),
+        ("persistentvolumeclaims", &plain, vec![], None),
+        ("pods", &pod("a"), vec![quota("pods", json!([]))], scopes.clone()),
+        ("pods", &pod("b"), vec![quota("pods", in_a.clone())], scopes),
+        ("pods", &pod("a"), vec![quota("pods", in_a)], None),
+        ("pods", &pod("c"), vec![], None),
+    ] {
+        let measured = measure("", resource, object, at("2026-01-01T00:00:00Z"));
+        assert_eq!(measured.uncovered(("", resource), true, &limited, &quotas), expected, "{object}");
+        assert_eq!(measured.uncovered(("", resource), measured.exceeds(&measured), &limited, &quotas), None);
+    }
+}

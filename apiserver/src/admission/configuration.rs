@@ -1,6 +1,7 @@
 //! `--admission-control-config-file`: the configuration of each plugin, in the file or in one beside it.
 use anyhow::Context as _;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,12 @@ pub fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Value>> {
         configurations.insert(plugin.name, configuration);
     }
     Ok(configurations)
+}
+
+/// The configuration of a plugin; what it is without being told if the file has none.
+pub fn take<C: DeserializeOwned + Default>(all: &mut BTreeMap<String, Value>, plugin: &str) -> anyhow::Result<C> {
+    let given = all.remove(plugin).map(serde_json::from_value).transpose();
+    Ok(given.with_context(|| format!("--admission-control-config-file: {plugin}"))?.unwrap_or_default())
 }
 
 fn document(path: &Path) -> anyhow::Result<Value> {

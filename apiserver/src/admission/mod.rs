@@ -117,6 +117,7 @@ struct Parts {
     lister: Arc<dyn Lister>,
     authorizer: Arc<Authorizer>,
     quotas: Arc<dyn Ledger>,
+    limits: resource_quota::Configuration,
     pod_security: Arc<PodSecurity>,
     toleration_seconds: DefaultTolerationSeconds,
 }
@@ -175,7 +176,8 @@ const PLUGINS: &[Known] = &[
     absent("ValidatingAdmissionPolicy", true),
     absent("ValidatingAdmissionWebhook", true),
     on("ResourceQuota", |parts| {
-        Box::new(resource_quota::ResourceQuota::new(parts.lister.clone(), parts.quotas.clone()))
+        let (lister, quotas) = (parts.lister.clone(), parts.quotas.clone());
+        Box::new(resource_quota::ResourceQuota::new(lister, quotas, parts.limits.clone()))
     }),
     off("AlwaysDeny", |parts| simple::ALWAYS_DENY.equip(parts)),
 ];
@@ -211,9 +213,9 @@ impl AdmissionChain {
             Some(path) => configuration::read(path)?,
             None => Default::default(),
         };
-        let given = configurations.remove("PodSecurity").map(serde_json::from_value).transpose();
-        let given = given.context("--admission-control-config-file: PodSecurity")?.unwrap_or_default();
-        let pod_security = Arc::new(PodSecurity::new(store.clone(), given)?);
+        let pod_security = configuration::take(&mut configurations, "PodSecurity")?;
+        let pod_security = Arc::new(PodSecurity::new(store.clone(), pod_security)?);
+        let limits = configuration::take(&mut configurations, "ResourceQuota")?;
         for plugin in configurations.keys() {
             tracing::warn!(plugin, "this admission plugin takes no configuration; it is passed over");
         }
@@ -221,7 +223,7 @@ impl AdmissionChain {
             not_ready: options.default_not_ready_toleration_seconds,
             unreachable: options.default_unreachable_toleration_seconds,
         };
-        let parts = Parts { lister: store, authorizer, quotas, pod_security, toleration_seconds };
+        let parts = Parts { lister: store, authorizer, quotas, limits, pod_security, toleration_seconds };
         Self::with(&enabled, &disabled, parts)
     }
 
@@ -426,7 +428,8 @@ mod testing {
         let authorizer = Arc::new(Authorizer::with(&["RBAC".to_owned()], objects.clone()).unwrap());
         let pod_security = PodSecurity::new(objects.clone(), pod_security::Configuration::default()).unwrap();
         let (quotas, pod_security) = (Arc::new(NoQuotas), Arc::new(pod_security));
-        Parts { lister: objects, authorizer, quotas, pod_security, toleration_seconds: Default::default() }
+        let (limits, toleration_seconds) = Default::default();
+        Parts { lister: objects, authorizer, quotas, limits, pod_security, toleration_seconds }
     }
 
     /// Runs a plugin's two steps on a creation.

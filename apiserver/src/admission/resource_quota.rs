@@ -8,10 +8,11 @@ use crate::authorization::lister::{Lister, RESOURCE_QUOTAS};
 use crate::registry::Resource;
 use crate::storage::{Put, Store, StoredObject};
 use apimachinery::pod::Resources;
-use apimachinery::quota::{self, Measured, Quota};
+use apimachinery::quota::{self, Limited, Measured, Quota, Uncovered};
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,19 @@ pub trait Ledger: Send + Sync + 'static {
 /// See the module.
 pub struct ResourceQuota {
     rounds: Arc<Rounds>,
+    limited: Vec<Limited>,
+}
+
+/// As `apiserver.config.k8s.io/v1 ResourceQuotaConfiguration`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Configuration {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    /// What may be used only where a quota limits it.
+    limited_resources: Vec<Limited>,
 }
 
 /// The namespaces whose quotas are being written, with those who wait for the next round.
@@ -78,14 +92,45 @@ pub struct StoredQuotas {
 // === impl ResourceQuota ===
 
 impl ResourceQuota {
-    pub fn new(lister: Arc<dyn Lister>, ledger: Arc<dyn Ledger>) -> Self {
-        Self { rounds: Arc::new(Rounds { lister, ledger, waiting: Mutex::default() }) }
+    pub fn new(lister: Arc<dyn Lister>, ledger: Arc<dyn Ledger>, configuration: Configuration) -> Self {
+        let limited = configuration.limited_resources;
+        Self { rounds: Arc::new(Rounds { lister, ledger, waiting: Mutex::default() }), limited }
+    }
+
+    /// Refuses what needs a quota where there is none. The cache is asked first; what it refuses, the newest state must.
+    async fn check_limited(&self, request: &AdmissionRequest<'_>) -> Result<(), StatusError> {
+        if self.limited.is_empty() || request.attributes.subresource == "status" {
+            return Ok(());
+        }
+        let (group, resource) = (request.attributes.group.as_str(), request.attributes.resource.as_str());
+        let now = jiff::Timestamp::now();
+        let new = quota::measure(group, resource, request.new_object(), now);
+        let adds = request.old_object.is_none_or(|old| new.exceeds(&quota::measure(group, resource, old, now)));
+        let find = || {
+            let stored = self.rounds.lister.list(RESOURCE_QUOTAS, Some(&request.attributes.namespace));
+            let quotas: Vec<Quota> = stored.iter().map(|object| Quota::of(&object.value())).collect();
+            new.uncovered((group, resource), adds, &self.limited, &quotas)
+        };
+        if find().is_none() {
+            return Ok(());
+        }
+        self.rounds.lister.refresh().await?;
+        match find() {
+            None => Ok(()),
+            Some(Uncovered::Resources(names)) => {
+                Err(request.forbidden(format!("insufficient quota to consume: {}", names.join(","))))
+            }
+            Some(Uncovered::Scopes(scopes)) => {
+                Err(StatusError::new(500, "", format!("insufficient quota to match these scopes: {scopes}")))
+            }
+        }
     }
 
     async fn claim(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
         let attributes = request.attributes;
         let namespace = attributes.namespace.as_str();
         let (group, resource) = (attributes.group.as_str(), attributes.resource.as_str());
+        self.check_limited(request).await?;
         let quotas = self.rounds.lister.list(RESOURCE_QUOTAS, Some(namespace));
         let counts = |quota: Quota| quota.hard.keys().any(|name| quota::counts(group, resource, name));
         if !quotas.iter().any(|quota| counts(Quota::of(&quota.value()))) {
@@ -395,7 +440,10 @@ mod tests {
     fn plugin(quotas: &[Value]) -> (Arc<ResourceQuota>, Arc<Objects>) {
         let objects = Objects::of(quotas.iter().map(|quota| (RESOURCE_QUOTAS, quota.clone())));
         let ledger = Contended { objects: objects.clone(), writes: Mutex::default() };
-        (Arc::new(ResourceQuota::new(objects.clone(), Arc::new(ledger))), objects)
+        let configuration = serde_json::from_value(json!({"limitedResources": [
+            {"resource": "pods", "matchScopes": [{"scopeName": "PriorityClass", "operator": "In", "values": ["top"]}]},
+            {"apiGroup": "apps", "resource": "deployments", "matchContains": ["count/"]}]}));
+        (Arc::new(ResourceQuota::new(objects.clone(), Arc::new(ledger), configuration.unwrap())), objects)
     }
 
     fn used(objects: &Objects, name: &str) -> Value {
@@ -429,6 +477,20 @@ mod tests {
         assert!(create(&*plugin, "/configmaps", "a", &mut secret).await.is_ok());
         assert!(create(&*plugin, "/secrets", "elsewhere", &mut secret).await.is_ok());
         assert!(plugin.rounds.waiting.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_limited_by_default_is_refused_without_a_quota() {
+        let (plugin, _) = plugin(&[quota("q", "count/deployments.apps", 5)]);
+        let mut deployment = json!({"metadata": {"name": "d"}});
+        assert!(create(&*plugin, "apps/deployments", "a", &mut deployment).await.is_ok());
+        let error = create(&*plugin, "apps/deployments", "b", &mut deployment).await.unwrap_err();
+        let why = "deployments.apps \"d\" is forbidden: insufficient quota to consume: count/deployments.apps";
+        assert_eq!((error.code(), error.message()), (403, why));
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "priorityClassName": "top"}});
+        let error = create(&*plugin, "/pods", "a", &mut pod).await.unwrap_err();
+        let why = "insufficient quota to match these scopes: [{PriorityClass In [top]}]";
+        assert_eq!((error.code(), error.message()), (500, why));
     }
 
     #[tokio::test]
