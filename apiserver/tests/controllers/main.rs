@@ -8,6 +8,8 @@ mod endpoints;
 mod garbage;
 mod namespaces;
 mod quota;
+
+mod ranges;
 mod volumes;
 
 /// A control plane with a namespace `t`; None where it cannot be set up.

@@ -19,6 +19,7 @@ mod resource_claim;
 mod resourcequota;
 mod root_ca;
 mod service_backends;
+mod service_cidr;
 mod serviceaccount;
 mod serviceaccount_token;
 mod taint_eviction;
@@ -61,6 +62,7 @@ pub const ALL: &[Entry] = entries! {
     "node-lifecycle-controller", "nodelifecycle" => node_lifecycle::start;
     "taint-eviction-controller", "taint-eviction-controller" => taint_eviction::start;
     "node-ipam-controller", "nodeipam" => node_ipam::start;
+    "service-cidr-controller", "service-cidr-controller" => service_cidr::start;
     "namespace-controller", "namespace" => namespace::start;
     "resourcequota-controller", "resourcequota" => resourcequota::start;
     "garbage-collector-controller", "garbagecollector" => garbage_collector::start;

@@ -15,6 +15,7 @@ use k8s_openapi::{
             ReplicationController, ResourceQuota, Secret, Service, ServiceAccount, Volume,
         },
         discovery::v1::EndpointSlice,
+        networking::v1::{IPAddress, IPAddressSpec, ServiceCIDR},
         rbac::v1::ClusterRole,
         resource::v1::{ResourceClaim, ResourceClaimTemplate},
         storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
@@ -184,6 +185,12 @@ impl Watched for ServiceAccount {
     }
 }
 
+impl Watched for IPAddress {
+    fn slim(&mut self) {
+        self.spec = IPAddressSpec::default();
+    }
+}
+
 impl Watched for Deployment {}
 impl Watched for DaemonSet {}
 impl Watched for Job {}
@@ -206,6 +213,7 @@ impl Watched for VolumeAttachment {}
 impl Watched for VolumeAttributesClass {}
 impl Watched for ResourceClaim {}
 impl Watched for ResourceClaimTemplate {}
+impl Watched for ServiceCIDR {}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! ServiceCIDRs: from where cluster IPs are given.
 
-use crate::registry::checks::{Is, check, fixed, parse_cidr, strict_cidr};
+use crate::registry::checks::{fixed, parse_cidr, strict_cidr};
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::list;
 use crate::registry::print::{self, Clock};
@@ -11,7 +11,6 @@ use serde_json::Value;
 pub const RULES: Rules = Rules {
     validate,
     validate_update: |new, old, errors| fixed(new, old, &["spec.cidrs"], errors),
-    validate_status: |new, _, errors| check(new, &[("status.conditions", Is::Conditions)], errors),
     row: Some(|object, clock: &Clock| {
         let cidrs = list(object, "/spec/cidrs").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
         vec![print::name(object), Value::from(cidrs), clock.age(object)]

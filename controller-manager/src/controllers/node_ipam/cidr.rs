@@ -51,6 +51,11 @@ impl Cidr {
         self.prefix
     }
 
+    /// Does all of another lie within?
+    pub fn contains(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && self.overlaps(other)
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         let shared = mask(self.prefix.min(other.prefix));
         self.v6 == other.v6 && self.address & shared == other.address & shared

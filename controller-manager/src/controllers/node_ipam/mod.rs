@@ -2,7 +2,7 @@
 //!
 //! What is taken is read from the nodes: nothing else remembers it, so a restart loses nothing. Parts are only given
 //! once all nodes are known.
-mod cidr;
+pub(super) mod cidr;
 
 use crate::{
     options::Settings,
