@@ -36,6 +36,7 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// In a user's extra: which certificate or token it was.
 pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+const INVALID_TOKEN: &str = "invalid bearer token";
 /// A bearer token hidden in a WebSocket's list of protocols, for browsers, which cannot set headers.
 const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 
@@ -163,11 +164,11 @@ impl Authenticator {
             // Such tokens are for the API, whoever asks for what.
             let matching: Vec<String> = audiences.iter().filter(|a| self.audiences.contains(a)).cloned().collect();
             if matching.is_empty() && !audiences.is_empty() {
-                return Err("the token is not for these audiences".to_owned());
+                return Err(INVALID_TOKEN.to_owned());
             }
             return Ok((user.authenticated(), matching));
         }
-        Err("invalid bearer token".to_owned())
+        Err(INVALID_TOKEN.to_owned())
     }
 
     /// Those that a token for the API itself is for.

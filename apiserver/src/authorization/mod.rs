@@ -12,6 +12,8 @@ use crate::options::Options;
 use crate::storage::Store;
 use apimachinery::meta::Gvr;
 use apimachinery::status::StatusError;
+use k8s_openapi::api::authorization::v1::{NonResourceRule, ResourceRule, SubjectRulesReviewStatus};
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use lister::Lister;
 use node::NodeAuthorizer;
 use rbac::Rbac;
@@ -111,6 +113,53 @@ impl Authorizer {
             }
         }
         (Decision::NoOpinion(reasons.join("\n")), String::new())
+    }
+
+    /// What a user may do in a namespace, as far as the modes can tell. As `union.RulesFor`.
+    pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> SubjectRulesReviewStatus {
+        let (mut rules, mut errors) = (SubjectRulesReviewStatus::default(), Vec::new());
+        let all = || Some(vec!["*".to_owned()]);
+        for mode in &self.modes {
+            let granted = match mode {
+                Mode::AlwaysAllow => vec![
+                    PolicyRule {
+                        api_groups: all(),
+                        resources: all(),
+                        verbs: vec!["*".to_owned()],
+                        ..Default::default()
+                    },
+                    PolicyRule { non_resource_urls: all(), verbs: vec!["*".to_owned()], ..Default::default() },
+                ],
+                Mode::AlwaysDeny => Vec::new(),
+                Mode::Rbac => {
+                    let (granted, failed) = self.rbac.rules_for(user, namespace);
+                    errors.extend(failed);
+                    granted
+                }
+                Mode::Node(_) => {
+                    if node::node_of(user).is_some() {
+                        rules.incomplete = true;
+                        errors.push("node authorizer does not support user rule resolution".to_owned());
+                    }
+                    Vec::new()
+                }
+            };
+            for PolicyRule { api_groups, non_resource_urls, resource_names, resources, verbs } in granted {
+                let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+                if some(&non_resource_urls) {
+                    rules.non_resource_rules.push(NonResourceRule { non_resource_urls, verbs: verbs.clone() });
+                }
+                if some(&resources) {
+                    rules.resource_rules.push(ResourceRule { api_groups, resource_names, resources, verbs });
+                }
+            }
+        }
+        rules.evaluation_error = match errors.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            many => Some(format!("[{}]", many.join(", "))),
+        };
+        rules
     }
 
     /// RBAC's index, whether or not it is one of the modes: role writes are checked against it.

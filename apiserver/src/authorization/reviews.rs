@@ -2,22 +2,27 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use apimachinery::fields::FieldSelector;
+use apimachinery::labels::Selector;
 use apimachinery::meta::Gvr;
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
 use k8s_openapi::api::authorization::v1::{
-    LocalSubjectAccessReview, NonResourceAttributes, NonResourceRule, ResourceAttributes, ResourceRule,
-    SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewSpec,
-    SubjectAccessReviewStatus, SubjectRulesReviewStatus,
+    FieldSelectorAttributes, LabelSelectorAttributes, LocalSubjectAccessReview, NonResourceAttributes,
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewSpec,
+    SubjectAccessReviewStatus,
 };
-use k8s_openapi::api::rbac::v1::PolicyRule;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Attributes, Authorizer, Decision};
 use crate::authentication::UserInfo;
 use crate::endpoints::{Answer, Call, Endpoint};
+use crate::registry::checks;
+use crate::registry::field::{Errors, Field};
+use crate::registry::metadata::{self, LabelValues};
 
 const GROUP: &str = "authorization.k8s.io";
 
@@ -57,14 +62,15 @@ impl Review {
             Self::Subject => {
                 let metadata = nothing_but(&body, &[], "must be empty");
                 let mut review: SubjectAccessReview = decode(body)?;
-                refuse_if("SubjectAccessReview", [metadata, about(&review.spec)].concat())?;
-                review.status = Some(decide(authorizer, &subject_attributes(&review.spec)));
+                refuse_if("SubjectAccessReview", [about(&review.spec), metadata].concat())?;
+                let resource = review.spec.resource_attributes.as_ref();
+                review.status = Some(decide(authorizer, &subject_attributes(&review.spec), resource));
                 encode(&review, "SubjectAccessReview")
             }
             Self::LocalSubject => {
                 let metadata = nothing_but(&body, &["namespace"], "must be empty except for namespace");
                 let mut review: LocalSubjectAccessReview = decode(body)?;
-                let mut errors = [metadata, about(&review.spec)].concat();
+                let mut errors = [about(&review.spec), metadata].concat();
                 if let Some(path) = &review.spec.non_resource_attributes {
                     let path = serde_json::to_value(path).unwrap_or_default();
                     errors.push(FieldError::invalid(
@@ -73,15 +79,15 @@ impl Review {
                         "disallowed on this kind of request",
                     ));
                 }
-                refuse_if("LocalSubjectAccessReview", errors)?;
-                let namespace = review.spec.resource_attributes.as_ref().and_then(|r| r.namespace.clone());
-                if namespace.unwrap_or_default() != asker.namespace {
-                    return Err(StatusError::bad_request(format!(
-                        "spec.resourceAttributes.namespace must match namespace: {}",
-                        asker.namespace
-                    )));
+                let named = review.spec.resource_attributes.as_ref();
+                let named = named.map(|resource| resource.namespace.clone().unwrap_or_default());
+                if let Some(namespace) = named.filter(|namespace| *namespace != asker.namespace) {
+                    let why = "must match metadata.namespace";
+                    errors.push(FieldError::invalid("spec.resourceAttributes.namespace", namespace, why));
                 }
-                review.status = Some(decide(authorizer, &subject_attributes(&review.spec)));
+                refuse_if("LocalSubjectAccessReview", errors)?;
+                let resource = review.spec.resource_attributes.as_ref();
+                review.status = Some(decide(authorizer, &subject_attributes(&review.spec), resource));
                 encode(&review, "LocalSubjectAccessReview")
             }
             Self::SelfSubject => {
@@ -89,19 +95,19 @@ impl Review {
                 let mut review: SelfSubjectAccessReview = decode(body)?;
                 let resource = review.spec.resource_attributes.as_ref();
                 let path = review.spec.non_resource_attributes.as_ref();
-                let one = exactly_one(resource, path).into_iter().collect();
-                refuse_if("SelfSubjectAccessReview", [metadata, one].concat())?;
-                review.status = Some(decide(authorizer, &attributes(asker.user.clone(), resource, path)));
+                refuse_if("SelfSubjectAccessReview", [exactly_one(resource, path), metadata].concat())?;
+                review.status = Some(decide(authorizer, &attributes(asker.user.clone(), resource, path), resource));
                 encode(&review, "SelfSubjectAccessReview")
             }
             Self::SelfRules => {
-                let mut review: SelfSubjectRulesReview = decode(body)?;
+                let review: SelfSubjectRulesReview = decode(body)?;
                 let namespace = review.spec.namespace.clone().unwrap_or_default();
                 if namespace.is_empty() {
                     return Err(StatusError::bad_request("no namespace on request"));
                 }
-                review.status = Some(rules(authorizer, &asker.user, &namespace));
-                encode(&review, "SelfSubjectRulesReview")
+                // The answer has nothing of the question.
+                let status = Some(authorizer.rules_for(&asker.user, &namespace));
+                encode(&SelfSubjectRulesReview { status, ..Default::default() }, "SelfSubjectRulesReview")
             }
         }
     }
@@ -138,28 +144,67 @@ fn refuse_if(kind: &str, errors: Vec<FieldError>) -> Result<(), StatusError> {
 
 /// As `ValidateSubjectAccessReviewSpec`.
 fn about(spec: &SubjectAccessReviewSpec) -> Vec<FieldError> {
-    let mut errors: Vec<FieldError> =
-        exactly_one(spec.resource_attributes.as_ref(), spec.non_resource_attributes.as_ref()).into_iter().collect();
+    let mut errors = exactly_one(spec.resource_attributes.as_ref(), spec.non_resource_attributes.as_ref());
     if spec.user.as_deref().unwrap_or_default().is_empty() && spec.groups.as_deref().unwrap_or_default().is_empty() {
         errors.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));
     }
     errors
 }
 
-fn exactly_one(resource: Option<&ResourceAttributes>, path: Option<&NonResourceAttributes>) -> Option<FieldError> {
-    match (resource, path) {
-        (Some(_), Some(_)) => Some(FieldError::invalid(
+/// What is asked about: one thing, its selectors well-formed. As `ValidateSelfSubjectAccessReviewSpec`.
+fn exactly_one(resource: Option<&ResourceAttributes>, path: Option<&NonResourceAttributes>) -> Vec<FieldError> {
+    let mut errors = match (resource, path) {
+        (Some(_), Some(_)) => vec![FieldError::invalid(
             "spec.nonResourceAttributes",
             serde_json::to_value(path).unwrap_or_default(),
             "cannot be specified in combination with resourceAttributes",
-        )),
-        (None, None) => Some(FieldError::invalid(
+        )],
+        (None, None) => vec![FieldError::invalid(
             "spec.resourceAttributes",
             Value::Null,
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        )),
-        _ => None,
+        )],
+        _ => Vec::new(),
+    };
+    let resource = json!({"spec": {"resourceAttributes": resource}});
+    let (root, mut found) = (Field::root(&resource), Errors::default());
+    for (selector, rule) in [
+        ("spec.resourceAttributes.fieldSelector", field_requirement as fn(&Field<'_, '_>, &mut Errors)),
+        ("spec.resourceAttributes.labelSelector", label_requirement),
+    ] {
+        checks::each(&root, selector, &mut |field| selector_attributes(field, rule, &mut found));
     }
+    errors.append(&mut found.0);
+    errors
+}
+
+/// As `validateFieldSelectorAttributes` and `validateLabelSelectorAttributes`.
+fn selector_attributes(selector: &Field<'_, '_>, rule: fn(&Field<'_, '_>, &mut Errors), errors: &mut Errors) {
+    let (raw, requirements) = (selector.at("rawSelector"), selector.at("requirements"));
+    match (raw.is_blank(), requirements.is_empty()) {
+        _ if !selector.is_set() => {}
+        (false, false) => errors.invalid(&raw, "may not specified at the same time as requirements"),
+        (true, true) => {
+            let why = format!("when {} is specified, requirements or rawSelector is required", selector.path());
+            errors.required(&requirements, &why);
+        }
+        _ => {}
+    }
+    requirements.items().for_each(|requirement| rule(&requirement, errors));
+}
+
+/// Operators that a newer client knows pass: see [`field_selector`].
+fn field_requirement(requirement: &Field<'_, '_>, errors: &mut Errors) {
+    let key = requirement.at("key");
+    if key.is_blank() {
+        errors.required(&key, "must be specified");
+    }
+    metadata::operator(requirement, errors);
+}
+
+fn label_requirement(requirement: &Field<'_, '_>, errors: &mut Errors) {
+    metadata::operator(requirement, errors);
+    metadata::key_and_values(requirement, LabelValues::Checked, errors);
 }
 
 fn subject_attributes(spec: &SubjectAccessReviewSpec) -> Attributes {
@@ -192,8 +237,8 @@ fn attributes(
             namespace: text(&resource.namespace),
             name: text(&resource.name),
             is_resource: true,
-            field_selector: selector.map(field_selector).unwrap_or_default(),
-            label_selector: resource.label_selector.as_ref().map(|s| text(&s.raw_selector)).unwrap_or_default(),
+            field_selector: selector.map(|s| field_selector(s).0).unwrap_or_default(),
+            label_selector: resource.label_selector.as_ref().map(|s| label_selector(s).0).unwrap_or_default(),
             path: String::new(),
         };
     }
@@ -201,69 +246,62 @@ fn attributes(
     Attributes { user, verb: text(&path.verb), path: text(&path.path), ..Attributes::default() }
 }
 
-/// A selector as its text; requirements of one value only, which is all that fields know.
-fn field_selector(selector: &k8s_openapi::api::authorization::v1::FieldSelectorAttributes) -> String {
-    if let Some(raw) = &selector.raw_selector {
-        return raw.clone();
+/// A selector as its text, and whether all of it was understood. What is not is passed over, which asks for more than is
+/// meant. Fields know requirements of one value only. As `ResourceAttributesFrom`.
+fn field_selector(selector: &FieldSelectorAttributes) -> (String, bool) {
+    if let Some(raw) = selector.raw_selector.as_ref().filter(|raw| !raw.is_empty()) {
+        return FieldSelector::parse(raw).map_or((String::new(), false), |_| (raw.clone(), true));
     }
-    let requirements = selector.requirements.iter().flatten().filter_map(|requirement| {
-        let value = match requirement.values.as_deref() {
-            Some([value]) => value,
-            _ => return None,
-        };
-        match requirement.operator.as_str() {
-            "In" => Some(format!("{}={value}", requirement.key)),
-            "NotIn" => Some(format!("{}!={value}", requirement.key)),
-            _ => None,
-        }
+    let requirements = selector.requirements.iter().flatten();
+    let understood = requirements.clone().filter_map(|r| match (r.operator.as_str(), r.values.as_deref()) {
+        ("In", Some([value])) => Some(format!("{}={value}", r.key)),
+        ("NotIn", Some([value])) => Some(format!("{}!={value}", r.key)),
+        _ => None,
     });
-    requirements.collect::<Vec<_>>().join(",")
+    let understood: Vec<String> = understood.collect();
+    (understood.join(","), understood.len() == requirements.count())
 }
 
-fn decide(authorizer: &Authorizer, attributes: &Attributes) -> SubjectAccessReviewStatus {
+fn label_selector(selector: &LabelSelectorAttributes) -> (String, bool) {
+    if let Some(raw) = selector.raw_selector.as_ref().filter(|raw| !raw.is_empty()) {
+        return Selector::parse(raw).map_or((String::new(), false), |_| (raw.clone(), true));
+    }
+    let requirements = selector.requirements.iter().flatten();
+    let understood = requirements.clone().filter_map(|requirement| {
+        let alone = LabelSelector { match_expressions: Some(vec![requirement.clone()]), match_labels: None };
+        Some(Selector::from_label_selector(&alone).ok()?.to_string())
+    });
+    let understood: Vec<String> = understood.collect();
+    (understood.join(","), understood.len() == requirements.count())
+}
+
+/// What of the selectors was passed over. As `BuildEvaluationError`.
+fn evaluation_error(resource: Option<&ResourceAttributes>) -> Option<String> {
+    let resource = resource?;
+    let fields = resource.field_selector.as_ref().map(field_selector);
+    let labels = resource.label_selector.as_ref().map(label_selector);
+    let told = [("fieldSelector", fields), ("labelSelector", labels)].into_iter().filter_map(|(name, selector)| {
+        let (text, _) = selector.filter(|(_, understood)| !understood)?;
+        let how = if text.is_empty() { "ignored" } else { "partially ignored" };
+        Some(format!("spec.resourceAttributes.{name} {how} due to parse error"))
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+/// The authorizers' answer. `resource` is what was asked about, for what of it could not be understood.
+fn decide(
+    authorizer: &Authorizer,
+    attributes: &Attributes,
+    resource: Option<&ResourceAttributes>,
+) -> SubjectAccessReviewStatus {
     let (decision, reason) = authorizer.explain(attributes);
-    let given = |reason: String| (!reason.is_empty()).then_some(reason);
-    match decision {
-        Decision::Allow => SubjectAccessReviewStatus { allowed: true, reason: given(reason), ..Default::default() },
-        Decision::NoOpinion(why) => SubjectAccessReviewStatus { reason: given(why), ..Default::default() },
-    }
-}
-
-/// What RBAC grants a user in a namespace. Other authorizers cannot be enumerated, which makes the answer incomplete.
-fn rules(authorizer: &Authorizer, user: &UserInfo, namespace: &str) -> SubjectRulesReviewStatus {
-    let all = || Some(vec!["*".to_owned()]);
-    if user.in_group("system:masters") || !authorizer.uses_rbac() {
-        let resource =
-            ResourceRule { api_groups: all(), resources: all(), verbs: vec!["*".to_owned()], resource_names: None };
-        let path = NonResourceRule { non_resource_urls: all(), verbs: vec!["*".to_owned()] };
-        return SubjectRulesReviewStatus {
-            resource_rules: vec![resource],
-            non_resource_rules: vec![path],
-            incomplete: false,
-            evaluation_error: None,
-        };
-    }
-    let (granted, errors) = authorizer.rbac().rules_for(user, namespace);
-    let (paths, resources): (Vec<PolicyRule>, Vec<PolicyRule>) =
-        granted.into_iter().partition(|rule| rule.non_resource_urls.as_ref().is_some_and(|urls| !urls.is_empty()));
-    let is_node = super::node::node_of(user).is_some();
-    SubjectRulesReviewStatus {
-        resource_rules: resources
-            .into_iter()
-            .map(|rule| ResourceRule {
-                verbs: rule.verbs,
-                api_groups: rule.api_groups,
-                resources: rule.resources,
-                resource_names: rule.resource_names,
-            })
-            .collect(),
-        non_resource_rules: paths
-            .into_iter()
-            .map(|rule| NonResourceRule { verbs: rule.verbs, non_resource_urls: rule.non_resource_urls })
-            .collect(),
-        incomplete: is_node || !errors.is_empty(),
-        evaluation_error: (!errors.is_empty()).then(|| errors.join(", ")),
-    }
+    let (allowed, reason) = match decision {
+        Decision::Allow => (true, reason),
+        Decision::NoOpinion(why) => (false, why),
+    };
+    let reason = (!reason.is_empty()).then_some(reason);
+    SubjectAccessReviewStatus { allowed, reason, evaluation_error: evaluation_error(resource), ..Default::default() }
 }
 
 #[cfg(test)]
@@ -273,8 +311,8 @@ mod tests {
     use crate::authorization::lister::{CLUSTER_ROLES, ROLE_BINDINGS};
     use serde_json::json;
 
-    fn authorizer() -> Authorizer {
-        let objects = Objects::of([
+    fn objects() -> Arc<Objects> {
+        Objects::of([
             (
                 CLUSTER_ROLES,
                 json!({"metadata": {"name": "reader"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}),
@@ -284,8 +322,11 @@ mod tests {
                 json!({"metadata": {"name": "b", "namespace": "a"}, "roleRef": {"apiGroup": "", "kind": "ClusterRole", "name": "reader"},
                 "subjects": [{"kind": "User", "name": "ann"}]}),
             ),
-        ]);
-        Authorizer::with(&["RBAC".to_owned()], objects).unwrap()
+        ])
+    }
+
+    fn authorizer() -> Authorizer {
+        Authorizer::with(&["RBAC".to_owned()], objects()).unwrap()
     }
 
     fn asker(user: &str, namespace: &str) -> Attributes {
@@ -301,7 +342,8 @@ mod tests {
         };
         assert_eq!(answer(Review::Subject, asker("bob", ""), &spec), Ok(true));
         assert_eq!(answer(Review::LocalSubject, asker("bob", "a"), &spec), Ok(true));
-        assert_eq!(answer(Review::LocalSubject, asker("bob", "b"), &spec).unwrap_err().code(), 400);
+        let elsewhere = answer(Review::LocalSubject, asker("bob", "b"), &spec).unwrap_err();
+        assert!(elsewhere.message().ends_with("Invalid value: \"a\": must match metadata.namespace"), "{elsewhere}");
         let mine = json!({"resourceAttributes": {"namespace": "a", "verb": "get", "resource": "pods"}});
         assert_eq!(answer(Review::SelfSubject, asker("ann", ""), &mine), Ok(true));
         assert_eq!(answer(Review::SelfSubject, asker("bob", ""), &mine), Ok(false));
@@ -313,10 +355,64 @@ mod tests {
     }
 
     #[test]
+    fn selectors_are_checked_and_what_is_not_understood_is_told() {
+        let review = |selectors: Value| {
+            let mut resource = json!({"namespace": "a", "verb": "list", "resource": "pods"});
+            resource.as_object_mut().unwrap().extend(selectors.as_object().unwrap().clone());
+            let review = json!({"spec": {"resourceAttributes": resource}});
+            let answer = Review::SelfSubject.answer(&authorizer(), &asker("ann", ""), review);
+            answer.map(|v| v["status"]["evaluationError"].clone()).map_err(|error| error.message().to_owned())
+        };
+        let field = |operator: &str, values: &[&str]| json!({"key": "k", "operator": operator, "values": values});
+        let fields = |requirements: Value| json!({"fieldSelector": {"requirements": requirements}});
+        let at = "spec.resourceAttributes.fieldSelector";
+        assert_eq!(review(fields(json!([field("In", &["a"])]))), Ok(Value::Null));
+        assert_eq!(
+            review(fields(json!([field("In", &["a"]), field("In", &["a", "b"])]))),
+            Ok(json!(format!("{at} partially ignored due to parse error")))
+        );
+        assert_eq!(
+            review(json!({"fieldSelector": {"rawSelector": "a"}, "labelSelector": {"rawSelector": "a in"}})),
+            Ok(json!(format!(
+                "{at} ignored due to parse error; spec.resourceAttributes.labelSelector ignored due to parse error"
+            )))
+        );
+        let new = json!({"labelSelector": {"requirements": [field("Newer", &["a"])]}});
+        let told = "spec.resourceAttributes.labelSelector ignored due to parse error";
+        assert_eq!(review(new), Ok(json!(told)));
+        for (selectors, error) in [
+            (
+                json!({"fieldSelector": {}}),
+                ".requirements: Required value: when spec.resourceAttributes.fieldSelector is",
+            ),
+            (
+                json!({"fieldSelector": {"rawSelector": "a=b", "requirements": [field("In", &["x"])]}}),
+                ".rawSelector: Invalid",
+            ),
+            (fields(json!([field("In", &[])])), ".requirements[0].values: Required value: must be specified when"),
+            (fields(json!([field("Exists", &["a"])])), ".requirements[0].values: Forbidden: may not be specified"),
+        ] {
+            let found = review(selectors).unwrap_err();
+            assert!(found.contains(&format!("{at}{error}")), "{found}");
+        }
+    }
+
+    #[test]
     fn rules_of_a_user_are_listed() {
-        let answer =
-            Review::SelfRules.answer(&authorizer(), &asker("ann", ""), json!({"spec": {"namespace": "a"}})).unwrap();
-        assert_eq!(answer["status"]["resourceRules"][0]["resources"], json!(["pods"]));
-        assert_eq!(answer["kind"], "SelfSubjectRulesReview");
+        let rules = |modes: &[&str], user: &str| {
+            let modes: Vec<String> = modes.iter().map(|mode| (*mode).to_owned()).collect();
+            let authorizer = Authorizer::with(&modes, objects()).unwrap();
+            let asker = asker(user, "");
+            let answer = Review::SelfRules.answer(&authorizer, &asker, json!({"spec": {"namespace": "a"}})).unwrap();
+            assert_eq!((&answer["kind"], &answer["spec"]), (&json!("SelfSubjectRulesReview"), &json!({})));
+            answer["status"].clone()
+        };
+        let pods = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]);
+        let status = rules(&["Node", "RBAC"], "ann");
+        assert_eq!((&status["resourceRules"], &status["incomplete"]), (&pods, &json!(false)));
+        let all = json!({"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]});
+        let status = rules(&["RBAC", "AlwaysAllow"], "ann");
+        assert_eq!((&status["resourceRules"][0], &status["resourceRules"][1]), (&pods[0], &all));
+        assert_eq!(status["nonResourceRules"], json!([{"nonResourceURLs": ["*"], "verbs": ["*"]}]));
     }
 }
