@@ -5,12 +5,10 @@ use crate::server::negotiation::Wanted;
 use crate::server::request_info::Query;
 use crate::storage::cache::{Snapshot, from_key};
 use crate::storage::{Page, StoredObject};
+use apimachinery::continuation::Token;
 use apimachinery::fields::FieldSelector;
 use apimachinery::labels::Selector;
 use apimachinery::status::{FieldError, StatusError};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -27,18 +25,6 @@ pub struct Selected {
 pub struct Selectors {
     pub labels: Selector,
     pub fields: FieldSelector,
-}
-
-/// Where a list goes on. As `continueToken`; `start` lies below the key of what is listed.
-#[derive(Debug, Serialize, Deserialize)]
-struct Token {
-    #[serde(default)]
-    v: String,
-    /// -1: with whatever is newest.
-    #[serde(default)]
-    rv: i64,
-    #[serde(default)]
-    start: String,
 }
 
 /// The page of a list that is asked for.
@@ -58,7 +44,6 @@ enum Source {
     Etcd(i64),
 }
 
-const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 pub const MATCH: &str = "resourceVersionMatch";
 pub const KNOWN_MATCHES: [&str; 3] = ["Exact", "NotOlderThan", ""];
 const INCONSISTENT_CONTINUE: &str = "The provided continue parameter is too old to display a consistent list result. You can \
@@ -101,39 +86,6 @@ impl Selectors {
 
     pub fn match_object(&self, object: &StoredObject) -> bool {
         object.identity.matches(&self.labels, &self.fields)
-    }
-}
-
-// === impl Token ===
-
-impl Token {
-    fn encode(revision: i64, start: &str) -> String {
-        let token = Self { v: TOKEN_VERSION.to_owned(), rv: revision, start: start.to_owned() };
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
-    }
-
-    /// As `DecodeContinue`.
-    fn decode(text: &str) -> Result<Self, StatusError> {
-        let refuse = |why: &str| {
-            Err(StatusError::bad_request(format!("invalid continue token: continue key is not valid{why}")))
-        };
-        let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
-        let Some(token) = decoded else { return refuse("") };
-        if token.v != TOKEN_VERSION {
-            return refuse(": server does not recognize this encoded version");
-        }
-        if token.rv == 0 {
-            return refuse(": incorrect encoded start resourceVersion (version meta.k8s.io/v1)");
-        }
-        if token.start.is_empty() {
-            return refuse(": encoded start key empty (version meta.k8s.io/v1)");
-        }
-        // Nobody leaves the place that is listed with it.
-        let mut segments = token.start.strip_prefix('/').unwrap_or(&token.start).split('/');
-        if segments.any(|segment| matches!(segment, "" | "." | "..")) {
-            return refuse(&format!(": {}", token.start));
-        }
-        Ok(token)
     }
 }
 
@@ -337,25 +289,6 @@ fn expired(error: StatusError, request: &ResourceRequest<'_>, start: &str) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_token_is_read_back_and_a_wrong_one_refused() {
-        let token = Token::decode(&Token::encode(7, "a/b\0")).unwrap();
-        assert_eq!((token.rv, token.start.as_str()), (7, "a/b\0"));
-        let of = |json: &str| URL_SAFE_NO_PAD.encode(json);
-        for text in [
-            "x",
-            "!!!",
-            &of("{}"),
-            &of(r#"{"v":"v2","rv":1,"start":"a"}"#),
-            &of(r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#),
-            &of(r#"{"v":"meta.k8s.io/v1","rv":1,"start":""}"#),
-            &of(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"../secrets/a"}"#),
-            &of(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"a/./b"}"#),
-        ] {
-            assert_eq!(Token::decode(text).unwrap_err().code(), 400, "{text}");
-        }
-    }
 
     #[test]
     fn options_that_do_not_go_together_are_refused() {

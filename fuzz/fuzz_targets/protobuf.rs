@@ -1,0 +1,3 @@
+//! Kubernetes protobuf of any kind.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::protobuf(input));

@@ -1,0 +1,3 @@
+//! Label and field selectors.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::selectors(input));

@@ -1,0 +1,3 @@
+//! YAML.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::yaml(input));
