@@ -8,7 +8,7 @@ use super::object::{child, copy_field, remove, schema_defaults, set};
 use super::print::Clock;
 use super::rules::Rules;
 use super::strategy::{Column, Deletion, GarbagePolicy, HookContext, Part, Reservation, Strategy};
-use super::{allocation, metadata, table};
+use super::{allocation, metadata, table, workload};
 use crate::authentication::UserInfo;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::status::{FieldError, StatusError};
@@ -45,7 +45,17 @@ pub struct Builtin {
 /// What of the command line the strategies heed.
 pub struct Settings {
     pub event_ttl_seconds: i64,
+    pub allow_privileged: bool,
     pub services: allocation::Allocator,
+}
+
+#[cfg(test)]
+impl Settings {
+    /// As kubeadm would have them.
+    pub fn usual() -> Arc<Self> {
+        let services = allocation::Allocator::new(&["10.0.0.0/24".to_owned()], "30000-32767").unwrap();
+        Arc::new(Self { event_ttl_seconds: 60, allow_privileged: true, services })
+    }
 }
 
 // === impl Builtin ===
@@ -95,6 +105,31 @@ impl Builtin {
             check(&Field::root(new), &Field::root(old.unwrap_or(&Value::Null)), &mut errors);
         }
         errors.0
+    }
+
+    /// What must hold of an object whether it is new or not, as far as a write of this part concerns it.
+    fn content(&self, part: Part, object: &Field<'_, '_>, errors: &mut Errors) {
+        metadata::validate_content(&object.at("metadata"), errors);
+        if !matches!(part, Part::Main | Part::EphemeralContainers | Part::Resize) {
+            return;
+        }
+        (self.rules.validate)(object, errors);
+        if !self.settings.allow_privileged
+            && let Some(template) = workload::template_pointer(self.facts.group, self.facts.resource)
+        {
+            workload::unprivileged(object, template, errors);
+        }
+    }
+
+    /// Rules grow stricter while objects are stored: an update is not refused for what was wrong with the object before and
+    /// was left as it was. As the ratcheting of Kubernetes' validation.
+    fn new_faults(&self, part: Part, new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
+        let (mut found, mut known) = (Errors::default(), Errors::default());
+        self.content(part, new, &mut found);
+        if !found.0.is_empty() {
+            self.content(part, old, &mut known);
+        }
+        errors.0.extend(found.0.into_iter().filter(|fault| !known.0.contains(fault)));
     }
 }
 
@@ -175,26 +210,19 @@ impl Strategy for Builtin {
 
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         self.check(object, None, |new, _, errors| {
-            metadata::validate(&new.at("metadata"), self.facts.namespaced, self.rules.name, errors);
-            (self.rules.validate)(new, errors);
+            metadata::validate_identity(&new.at("metadata"), self.facts.namespaced, self.rules.name, errors);
+            self.content(Part::Main, new, errors);
             (self.rules.validate_create)(new, errors);
         })
     }
 
     fn validate_update(&self, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
         self.check(new, Some(old), |new, old, errors| {
-            let (meta, old_meta) = (new.at("metadata"), old.at("metadata"));
-            metadata::validate_update(&meta, &old_meta, errors);
+            metadata::validate_update(&new.at("metadata"), &old.at("metadata"), errors);
+            self.new_faults(part, new, old, errors);
             match part {
-                Part::Main => {
-                    metadata::validate_content(&meta, errors);
-                    (self.rules.validate)(new, errors);
-                    (self.rules.validate_update)(new, old, errors);
-                }
-                Part::Status => {
-                    metadata::validate_content(&meta, errors);
-                    (self.rules.validate_status)(new, old, errors);
-                }
+                Part::Main => (self.rules.validate_update)(new, old, errors),
+                Part::Status => (self.rules.validate_status)(new, old, errors),
                 Part::Finalize => namespace::validate_finalize(new, errors),
                 Part::Approval => csr::update(new, old, part, errors),
                 Part::EphemeralContainers => pod_update::validate_ephemeral(new, old, errors),

@@ -75,7 +75,8 @@ fn at<'v>(root: &Field<'_, 'v>, path: &str) -> &'v serde_json::Value {
     path.split('.').fold(root.value, |value, name| value.get(name).unwrap_or(&serde_json::Value::Null))
 }
 
-fn each(field: &Field<'_, '_>, path: &'static str, run: &mut dyn FnMut(&Field<'_, '_>)) {
+/// Walks a path as a table has it.
+pub fn each(field: &Field<'_, '_>, path: &str, run: &mut dyn FnMut(&Field<'_, '_>)) {
     let (step, rest) = path.split_once('.').unwrap_or((path, ""));
     if let Some(name) = step.strip_suffix("[]") {
         field.at(name).items().for_each(|item| go_on(&item, rest, run));
@@ -91,7 +92,7 @@ fn each(field: &Field<'_, '_>, path: &'static str, run: &mut dyn FnMut(&Field<'_
     }
 }
 
-fn go_on(field: &Field<'_, '_>, rest: &'static str, run: &mut dyn FnMut(&Field<'_, '_>)) {
+fn go_on(field: &Field<'_, '_>, rest: &str, run: &mut dyn FnMut(&Field<'_, '_>)) {
     if rest.is_empty() { run(field) } else { each(field, rest, run) }
 }
 

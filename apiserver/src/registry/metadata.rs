@@ -12,7 +12,8 @@ pub const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
 /// What is wrong with a name; an empty list says that it may be used.
 pub type NameRule = fn(&str) -> Vec<String>;
 
-pub fn validate(meta: &Field<'_, '_>, namespaced: bool, name_rule: NameRule, errors: &mut Errors) {
+/// Of a new object; [`validate_content`] holds as well.
+pub fn validate_identity(meta: &Field<'_, '_>, namespaced: bool, name_rule: NameRule, errors: &mut Errors) {
     let generate_name = meta.at("generateName");
     if !generate_name.is_blank() {
         // The suffix will stand in the place of a trailing dash.
@@ -36,7 +37,6 @@ pub fn validate(meta: &Field<'_, '_>, namespaced: bool, name_rule: NameRule, err
     } else if !namespace.is_blank() {
         errors.forbidden(&namespace, "not allowed on this type");
     }
-    validate_content(meta, errors);
 }
 
 /// What of metadata has rules whether it is new or not.
@@ -192,18 +192,52 @@ pub fn dns1035_label(name: &str) -> Vec<String> {
 pub fn label_selector(selector: &Field<'_, '_>, errors: &mut Errors) {
     labels(&selector.at("matchLabels"), errors);
     for requirement in selector.at("matchExpressions").items() {
-        let (key, operator, values) = (requirement.at("key"), requirement.at("operator"), requirement.at("values"));
-        match operator.str() {
-            "In" | "NotIn" if values.is_empty() => {
-                errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'");
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => errors.invalid(&operator, "not a valid selector operator"),
+        self::requirement(&requirement, &[], LabelValues::Checked, errors);
+    }
+}
+
+/// Wrong label values in a selector are an error, or go through since they select nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LabelValues {
+    Checked,
+    Any,
+}
+
+/// One requirement of a selector, of labels or (with `comparing` operators) of nodes. As `ValidateLabelSelectorRequirement`
+/// and `ValidateNodeSelectorRequirement`.
+pub fn requirement(requirement: &Field<'_, '_>, comparing: &[&str], label_values: LabelValues, errors: &mut Errors) {
+    let (known, values) = (operator(requirement, errors), requirement.at("values"));
+    let operator = requirement.at("operator");
+    if comparing.contains(&operator.str()) {
+        if values.len() != 1 {
+            errors.required(&values, "must be specified single value when `operator` is 'Lt' or 'Gt'");
         }
-        errors.all(&key, is_qualified_name(key.str()));
+    } else if !known {
+        errors.invalid(&operator, "not a valid selector operator");
+    }
+    key_and_values(requirement, label_values, errors);
+}
+
+/// Values go with the operators that take some. True for an operator that all selectors have.
+pub fn operator(requirement: &Field<'_, '_>, errors: &mut Errors) -> bool {
+    let (operator, values) = (requirement.at("operator"), requirement.at("values"));
+    match operator.str() {
+        "In" | "NotIn" if values.is_empty() => {
+            errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'");
+        }
+        "Exists" | "DoesNotExist" if !values.is_empty() => {
+            errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+        }
+        other => return matches!(other, "In" | "NotIn" | "Exists" | "DoesNotExist"),
+    }
+    true
+}
+
+/// The key of a requirement on a label, and its values.
+pub fn key_and_values(requirement: &Field<'_, '_>, label_values: LabelValues, errors: &mut Errors) {
+    let (key, values) = (requirement.at("key"), requirement.at("values"));
+    errors.all(&key, is_qualified_name(key.str()));
+    if label_values == LabelValues::Checked {
         for value in values.items() {
             errors.all(&value, is_label_value(value.str()));
         }
@@ -228,7 +262,8 @@ mod tests {
     fn found(meta: Value) -> Vec<String> {
         let object = json!({ "metadata": meta });
         let mut errors = Errors::default();
-        validate(&Field::root(&object).at("metadata"), true, subdomain, &mut errors);
+        validate_identity(&Field::root(&object).at("metadata"), true, subdomain, &mut errors);
+        validate_content(&Field::root(&object).at("metadata"), &mut errors);
         errors.0.iter().map(ToString::to_string).collect()
     }
 

@@ -170,7 +170,8 @@ fn stored_api_version(facts: &KindFacts) -> String {
 pub fn settings(options: &Options) -> anyhow::Result<Arc<Settings>> {
     let services = Allocator::new(&options.service_cluster_ip_range, &options.service_node_port_range);
     let event_ttl_seconds = i64::try_from(options.event_ttl.as_secs()).unwrap_or(i64::MAX);
-    Ok(Arc::new(Settings { event_ttl_seconds, services: services.map_err(anyhow::Error::msg)? }))
+    let services = services.map_err(anyhow::Error::msg)?;
+    Ok(Arc::new(Settings { event_ttl_seconds, allow_privileged: options.allow_privileged, services }))
 }
 
 /// The strategy of each kind.

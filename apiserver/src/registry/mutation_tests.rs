@@ -2,14 +2,14 @@
 //! are spoiled at random places and taken through all that their kind's strategy does.
 
 use super::builtin::{Builtin, Settings};
+use super::print::Clock;
 use super::strategy::{Part, Strategy as _};
-use super::{allocation::Allocator, print::Clock};
 use apimachinery::decode::{FieldValidation, decode_value};
 use apimachinery::facts::{self, KindFacts};
 use apimachinery::meta::Gvk;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 const PARTS: [Part; 6] =
     [Part::Main, Part::Status, Part::Finalize, Part::Approval, Part::EphemeralContainers, Part::Resize];
@@ -29,11 +29,6 @@ static OBJECTS: LazyLock<Vec<(&'static KindFacts, Value)>> = LazyLock::new(|| {
     }
     all
 });
-
-fn settings() -> Arc<Settings> {
-    let services = Allocator::new(&["10.0.0.0/24".to_owned()], "30000-32767").unwrap();
-    Arc::new(Settings { event_ttl_seconds: 60, services })
-}
 
 /// Replaces the `at`-th value of an object, counted in depth.
 fn spoil(value: &mut Value, at: &mut usize, with: &Value) -> bool {
@@ -78,7 +73,7 @@ fn stranger() -> impl Strategy<Value = Value> {
 fn exercise(kind: &'static KindFacts, object: Value) {
     let Some(schema) = facts::schema_of(kind.group, kind.version, kind.kind) else { return };
     let Ok(decoded) = decode_value(object, schema, FieldValidation::Ignore) else { return };
-    let strategy = Builtin::new(kind, settings());
+    let strategy = Builtin::new(kind, Settings::usual());
     let mut object = decoded.value;
     let again = decode_value(object.clone(), schema, FieldValidation::Strict).map(|d| d.value);
     assert_eq!(again.as_ref(), Ok(&object), "decoding settles at once");

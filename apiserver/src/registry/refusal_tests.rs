@@ -1,7 +1,6 @@
 //! What each kind refuses, and with which words: the tables of `refusals/`, held against the rules. An expectation is how an
 //! error begins; a case without one is accepted.
 
-use super::allocation::Allocator;
 use super::builtin::{Builtin, Settings};
 use super::object::set;
 use super::strategy::{Part, Strategy as _};
@@ -10,7 +9,6 @@ use apimachinery::facts::{self, KindFacts};
 use apimachinery::meta::Gvk;
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
 
 const TABLES: [&str; 5] = ["admission.yaml", "cluster.yaml", "devices.yaml", "network.yaml", "workloads.yaml"];
 
@@ -116,9 +114,7 @@ fn subject(kind: &str, base: Option<&Value>, small: &[Value]) -> Subject {
     if facts.namespaced {
         set(meta, "namespace", "here");
     }
-    let services = Allocator::new(&["10.0.0.0/24".to_owned()], "30000-32767").unwrap();
-    let strategy = Builtin::new(facts, Arc::new(Settings { event_ttl_seconds: 60, services }));
-    Subject { strategy, facts, base }
+    Subject { strategy: Builtin::new(facts, Settings::usual()), facts, base }
 }
 
 fn signing_request() -> Value {
@@ -187,5 +183,45 @@ fn the_smallest_object_of_every_kind_is_accepted() {
         let (_, errors) = subject.create(&Map::new());
         let errors: Vec<String> = errors.into_iter().filter(|e| !e.contains("event.namespace")).collect();
         assert_eq!(errors, Vec::<String>::new(), "{kind}");
+    }
+}
+
+#[test]
+fn an_update_is_not_refused_for_what_was_wrong_before() {
+    let small = apimachinery::yaml::documents(include_str!("../../tests/live/objects.yaml")).unwrap();
+    let fault = |pointer: &str, value: Value| Map::from_iter([(pointer.to_owned(), value)]);
+    let touch = fault("/metadata/annotations", json!({"a": "b"}));
+    for (kind, pointer, value, worse) in [
+        ("apps/v1 Deployment", "/spec/template/spec/containers/0/name", json!("No_Name"), json!("No_Name_2")),
+        ("apps/v1 Deployment", "/spec/template/spec/tolerations", json!([{"key": "-"}]), json!([{"key": "--"}])),
+        ("v1 Pod", "/metadata/labels", json!({"a": "?"}), json!({"a": "??"})),
+        ("v1 Service", "/spec/sessionAffinity", json!("Maybe"), json!("Perhaps")),
+    ] {
+        let subject = subject(kind, None, &small);
+        let stored = fault(pointer, value);
+        assert!(!subject.create(&stored).1.is_empty(), "{kind}: a new object is refused");
+        assert_eq!(subject.update(Part::Main, &stored, &touch), Vec::<String>::new(), "{kind}");
+        assert!(!subject.update(Part::Main, &stored, &fault(pointer, worse)).is_empty(), "{kind}: a new fault is one");
+    }
+}
+
+#[test]
+fn privileged_containers_need_the_flag() {
+    let small = apimachinery::yaml::documents(include_str!("../../tests/live/objects.yaml")).unwrap();
+    for (kind, spec) in [
+        ("v1 Pod", "/spec"),
+        ("v1 PodTemplate", "/template/spec"),
+        ("apps/v1 DaemonSet", "/spec/template/spec"),
+        ("batch/v1 CronJob", "/spec/jobTemplate/spec/template/spec"),
+    ] {
+        let Subject { facts, base, .. } = subject(kind, None, &small);
+        let mut settings = std::sync::Arc::into_inner(Settings::usual()).unwrap();
+        settings.allow_privileged = false;
+        let subject = Subject { strategy: Builtin::new(facts, std::sync::Arc::new(settings)), facts, base };
+        let pointer = format!("{spec}/containers/0/securityContext/privileged");
+        let path = pointer[1..].replace("/0/", "[0].").replace('/', ".");
+        let (_, errors) = subject.create(&Map::from_iter([(pointer, json!(true))]));
+        assert_eq!(errors, [format!("{path}: Forbidden: disallowed by cluster policy")]);
+        assert_eq!(subject.create(&Map::new()).1, Vec::<String>::new());
     }
 }

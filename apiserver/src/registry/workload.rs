@@ -10,6 +10,31 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Where the metadata and spec of a pod lie in an object.
+pub fn template_pointer(group: &str, resource: &str) -> Option<&'static str> {
+    match (group, resource) {
+        ("", "pods") => Some(""),
+        ("", "podtemplates") => Some("/template"),
+        ("", "replicationcontrollers")
+        | ("apps", "deployments" | "daemonsets" | "replicasets" | "statefulsets")
+        | ("batch", "jobs") => Some("/spec/template"),
+        ("batch", "cronjobs") => Some("/spec/jobTemplate/spec/template"),
+        _ => None,
+    }
+}
+
+/// No container may be privileged: what holds without `--allow-privileged`. `template` as of [`template_pointer`].
+pub fn unprivileged(object: &Field<'_, '_>, template: &str, errors: &mut Errors) {
+    for containers in ["initContainers", "containers", "ephemeralContainers"] {
+        let path = format!("{template}/spec/{containers}[]/securityContext/privileged").replace('/', ".");
+        super::checks::each(object, &path[1..], &mut |privileged| {
+            if privileged.bool() {
+                errors.forbidden(privileged, "disallowed by cluster policy");
+            }
+        });
+    }
+}
+
 /// Defaults of `spec.template`.
 pub fn default_template(object: &mut Value) {
     pod_defaults::template(child(child(object, "spec"), "template"));

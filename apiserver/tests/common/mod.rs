@@ -158,6 +158,7 @@ impl Server {
             format!("--cert-dir={}", path("certs").display()),
             format!("--client-ca-file={}", path("ca.crt").display()),
             "--authorization-mode=RBAC".to_owned(),
+            "--allow-privileged".to_owned(),
         ];
         if !flags.iter().any(|flag| flag.contains("ServiceAccount")) {
             args.push("--disable-admission-plugins=ServiceAccount".to_owned());

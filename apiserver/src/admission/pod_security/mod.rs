@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{AdmissionRequest, Plugin, list, text};
 use crate::authorization::lister::{Lister, NAMESPACES, PODS};
+use crate::registry::workload::template_pointer;
 
 /// Pods of a namespace that are judged when it becomes stricter.
 const PODS_MAX: usize = 3000;
@@ -148,19 +149,6 @@ impl Plugin for PodSecurity {
 fn judge(rule: Rule, metadata: &Value, spec: &Value) -> Vec<checks::Violation> {
     let minor = rule.minor.unwrap_or(u32::MAX);
     rule.level.map(|level| checks::violations(level, minor, metadata, spec)).unwrap_or_default()
-}
-
-/// Where the metadata and spec of a pod lie in an object.
-fn template_pointer(group: &str, resource: &str) -> Option<&'static str> {
-    match (group, resource) {
-        ("", "pods") => Some(""),
-        ("", "podtemplates") => Some("/template"),
-        ("", "replicationcontrollers")
-        | ("apps", "deployments" | "daemonsets" | "replicasets" | "statefulsets")
-        | ("batch", "jobs") => Some("/spec/template"),
-        ("batch", "cronjobs") => Some("/spec/jobTemplate/spec/template"),
-        _ => None,
-    }
 }
 
 fn template<'r>(request: &'r AdmissionRequest<'_>) -> Option<(&'r Value, &'r Value)> {

@@ -33,12 +33,15 @@ impl Cidr {
         if self.v4 { "IPv4" } else { "IPv6" }
     }
 
-    /// The offset of the last address that may be given out (not the network, not IPv4's broadcast address).
-    pub(super) fn usable(&self) -> u128 {
+    pub(super) fn size(&self) -> u128 {
         let host_bits = if self.v4 { 32 - self.bits } else { 128 - self.bits };
         // More than anyone has services.
-        let size = 1_u128 << host_bits.min(64);
-        if self.v4 { size - 2 } else { size - 1 }
+        1_u128 << host_bits.min(64)
+    }
+
+    /// The offset of the last address that may be given out (not the network, not IPv4's broadcast address).
+    pub(super) fn usable(&self) -> u128 {
+        if self.v4 { self.size() - 2 } else { self.size() - 1 }
     }
 
     pub(super) fn at(&self, offset: u128) -> IpAddr {

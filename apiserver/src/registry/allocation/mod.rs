@@ -214,7 +214,7 @@ impl Allocator {
         let ours = self.first_address();
         for range in self.ready_ranges(&claims.store).iter().filter(|range| range.family() == family) {
             let size = range.usable();
-            let low = static_band(size, 16, 16, 256);
+            let low = static_band(range.size(), 16, 16, 256);
             let random = (0..RANDOM_ATTEMPTS).map(|_| rand::rng().random_range(low + 1..=size));
             for offset in random.chain(low + 1..=size).chain(1..=low).take(IN_ORDER_MAX) {
                 let ip = range.at(offset);
@@ -483,8 +483,7 @@ impl Allocator {
 
 /// The lower part of a range is left to those who choose for themselves. As `calculateRangeOffset`.
 fn static_band(size: u128, divisor: u128, least: u128, most: u128) -> u128 {
-    let band = (size / divisor).clamp(least, most);
-    if band * 2 > size { 0 } else { band }
+    if size <= least { 0 } else { (size / divisor).clamp(least, most) }
 }
 
 fn family_of(ip: IpAddr) -> &'static str {
@@ -540,9 +539,10 @@ mod tests {
     #[test]
     fn the_lower_band_is_for_those_who_choose() {
         assert_eq!(
-            (static_band(254, 16, 16, 256), static_band(1 << 20, 16, 16, 256), static_band(14, 16, 16, 256)),
-            (16, 256, 0)
+            [16, 17, 32, 256, 4096, 1 << 20].map(|size| static_band(size, 16, 16, 256)),
+            [0, 16, 16, 16, 256, 256]
         );
+        assert_eq!([16, 18, 2768, 1 << 16].map(|size| static_band(size, 32, 16, 128)), [0, 16, 86, 128]);
         assert_eq!(parse_ports("30000-32767"), Ok(30000..=32767));
         assert_eq!(parse_ports("30000+10"), Ok(30000..=30010));
         assert!(parse_ports("5-1").is_err() && parse_ports("x").is_err());

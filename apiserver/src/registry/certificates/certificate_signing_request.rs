@@ -9,9 +9,12 @@ use crate::registry::rules::Rules;
 use crate::registry::strategy::Part;
 use apimachinery::names::is_dns1123_subdomain;
 use apimachinery::status::FieldError;
+use aws_lc_rs::signature::{ECDSA_P521_SHA512_ASN1, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::{FromDer as _, X509Error};
 
 const USAGES: [&str; 23] = [
     "any",
@@ -38,6 +41,7 @@ const USAGES: [&str; 23] = [
     "signing",
     "timestamping",
 ];
+const ECDSA_WITH_SHA512: &str = "1.2.840.10045.4.3.4";
 /// A namespace, a dot and a name.
 const SIGNER_PATH_MAX: usize = 63 + 1 + 253;
 const EXPIRATION_MIN_SECONDS: i64 = 600;
@@ -148,18 +152,37 @@ fn signer_name(signer: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
-/// Base64 of the PEM of a PKCS#10 request whose signature holds.
+/// Base64 of the PEM of a PKCS#10 request whose signature holds: who asks has the key. As `validateCSR`.
 fn parse_request(text: &str) -> Result<(), String> {
-    use x509_parser::prelude::FromDer as _;
     let pem = STANDARD.decode(text).unwrap_or_default();
     let (_, pem) =
         x509_parser::pem::parse_x509_pem(&pem).map_err(|_| "PEM block type must be CERTIFICATE REQUEST".to_owned())?;
     if pem.label != "CERTIFICATE REQUEST" {
         return Err("PEM block type must be CERTIFICATE REQUEST".to_owned());
     }
-    x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents)
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
+    let verified = match request.verify_signature() {
+        // The one signature that Go knows and x509-parser does not.
+        Err(X509Error::SignatureUnsupportedAlgorithm) if algorithm(&request) == ECDSA_WITH_SHA512 => {
+            let key = &request.certification_request_info.subject_pki.subject_public_key.data;
+            let key = UnparsedPublicKey::new(&ECDSA_P521_SHA512_ASN1, key);
+            let (info, signature) = (request.certification_request_info.raw, &request.signature_value.data);
+            key.verify(info, signature).map_err(|_| X509Error::SignatureVerificationError)
+        }
+        verified => verified,
+    };
+    let failed = |scheme: &str| Err(format!("x509: {scheme} verification failure"));
+    match (verified, algorithm(&request).as_str()) {
+        (Ok(()), _) => Ok(()),
+        (Err(X509Error::SignatureVerificationError), oid) if oid.starts_with("1.2.840.10045.") => failed("ECDSA"),
+        (Err(X509Error::SignatureVerificationError), "1.3.101.112") => failed("Ed25519"),
+        (Err(X509Error::SignatureVerificationError), _) => Err("crypto/rsa: verification error".to_owned()),
+        (Err(_), _) => Err("x509: cannot verify signature: algorithm unimplemented".to_owned()),
+    }
+}
+
+fn algorithm(request: &X509CertificationRequest<'_>) -> String {
+    request.signature_algorithm.algorithm.to_id_string()
 }
 
 /// What an update may write, by the way it comes: verdicts exclude each other and stay, and come by approval only; a
@@ -255,4 +278,35 @@ fn row(object: &Value, clock: &Clock) -> Vec<Value> {
         Value::from(int(object, "/spec/expirationSeconds").map_or(NONE.to_owned(), human_duration)),
         Value::from(condition),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_has_the_key() {
+        for (algorithm, refusal) in [
+            (&rcgen::PKCS_ECDSA_P256_SHA256, "x509: ECDSA verification failure"),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, "x509: ECDSA verification failure"),
+            (&rcgen::PKCS_ECDSA_P521_SHA512, "x509: ECDSA verification failure"),
+            (&rcgen::PKCS_ED25519, "x509: Ed25519 verification failure"),
+            (&rcgen::PKCS_RSA_SHA256, "crypto/rsa: verification error"),
+        ] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, "ann");
+            let request = params.serialize_request(&key).unwrap();
+            let encoded = |der: &[u8]| {
+                let body = STANDARD.encode(der);
+                STANDARD
+                    .encode(format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n"))
+            };
+            assert_eq!(parse_request(&encoded(request.der())), Ok(()), "{algorithm:?}");
+            let at = request.der().windows(3).position(|window| window == b"ann").unwrap();
+            let mut forged = request.der().to_vec();
+            forged[at..at + 3].copy_from_slice(b"bob");
+            assert_eq!(parse_request(&encoded(&forged)), Err(refusal.to_owned()));
+        }
+    }
 }

@@ -1,19 +1,12 @@
 //! What a pod's spec says of where it may run: affinity, tolerations, spreading. As `validateAffinity` and its kin.
 
 use crate::registry::field::{Errors, Field};
-use crate::registry::metadata;
+use crate::registry::metadata::{self, LabelValues};
 use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_label_value, is_qualified_name};
 use apimachinery::status::FieldError;
 use serde_json::{Value, json};
 
 pub const TAINT_EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-
-/// Wrong label values in a selector are an error, or go through since they select nothing.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum LabelValues {
-    Checked,
-    Any,
-}
 
 /// As `ValidateTolerations`.
 pub fn tolerations(tolerations: &Field<'_, '_>, errors: &mut Errors) {
@@ -97,26 +90,7 @@ pub fn node_selector(selector: &Field<'_, '_>, errors: &mut Errors) {
 /// As `ValidateNodeSelectorTerm`.
 pub fn node_selector_term(term: &Field<'_, '_>, label_values: LabelValues, errors: &mut Errors) {
     for requirement in term.at("matchExpressions").items() {
-        let (key, operator, values) = (requirement.at("key"), requirement.at("operator"), requirement.at("values"));
-        match operator.str() {
-            "In" | "NotIn" if values.is_empty() => {
-                errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'");
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
-            }
-            "Gt" | "Lt" if values.len() != 1 => {
-                errors.required(&values, "must be specified single value when `operator` is 'Lt' or 'Gt'");
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            _ => errors.invalid(&operator, "not a valid selector operator"),
-        }
-        errors.all(&key, is_qualified_name(key.str()));
-        if label_values == LabelValues::Checked {
-            for value in values.items() {
-                errors.all(&value, is_label_value(value.str()));
-            }
-        }
+        metadata::requirement(&requirement, &["Gt", "Lt"], label_values, errors);
     }
     for requirement in term.at("matchFields").items() {
         let (key, operator, values) = (requirement.at("key"), requirement.at("operator"), requirement.at("values"));
