@@ -8,7 +8,6 @@ mod endpoints;
 mod garbage;
 mod namespaces;
 mod quota;
-
 mod ranges;
 mod volumes;
 
