@@ -4,6 +4,7 @@
 
 mod api;
 mod micro;
+mod scheduling;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +20,8 @@ struct Cli {
 enum Command {
     /// CPU time of decoding, patching, selecting, deciding
     Micro,
+    /// Decisions, and pods placed on hollow nodes
+    Scheduler(scheduling::Options),
     /// Create, get, list, patch, update status, watch, delete
     Api(api::Options),
 }
@@ -27,6 +30,8 @@ fn main() -> anyhow::Result<()> {
     component_base::daemon::init(0);
     match Cli::parse().command {
         Command::Micro => micro::run(),
+        Command::Scheduler(options) if options.decisions => scheduling::decisions(),
+        Command::Scheduler(options) => scheduling::run(options),
         Command::Api(options) => api::run(options),
     }
 }

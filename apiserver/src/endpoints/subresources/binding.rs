@@ -81,6 +81,10 @@ fn bind(pod: &mut Value, body: &Value, name: &str) -> Result<(), StatusError> {
     conditions.push(json!({"type": "PodScheduled", "status": "True",
         "lastProbeTime": null, "lastTransitionTime": apimachinery::time::rfc3339(jiff::Timestamp::now())}));
     set(status, "conditions", conditions);
+    // As ClearingNominatedNodeNameAfterBinding.
+    if let Some(status) = status.as_object_mut() {
+        status.remove("nominatedNodeName");
+    }
     Ok(())
 }
 
