@@ -28,7 +28,8 @@ impl Drop for Process {
 pub struct Server {
     pub client: kube::Client,
     pub url: String,
-    controllers: Option<Process>,
+    controllers: Vec<Process>,
+    controller_args: Vec<String>,
     apiserver: Option<Process>,
     args: Vec<String>,
     etcd: Option<Process>,
@@ -99,6 +100,13 @@ impl Server {
 
     /// With ServiceAccounts, and with all controllers, each under an account of its own.
     pub async fn start_with_controllers() -> Server {
+        let mut server = Self::start_for_controllers().await;
+        server.add_controllers(&["--leader-elect=false", "--secure-port=0"]);
+        server
+    }
+
+    /// As [`Server::start_with_controllers`], but none runs yet.
+    pub async fn start_for_controllers() -> Server {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name).display().to_string();
         let key = file("sa.key");
@@ -118,24 +126,41 @@ impl Server {
             "clusters": [{"name": "c", "cluster": {"server": server.url, "insecure-skip-tls-verify": true}}],
             "users": [{"name": "c", "user": user}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
-        let args = [
+        server.controller_args = vec![
             format!("--kubeconfig={kubeconfig}"),
-            "--leader-elect=false".to_owned(),
-            "--secure-port=0".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
             format!("--root-ca-file={ca}"),
             format!("--service-account-private-key-file={key}"),
             format!("--cluster-signing-cert-file={ca}"),
             format!("--cluster-signing-key-file={ca_key}"),
         ];
-        let log = server.directory.path().join("controller-manager.log");
-        server.controllers = Some(spawn(&built("controller-manager"), &args, &log));
         server
+    }
+
+    /// Starts a controller-manager with more flags; gives its place among those that were started.
+    pub fn add_controllers(&mut self, flags: &[&str]) -> usize {
+        let args: Vec<String> =
+            self.controller_args.iter().cloned().chain(flags.iter().map(ToString::to_string)).collect();
+        let log = self.directory.path().join(format!("controller-manager-{}.log", self.controllers.len()));
+        self.controllers.push(spawn(&built("controller-manager"), &args, &log));
+        self.controllers.len() - 1
+    }
+
+    /// Ends a controller-manager: asks it to, or kills it.
+    pub fn end_controllers(&mut self, which: usize, politely: bool) {
+        let process = &mut self.controllers[which].0;
+        let signal = if politely { "-TERM" } else { "-KILL" };
+        Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap();
+        process.wait().unwrap();
     }
 
     /// What the controllers said, for a test that fails.
     pub fn controllers_log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("controller-manager.log")).unwrap_or_default()
+        let log = |which| {
+            let path = self.directory.path().join(format!("controller-manager-{which}.log"));
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        (0..self.controllers.len()).map(log).collect()
     }
 
     async fn start_in(directory: tempfile::TempDir, flags: &[&str]) -> Server {
@@ -169,8 +194,20 @@ impl Server {
         let url = format!("https://127.0.0.1:{port}");
         let client = client(&url, &admin);
         let (apiserver, etcd) = (Some(apiserver), Some(etcd));
-        let server =
-            Server { client, url, controllers: None, apiserver, args, etcd, etcd_args, etcd_url, admin, directory };
+        let (controllers, controller_args) = (Vec::new(), Vec::new());
+        let server = Server {
+            client,
+            url,
+            controllers,
+            controller_args,
+            apiserver,
+            args,
+            etcd,
+            etcd_args,
+            etcd_url,
+            admin,
+            directory,
+        };
         server.ready().await;
         server
     }
@@ -189,7 +226,8 @@ impl Server {
         let server = Server {
             client,
             url,
-            controllers: None,
+            controllers: Vec::new(),
+            controller_args: Vec::new(),
             apiserver,
             args,
             etcd: None,

@@ -137,3 +137,25 @@ async fn circles_and_other_owners_do_not_confuse_it() {
         assert_eq!(meta["ownerReferences"].as_array().unwrap().len(), 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_owned_across_namespaces() {
+    let Some(server) = start().await else { return };
+    server.namespace("far").await;
+    let far = server.post("/api/v1/namespaces/far/configmaps", &json!({"metadata": {"name": "o"}})).await.unwrap();
+    let owned = |name: &str, of: &Value, kind: &str| {
+        let mut reference = owner(kind, of, false);
+        reference["apiVersion"] = of["apiVersion"].clone();
+        json!({"metadata": {"name": name, "ownerReferences": [reference]}})
+    };
+    server.post(&format!("{V1}/configmaps"), &owned("refused", &far, "ConfigMap")).await.unwrap();
+    server.gone(&format!("{V1}/configmaps/refused")).await;
+    eventually("the event", async || {
+        let path = format!("{V1}/events?fieldSelector=reason%3DOwnerRefInvalidNamespace");
+        let list = server.get(&path).await.map_err(|error| format!("{error:?}"))?;
+        let message = list["items"][0]["message"].as_str().unwrap_or_default().to_owned();
+        if message.ends_with("does not exist in namespace \"t\"") { Ok(()) } else { Err(list.to_string()) }
+    })
+    .await;
+    assert!(server.get("/api/v1/namespaces/far/configmaps/o").await.is_ok());
+}

@@ -6,6 +6,7 @@ mod accounts;
 mod common;
 mod endpoints;
 mod garbage;
+mod leaders;
 mod namespaces;
 mod quota;
 mod ranges;

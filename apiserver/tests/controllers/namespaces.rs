@@ -114,3 +114,30 @@ async fn pods_go_before_what_they_use() {
     server.merge(&format!("{NAMESPACES}/t/pods/held"), &json!({"metadata": {"finalizers": null}})).await.unwrap();
     server.gone(&format!("{NAMESPACES}/t")).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_go_at_once() {
+    const COUNT: usize = 1000;
+    let Some(server) = start().await else { return };
+    use futures::StreamExt as _;
+    let names: Vec<String> = (0..COUNT).map(|n| format!("many-{n}")).collect();
+    let make = async |name: &String| {
+        let labels = json!({"many": "x"});
+        server.post(NAMESPACES, &json!({"metadata": {"name": name, "labels": labels}})).await.unwrap();
+        let map = json!({"metadata": {"name": "m"}});
+        server.post(&format!("{NAMESPACES}/{name}/configmaps"), &map).await.unwrap();
+    };
+    futures::stream::iter(&names).for_each_concurrent(20, make).await;
+    let start = std::time::Instant::now();
+    let end = async |name: &String| drop(server.delete(&format!("{NAMESPACES}/{name}"), &Value::Null).await.unwrap());
+    futures::stream::iter(&names).for_each_concurrent(20, end).await;
+    let mut left = COUNT;
+    while left > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        left = server.names(&format!("{NAMESPACES}?labelSelector=many%3Dx")).await.len();
+        assert!(start.elapsed().as_secs() < 600, "{left} are left {}", server.controllers_log());
+    }
+    println!("{COUNT} namespaces went in {:?}", start.elapsed());
+    let maps = server.get("/api/v1/configmaps?fieldSelector=metadata.name%3Dm").await.unwrap();
+    assert_eq!(maps["items"].as_array().map(Vec::len), Some(0));
+}

@@ -23,6 +23,7 @@ mod service_cidr;
 mod serviceaccount;
 mod serviceaccount_token;
 mod taint_eviction;
+mod ttl;
 mod volumes;
 
 use crate::runtime::Context;
@@ -61,6 +62,7 @@ pub const ALL: &[Entry] = entries! {
     "endpoints-controller", "endpoint" => endpoints::start;
     "node-lifecycle-controller", "nodelifecycle" => node_lifecycle::start;
     "taint-eviction-controller", "taint-eviction-controller" => taint_eviction::start;
+    "ttl-controller", "ttl" => ttl::start;
     "node-ipam-controller", "nodeipam" => node_ipam::start;
     "service-cidr-controller", "service-cidr-controller" => service_cidr::start;
     "namespace-controller", "namespace" => namespace::start;

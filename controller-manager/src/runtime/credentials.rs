@@ -56,9 +56,11 @@ impl Credentials {
         Self { own, anonymous, limits, shutdown }
     }
 
-    /// A client that writes as `kube-system/<account>`; returns once it has its first token. None on shutdown.
-    pub async fn client(&self, account: &str) -> Option<Client> {
-        let limiter = Arc::new(Limiter::new(self.limits));
+    /// A client that writes as `kube-system/<account>`, with so many times the limits; returns once it has its first token.
+    /// None on shutdown.
+    pub async fn client(&self, account: &str, times: f64) -> Option<Client> {
+        let Limits { qps, burst } = self.limits;
+        let limiter = Arc::new(Limiter::new(Limits { qps: qps * times, burst: burst * times }));
         let Some(anonymous) = &self.anonymous else {
             return Some(delegate(self.own.clone(), limiter, None));
         };

@@ -56,7 +56,12 @@ impl Context {
 
     /// A client that writes in a controller's name. None when the process is to end.
     pub async fn client_for(&self, account: &str) -> Option<Client> {
-        self.credentials.client(account).await
+        self.credentials.client(account, 1.0).await
+    }
+
+    /// As [`Context::client_for`], for one that makes so many times more requests than others.
+    pub async fn chatty_client_for(&self, account: &str, times: f64) -> Option<Client> {
+        self.credentials.client(account, times).await
     }
 
     /// Events that come from `component`.

@@ -60,6 +60,30 @@ pub struct Owners {
     pub waiting: Vec<OwnerReference>,
     /// To be asked for.
     pub unknown: Vec<OwnerReference>,
+    /// Those among the dangling that are there, but in another namespace: nobody is owned across namespaces.
+    pub foreign: Vec<OwnerReference>,
+}
+
+/// How an object of a reference's UID compares with the reference.
+enum Meeting {
+    Meant,
+    /// Of another kind or name.
+    Misnamed,
+    /// In another namespace, from where it can own nothing here.
+    Foreign,
+}
+
+/// None for an owner that was not observed.
+fn meets(dependent: &Node, owner: &Node, reference: &OwnerReference) -> Option<Meeting> {
+    let Identity::Observed { resource, namespace, name } = &owner.identity else { return None };
+    let Identity::Observed { namespace: own, .. } = &dependent.identity else { return None };
+    let (group, _) = apimachinery::meta::split_api_version(&reference.api_version);
+    if resource.api.kind != reference.kind || resource.api.group != group || *name != reference.name {
+        return Some(Meeting::Misnamed);
+    }
+    // A cluster-scoped dependent of a namespaced owner is left to whoever made it so.
+    let foreign = resource.namespaced && !own.is_empty() && namespace != own;
+    Some(if foreign { Meeting::Foreign } else { Meeting::Meant })
 }
 
 /// See the module.
@@ -191,20 +215,28 @@ impl Graph {
     pub fn owners(&self, node: &Node) -> Owners {
         let mut sorted = Owners::default();
         for owner in &node.owners {
-            let known = self.nodes.get(owner.uid.as_str()).filter(|n| matches!(n.identity, Identity::Observed { .. }));
+            let known = self.nodes.get(owner.uid.as_str()).and_then(|n| Some((n, meets(node, n, owner)?)));
             let to = match known {
                 _ if self.absent.contains(owner.uid.as_str()) => &mut sorted.dangling,
-                Some(there) if there.waits_for_dependents => &mut sorted.waiting,
-                Some(_) => &mut sorted.solid,
-                None => &mut sorted.unknown,
+                Some((_, Meeting::Foreign)) => {
+                    sorted.foreign.push(owner.clone());
+                    &mut sorted.dangling
+                }
+                // The reference means another object; the server tells whether that is there.
+                None | Some((_, Meeting::Misnamed)) => &mut sorted.unknown,
+                Some((there, Meeting::Meant)) if there.waits_for_dependents => &mut sorted.waiting,
+                Some((_, Meeting::Meant)) => &mut sorted.solid,
             };
             to.push(owner.clone());
         }
         sorted
     }
 
-    /// The server does not have it.
+    /// The server does not have it. An object of that UID under another name is none of the reference's business.
     pub fn note_absent(&mut self, uid: &str) {
+        if self.nodes.get(uid).is_some_and(|n| matches!(n.identity, Identity::Observed { .. })) {
+            return;
+        }
         let uid = Uid::from(uid);
         if self.absent.insert(uid.clone()) {
             self.absent_order.push_back(uid);
@@ -351,6 +383,21 @@ mod tests {
         graph.observe(&resource("Owner"), &meta("o", &[], json!({})));
         graph.observe(&resource("Pod"), &meta("p", &[("o", true)], json!({})));
         assert_eq!(tasks(graph.observe(&resource("Owner"), &meta("o", &[], deleting(ORPHAN)))), ["orphan o"]);
+    }
+
+    #[test]
+    fn owners_of_another_name_or_namespace_do_not_count() {
+        let mut graph = Graph::default();
+        let owner =
+            |name: &str, uid: &str, namespace: &str| meta(uid, &[], json!({"name": name, "namespace": namespace}));
+        graph.observe(&resource("Owner"), &owner("far", "far", "other"));
+        graph.observe(&resource("Owner"), &owner("renamed", "misnamed", "ns"));
+        graph.observe(&resource("Owner"), &owner("near", "near", "ns"));
+        graph.observe(&resource("Pod"), &meta("p", &[("far", true), ("misnamed", true), ("near", true)], json!({})));
+        let got = graph.owners(graph.get("p").unwrap());
+        let names = |owners: &[OwnerReference]| owners.iter().map(|o| o.name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&got.dangling), names(&got.foreign)), (vec!["far".to_owned()], vec!["far".to_owned()]));
+        assert_eq!((names(&got.unknown), names(&got.solid)), (vec!["misnamed".to_owned()], vec!["near".to_owned()]));
     }
 
     #[test]

@@ -4,8 +4,9 @@ mod monitors;
 
 use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, is_code, run};
 use apimachinery::meta::split_api_version;
+use component_base::events::{Recorder, Type};
 use graph::{FOREGROUND, Graph, Identity, Node, ORPHAN, Task};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
@@ -22,6 +23,7 @@ const NAME: &str = "garbage_collector_attempt_to_delete";
 
 struct Controller {
     client: Client,
+    recorder: Recorder,
     graph: Arc<Mutex<Graph>>,
     queue: Arc<WorkQueue<Task>>,
     monitors: Arc<Monitors>,
@@ -46,8 +48,13 @@ pub async fn start(context: Arc<Context>) {
         }
         monitors.synced().await;
         info!(objects = graph.lock().len(), "the graph of owners is complete: collecting garbage");
-        let controller =
-            Arc::new(Controller { client, graph: graph.clone(), queue: queue.clone(), monitors: monitors.clone() });
+        let controller = Arc::new(Controller {
+            recorder: context.recorder(&client, "garbage-collector-controller"),
+            client,
+            graph: graph.clone(),
+            queue: queue.clone(),
+            monitors: monitors.clone(),
+        });
         run(NAME, queue.clone(), controller, context.settings.concurrent_gc_syncs, context.shutdown.clone()).await;
     };
     tokio::select! {
@@ -177,6 +184,7 @@ impl Controller {
                 Live::There { waits_for_dependents: false } | Live::Unanswerable => owners.solid.push(owner),
             }
         }
+        owners.foreign.iter().for_each(|owner| self.tell_foreign(&node, owner));
         let dependents = self.graph.lock().dependents(uid);
         match judge(&node, &owners, &dependents) {
             Verdict::Stays => Ok(()),
@@ -193,6 +201,24 @@ impl Controller {
             }
             Verdict::Delete(policy) => self.delete(&node, policy).await,
         }
+    }
+
+    /// As `reportInvalidNamespaceOwnerRef`.
+    fn tell_foreign(&self, node: &Node, owner: &OwnerReference) {
+        let Identity::Observed { resource, namespace, name } = &node.identity else { return };
+        let about = ObjectReference {
+            api_version: Some(resource.api.api_version.clone()),
+            kind: Some(resource.api.kind.clone()),
+            name: Some(name.clone()),
+            namespace: Some(namespace.clone()),
+            uid: Some(node.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+            owner.api_version, owner.kind, owner.name, owner.uid
+        );
+        self.recorder.event(&about, Type::Warning, "OwnerRefInvalidNamespace", "", message);
     }
 
     /// As `processDeletingDependentsItem`.
@@ -300,7 +326,12 @@ mod tests {
     fn an_object_goes_with_its_last_owner() {
         let owners = |solid: &[&str], dangling: &[&str], waiting: &[&str]| {
             let all = |uids: &[&str]| uids.iter().map(|u| owner(u)).collect::<Vec<_>>();
-            graph::Owners { solid: all(solid), dangling: all(dangling), waiting: all(waiting), unknown: Vec::new() }
+            graph::Owners {
+                solid: all(solid),
+                dangling: all(dangling),
+                waiting: all(waiting),
+                ..graph::Owners::default()
+            }
         };
         let plain = node(&[]);
         let some = [node(&[])];

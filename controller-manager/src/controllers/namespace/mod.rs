@@ -7,6 +7,7 @@ use crate::runtime::{
 use component_base::informer::Informer;
 use k8s_openapi::{
     api::core::v1::{Namespace, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{
@@ -14,32 +15,48 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
     core::{ApiResource, DynamicObject},
 };
+use parking_lot::Mutex;
 use plan::Findings;
-use std::sync::Arc;
-use tracing::info;
+use std::{collections::HashMap, sync::Arc, time::Instant};
+use tracing::{debug, info};
 
 const NAME: &str = "namespace";
 /// Objects that one list of what remains may hold.
 const PAGE: u32 = 500;
 
+/// Requests that this controller may make a second, as a multiple of others': it asks for every kind in every namespace.
+const CHATTY: f64 = 20.0;
+
 struct Controller {
     client: Client,
     namespaces: Informer<Namespace>,
+    /// When a namespace was first seen to be going: nothing is made in it after that. Bounded by the namespaces.
+    going: Mutex<HashMap<String, Instant>>,
+    /// The server's kinds, and since when they were asked for. Kinds that came later have no objects in a namespace that
+    /// was going already, so one answer serves all that were.
+    kinds: tokio::sync::Mutex<Option<(Instant, Arc<Vec<ServerResource>>)>>,
 }
 
 /// Runs until shutdown.
 pub async fn start(context: Arc<Context>) {
-    let Some(client) = context.client_for("namespace-controller").await else { return };
-    let namespaces = context.informers.get::<Namespace>();
+    let Some(client) = context.chatty_client_for("namespace-controller", CHATTY).await else { return };
+    let controller = Arc::new(Controller {
+        client,
+        namespaces: context.informers.get(),
+        going: Mutex::default(),
+        kinds: tokio::sync::Mutex::default(),
+    });
     let queue = Arc::new(WorkQueue::new(NAME));
-    let to = queue.clone();
-    namespaces.on_change(move |change| {
-        if let Some(namespace) = change.new.filter(|n| n.metadata.deletion_timestamp.is_some()) {
+    let (to, seen) = (queue.clone(), controller.clone());
+    controller.namespaces.on_change(move |change| match (change.old, change.new) {
+        (_, Some(namespace)) if namespace.metadata.deletion_timestamp.is_some() => {
+            seen.going.lock().entry(namespace.name_any()).or_insert_with(Instant::now);
             to.add(namespace.name_any());
         }
+        (Some(namespace), None) => _ = seen.going.lock().remove(&namespace.name_any()),
+        _ => {}
     });
-    namespaces.synced().await;
-    let controller = Arc::new(Controller { client, namespaces });
+    controller.namespaces.synced().await;
     run(NAME, queue, controller, context.settings.concurrent_namespace_syncs, context.shutdown.clone()).await;
 }
 
@@ -51,6 +68,26 @@ fn pods() -> ServerResource {
 }
 
 impl Controller {
+    /// The kinds that may have objects in the namespace, and why some could not be asked for.
+    async fn kinds(&self, namespace: &str, findings: &mut Findings) -> Result<Arc<Vec<ServerResource>>, SyncError> {
+        let since = self.going.lock().get(namespace).copied().unwrap_or_else(Instant::now);
+        let mut kinds = self.kinds.lock().await;
+        if let Some((asked, known)) = kinds.as_ref().filter(|(asked, _)| *asked > since) {
+            debug!(namespace, asked_ms = asked.elapsed().as_millis() as u64, "the server's kinds are known");
+            return Ok(known.clone());
+        }
+        let asked = Instant::now();
+        let mut discovered = discover(&self.client).await?;
+        discovered.resources.retain(|r| r.namespaced && r.can("delete"));
+        let found = Arc::new(discovered.resources);
+        for (group_version, error) in &discovered.failures {
+            let text = format!("unable to retrieve the complete list of server APIs: {group_version}: {error}");
+            findings.discovery_failures.push(text);
+        }
+        *kinds = discovered.failures.is_empty().then(|| (asked, found.clone()));
+        Ok(found)
+    }
+
     /// Deletes all that can be deleted and says what is left. Pods go first: what they use must outlive them.
     async fn delete_content(&self, namespace: &str) -> Result<Findings, SyncError> {
         let mut findings = Findings::default();
@@ -58,19 +95,15 @@ impl Controller {
         if !findings.remaining.is_empty() {
             return Ok(findings);
         }
-        let discovered = discover(&self.client).await?;
-        for (group_version, error) in discovered.failures {
-            let text = format!("unable to retrieve the complete list of server APIs: {group_version}: {error}");
-            findings.discovery_failures.push(text);
-        }
-        for resource in discovered.resources.into_iter().filter(|r| r.namespaced && r.can("delete")) {
-            if let Err(error) = self.delete_all_of(namespace, &resource, &mut findings).await {
+        for resource in self.kinds(namespace, &mut findings).await?.iter() {
+            if let Err(error) = self.delete_all_of(namespace, resource, &mut findings).await {
                 findings.content_failures.push(format!("{}: {}", resource.group_resource(), cause(&error)));
             }
         }
         Ok(findings)
     }
 
+    /// Most kinds have nothing in most namespaces: they are asked first.
     async fn delete_all_of(
         &self,
         namespace: &str,
@@ -78,30 +111,39 @@ impl Controller {
         findings: &mut Findings,
     ) -> Result<(), kube::Error> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource.api);
-        if resource.can("deletecollection") {
-            gone_is_fine(api.delete_collection(&DeleteParams::background(), &ListParams::default()).await)?;
-        }
-        if !resource.can("list") {
+        let mut left = self.list(&api, resource).await?;
+        if left.is_empty() && resource.can("list") {
             return Ok(());
         }
-        let mut page = ListParams::default().limit(PAGE);
-        loop {
-            let list = match api.list_metadata(&page).await {
-                // Kinds that are listed but not served here.
-                Err(error) if is_code(&error, 404) || is_code(&error, 405) => return Ok(()),
-                list => list?,
-            };
-            for object in &list.items {
-                if !resource.can("deletecollection") && object.metadata.deletion_timestamp.is_none() {
-                    gone_is_fine(api.delete(&object.name_any(), &DeleteParams::background()).await)?;
-                }
-                findings.remains(&format!("{}.{}", resource.api.plural, resource.api.group), &object.metadata);
-            }
-            match list.metadata.continue_.filter(|c| !c.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(()),
+        if resource.can("deletecollection") {
+            gone_is_fine(api.delete_collection(&DeleteParams::background(), &ListParams::default()).await)?;
+        } else {
+            for object in left.iter().filter(|o| o.deletion_timestamp.is_none()) {
+                let name = object.name.as_deref().unwrap_or_default();
+                gone_is_fine(api.delete(name, &DeleteParams::background()).await)?;
             }
         }
+        left = self.list(&api, resource).await?;
+        let name = format!("{}.{}", resource.api.plural, resource.api.group);
+        left.iter().for_each(|object| findings.remains(&name, object));
+        Ok(())
+    }
+
+    async fn list(&self, api: &Api<DynamicObject>, resource: &ServerResource) -> Result<Vec<ObjectMeta>, kube::Error> {
+        let (mut all, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
+        while resource.can("list") {
+            let list = match api.list_metadata(&page).await {
+                // Kinds that are listed but not served here.
+                Err(error) if is_code(&error, 404) || is_code(&error, 405) => break,
+                list => list?,
+            };
+            all.extend(list.items.into_iter().map(|object| object.metadata));
+            match list.metadata.continue_.filter(|c| !c.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => break,
+            }
+        }
+        Ok(all)
     }
 }
 
