@@ -132,7 +132,15 @@ pub struct Flags {
     #[arg(long, default_value_t = 2)]
     pub concurrent_daemonset_syncs: usize,
     #[arg(long, default_value_t = 5)]
+    pub concurrent_statefulset_syncs: usize,
+    #[arg(long, default_value_t = 5)]
     pub concurrent_job_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_cron_job_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_ttl_after_finished_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_horizontal_pod_autoscaler_syncs: usize,
     #[arg(long, default_value_t = 5)]
     pub concurrent_replicaset_syncs: usize,
     #[arg(long, default_value_t = 5)]
@@ -224,12 +232,8 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("cluster-signing-kubelet-serving-key-file"),
     Ignored::Value("cluster-signing-legacy-unknown-cert-file"),
     Ignored::Value("cluster-signing-legacy-unknown-key-file"),
-    Ignored::Value("concurrent-cron-job-syncs"),
-    Ignored::Value("concurrent-horizontal-pod-autoscaler-syncs"),
     Ignored::Value("concurrent-serviceaccount-token-syncs"),
     Ignored::Value("concurrent-service-syncs"),
-    Ignored::Value("concurrent-statefulset-syncs"),
-    Ignored::Value("concurrent-ttl-after-finished-syncs"),
     Ignored::Value("concurrent-validating-admission-policy-status-syncs"),
     Ignored::Bool("configure-cloud-routes"),
     Ignored::Bool("contention-profiling"),

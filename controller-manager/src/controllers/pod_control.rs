@@ -1,52 +1,134 @@
 //! Making and deleting the pods of an owner, with Kubernetes' events. As `RealPodControl`.
 use crate::{
-    controllers::claim,
-    runtime::{api_in, cause, gone_is_fine, is_code, is_terminating},
+    controllers::claim::{self, claim, controller_reference},
+    runtime::{
+        Expectations, Index, SyncError, Watched, WorkQueue, api_in, cause, gone_is_fine, is_code, is_terminating,
+        orphans_of,
+    },
 };
-use apimachinery::names;
-use component_base::events::{Recorder, Type};
+use apimachinery::{labels::Selector, meta::NamespacedName, names, pod::controller_of};
+use component_base::{
+    events::{Recorder, Type},
+    informer::{Change, Informer},
+};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use k8s_openapi::{
+    NamespaceResourceScope,
     api::core::v1::{ObjectReference, Pod, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{
-    Client,
+    Client, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
+use std::sync::Arc;
+
+/// Writes of one step that are under way at the same time.
+const PARALLEL: usize = 16;
+
+/// What owns pods by a selector.
+pub trait PodOwner: Watched + Resource<Scope = NamespaceResourceScope> {
+    /// A finalizer of ours, which goes with a pod's owner.
+    const FINALIZER: Option<&'static str> = None;
+
+    fn selector(&self) -> Result<Selector, SyncError>;
+
+    /// Whether an orphan that is selected is of any use.
+    fn can_use(&self, _orphan: &Pod) -> bool {
+        true
+    }
+}
+
+/// Wakes the owners of one kind that a pod's change concerns, and takes what was seen off their expectations.
+pub fn pod_changed<K: PodOwner>(
+    change: Change<'_, Pod>,
+    owners: &Informer<K>,
+    expectations: &Expectations,
+    queue: &WorkQueue<NamespacedName>,
+) {
+    let Some(pod) = change.latest() else { return };
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let owner_key = |pod: &Pod| {
+        let owner = controller_of(&pod.metadata)?;
+        let ours = owner.kind == K::kind(&()) && owner.api_version == K::api_version(&());
+        ours.then(|| NamespacedName::new(namespace, &owner.name))
+    };
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let going = change.new.is_none_or(|p| p.metadata.deletion_timestamp.is_some());
+    let (before, after) = (change.old.and_then(|p| owner_key(p)), change.new.and_then(|p| owner_key(p)));
+    if let Some(key) = &after {
+        if change.old.is_none() {
+            expectations.creation_observed(key);
+        }
+        if going {
+            expectations.deletion_observed(key, uid);
+        }
+        queue.add(key.clone());
+        // A pod becomes available by time alone; its owner's step asks to be called then.
+    }
+    if let Some(key) = before.filter(|key| Some(key) != after.as_ref()) {
+        if change.new.is_none() {
+            expectations.deletion_observed(&key, uid);
+        }
+        queue.add(key);
+    }
+    // An orphan may be adopted by whoever selects it.
+    let orphan = change.new.is_some_and(|p| controller_of(&p.metadata).is_none());
+    let relabelled = change.old.map(|p| &p.metadata.labels) != change.new.map(|p| &p.metadata.labels)
+        || change.old.is_some_and(|p| controller_of(&p.metadata).is_some());
+    if orphan && relabelled && !going {
+        for owner in owners.list_in(namespace) {
+            if owner.selector().is_ok_and(|s| !s.is_empty() && s.matches_opt(pod.metadata.labels.as_ref())) {
+                queue.add(NamespacedName::of(owner.as_ref()));
+            }
+        }
+    }
+}
+
+/// How many to try at once, one batch after the other, so that a pod that cannot be made fails once and not a hundred
+/// times: 1, 2, 4, … As `slowStartBatch`.
+pub fn slow_start(count: usize) -> Vec<usize> {
+    let (mut batches, mut left, mut size) = (Vec::new(), count, 1);
+    while left > 0 {
+        let batch = size.min(left);
+        batches.push(batch);
+        left -= batch;
+        size *= 2;
+    }
+    batches
+}
+
+/// Carries out one batch of writes after the other until one fails; gives that failure and how many were not tried.
+pub async fn in_batches(
+    mut writes: Vec<BoxFuture<'_, Result<(), kube::Error>>>,
+    batches: impl IntoIterator<Item = usize>,
+) -> Result<(), (usize, kube::Error)> {
+    for batch in batches {
+        let rest = writes.split_off(batch.min(writes.len()));
+        let outcomes: Vec<_> = stream::iter(writes).buffer_unordered(PARALLEL).collect().await;
+        writes = rest;
+        if let Some(error) = outcomes.into_iter().find_map(Result::err) {
+            return Err((writes.len(), error));
+        }
+    }
+    Ok(())
+}
 
 /// Writes pods on behalf of owners.
+#[derive(Clone)]
 pub struct PodControl {
     pub client: Client,
     pub recorder: Recorder,
 }
 
 impl PodControl {
-    /// Makes a pod from a template for `owner`.
-    pub async fn create(
-        &self,
-        namespace: &str,
-        template: &PodTemplateSpec,
-        owner: &ObjectReference,
-        controller: &OwnerReference,
-    ) -> Result<Pod, kube::Error> {
-        self.create_named(namespace, template, owner, controller, &controller.name).await
-    }
-
-    /// As [`PodControl::create`], with a name that begins with `prefix` and a dash.
-    pub async fn create_named(
-        &self,
-        namespace: &str,
-        template: &PodTemplateSpec,
-        owner: &ObjectReference,
-        controller: &OwnerReference,
-        prefix: &str,
-    ) -> Result<Pod, kube::Error> {
-        let pod = pod_from_template(template, prefix, controller);
-        match api_in::<Pod>(&self.client, namespace).create(&PostParams::default(), &pod).await {
+    /// Makes one pod for `owner`.
+    pub async fn create(&self, namespace: &str, pod: &Pod, owner: &ObjectReference) -> Result<(), kube::Error> {
+        match api_in::<Pod>(&self.client, namespace).create(&PostParams::default(), pod).await {
             Ok(pod) => {
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
                 self.recorder.event(owner, Type::Normal, "SuccessfulCreate", "", format!("Created pod: {name}"));
-                Ok(pod)
+                Ok(())
             }
             Err(error) => {
                 // A namespace that is being deleted says so by itself.
@@ -57,6 +139,43 @@ impl PodControl {
                 Err(error)
             }
         }
+    }
+
+    /// Deletes and makes pods of `owner`, expecting to see that; gives the reason of a failure and the failure.
+    pub async fn write(
+        &self,
+        expectations: &Expectations,
+        key: &NamespacedName,
+        owner: &ObjectReference,
+        create: &[Pod],
+        delete: &[Arc<Pod>],
+    ) -> Result<(), (&'static str, SyncError)> {
+        if create.is_empty() && delete.is_empty() {
+            return Ok(());
+        }
+        let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
+        expectations.expect(key, create.len(), delete.iter().map(|p| uid(p)));
+        let deletions = delete.iter().map(|pod| {
+            let deletion = async move {
+                let outcome = self.delete(pod, owner).await;
+                outcome.inspect_err(|_| expectations.deletion_observed(key, &uid(pod)))
+            };
+            deletion.boxed()
+        });
+        let deleted = in_batches(deletions.collect(), [delete.len()]).await;
+        let creations = create.iter().map(|pod| {
+            let creation = async move {
+                let outcome = self.create(&key.namespace, pod, owner).await;
+                outcome.inspect_err(|_| expectations.creation_observed(key))
+            };
+            creation.boxed()
+        });
+        if let Err((untried, error)) = in_batches(creations.collect(), slow_start(create.len())).await {
+            // What was not made will not be seen.
+            (0..untried).for_each(|_| expectations.creation_observed(key));
+            return Err(("FailedCreate", error.into()));
+        }
+        deleted.map_err(|(_, error)| ("FailedDelete", error.into()))
     }
 
     /// Deletes one pod; it is no error if it is gone.
@@ -81,18 +200,43 @@ impl PodControl {
         }
     }
 
-    /// Makes `controller` the pod's controller.
-    pub async fn adopt(&self, pod: &Pod, controller: &OwnerReference) -> Result<(), kube::Error> {
-        self.patch(&pod.metadata, claim::adoption(controller, pod.metadata.uid.as_deref())).await
+    /// The pods that `owner` controls, once it has let go of those that it no longer selects and taken those that
+    /// nobody has. As `ClaimPods`.
+    pub async fn claim_pods<K: PodOwner>(
+        &self,
+        pods: &Index<Pod>,
+        owner: &K,
+        selector: &Selector,
+    ) -> Result<Vec<Arc<Pod>>, SyncError> {
+        let key = NamespacedName::of(owner);
+        let uid = owner.meta().uid.as_deref();
+        let mut candidates = pods.get(uid.unwrap_or_default());
+        candidates.extend(pods.get(&orphans_of(&key.namespace)));
+        let claimed = claim(owner.meta(), selector, candidates);
+        for pod in &claimed.release {
+            let mut patch = claim::release(uid, pod.metadata.uid.as_deref());
+            if let Some(finalizer) = K::FINALIZER {
+                patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = serde_json::json!([finalizer]);
+            }
+            gone_is_fine(self.patch(&pod.metadata, patch).await)?;
+        }
+        let mut owned = claimed.owned;
+        let adopt: Vec<_> = claimed.adopt.into_iter().filter(|p| owner.can_use(p)).collect();
+        if !adopt.is_empty() {
+            // Only an owner that really lives may adopt.
+            let live = api_in::<K>(&self.client, &key.namespace).get(&key.name).await?;
+            if live.meta().uid.as_deref() == uid && live.meta().deletion_timestamp.is_none() {
+                for pod in adopt {
+                    let patch = claim::adoption(&controller_reference(owner), pod.metadata.uid.as_deref());
+                    self.patch(&pod.metadata, patch).await?;
+                    owned.push(pod);
+                }
+            }
+        }
+        Ok(owned)
     }
 
-    /// Takes the owner off the pod.
-    pub async fn release(&self, pod: &Pod, owner_uid: Option<&str>) -> Result<(), kube::Error> {
-        gone_is_fine(self.patch(&pod.metadata, claim::release(owner_uid, pod.metadata.uid.as_deref())).await)?;
-        Ok(())
-    }
-
-    async fn patch(&self, meta: &ObjectMeta, patch: serde_json::Value) -> Result<(), kube::Error> {
+    pub async fn patch(&self, meta: &ObjectMeta, patch: serde_json::Value) -> Result<(), kube::Error> {
         let api = api_in::<Pod>(&self.client, meta.namespace.as_deref().unwrap_or_default());
         let name = meta.name.as_deref().unwrap_or_default();
         api.patch_metadata(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
@@ -116,5 +260,16 @@ pub fn pod_from_template(template: &PodTemplateSpec, owner_name: &str, controlle
         },
         spec: template.spec.clone(),
         status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_double() {
+        assert_eq!(slow_start(0), Vec::<usize>::new());
+        assert_eq!(slow_start(10), [1, 2, 4, 3]);
     }
 }

@@ -6,13 +6,14 @@ use component_base::informer::Informer;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet},
+        apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
         batch::v1::Job,
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
-            ConfigMap, Container, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-            ReplicationController, ResourceQuota, Secret, Service, ServiceAccount, Volume,
+            ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints, Namespace,
+            Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
+            ServiceAccount, Volume,
         },
         discovery::v1::EndpointSlice,
         networking::v1::{IPAddress, IPAddressSpec, ServiceCIDR},
@@ -80,7 +81,12 @@ pub fn api_in<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
 impl Watched for Pod {
     /// Keeps identity, owners, placement, ports, tolerations and the parts of the status that say how the pod fares.
     fn slim(&mut self) {
-        keep_annotations(&mut self.metadata, &["controller.kubernetes.io/pod-deletion-cost"]);
+        const ANNOTATIONS_READ: [&str; 3] = [
+            "controller.kubernetes.io/pod-deletion-cost",
+            "batch.kubernetes.io/job-index-failure-count",
+            "batch.kubernetes.io/job-index-ignored-failure-count",
+        ];
+        keep_annotations(&mut self.metadata, &ANNOTATIONS_READ);
         if let Some(spec) = &mut self.spec {
             // A daemon that is not placed yet is known by the node that it may be placed on.
             let unplaced = spec.node_name.as_deref().unwrap_or("").is_empty();
@@ -113,17 +119,25 @@ impl Watched for Pod {
                 condition.message = None;
                 condition.last_probe_time = None;
             }
-            let restarts = |statuses: &mut Option<Vec<k8s_openapi::api::core::v1::ContainerStatus>>| {
-                statuses.iter_mut().flatten().for_each(|s| {
-                    *s = k8s_openapi::api::core::v1::ContainerStatus {
-                        name: std::mem::take(&mut s.name),
-                        restart_count: s.restart_count,
-                        ..Default::default()
-                    };
+            // How containers ended is what failure policies and back-off read.
+            let slim = |status: &mut ContainerStatus| {
+                let ended = status.state.take().and_then(|s| s.terminated);
+                let ended = ended.map(|t| ContainerStateTerminated {
+                    exit_code: t.exit_code,
+                    finished_at: t.finished_at,
+                    ..Default::default()
                 });
+                *status = ContainerStatus {
+                    name: std::mem::take(&mut status.name),
+                    restart_count: status.restart_count,
+                    state: ended.map(|t| ContainerState { terminated: Some(t), ..Default::default() }),
+                    ..Default::default()
+                };
             };
-            restarts(&mut status.container_statuses);
-            status.init_container_statuses = None;
+            status.container_statuses.iter_mut().flatten().for_each(slim);
+            let of_job = self.metadata.owner_references.iter().flatten().any(|o| o.kind == "Job");
+            status.init_container_statuses = status.init_container_statuses.take().filter(|_| of_job);
+            status.init_container_statuses.iter_mut().flatten().for_each(slim);
             status.ephemeral_container_statuses = None;
             status.message = None;
             status.resources = None;
@@ -194,6 +208,8 @@ impl Watched for IPAddress {
 impl Watched for Deployment {}
 impl Watched for DaemonSet {}
 impl Watched for Job {}
+impl Watched for StatefulSet {}
+impl Watched for PersistentVolumeClaim {}
 impl Watched for ControllerRevision {}
 impl Watched for ReplicaSet {}
 impl Watched for ReplicationController {}
@@ -206,7 +222,6 @@ impl Watched for Lease {}
 impl Watched for CertificateSigningRequest {}
 impl Watched for ClusterRole {}
 impl Watched for PersistentVolume {}
-impl Watched for PersistentVolumeClaim {}
 impl Watched for StorageClass {}
 impl Watched for CSIDriver {}
 impl Watched for VolumeAttachment {}

@@ -20,7 +20,11 @@ pub use expectations::Expectations;
 pub use fresh::Fresh;
 pub use index::{Index, by_controller, by_node, orphans_of};
 pub use informers::{Informers, Watched, api_in};
-use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, ReplicaSet},
+    batch::v1::Job,
+    core::v1::Pod,
+};
 use kube::Client;
 pub use queue::WorkQueue;
 use std::sync::{Arc, OnceLock};
@@ -37,6 +41,8 @@ pub struct Context {
     credentials: Credentials,
     pods_by_controller: OnceLock<Arc<Index<Pod>>>,
     pods_by_node: OnceLock<Arc<Index<Pod>>>,
+    revisions_by_controller: OnceLock<Arc<Index<ControllerRevision>>>,
+    jobs_by_controller: OnceLock<Arc<Index<Job>>>,
     sets_by_controller: OnceLock<Arc<Index<ReplicaSet>>>,
 }
 
@@ -50,6 +56,8 @@ impl Context {
             credentials,
             pods_by_controller: OnceLock::new(),
             pods_by_node: OnceLock::new(),
+            revisions_by_controller: OnceLock::new(),
+            jobs_by_controller: OnceLock::new(),
             sets_by_controller: OnceLock::new(),
         }
     }
@@ -75,6 +83,15 @@ impl Context {
 
     pub fn pods_by_node(&self) -> Arc<Index<Pod>> {
         self.pods_by_node.get_or_init(|| Index::new(&self.informers.get::<Pod>(), by_node)).clone()
+    }
+
+    pub fn revisions_by_controller(&self) -> Arc<Index<ControllerRevision>> {
+        let made = || Index::new(&self.informers.get::<ControllerRevision>(), by_controller);
+        self.revisions_by_controller.get_or_init(made).clone()
+    }
+
+    pub fn jobs_by_controller(&self) -> Arc<Index<Job>> {
+        self.jobs_by_controller.get_or_init(|| Index::new(&self.informers.get::<Job>(), by_controller)).clone()
     }
 
     pub fn sets_by_controller(&self) -> Arc<Index<ReplicaSet>> {

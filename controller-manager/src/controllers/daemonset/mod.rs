@@ -1,31 +1,26 @@
 //! DaemonSets: one pod on each node that fits.
 mod fit;
-mod history;
 mod plan;
 
 use super::{
-    claim::{claim, controller_reference},
-    pod_control::PodControl,
+    claim::controller_reference,
+    history::{Historic, History, hash_of},
+    pod_control::{PodControl, PodOwner, pod_changed, pod_from_template},
 };
-use crate::runtime::{
-    Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, by_controller, gone_is_fine, is_code,
-    orphans_of, run,
-};
+use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, run};
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
     events::{Type, reference},
-    informer::{Change, Informer},
+    informer::Informer,
 };
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
-use history::Step;
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, DaemonSet},
-        core::v1::{Node, Pod},
+        core::v1::{Node, Pod, PodTemplateSpec},
     },
     jiff::Timestamp,
 };
-use kube::api::{DeleteParams, PostParams};
+use kube::api::PostParams;
 use parking_lot::Mutex;
 use plan::{HASH_LABEL, Plan};
 use std::{
@@ -38,7 +33,6 @@ use tokio::time::Instant;
 const NAME: &str = "daemonset";
 /// Pods that one step makes or deletes.
 const BURST: usize = 250;
-const PARALLEL: usize = 16;
 /// A node whose daemon fails rests before it gets another: this long at first, then twice as long each time.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(900);
@@ -53,8 +47,8 @@ struct Controller {
     sets: Informer<DaemonSet>,
     nodes: Informer<Node>,
     pods: Arc<Index<Pod>>,
-    revisions: Arc<Index<ControllerRevision>>,
-    expectations: Expectations,
+    history: History,
+    expectations: Arc<Expectations>,
     control: PodControl,
     /// By the set's UID and the node. Forgotten after twice the longest rest.
     failures: Mutex<HashMap<(String, String), Failures>>,
@@ -69,8 +63,8 @@ pub async fn start(context: Arc<Context>) {
         sets: sets.clone(),
         nodes: nodes.clone(),
         pods: context.pods_by_controller(),
-        revisions: Index::new(&revisions, by_controller),
-        expectations: Expectations::default(),
+        history: History { client: client.clone(), revisions: context.revisions_by_controller() },
+        expectations: Arc::default(),
         control: PodControl { recorder: context.recorder(&client, "daemonset-controller"), client },
         failures: Mutex::default(),
     });
@@ -87,8 +81,8 @@ pub async fn start(context: Arc<Context>) {
             all.list().iter().for_each(|s| to.add(NamespacedName::of(s.as_ref())));
         }
     });
-    let (to, seen_by) = (queue.clone(), controller.clone());
-    pods.on_change(move |change| seen_by.pod_changed(change, &to));
+    let (to, all, expectations) = (queue.clone(), sets.clone(), controller.expectations.clone());
+    pods.on_change(move |change| pod_changed(change, &all, &expectations, &to));
     let to = queue.clone();
     revisions.on_change(move |change| {
         if let Some(revision) = change.latest()
@@ -105,87 +99,6 @@ pub async fn start(context: Arc<Context>) {
 }
 
 impl Controller {
-    fn pod_changed(&self, change: Change<'_, Pod>, queue: &WorkQueue<NamespacedName>) {
-        let Some(pod) = change.latest() else { return };
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let going = change.new.is_none_or(|p| p.metadata.deletion_timestamp.is_some());
-        for one in change.old.into_iter().chain(change.new) {
-            let Some(owner) = controller_of(&one.metadata).filter(|o| o.kind == "DaemonSet") else { continue };
-            let key = NamespacedName::new(namespace, &owner.name);
-            if change.old.is_none() {
-                self.expectations.creation_observed(&key);
-            }
-            if going {
-                self.expectations.deletion_observed(&key, pod.metadata.uid.as_deref().unwrap_or_default());
-            }
-            queue.add(key);
-        }
-        if change.old.is_none() && controller_of(&pod.metadata).is_none() {
-            for set in self.sets.list_in(namespace) {
-                if selector_of(&set).is_ok_and(|s| !s.is_empty() && s.matches_opt(pod.metadata.labels.as_ref())) {
-                    queue.add(NamespacedName::of(set.as_ref()));
-                }
-            }
-        }
-    }
-
-    async fn claim_pods(
-        &self,
-        key: &NamespacedName,
-        set: &DaemonSet,
-        selector: &Selector,
-    ) -> Result<Vec<Arc<Pod>>, SyncError> {
-        let uid = set.metadata.uid.as_deref();
-        let mut candidates = self.pods.get(uid.unwrap_or_default());
-        candidates.extend(self.pods.get(&orphans_of(&key.namespace)));
-        let claimed = claim(&set.metadata, selector, candidates);
-        for pod in &claimed.release {
-            self.control.release(pod, uid).await?;
-        }
-        let mut owned = claimed.owned;
-        if !claimed.adopt.is_empty() {
-            let live = api_in::<DaemonSet>(&self.control.client, &key.namespace).get(&key.name).await?;
-            if live.metadata.uid.as_deref() == uid && live.metadata.deletion_timestamp.is_none() {
-                for pod in claimed.adopt {
-                    self.control.adopt(&pod, &controller_reference(set)).await?;
-                    owned.push(pod);
-                }
-            }
-        }
-        Ok(owned)
-    }
-
-    /// The hash of the template's revision, once it is the newest in the cache.
-    async fn current_hash(&self, key: &NamespacedName, set: &DaemonSet) -> Result<String, SyncError> {
-        let api = api_in::<ControllerRevision>(&self.control.client, &key.namespace);
-        let owned = self.revisions.get(set.metadata.uid.as_deref().unwrap_or_default());
-        match history::step(set, &owned) {
-            Step::Current(hash) => Ok(hash),
-            Step::Renumber(revision) => {
-                let name = revision.metadata.name.clone().unwrap_or_default();
-                api.replace(&name, &PostParams::default(), &revision).await?;
-                Ok(history::hash_of(&revision))
-            }
-            Step::Create(revision) => match api.create(&PostParams::default(), &revision).await {
-                Ok(created) => Ok(history::hash_of(&created)),
-                Err(error) if is_code(&error, 409) => {
-                    let name = revision.metadata.name.clone().unwrap_or_default();
-                    if api.get(&name).await?.data == revision.data {
-                        return Ok(history::hash_of(&revision));
-                    }
-                    // Another template has the name: the next hash differs.
-                    let mut updated = set.clone();
-                    let status = updated.status.get_or_insert_default();
-                    status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-                    let sets = api_in::<DaemonSet>(&self.control.client, &key.namespace);
-                    sets.replace_status(&key.name, &PostParams::default(), &updated).await?;
-                    Err(SyncError::Waiting("a revision name that is free".to_owned()))
-                }
-                Err(error) => Err(error.into()),
-            },
-        }
-    }
-
     fn resting(&self, uid: &str) -> HashSet<String> {
         let mut failures = self.failures.lock();
         failures.retain(|_, f| f.last.elapsed() < LONGEST_REST * 2);
@@ -210,50 +123,41 @@ impl Controller {
             entry.count += 1;
             entry.last = Instant::now();
         }
-        let delete: Vec<&Arc<Pod>> = plan.delete.iter().chain(plan.failed.iter().map(|(_, p)| p)).take(BURST).collect();
-        let create = &plan.create[..plan.create.len().min(BURST)];
+        let failed = plan.failed.iter().map(|(_, pod)| pod);
+        let delete: Vec<Arc<Pod>> = plan.delete.iter().chain(failed).take(BURST).cloned().collect();
         let Some(spec) = &set.spec else { return Ok(()) };
-        let id = |p: &Pod| p.metadata.uid.clone().unwrap_or_default();
-        self.expectations.expect(key, create.len(), delete.iter().map(|p| id(p)));
         let generation = set.metadata.generation.unwrap_or_default().to_string();
         let labels = [(HASH_LABEL, hash.to_owned()), ("pod-template-generation", generation)];
-        let (controller, about) = (&controller_reference(set), &about);
-        let creations = create.iter().map(|node| -> BoxFuture<'_, Result<(), kube::Error>> {
-            let template = fit::template_for(&spec.template, node, &labels);
-            async move {
-                let outcome = self.control.create(&key.namespace, &template, about, controller).await;
-                outcome.map(|_| ()).inspect_err(|_| self.expectations.creation_observed(key))
-            }
-            .boxed()
+        let controller = controller_reference(set);
+        let create = plan.create.iter().take(BURST).map(|node| {
+            pod_from_template(&fit::template_for(&spec.template, node, &labels), &controller.name, &controller)
         });
-        let deletions = delete.into_iter().map(|pod| -> BoxFuture<'_, Result<(), kube::Error>> {
-            async move {
-                let outcome = self.control.delete(pod, about).await;
-                outcome.inspect_err(|_| self.expectations.deletion_observed(key, &id(pod)))
-            }
-            .boxed()
-        });
-        let all: Vec<BoxFuture<'_, _>> = creations.chain(deletions).collect();
-        let outcomes: Vec<_> = stream::iter(all).buffer_unordered(PARALLEL).collect().await;
-        outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
-        Ok(())
-    }
-
-    async fn clean_up(&self, key: &NamespacedName, set: &DaemonSet, owned: &[Arc<Pod>]) -> Result<(), SyncError> {
-        let revisions = self.revisions.get(set.metadata.uid.as_deref().unwrap_or_default());
-        let in_use: Vec<String> =
-            owned.iter().filter_map(|p| p.metadata.labels.as_ref()?.get(HASH_LABEL).cloned()).collect();
-        let api = api_in::<ControllerRevision>(&self.control.client, &key.namespace);
-        for name in history::surplus(set, &revisions, &in_use) {
-            gone_is_fine(api.delete(&name, &DeleteParams::default()).await)?;
-        }
-        Ok(())
+        let create: Vec<Pod> = create.collect();
+        self.control.write(&self.expectations, key, &about, &create, &delete).await.map_err(|(_, error)| error)
     }
 }
 
-fn selector_of(set: &DaemonSet) -> Result<Selector, SyncError> {
-    Selector::from_label_selector_opt(set.spec.as_ref().map(|s| &s.selector))
-        .map_err(|e| SyncError::Invalid(format!("selector: {e}")))
+impl PodOwner for DaemonSet {
+    fn selector(&self) -> Result<Selector, SyncError> {
+        Selector::from_label_selector_opt(self.spec.as_ref().map(|s| &s.selector))
+            .map_err(|e| SyncError::Invalid(format!("selector: {e}")))
+    }
+}
+
+impl Historic for DaemonSet {
+    const HASH_LABEL: &'static str = HASH_LABEL;
+
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref().map(|s| &s.template)
+    }
+
+    fn history_limit(&self) -> Option<i32> {
+        self.spec.as_ref()?.revision_history_limit
+    }
+
+    fn collision_count(&mut self) -> &mut Option<i32> {
+        &mut self.status.get_or_insert_default().collision_count
+    }
 }
 
 impl Reconcile for Controller {
@@ -267,21 +171,24 @@ impl Reconcile for Controller {
         if set.metadata.deletion_timestamp.is_some() {
             return Ok(Next::Settled);
         }
-        let selector = selector_of(&set)?;
+        let selector = set.selector()?;
         if selector.is_empty() {
             let message = "This daemon set is selecting all pods. A non-empty selector is required.";
             self.control.recorder.event(&reference(set.as_ref()), Type::Warning, "SelectingAll", "", message);
             return Ok(Next::Settled);
         }
-        let hash = self.current_hash(key, &set).await?;
-        let owned = self.claim_pods(key, &set, &selector).await?;
+        let revisions = self.history.sync(set.as_ref(), &selector).await?;
+        let hash = hash_of::<DaemonSet>(&revisions.update);
+        let owned = self.control.claim_pods(&self.pods, set.as_ref(), &selector).await?;
         let resting = self.resting(set.metadata.uid.as_deref().unwrap_or_default());
         let nodes = self.nodes.list();
         let plan = plan::plan(&set, &hash, &nodes, &owned, &resting, Timestamp::now());
         let mut outcome = Ok(());
         if self.expectations.satisfied(key) {
             outcome = self.act(key, &set, &hash, &plan).await;
-            self.clean_up(key, &set, &owned).await?;
+            let label = |p: &Arc<Pod>| p.metadata.labels.as_ref()?.get(HASH_LABEL).cloned();
+            let in_use: Vec<String> = owned.iter().filter_map(label).collect();
+            self.history.clean_up(set.as_ref(), &revisions, |r| in_use.contains(&hash_of::<DaemonSet>(r))).await?;
         }
         if set.status.as_ref() != Some(&plan.status) {
             let mut updated = set.as_ref().clone();

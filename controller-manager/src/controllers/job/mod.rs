@@ -1,24 +1,25 @@
 //! Jobs: pods that run until enough of them succeeded.
 mod indexes;
 mod plan;
+mod policy;
 
 use super::{
-    claim::{claim, controller_reference},
-    pod_control::PodControl,
+    claim::controller_reference,
+    pod_control::{PodControl, PodOwner, in_batches, pod_changed, pod_from_template},
 };
 use crate::runtime::{
-    Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, orphans_of, run,
+    Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
     events::{Type, reference},
-    informer::{Change, Informer},
+    informer::Informer,
 };
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::FutureExt as _;
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{EnvVar, Pod, PodTemplateSpec},
+        core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodTemplateSpec},
     },
     jiff::Timestamp,
 };
@@ -26,17 +27,23 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use plan::{FINALIZER, INDEX, Plan};
+use plan::{FAILURES, FINALIZER, IGNORED_FAILURES, INDEX, Plan, Wanted};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
 const NAME: &str = "job";
-const PARALLEL: usize = 16;
 
 struct Controller {
     jobs: Informer<Job>,
     pods: Arc<Index<Pod>>,
-    expectations: Expectations,
+    expectations: Arc<Expectations>,
+    control: PodControl,
+}
+
+/// Pods that our finalizer holds and whose Job is gone. As `syncOrphanPod`.
+struct Orphans {
+    jobs: Informer<Job>,
+    pods: Informer<Pod>,
     control: PodControl,
 }
 
@@ -44,123 +51,133 @@ struct Controller {
 pub async fn start(context: Arc<Context>) {
     let Some(client) = context.client_for("job-controller").await else { return };
     let (jobs, pods) = (context.informers.get::<Job>(), context.informers.get::<Pod>());
+    let control = PodControl { recorder: context.recorder(&client, "job-controller"), client };
+    let orphans = Orphans { jobs: jobs.clone(), pods: pods.clone(), control: control.clone() };
     let controller = Arc::new(Controller {
         jobs: jobs.clone(),
         pods: context.pods_by_controller(),
-        expectations: Expectations::default(),
-        control: PodControl { recorder: context.recorder(&client, "job-controller"), client },
+        expectations: Arc::default(),
+        control,
     });
-    let queue = Arc::new(WorkQueue::new(NAME));
-    let to = queue.clone();
+    let (queue, orphan_queue) = (Arc::new(WorkQueue::new(NAME)), Arc::new(WorkQueue::new("job_orphan_pod")));
+    let (to, to_orphans, seen_by) = (queue.clone(), orphan_queue.clone(), controller.clone());
     jobs.on_change(move |change| {
-        change.latest().into_iter().for_each(|j| to.add(NamespacedName::of(j.as_ref())));
+        let Some(job) = change.latest() else { return };
+        let key = NamespacedName::of(job.as_ref());
+        if change.new.is_none() {
+            seen_by.expectations.forget(&key);
+            let left = seen_by.pods.get(job.metadata.uid.as_deref().unwrap_or_default());
+            left.iter().for_each(|p| to_orphans.add(NamespacedName::of(p.as_ref())));
+        }
+        to.add(key);
     });
-    let (to, seen_by) = (queue.clone(), controller.clone());
-    pods.on_change(move |change| seen_by.pod_changed(change, &to));
+    let (to, to_orphans, seen_by) = (queue.clone(), orphan_queue.clone(), controller.clone());
+    pods.on_change(move |change| {
+        if let Some(pod) = change.new.filter(|p| plan::has_finalizer(p))
+            && seen_by.jobs.is_synced()
+            && job_of(&seen_by.jobs, pod).is_none()
+        {
+            to_orphans.add(NamespacedName::of(pod.as_ref()));
+        }
+        pod_changed(change, &seen_by.jobs, &seen_by.expectations, &to);
+    });
     jobs.synced().await;
     pods.synced().await;
-    run(NAME, queue, controller, context.settings.concurrent_job_syncs, context.shutdown.clone()).await;
+    let (workers, shutdown) = (context.settings.concurrent_job_syncs, context.shutdown.clone());
+    futures::join!(
+        run(NAME, queue, controller, workers, shutdown.clone()),
+        run("job_orphan_pod", orphan_queue, Arc::new(orphans), 1, shutdown)
+    );
 }
 
-/// What the pod for one index, or any pod, is made from.
-fn template_for(job: &Job, template: &PodTemplateSpec, index: Option<i32>) -> PodTemplateSpec {
+/// The Job that controls a pod.
+fn job_of(jobs: &Informer<Job>, pod: &Pod) -> Option<Arc<Job>> {
+    let owner = controller_of(&pod.metadata).filter(|o| o.kind == "Job")?;
+    let job = jobs.get(pod.metadata.namespace.as_deref().unwrap_or_default(), &owner.name)?;
+    (job.metadata.uid.as_ref() == Some(&owner.uid)).then_some(job)
+}
+
+/// Takes our finalizer off a pod. The version makes it fail if its finalizers changed meanwhile.
+async fn let_go(control: &PodControl, pod: &Pod) -> Result<(), kube::Error> {
+    let kept: Vec<_> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != FINALIZER).collect();
+    let patch = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version,
+        "finalizers": if kept.is_empty() { serde_json::Value::Null } else { json!(kept) }}});
+    let api = api_in::<Pod>(&control.client, pod.metadata.namespace.as_deref().unwrap_or_default());
+    gone_is_fine(api.patch_metadata(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await)?;
+    Ok(())
+}
+
+impl PodOwner for Job {
+    const FINALIZER: Option<&'static str> = Some(FINALIZER);
+
+    fn selector(&self) -> Result<Selector, SyncError> {
+        Selector::from_label_selector_opt(self.spec.as_ref().and_then(|s| s.selector.as_ref()))
+            .map_err(|e| SyncError::Invalid(format!("selector: {e}")))
+    }
+}
+
+impl Reconcile for Orphans {
+    type Key = NamespacedName;
+
+    async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
+        if let Some(pod) = self.pods.get(&key.namespace, &key.name)
+            && plan::has_finalizer(&pod)
+            && job_of(&self.jobs, &pod).is_none()
+        {
+            let_go(&self.control, &pod).await?;
+        }
+        Ok(Next::Settled)
+    }
+}
+
+/// A pod to make. As `podTemplate` with `addCompletionIndexEnvVariables` and `podGenerateNameWithIndex`.
+fn pod_for(job: &Job, template: &PodTemplateSpec, wanted: &Wanted) -> Pod {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
     let mut template = template.clone();
     let meta = template.metadata.get_or_insert_default();
     meta.finalizers.get_or_insert_default().push(FINALIZER.to_owned());
-    let Some(index) = index else { return template };
+    let Some(index) = wanted.index else { return pod_from_template(&template, name, &controller_reference(job)) };
     meta.labels.get_or_insert_default().insert(INDEX.to_owned(), index.to_string());
-    meta.annotations.get_or_insert_default().insert(INDEX.to_owned(), index.to_string());
+    let annotations = meta.annotations.get_or_insert_default();
+    annotations.insert(INDEX.to_owned(), index.to_string());
+    if let Some(failures) = wanted.failures {
+        annotations.insert(FAILURES.to_owned(), failures.counted.to_string());
+        if failures.ignored > 0 {
+            annotations.insert(IGNORED_FAILURES.to_owned(), failures.ignored.to_string());
+        }
+    }
     let spec = template.spec.get_or_insert_default();
-    spec.hostname.get_or_insert_with(|| format!("{}-{index}", job.metadata.name.as_deref().unwrap_or_default()));
-    let variable =
-        EnvVar { name: "JOB_COMPLETION_INDEX".to_owned(), value: Some(index.to_string()), ..EnvVar::default() };
+    spec.hostname.get_or_insert_with(|| format!("{name}-{index}"));
+    let path = format!("metadata.labels['{INDEX}']");
+    let field = ObjectFieldSelector { field_path: path, ..ObjectFieldSelector::default() };
+    let variable = EnvVar {
+        name: "JOB_COMPLETION_INDEX".to_owned(),
+        value_from: Some(EnvVarSource { field_ref: Some(field), ..EnvVarSource::default() }),
+        ..EnvVar::default()
+    };
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         let variables = container.env.get_or_insert_default();
         if !variables.iter().any(|v| v.name == variable.name) {
             variables.push(variable.clone());
         }
     }
-    template
+    // A pod of an index shows it in its name.
+    pod_from_template(&template, &format!("{name}-{index}"), &controller_reference(job))
 }
 
 impl Controller {
-    fn pod_changed(&self, change: Change<'_, Pod>, queue: &WorkQueue<NamespacedName>) {
-        for pod in change.old.into_iter().chain(change.new) {
-            let Some(owner) = controller_of(&pod.metadata).filter(|o| o.kind == "Job") else { continue };
-            let key = NamespacedName::new(pod.metadata.namespace.clone().unwrap_or_default(), &owner.name);
-            if change.old.is_none() {
-                self.expectations.creation_observed(&key);
-            }
-            if change.new.is_none_or(|p| p.metadata.deletion_timestamp.is_some()) {
-                self.expectations.deletion_observed(&key, pod.metadata.uid.as_deref().unwrap_or_default());
-            }
-            queue.add(key);
-        }
-    }
-
-    async fn claim_pods(&self, key: &NamespacedName, job: &Job) -> Result<Vec<Arc<Pod>>, SyncError> {
-        let selector = Selector::from_label_selector_opt(job.spec.as_ref().and_then(|s| s.selector.as_ref()))
-            .map_err(|e| SyncError::Invalid(format!("selector: {e}")))?;
-        let uid = job.metadata.uid.as_deref();
-        let mut candidates = self.pods.get(uid.unwrap_or_default());
-        candidates.extend(self.pods.get(&orphans_of(&key.namespace)));
-        let claimed = claim(&job.metadata, &selector, candidates);
-        for pod in &claimed.release {
-            self.control.release(pod, uid).await?;
-        }
-        let mut owned = claimed.owned;
-        for pod in claimed.adopt {
-            self.control.adopt(&pod, &controller_reference(job)).await?;
-            owned.push(pod);
-        }
-        Ok(owned)
-    }
-
-    /// Takes our finalizer off a pod. The version makes it fail if its finalizers changed meanwhile.
-    async fn let_go(&self, pod: &Pod) -> Result<(), kube::Error> {
-        let kept: Vec<_> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != FINALIZER).collect();
-        let patch = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version,
-            "finalizers": if kept.is_empty() { serde_json::Value::Null } else { json!(kept) }}});
-        let api = api_in::<Pod>(&self.control.client, pod.metadata.namespace.as_deref().unwrap_or_default());
-        gone_is_fine(api.patch_metadata(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await)?;
-        Ok(())
-    }
-
     async fn act(&self, key: &NamespacedName, job: &Job, plan: &Plan) -> Result<(), SyncError> {
         let about = reference(job);
         for (warns, reason, message) in &plan.events {
             let kind = if *warns { Type::Warning } else { Type::Normal };
             self.control.recorder.event(&about, kind, reason, "", message);
         }
-        let releases: Vec<BoxFuture<'_, _>> = plan.release.iter().map(|p| self.let_go(p).boxed()).collect();
-        let outcomes: Vec<_> = stream::iter(releases).buffer_unordered(PARALLEL).collect().await;
-        outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
-
+        let releases = plan.release.iter().map(|p| let_go(&self.control, p).boxed()).collect();
+        in_batches(releases, [plan.release.len()]).await.map_err(|(_, error)| error)?;
         let Some(spec) = &job.spec else { return Ok(()) };
-        let (about, controller) = (&about, &controller_reference(job));
-        let id = |p: &Pod| p.metadata.uid.clone().unwrap_or_default();
-        self.expectations.expect(key, plan.create.len(), plan.delete.iter().map(|p| id(p)));
-        let deletions = plan.delete.iter().map(|pod| -> BoxFuture<'_, Result<(), kube::Error>> {
-            async move {
-                let outcome = self.control.delete(pod, about).await;
-                outcome.inspect_err(|_| self.expectations.deletion_observed(key, &id(pod)))
-            }
-            .boxed()
-        });
-        let creations = plan.create.iter().map(|index| -> BoxFuture<'_, Result<(), kube::Error>> {
-            let template = template_for(job, &spec.template, *index);
-            // A pod of an index shows it in its name.
-            let prefix = index.map_or_else(|| controller.name.clone(), |i| format!("{}-{i}", controller.name));
-            async move {
-                let outcome = self.control.create_named(&key.namespace, &template, about, controller, &prefix).await;
-                outcome.map(|_| ()).inspect_err(|_| self.expectations.creation_observed(key))
-            }
-            .boxed()
-        });
-        let all: Vec<_> = deletions.chain(creations).collect();
-        let outcomes: Vec<_> = stream::iter(all).buffer_unordered(PARALLEL).collect().await;
-        outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
-        Ok(())
+        let create: Vec<Pod> = plan.create.iter().map(|wanted| pod_for(job, &spec.template, wanted)).collect();
+        let written = self.control.write(&self.expectations, key, &about, &create, &plan.delete).await;
+        written.map_err(|(_, error)| error)
     }
 }
 
@@ -168,27 +185,20 @@ impl Reconcile for Controller {
     type Key = NamespacedName;
 
     async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
-        let Some(job) = self.jobs.get(&key.namespace, &key.name) else {
-            self.expectations.forget(key);
-            // Pods that outlive their Job must not be held by it.
-            return Ok(Next::Settled);
-        };
+        let Some(job) = self.jobs.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
         if job.metadata.deletion_timestamp.is_some() {
             for pod in self.pods.get(job.metadata.uid.as_deref().unwrap_or_default()) {
-                if pod.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER) {
-                    self.let_go(&pod).await?;
+                if plan::has_finalizer(&pod) {
+                    let_go(&self.control, &pod).await?;
                 }
             }
             return Ok(Next::Settled);
         }
-        if job.spec.as_ref().and_then(|s| s.managed_by.as_deref()).is_some_and(|m| m != "kubernetes.io/job-controller")
-        {
+        let manager = job.spec.as_ref().and_then(|s| s.managed_by.as_deref());
+        if manager.is_some_and(|m| m != "kubernetes.io/job-controller") || !self.expectations.satisfied(key) {
             return Ok(Next::Settled);
         }
-        if !self.expectations.satisfied(key) {
-            return Ok(Next::Settled);
-        }
-        let owned = self.claim_pods(key, &job).await?;
+        let owned = self.control.claim_pods(&self.pods, job.as_ref(), &job.selector()?).await?;
         let plan = plan::plan(&job, &owned, Timestamp::now());
         if job.status.as_ref() != Some(&plan.status) {
             let mut updated = job.as_ref().clone();
@@ -219,7 +229,8 @@ pub async fn start_removing(context: Arc<Context>) {
         due.into_iter().for_each(|j| to.add(NamespacedName::of(j.as_ref())));
     });
     jobs.synced().await;
-    run("ttlafterfinished", queue, Arc::new(Remover { client, jobs }), 5, context.shutdown.clone()).await;
+    let workers = context.settings.concurrent_ttl_after_finished_syncs;
+    run("ttlafterfinished", queue, Arc::new(Remover { client, jobs }), workers, context.shutdown.clone()).await;
 }
 
 fn ttl(job: &Job) -> Option<i64> {

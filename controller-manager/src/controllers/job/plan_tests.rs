@@ -25,7 +25,7 @@ impl World {
         self.clock += Duration::from_secs(1);
         let plan = plan(&self.job, &self.pods, self.clock);
         self.job.status = Some(plan.status.clone());
-        self.events.extend(plan.events.iter().map(|(_, reason, _)| (*reason).to_owned()));
+        self.events.extend(plan.events.iter().map(|(_, reason, _)| reason.clone()));
         let (released, deleted): (Vec<_>, Vec<_>) =
             (plan.release.iter().map(|p| uid(p)).collect(), plan.delete.iter().map(|p| uid(p)).collect());
         self.pods.retain(|p| !deleted.contains(&uid(p)));
@@ -36,9 +36,10 @@ impl World {
         }
         for wanted in &plan.create {
             self.made += 1;
-            let labels = wanted.map(|i| json!({INDEX: i.to_string()}));
+            let labels = wanted.index.map(|i| json!({INDEX: i.to_string()}));
+            let annotations = wanted.failures.map(|f| json!({FAILURES: f.counted.to_string()}));
             let value = json!({"metadata": {"name": format!("p{}", self.made), "uid": format!("u{}", self.made),
-                "labels": labels, "finalizers": [FINALIZER], "creationTimestamp": self.clock.to_string()},
+                "labels": labels, "annotations": annotations, "finalizers": [FINALIZER], "creationTimestamp": self.clock.to_string()},
                 "spec": {"containers": []}, "status": {"phase": "Running"}});
             self.pods.push(Arc::new(serde_json::from_value(value).unwrap()));
         }
@@ -53,6 +54,24 @@ impl World {
     fn end(&mut self, phase: &str) {
         for pod in self.pods.iter_mut().filter(|p| is_active(p)) {
             Arc::make_mut(pod).status.as_mut().unwrap().phase = Some(phase.to_owned());
+        }
+    }
+
+    /// The running pod of an index ends so, with an exit code.
+    fn end_index(&mut self, index: i32, phase: &str, code: i32) {
+        let pod = self.pods.iter_mut().find(|p| index_of(p) == Some(index) && is_active(p)).unwrap();
+        let ended = json!([{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": code, "finishedAt": self.clock.to_string()}}}]);
+        let status = Arc::make_mut(pod).status.as_mut().unwrap();
+        status.phase = Some(phase.to_owned());
+        status.container_statuses = serde_json::from_value(ended).unwrap();
+    }
+
+    /// Steps, with pauses long enough for every back-off.
+    fn steps_slowly(&mut self, count: usize) {
+        for _ in 0..count {
+            self.clock += LONGEST_BACKOFF;
+            self.step();
         }
     }
 
@@ -123,7 +142,7 @@ fn a_deadline_ends_it() {
     world.clock += Duration::from_secs(40);
     world.steps(3);
     assert_eq!((world.running(), world.events.as_slice()), (0, ["DeadlineExceeded".to_owned()].as_slice()));
-    assert_eq!(world.status().failed, None, "pods that we delete are no failures");
+    assert_eq!(world.status().failed, Some(1), "what runs when the Job fails has failed");
 }
 
 #[test]
@@ -166,4 +185,90 @@ fn a_work_queue_ends_with_its_last_pod() {
     world.steps(3);
     assert!(has_condition(&world.status(), "Complete"));
     assert_eq!(world.made, 2);
+}
+
+#[test]
+fn each_index_has_failures_of_its_own() {
+    let mut world = World::new(json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
+        "backoffLimit": i32::MAX, "backoffLimitPerIndex": 1}));
+    world.step();
+    world.end_index(1, "Failed", 1);
+    world.step();
+    assert_eq!((world.running(), world.status().failed), (2, None), "it rests, and is counted when the next is there");
+    world.steps_slowly(3);
+    assert_eq!((world.running(), world.status().failed), (3, Some(1)));
+    world.end_index(1, "Failed", 1);
+    world.steps_slowly(2);
+    assert_eq!((world.running(), world.status().failed_indexes.as_deref()), (2, Some("1")));
+    assert!(!has_condition(&world.status(), "FailureTarget"), "the other indexes go on");
+    world.end_index(0, "Succeeded", 0);
+    world.end_index(2, "Succeeded", 0);
+    world.steps_slowly(3);
+    let status = world.status();
+    assert_eq!((status.completed_indexes.as_deref(), status.failed), (Some("0,2"), Some(2)));
+    assert!(has_condition(&status, "Failed"));
+    assert_eq!(world.events, ["FailedIndexes"]);
+}
+
+#[test]
+fn too_many_failed_indexes_end_the_job() {
+    let mut world = World::new(json!({"completions": 4, "parallelism": 4, "completionMode": "Indexed",
+        "backoffLimit": i32::MAX, "backoffLimitPerIndex": 0, "maxFailedIndexes": 1}));
+    world.step();
+    world.end_index(0, "Failed", 1);
+    world.steps(2);
+    assert_eq!(world.running(), 3);
+    world.end_index(3, "Failed", 1);
+    world.steps(3);
+    let status = world.status();
+    assert_eq!((world.running(), world.events.as_slice()), (0, ["MaxFailedIndexesExceeded".to_owned()].as_slice()));
+    assert_eq!((status.failed_indexes.as_deref(), status.failed), (Some("0,3"), Some(4)));
+}
+
+#[test]
+fn failures_count_as_their_policy_says() {
+    let rule = |action: &str, code: i32| json!({"action": action, "onExitCodes": {"operator": "In", "values": [code]}});
+    let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [rule("Ignore", 1), rule("FailJob", 2)]}});
+    let mut world = World::new(spec);
+    world.step();
+    world.end_index(0, "Failed", 1);
+    world.steps_slowly(3);
+    assert_eq!((world.running(), world.status().failed), (2, None), "ignored, and tried again");
+    world.end_index(1, "Failed", 2);
+    world.steps(3);
+    let status = world.status();
+    assert_eq!(target(&status, "Failed").and_then(|c| c.reason.as_deref()), Some("PodFailurePolicy"));
+    assert_eq!((world.running(), status.failed), (0, Some(2)));
+
+    let mut world = World::new(json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed",
+        "backoffLimit": i32::MAX, "backoffLimitPerIndex": 3, "podFailurePolicy": {"rules": [rule("FailIndex", 3)]}}));
+    world.step();
+    world.end_index(0, "Failed", 3);
+    world.steps_slowly(3);
+    assert_eq!((world.running(), world.status().failed_indexes.as_deref()), (1, Some("0")));
+}
+
+#[test]
+fn success_by_policy_ends_the_rest() {
+    let mut world = World::new(json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]}}));
+    world.step();
+    world.end_index(0, "Succeeded", 0);
+    world.steps(3);
+    let status = world.status();
+    assert_eq!(target(&status, "SuccessCriteriaMet").and_then(|c| c.reason.as_deref()), Some("SuccessPolicy"));
+    assert!(has_condition(&status, "Complete"));
+    assert_eq!((world.running(), status.succeeded, status.failed), (0, Some(1), None));
+}
+
+#[test]
+fn an_ending_pod_is_replaced_as_its_policy_says() {
+    for (policy, made) in [("TerminatingOrFailed", 2), ("Failed", 1)] {
+        let mut world = World::new(json!({"completions": 1, "podReplacementPolicy": policy}));
+        world.step();
+        Arc::make_mut(&mut world.pods[0]).metadata.deletion_timestamp = Some(Time(world.clock));
+        world.steps(2);
+        assert_eq!(world.made, made, "{policy}");
+    }
 }

@@ -35,19 +35,6 @@ pub fn scaling(replicas: i32, owned: &[Arc<Pod>], related: &[Arc<Pod>], now: Tim
     }
 }
 
-/// How many to try at once, one batch after the other, so that a pod that cannot be made fails once and not a hundred
-/// times: 1, 2, 4, … As `slowStartBatch`.
-pub fn slow_start(count: usize) -> Vec<usize> {
-    let (mut batches, mut left, mut size) = (Vec::new(), count, 1);
-    while left > 0 {
-        let batch = size.min(left);
-        batches.push(batch);
-        left -= batch;
-        size *= 2;
-    }
-    batches
-}
-
 /// The pods that will be missed least. As `getPodsToDelete` with `ActivePodsWithRanks`.
 fn victims(mut active: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
     if count < active.len() {
@@ -306,12 +293,6 @@ mod tests {
             let Scaling::Delete(gone) = scaling(1, &[b, a], &related, now()) else { panic!("{name}") };
             assert_eq!(gone[0].metadata.name.as_deref(), Some("zz-first"), "{name}");
         }
-    }
-
-    #[test]
-    fn batches_double() {
-        assert_eq!(slow_start(0), Vec::<usize>::new());
-        assert_eq!(slow_start(10), [1, 2, 4, 3]);
     }
 
     #[test]
