@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod continuation;
+pub mod cron;
 pub mod decode;
 pub mod facts;
 pub mod fields;

@@ -7,7 +7,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
-        batch::v1::Job,
+        batch::v1::{CronJob, Job},
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
@@ -17,6 +17,7 @@ use k8s_openapi::{
         },
         discovery::v1::EndpointSlice,
         networking::v1::{IPAddress, IPAddressSpec, ServiceCIDR},
+        policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
         resource::v1::{ResourceClaim, ResourceClaimTemplate},
         storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
@@ -208,6 +209,8 @@ impl Watched for IPAddress {
 impl Watched for Deployment {}
 impl Watched for DaemonSet {}
 impl Watched for Job {}
+impl Watched for CronJob {}
+impl Watched for PodDisruptionBudget {}
 impl Watched for StatefulSet {}
 impl Watched for PersistentVolumeClaim {}
 impl Watched for ControllerRevision {}

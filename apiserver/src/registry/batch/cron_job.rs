@@ -58,7 +58,7 @@ fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Erro
     let (schedule, zone) = (spec.at("schedule"), spec.at("timeZone"));
     if schedule.is_blank() {
         errors.required(&schedule, "");
-    } else if let Err(why) = check_schedule(schedule.str()) {
+    } else if let Err(why) = apimachinery::cron::Schedule::parse(schedule.str()) {
         errors.invalid(&schedule, why);
     }
     if schedule.str().contains("TZ") {
@@ -116,70 +116,6 @@ fn time_zone(zone: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
-const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
-const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-
-/// Five fields of numbers, names, ranges and steps, or a word like `@hourly`. As cron's standard parser.
-pub fn check_schedule(schedule: &str) -> Result<(), String> {
-    let schedule = schedule.trim();
-    if let Some(word) = schedule.strip_prefix('@') {
-        let known = ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&word);
-        let every = word.strip_prefix("every ").is_some_and(|d| apimachinery::time::parse_duration(d).is_ok());
-        return if known || every { Ok(()) } else { Err(format!("unrecognized descriptor: {schedule}")) };
-    }
-    let schedule = match schedule.split_once(' ') {
-        Some((zone, rest)) if zone.starts_with("TZ=") || zone.starts_with("CRON_TZ=") => rest.trim(),
-        _ => schedule,
-    };
-    let fields: Vec<&str> = schedule.split_whitespace().collect();
-    if fields.len() != 5 {
-        return Err(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
-    }
-    let bounds: [(u32, u32, &[&str]); 5] = [(0, 59, &[]), (0, 23, &[]), (1, 31, &[]), (1, 12, &MONTHS), (0, 6, &DAYS)];
-    for (field, (low, high, names)) in fields.iter().zip(bounds) {
-        for part in field.split(',') {
-            check_part(part, low, high, names)?;
-        }
-    }
-    Ok(())
-}
-
-fn check_part(part: &str, low: u32, high: u32, names: &[&str]) -> Result<(), String> {
-    let number = |text: &str| -> Result<u32, String> {
-        if let Some(at) = names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
-            return Ok(low + u32::try_from(at).unwrap_or(0));
-        }
-        text.parse()
-            .map_err(|_| format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"))
-    };
-    let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
-    let (start, end) = match range {
-        "*" | "?" => (low, high),
-        _ => match range.split_once('-') {
-            Some((a, b)) => (number(a)?, number(b)?),
-            None => {
-                let at = number(range)?;
-                (at, if step.is_some() { high } else { at })
-            }
-        },
-    };
-    if start < low {
-        return Err(format!("beginning of range ({start}) below minimum ({low}): {part}"));
-    }
-    if end > high {
-        return Err(format!("end of range ({end}) above maximum ({high}): {part}"));
-    }
-    if start > end {
-        return Err(format!("beginning of range ({start}) beyond end of range ({end}): {part}"));
-    }
-    if let Some(step) = step
-        && number(step)? == 0
-    {
-        return Err(format!("step of range should be a positive number: {part}"));
-    }
-    Ok(())
-}
-
 fn row(object: &Value, clock: &Clock) -> Vec<Value> {
     let last = text(object, "/status/lastScheduleTime");
     let [containers, images] = print::containers(object.pointer("/spec/jobTemplate/spec/template/spec"));
@@ -195,21 +131,4 @@ fn row(object: &Value, clock: &Clock) -> Vec<Value> {
         images,
         print::selector(object.pointer("/spec/jobTemplate/spec/selector")),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn schedules_are_five_fields_or_a_word() {
-        for good in
-            ["* * * * *", "*/5 0-3,7 1 JAN-mar sun", "@hourly", "@every 1h30m", "0 0 31 12 6", "CRON_TZ=UTC * * * * *"]
-        {
-            assert_eq!(check_schedule(good), Ok(()), "{good}");
-        }
-        for bad in ["", "* * * *", "60 * * * *", "* * 0 * *", "*/0 * * * *", "x * * * *", "5-1 * * * *", "@sometimes"] {
-            assert!(check_schedule(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -31,6 +31,8 @@ use plan::{FAILURES, FINALIZER, IGNORED_FAILURES, INDEX, Plan, Wanted};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
+pub use plan::finished_as;
+
 const NAME: &str = "job";
 
 struct Controller {
@@ -225,7 +227,7 @@ pub async fn start_removing(context: Arc<Context>) {
     let queue = Arc::new(WorkQueue::new("ttl_jobs_to_delete"));
     let to = queue.clone();
     jobs.on_change(move |change| {
-        let due = change.new.filter(|j| plan::is_finished(j) && ttl(j).is_some());
+        let due = change.new.filter(|j| finished_as(j).is_some() && ttl(j).is_some());
         due.into_iter().for_each(|j| to.add(NamespacedName::of(j.as_ref())));
     });
     jobs.synced().await;

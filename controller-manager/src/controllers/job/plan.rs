@@ -91,8 +91,10 @@ fn target<'a>(status: &'a JobStatus, kind: &str) -> Option<&'a JobCondition> {
     status.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == "True")
 }
 
-pub fn is_finished(job: &Job) -> bool {
-    job.status.as_ref().is_some_and(|s| has_condition(s, "Complete") || has_condition(s, "Failed"))
+/// The condition that says that a Job is over: `Complete` or `Failed`.
+pub fn finished_as(job: &Job) -> Option<&'static str> {
+    let status = job.status.as_ref()?;
+    ["Complete", "Failed"].into_iter().find(|kind| has_condition(status, kind))
 }
 
 pub fn has_finalizer(pod: &Pod) -> bool {
@@ -139,7 +141,7 @@ fn earlier(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
 pub fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     let Some(spec) = &job.spec else { return Plan::default() };
     let former = job.status.clone().unwrap_or_default();
-    if is_finished(job) {
+    if finished_as(job).is_some() {
         let left = pods.iter().filter(|p| has_finalizer(p)).cloned().collect();
         let delete = pods.iter().filter(|p| is_active(p)).cloned().collect();
         return Plan { status: former, release: left, delete, ..Plan::default() };
