@@ -141,6 +141,21 @@ pub struct Flags {
     pub concurrent_ttl_after_finished_syncs: usize,
     #[arg(long, default_value_t = 5)]
     pub concurrent_horizontal_pod_autoscaler_syncs: usize,
+    /// Between two looks at the metrics of an autoscaler.
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
+    /// How far off the target, as a part of it, a metric may be.
+    #[arg(long, default_value_t = 0.1)]
+    pub horizontal_pod_autoscaler_tolerance: f64,
+    /// An autoscaler goes down to the most that it wanted in this time.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub horizontal_pod_autoscaler_downscale_stabilization: Duration,
+    /// A pod that has just started may use CPU without that meaning anything.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub horizontal_pod_autoscaler_cpu_initialization_period: Duration,
+    /// A change to not ready within this time of the start counts as the first readiness that is still to come.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
     #[arg(long, default_value_t = 5)]
     pub concurrent_replicaset_syncs: usize,
     #[arg(long, default_value_t = 5)]
@@ -251,11 +266,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("external-cloud-volume-plugin"),
     Ignored::Value("feature-gates"),
     Ignored::Value("flex-volume-plugin-dir"),
-    Ignored::Value("horizontal-pod-autoscaler-cpu-initialization-period"),
-    Ignored::Value("horizontal-pod-autoscaler-downscale-stabilization"),
-    Ignored::Value("horizontal-pod-autoscaler-initial-readiness-delay"),
-    Ignored::Value("horizontal-pod-autoscaler-sync-period"),
-    Ignored::Value("horizontal-pod-autoscaler-tolerance"),
     Ignored::Value("http2-max-streams-per-connection"),
     Ignored::Value("kube-api-content-type"),
     Ignored::Value("leader-elect-resource-lock"),

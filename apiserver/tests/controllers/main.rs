@@ -1,7 +1,8 @@
-//! The apiserver and the controllers together, without nodes: what a cluster promises of quotas, namespaces, owners and
+//! The apiserver and the controllers together, without nodes: what a cluster promises of workloads, quotas, namespaces, owners and
 //! identities, as the conformance programme describes it.
 
 mod accounts;
+mod apps;
 #[path = "../common/mod.rs"]
 mod common;
 mod endpoints;

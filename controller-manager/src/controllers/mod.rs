@@ -11,6 +11,7 @@ mod endpoints;
 mod endpointslice;
 mod garbage_collector;
 mod history;
+mod horizontal;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -64,6 +65,7 @@ pub const ALL: &[Entry] = entries! {
     "job-controller", "job" => job::start;
     "cronjob-controller", "cronjob" => cronjob::start;
     "ttl-after-finished-controller", "ttl-after-finished" => job::start_removing;
+    "horizontal-pod-autoscaler-controller", "horizontalpodautoscaling" => horizontal::start;
     "disruption-controller", "disruption" => disruption::start;
     "endpointslice-controller", "endpointslice" => endpointslice::start;
     "endpointslice-mirroring-controller", "endpointslicemirroring" => endpointslice::mirroring::start;

@@ -1,5 +1,7 @@
-//! The scale subresource of whatever kind has one: what PodDisruptionBudgets and autoscalers ask of the kinds of others.
+//! The resources of kinds by name, and the scale of those that have one: what PodDisruptionBudgets and autoscalers ask of
+//! the kinds of others.
 use crate::runtime::is_code;
+use apimachinery::meta::group_resource;
 use k8s_openapi::{api::autoscaling::v1::Scale, apimachinery::pkg::apis::meta::v1::APIResourceList};
 use kube::{
     Api, Client,
@@ -20,7 +22,14 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Finds the resources of kinds and reads and writes their scale.
 pub struct Scales {
     client: Client,
-    known: Mutex<HashMap<GroupVersionKind, (Option<ApiResource>, Instant)>>,
+    known: Mutex<HashMap<GroupVersionKind, (Option<Found>, Instant)>>,
+}
+
+/// A kind's resource, and whether it can be scaled.
+#[derive(Clone)]
+struct Found {
+    resource: ApiResource,
+    scales: bool,
 }
 
 impl Scales {
@@ -28,8 +37,7 @@ impl Scales {
         Self { client, known: Mutex::default() }
     }
 
-    /// The resource of a kind, if it can be scaled.
-    async fn resource(&self, api_version: &str, kind: &str) -> Result<Option<ApiResource>, kube::Error> {
+    async fn find(&self, api_version: &str, kind: &str) -> Result<Option<Found>, kube::Error> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let wanted = GroupVersionKind::gvk(group, version, kind);
         if let Some((found, asked)) = self.known.lock().get(&wanted)
@@ -42,7 +50,7 @@ impl Scales {
             _ => self.client.list_api_group_resources(api_version).await,
         };
         let found = match list {
-            Ok(list) => plural(&list, kind).map(|plural| ApiResource::from_gvk_with_plural(&wanted, plural)),
+            Ok(list) => find_in(&list, &wanted),
             Err(error) if is_code(&error, 404) => None,
             Err(error) => return Err(error),
         };
@@ -52,6 +60,17 @@ impl Scales {
         }
         known.insert(wanted, (found.clone(), Instant::now()));
         Ok(found)
+    }
+
+    /// The resource of a kind, if it can be scaled.
+    async fn resource(&self, api_version: &str, kind: &str) -> Result<Option<ApiResource>, kube::Error> {
+        Ok(self.find(api_version, kind).await?.filter(|f| f.scales).map(|f| f.resource))
+    }
+
+    /// `ingresses.networking.k8s.io`, of a kind that is there.
+    pub async fn group_resource(&self, api_version: &str, kind: &str) -> Result<Option<String>, kube::Error> {
+        let name = |f: Found| group_resource(&f.resource.group, &f.resource.plural);
+        Ok(self.find(api_version, kind).await?.map(name))
     }
 
     fn api(&self, namespace: &str, resource: &ApiResource) -> Api<DynamicObject> {
@@ -78,8 +97,9 @@ impl Scales {
     }
 }
 
-fn plural<'a>(list: &'a APIResourceList, kind: &str) -> Option<&'a str> {
-    let resource = list.resources.iter().find(|r| r.kind == kind && !r.name.contains('/'))?;
+fn find_in(list: &APIResourceList, wanted: &GroupVersionKind) -> Option<Found> {
+    let resource = list.resources.iter().find(|r| r.kind == wanted.kind && !r.name.contains('/'))?;
     let scale = format!("{}/scale", resource.name);
-    list.resources.iter().any(|r| r.name == scale).then_some(resource.name.as_str())
+    let scales = list.resources.iter().any(|r| r.name == scale);
+    Some(Found { resource: ApiResource::from_gvk_with_plural(wanted, &resource.name), scales })
 }

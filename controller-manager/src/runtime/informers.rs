@@ -7,6 +7,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::{CronJob, Job},
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
@@ -210,6 +211,7 @@ impl Watched for Deployment {}
 impl Watched for DaemonSet {}
 impl Watched for Job {}
 impl Watched for CronJob {}
+impl Watched for HorizontalPodAutoscaler {}
 impl Watched for PodDisruptionBudget {}
 impl Watched for StatefulSet {}
 impl Watched for PersistentVolumeClaim {}
