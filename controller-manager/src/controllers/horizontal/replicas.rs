@@ -284,12 +284,12 @@ mod tests {
             ("below", "rrrrr", vec![100, 300, 500, 250, 250], 50, 3),
             ("within the tolerance", "rrr", vec![1010, 1030, 1020], 100, 3),
             ("unready ones use nothing", "uuur", vec![100, 200, 300, 1000], 50, 4),
-            ("pending ones use nothing", "rrrp", vec![500, 500, 700, -1], 30, 5),
+            ("pending ones use nothing", "rrrp", vec![500, 500, 700, -1], 30, 6),
             ("unready ones do not matter below", "rru", vec![100, 100, 100], 50, 1),
             ("failed and deleted ones are left out", "rrfd", vec![800, 800, 800, 800], 50, 4),
             ("missing ones use nothing above", "rrr", vec![600, 600, -1], 50, 3),
             ("missing ones use all below", "rrr", vec![100, 100, -1], 50, 3),
-            ("missing ones use all far below", "rrrr", vec![10, 10, 10, -1], 50, 3),
+            ("missing ones use all far below", "rrrr", vec![10, 10, 10, -1], 50, 2),
         ] {
             let target = Target::Utilization { percent, resource: "cpu", container: None };
             assert_eq!(propose(kinds, &milli, target).unwrap().replicas, expected, "{name}");
