@@ -1,7 +1,7 @@
 //! What is looked after besides the pods' workers: pods nobody knows any more, directories and cgroups they left, mirrors
 //! of static pods, log rotation, the weight of the burstable class.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use component_base::metrics;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use prometheus_client::metrics::gauge::Gauge;
+use proto::cri as pb;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use crate::config::KubeletConfiguration;
 use crate::pod_workers::PodWorkers;
 use crate::runtime::observed::State;
 use crate::runtime::pods::{full_name, uid_of};
-use crate::runtime::{Runtime, RuntimeWatch, logs};
+use crate::runtime::{Runtime, RuntimeWatch, labels, logs};
 use crate::static_pods::{self, Mirrors};
 use crate::volumes::Volumes;
 
@@ -52,6 +53,7 @@ impl Housekeeping {
             "The number of pods the kubelet is being instructed to run",
             Gauge::<i64>::default(),
         );
+        let mut cpusets = HashMap::new();
         let mut rotate_at = Instant::now() + self.config.container_log_monitor_interval;
         loop {
             tokio::select! {
@@ -67,11 +69,38 @@ impl Housekeeping {
             if started.elapsed() >= ORPHAN_PATIENCE && self.api.as_ref().is_none_or(|(pods, _)| pods.is_synced()) {
                 self.orphans().await;
             }
+            self.cpusets(&mut cpusets).await;
             if Instant::now() >= rotate_at {
                 self.rotate_logs().await;
                 rotate_at = Instant::now() + self.config.container_log_monitor_interval;
             }
         }
+    }
+
+    /// Gives running containers the processors that are theirs now: those that are shared become fewer and more. `applied` is
+    /// what each container has.
+    async fn cpusets(&self, applied: &mut HashMap<String, String>) {
+        let allocator = &self.workers.means().allocator;
+        if allocator.cpuset_of("", "").is_none() {
+            return;
+        }
+        let labels = [labels::POD_UID, labels::CONTAINER_NAME];
+        let Ok(containers) = self.runtime.cri.list_containers_with(BTreeMap::new()).await else { return };
+        let running = containers.into_iter().filter(|c| c.state() == pb::ContainerState::ContainerRunning);
+        let mut seen = HashMap::new();
+        for container in running {
+            let [Some(uid), Some(name)] = labels.map(|label| container.labels.get(label)) else { continue };
+            let Some(wanted) = allocator.cpuset_of(uid, name) else { continue };
+            if applied.get(&container.id) != Some(&wanted) {
+                let resources = pb::LinuxContainerResources { cpuset_cpus: wanted.clone(), ..Default::default() };
+                if let Err(error) = self.runtime.cri.update_container_resources(&container.id, resources).await {
+                    debug!(container = %container.id, cpus = wanted, %error, "processors not changed");
+                    continue;
+                }
+            }
+            seen.insert(container.id, wanted);
+        }
+        *applied = seen;
     }
 
     fn weigh_burstable(&self) {
@@ -115,6 +144,7 @@ impl Housekeeping {
                 self.workers.take_down_orphan(uid);
             }
         }
+        self.workers.means().allocator.keep_only(|uid| self.workers.knows(uid) || running.iter().any(|r| r == uid));
         let in_runtime: HashSet<&String> = running.iter().collect();
         let is_orphan = |uid: &str| !in_runtime.contains(&uid.to_owned()) && !self.workers.knows(uid);
         for uid in self.runtime.cgroups.pod_uids().into_iter().filter(|uid| is_orphan(uid)) {

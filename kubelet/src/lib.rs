@@ -2,6 +2,7 @@
 //! reports back. `run` ties the parts together; each part is a module beside it.
 #![forbid(unsafe_code)]
 
+pub mod allocation;
 pub mod certificates;
 pub mod config;
 pub mod csi;

@@ -117,6 +117,18 @@ pub struct Flags {
     /// Seconds that a pod evicted for a soft threshold may take to end.
     #[arg(long)]
     pub eviction_max_pod_grace_period: Option<i32>,
+    /// none, or static: whole processors for guaranteed containers that ask for them.
+    #[arg(long)]
+    pub cpu_manager_policy: Option<String>,
+    /// None or Static.
+    #[arg(long)]
+    pub memory_manager_policy: Option<String>,
+    /// none, best-effort, restricted or single-numa-node.
+    #[arg(long)]
+    pub topology_manager_policy: Option<String>,
+    /// Processors (0-1,4) that are never given to containers alone.
+    #[arg(long)]
+    pub reserved_cpus: Option<String>,
     /// Whether to ask the API for a serving certificate.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rotate_server_certificates: Option<bool>,

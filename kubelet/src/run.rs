@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::allocation::topology::Topology;
+use crate::allocation::{Allocator, Policies};
 use crate::config::{self, KubeletConfiguration};
 use crate::csi::Csi;
 use crate::events::Events;
@@ -120,6 +122,9 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let volumes = Arc::new(volumes);
     let host_ip = addresses.first().cloned().unwrap_or_else(|| "127.0.0.1".to_owned());
     let shortage = Shortage::default();
+    let topology = Topology::read();
+    let policies = Policies::of(&config, &topology);
+    let allocator = Allocator::new(topology, policies, root_dir.clone());
     let workers = PodWorkers::new(
         Arc::new(Means {
             runtime: runtime.clone(),
@@ -137,6 +142,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             node: own_node.clone(),
             node_name: name.clone(),
             shortage: shortage.clone(),
+            allocator: allocator.clone(),
             allocatable: Allocatable {
                 resources: allocatable.clone(),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
@@ -145,6 +151,8 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         shutdown.clone(),
     );
 
+    let pods_of = workers.clone();
+    tokio::spawn(allocator.clone().serve(move || pods_of.pods(), shutdown.clone()));
     let evictor = Evictor {
         workers: workers.clone(),
         runtime: runtime.clone(),
@@ -205,6 +213,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             node: own_node,
             volumes,
             shortage,
+            allocator,
             pod_cidr: Mutex::default(),
         });
         tokio::spawn(keeper.run(shutdown.clone()));

@@ -10,6 +10,7 @@ use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::Taint;
 use serde_json::{Map, Value};
 
+use crate::allocation::topology::{self, Policy};
 use crate::eviction::Amount;
 use crate::options::Flags;
 use fields::Fields;
@@ -92,6 +93,17 @@ pub struct KubeletConfiguration {
     pub provider_id: String,
     pub max_container_restart_period: Duration,
     pub feature_gates: BTreeMap<String, bool>,
+    /// `static`: whole processors for containers that ask for them.
+    pub cpu_manager_policy: String,
+    pub cpu_manager_policy_options: BTreeMap<String, String>,
+    pub cpu_manager_reconcile_period: Duration,
+    pub memory_manager_policy: String,
+    pub topology_manager_policy: String,
+    pub topology_manager_scope: String,
+    /// As `0-1,4`.
+    pub reserved_system_cpus: String,
+    /// Memory kept back: by node (NUMA), amounts by kind.
+    pub reserved_memory: BTreeMap<u32, BTreeMap<String, String>>,
 }
 
 impl Default for KubeletConfiguration {
@@ -168,6 +180,14 @@ impl Default for KubeletConfiguration {
             provider_id: String::new(),
             max_container_restart_period: Duration::from_secs(300),
             feature_gates: BTreeMap::new(),
+            cpu_manager_policy: "none".into(),
+            cpu_manager_policy_options: BTreeMap::new(),
+            cpu_manager_reconcile_period: Duration::from_secs(10),
+            memory_manager_policy: "None".into(),
+            topology_manager_policy: "none".into(),
+            topology_manager_scope: "container".into(),
+            reserved_system_cpus: String::new(),
+            reserved_memory: BTreeMap::new(),
         }
     }
 }
@@ -357,7 +377,31 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
             .duration("crashLoopBackOff.maxContainerRestartPeriod")?
             .unwrap_or(default.max_container_restart_period),
         feature_gates: fields.bool_map("featureGates")?.unwrap_or_default(),
+        cpu_manager_policy: fields.string("cpuManagerPolicy")?.unwrap_or(default.cpu_manager_policy),
+        cpu_manager_policy_options: fields.string_map("cpuManagerPolicyOptions")?.unwrap_or_default(),
+        cpu_manager_reconcile_period: fields
+            .duration("cpuManagerReconcilePeriod")?
+            .unwrap_or(default.cpu_manager_reconcile_period),
+        memory_manager_policy: fields.string("memoryManagerPolicy")?.unwrap_or(default.memory_manager_policy),
+        topology_manager_policy: fields.string("topologyManagerPolicy")?.unwrap_or(default.topology_manager_policy),
+        topology_manager_scope: fields.string("topologyManagerScope")?.unwrap_or(default.topology_manager_scope),
+        reserved_system_cpus: fields.string("reservedSystemCPUs")?.unwrap_or_default(),
+        reserved_memory: fields
+            .object::<Vec<MemoryReservation>>("reservedMemory", "[]MemoryReservation")?
+            .unwrap_or_default()
+            .into_iter()
+            .map(|r| (r.numa_node, r.limits))
+            .collect(),
     })
+}
+
+/// `reservedMemory`: what of a node's memory is kept back.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct MemoryReservation {
+    numa_node: u32,
+    limits: BTreeMap<String, String>,
 }
 
 /// Flags win over the file.
@@ -428,6 +472,10 @@ fn apply_flags(config: &mut KubeletConfiguration, flags: &Flags) -> Result<(), C
             *field = pairs(flag, given, separator)?;
         }
     }
+    set(&mut config.cpu_manager_policy, &flags.cpu_manager_policy);
+    set(&mut config.memory_manager_policy, &flags.memory_manager_policy);
+    set(&mut config.topology_manager_policy, &flags.topology_manager_policy);
+    set(&mut config.reserved_system_cpus, &flags.reserved_cpus);
     set(&mut config.eviction_max_pod_grace_period, &flags.eviction_max_pod_grace_period);
     if !flags.register_with_taints.is_empty() {
         config.register_with_taints =
@@ -474,6 +522,19 @@ fn taint(text: &str) -> Result<Taint, ConfigError> {
 fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
     if !matches!(config.cgroup_driver.as_str(), "cgroupfs" | "systemd") {
         return Err(invalid("cgroupDriver", format!("{:?} is neither cgroupfs nor systemd", config.cgroup_driver)));
+    }
+    if !matches!(config.cpu_manager_policy.as_str(), "none" | "static") {
+        return Err(invalid("cpuManagerPolicy", format!("unknown policy: {:?}", config.cpu_manager_policy)));
+    }
+    if !matches!(config.memory_manager_policy.as_str(), "None" | "Static") {
+        return Err(invalid("memoryManagerPolicy", format!("unknown policy: {:?}", config.memory_manager_policy)));
+    }
+    if Policy::parse(&config.topology_manager_policy).is_none() {
+        let policy = &config.topology_manager_policy;
+        return Err(invalid("topologyManagerPolicy", format!("unknown policy: {policy:?}")));
+    }
+    if topology::parse_set(&config.reserved_system_cpus).is_none() {
+        return Err(invalid("reservedSystemCPUs", format!("{:?} is not a CPU set", config.reserved_system_cpus)));
     }
     let (high, low) = (config.image_gc_high_threshold_percent, config.image_gc_low_threshold_percent);
     for (field, percent) in [("imageGCHighThresholdPercent", high), ("imageGCLowThresholdPercent", low)] {
@@ -635,6 +696,7 @@ volumeStatsAggPeriod: 0s
             ("clusterDNS: [dns]", "is not an IP address"),
             ("systemReserved: {cpu: lots}", "is not a quantity"),
             ("evictionHard: {memory.available: much}", "is neither a quantity nor a percentage"),
+            ("topologyManagerPolicy: somehow", "unknown policy"),
             ("evictionSoft: {memory.available: 1Gi}", "grace period missing"),
         ];
         for (text, want) in cases {

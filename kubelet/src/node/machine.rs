@@ -114,7 +114,7 @@ fn mem_total(meminfo: &str) -> Option<i64> {
     line.split_whitespace().next()?.parse::<i64>().ok()?.checked_mul(1024)
 }
 
-fn huge_pages(dir: &Path) -> BTreeMap<String, i64> {
+pub(crate) fn huge_pages(dir: &Path) -> BTreeMap<String, i64> {
     let mut out = BTreeMap::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

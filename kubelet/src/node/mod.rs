@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::allocation::Allocator;
 use crate::config::KubeletConfiguration;
 use crate::events::Events;
 use crate::eviction::Shortage;
@@ -44,6 +45,7 @@ pub struct NodeKeeper {
     pub node: Informer<Node>,
     pub volumes: Arc<Volumes>,
     pub shortage: Shortage,
+    pub allocator: Arc<Allocator>,
     pub pod_cidr: Mutex<String>,
 }
 
@@ -97,6 +99,10 @@ impl NodeKeeper {
         let mut status =
             object::status(&self.facts, &self.config, old, images, not_ready, pressure, apimachinery::time::now());
         status.volumes_in_use = Some(self.volumes.in_use());
+        for (name, (all, good)) in self.allocator.capacity() {
+            status.capacity.get_or_insert_default().insert(name.clone(), all.to_api());
+            status.allocatable.get_or_insert_default().insert(name, good.to_api());
+        }
         status
     }
 
@@ -147,6 +153,7 @@ impl NodeKeeper {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(period) => {}
+                () = self.allocator.changed.notified() => {}
             }
         }
     }

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::allocation::Allocator;
 use crate::env;
 use crate::events::Events;
 use crate::eviction::Shortage;
@@ -54,6 +55,7 @@ pub struct Means {
     pub allocatable: admission::Allocatable,
     /// What the node runs short of.
     pub shortage: Shortage,
+    pub allocator: Arc<Allocator>,
 }
 
 /// What a worker is to bring about.
@@ -175,6 +177,8 @@ impl PodWorkers {
             pool.workers.lock().remove(&name);
             pool.means.statuses.forget(&name);
             pool.means.puller.forget_pod(&name);
+            pool.means.allocator.forget(&name);
+            probes::forget_pod(&name);
         });
     }
 }

@@ -91,16 +91,20 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
     };
     let config_error = failed("CreateContainerConfigError");
     let known = with_addresses(means, pod, prepared.observed);
-    let envs =
+    let mut envs =
         env::make(&known, declared, &means.env, prepared.sources).await.map_err(|e| config_error(e.to_string()))?;
+    let mut given = means.allocator.before_start(pod, name).await.map_err(failed("PreStartContainer"))?;
+    envs.append(&mut given.envs);
     let pod_dir = means.runtime.node.pod_dir(uid_of(pod));
     let mut mounts = means
         .volumes
         .container_mounts(&known, declared, &envs, prepared.sources, &pod_dir)
         .await
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
-    let devices = Volumes::container_devices(declared, prepared.sources)
+    mounts.append(&mut given.mounts);
+    let block = Volumes::container_devices(declared, prepared.sources)
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
+    given.devices.extend(block);
     mounts.extend(
         hosts_mount(means, &known, declared, &pod_dir)
             .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?,
@@ -114,7 +118,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         image: &image,
         envs: &envs,
         mounts,
-        devices,
+        given,
         restart_count: start.restart_count,
         target_id: target.as_deref(),
     };

@@ -258,6 +258,11 @@ impl Worker {
         if !observed.is_gone() {
             return Ok(());
         }
+        self.fits(pod).await?;
+        self.means.allocator.admit(pod).await
+    }
+
+    async fn fits(&self, pod: &Arc<Pod>) -> Result<(), Ended> {
         self.means.shortage.admit(pod)?;
         let node = self.means.node.as_ref().and_then(|nodes| nodes.get("", &self.means.node_name));
         let admitted = admission::admit(pod, &self.pool.pods(), &self.means.allocatable, node.as_deref());
@@ -470,6 +475,7 @@ impl Worker {
             return self.retry.next_wait();
         }
         self.sources = None;
+        self.means.allocator.forget(&self.uid);
         self.means.runtime.cgroups.remove_pod(&self.uid);
         match self.observe().await {
             Ok(observed) => {

@@ -3,7 +3,7 @@
 
 pub mod check;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,38 @@ impl Kind {
 }
 
 type Results = Arc<Mutex<HashMap<(String, Kind), bool>>>;
+
+/// How often probes came out how: by type, result, and whose they are.
+static COUNTS: Mutex<BTreeMap<ProbeLabels, u64>> = Mutex::new(BTreeMap::new());
+/// Probes that are counted at most.
+const MAX_COUNTS: usize = 8192;
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct ProbeLabels {
+    pod_uid: String,
+    container: String,
+    kind: &'static str,
+    result: &'static str,
+    namespace: String,
+    pod: String,
+}
+
+/// The samples of `prober_probe_total`.
+pub fn counts() -> Vec<(String, String)> {
+    let line = |(l, count): (&ProbeLabels, &u64)| {
+        let labels = format!(
+            "{{container={:?},namespace={:?},pod={:?},pod_uid={:?},probe_type={:?},result={:?}}}",
+            l.container, l.namespace, l.pod, l.pod_uid, l.kind, l.result
+        );
+        (labels, count.to_string())
+    };
+    COUNTS.lock().iter().map(line).collect()
+}
+
+/// Forgets the counts of a pod that is gone.
+pub fn forget_pod(uid: &str) {
+    COUNTS.lock().retain(|labels, _| labels.pod_uid != uid);
+}
 
 /// What a probe needs besides its pod.
 pub struct Means {
@@ -193,7 +225,9 @@ impl ProbeTask {
         tokio::time::sleep(self.first_wait()).await;
         let (mut successes, mut failures) = (0, 0);
         loop {
-            match self.check().await {
+            let checked = self.check().await;
+            self.count(checked.is_ok());
+            match checked {
                 Ok(()) => {
                     (successes, failures) = (successes + 1, 0);
                     if successes == successes_needed && self.set(true) && self.kind == Kind::Startup {
@@ -215,6 +249,22 @@ impl ProbeTask {
                 }
             }
             tokio::time::sleep(period).await;
+        }
+    }
+
+    fn count(&self, fine: bool) {
+        let meta = &self.pod.metadata;
+        let labels = ProbeLabels {
+            pod_uid: meta.uid.clone().unwrap_or_default(),
+            container: self.container.name.clone(),
+            kind: self.kind.name(),
+            result: if fine { "successful" } else { "failed" },
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            pod: meta.name.clone().unwrap_or_default(),
+        };
+        let mut counts = COUNTS.lock();
+        if counts.len() < MAX_COUNTS || counts.contains_key(&labels) {
+            *counts.entry(labels).or_default() += 1;
         }
     }
 

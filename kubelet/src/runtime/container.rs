@@ -5,6 +5,7 @@ use proto::cri as pb;
 
 use super::NodeSettings;
 use super::{labels, resources, security};
+use crate::allocation::Given;
 use crate::images::ImageRef;
 
 /// What has been prepared for a container before its configuration is made.
@@ -13,8 +14,8 @@ pub struct Prepared<'a> {
     pub envs: &'a [(String, String)],
     /// Volumes, the termination log, `/etc/hosts`.
     pub mounts: Vec<pb::Mount>,
-    /// Block volumes.
-    pub devices: Vec<pb::Device>,
+    /// Its own processors and devices, block volumes among them.
+    pub given: Given,
     pub restart_count: u32,
     /// The container whose processes an ephemeral one looks at.
     pub target_id: Option<&'a str>,
@@ -34,6 +35,10 @@ pub fn config(
     if linux_resources.oom_score_adj < node.lowest_oom_score_adj {
         linux_resources.oom_score_adj = node.lowest_oom_score_adj;
     }
+    linux_resources.cpuset_cpus = prepared.given.cpuset_cpus;
+    linux_resources.cpuset_mems = prepared.given.cpuset_mems;
+    let mut annotations = prepared.given.annotations;
+    annotations.extend(labels::container_annotations(pod, container, prepared.restart_count));
     Ok(pb::ContainerConfig {
         metadata: Some(pb::ContainerMetadata { name: container.name.clone(), attempt: prepared.restart_count }),
         image: Some(pb::ImageSpec {
@@ -50,9 +55,10 @@ pub fn config(
             .map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() })
             .collect(),
         mounts: prepared.mounts,
-        devices: prepared.devices,
+        devices: prepared.given.devices,
+        cdi_devices: prepared.given.cdi_devices,
         labels: labels::container_labels(pod, container),
-        annotations: labels::container_annotations(pod, container, prepared.restart_count),
+        annotations,
         log_path: format!("{}/{}.log", container.name, prepared.restart_count),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),

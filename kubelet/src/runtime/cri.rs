@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -222,6 +222,15 @@ impl Cri {
             annotations: Default::default(),
         };
         call("UpdateContainerResources", id, c.update_container_resources(request(message, CALL_TIMEOUT))).await?;
+        Ok(())
+    }
+
+    /// Has the runtime write a checkpoint of a container to `archive`.
+    pub async fn checkpoint_container(&self, id: &str, archive: &Path, seconds: i64) -> Result<(), CriError> {
+        let mut c = self.runtime.clone();
+        let location = archive.display().to_string();
+        let message = pb::CheckpointContainerRequest { container_id: id.to_owned(), location, timeout: seconds };
+        call("CheckpointContainer", id, c.checkpoint_container(request(message, CALL_TIMEOUT))).await?;
         Ok(())
     }
 

@@ -27,6 +27,8 @@ use crate::runtime::pods::{find_container, uid_of};
 use crate::runtime::{Runtime, RuntimeWatch};
 
 const MAX_CONNECTIONS: usize = 1024;
+/// How long a command may take whose output is one answer.
+const RUN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// What the server shows and does things with.
 pub struct Parts {
@@ -113,6 +115,8 @@ fn subresources(path: &str) -> Vec<&'static str> {
         vec!["stats"]
     } else if below("/metrics") {
         vec!["metrics"]
+    } else if below("/checkpoint") {
+        vec!["checkpoint"]
     } else if below("/logs") {
         vec!["log"]
     } else if below("/pods") || below("/runningpods") {
@@ -226,10 +230,27 @@ impl Server {
                 })?;
                 streaming::port_forward(&self.parts.runtime.cri, request, &sandbox.id, &query).await
             }
-            ["stats", "summary"] => self.stats.summary(&self.parts).await,
-            ["metrics", "resource"] => self.stats.resource_metrics(&self.parts).await,
-            // Container metrics of cAdvisor's are a runtime's to give; those that the project has are under /metrics.
-            ["metrics", "cadvisor" | "probes"] => Ok(serving::text(StatusCode::OK, "")),
+            ["run", namespace, pod, container] | ["run", namespace, pod, _, container] => {
+                let id = self.running(namespace, pod, container).await?;
+                let command: Vec<String> =
+                    query_one(&query, "cmd").unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+                let answer = self.parts.runtime.cri.exec_sync(&id, command, RUN_TIMEOUT).await;
+                let answer = answer.map_err(|e| StatusError::internal(e.to_string()))?;
+                Ok(serving::text(StatusCode::OK, [answer.stdout, answer.stderr].concat()))
+            }
+            ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
+                self.checkpoint(namespace, pod, container, &query).await
+            }
+            ["runningpods"] => self.running_pods().await,
+            ["stats", "summary"] => self.stats.summary(&self.parts, query_flag(&query, "only_cpu_and_memory")).await,
+            ["metrics", "resource"] => Ok(self.stats.resource_metrics(&self.parts).await),
+            ["metrics", "cadvisor"] => self.stats.cadvisor_metrics(&self.parts).await,
+            ["metrics", "probes"] => {
+                let mut out = stats::Exposition::default();
+                let help = "Cumulative number of a liveness, readiness or startup probe for a container by result.";
+                out.family("prober_probe_total", "counter", help, crate::probes::counts());
+                Ok(serving::text(StatusCode::OK, out.text))
+            }
             _ => Ok(self.endpoints.answer(request.method(), path, &query)),
         }
     }
@@ -238,6 +259,45 @@ impl Server {
         let items = self.parts.workers.means().statuses.pods();
         let body = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
         serving::respond(StatusCode::OK, "application/json", body.to_string())
+    }
+
+    /// What the runtime runs, whoever wanted it.
+    async fn running_pods(&self) -> Result<Response, StatusError> {
+        let sandboxes = self.parts.runtime.cri.list_pod_sandboxes_with(Default::default()).await;
+        let sandboxes = sandboxes.map_err(|e| StatusError::internal(e.to_string()))?;
+        let ready = sandboxes.into_iter().filter(|s| s.state() == proto::cri::PodSandboxState::SandboxReady);
+        let items: Vec<_> = ready
+            .filter_map(|s| s.metadata)
+            .map(|m| json!({"metadata": {"name": m.name, "namespace": m.namespace, "uid": m.uid}, "spec": {"containers": []}}))
+            .collect();
+        let body = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
+        Ok(serving::respond(StatusCode::OK, "application/json", body.to_string()))
+    }
+
+    /// Has the runtime write what a container is at this moment into an archive.
+    async fn checkpoint(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        query: &str,
+    ) -> Result<Response, StatusError> {
+        let id = self.running(namespace, pod, container).await?;
+        let seconds = query_one(query, "timeout").and_then(|t| t.parse().ok()).unwrap_or(0);
+        let directory = self.parts.runtime.node.root_dir.join("checkpoints");
+        std::fs::create_dir_all(&directory).map_err(|e| StatusError::internal(e.to_string()))?;
+        let time = apimachinery::time::rfc3339(jiff::Timestamp::now());
+        let archive = directory.join(format!("checkpoint-{pod}_{namespace}-{container}-{time}.tar"));
+        let made = self.parts.runtime.cri.checkpoint_container(&id, &archive, seconds).await;
+        made.map_err(|error| {
+            let mut failed =
+                StatusError::internal(format!("checkpointing of {namespace}/{pod}/{container} failed ({error})"));
+            if error.is_unimplemented() {
+                failed.0.code = Some(404);
+            }
+            failed
+        })?;
+        Ok(serving::respond(StatusCode::OK, "application/json", json!({"items": [archive]}).to_string()))
     }
 
     /// The pod of that name that runs here.

@@ -1,84 +1,63 @@
-//! `/stats/summary` and `/metrics/resource`: what containers, pods and the node use, as the runtime and the kernel count it.
+//! `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`: what containers, pods and the node use, as the kernel and the
+//! runtime count it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use apimachinery::status::StatusError;
 use component_base::serving::{self, Response};
 use http::StatusCode;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
-use proto::cri as pb;
 use serde_json::{Value, json};
 
 use super::Parts;
-use crate::runtime::labels;
+use crate::runtime::pods::uid_of;
+use crate::usage::network::{self, Interface};
+use crate::usage::{self, ContainerUsage, DiskUsage, PodUsage, Usage};
 
 /// Samples of containers that are remembered for rates.
 const MAX_SAMPLES: usize = 4096;
 /// CPU ticks a second in /proc/stat.
 const TICKS: u64 = 100;
+/// How long what a walk of the disks found is believed. As `volumeStatsAggPeriod`.
+const DISK_TRUST: Duration = Duration::from_secs(60);
 
 /// Earlier samples of CPU time, for rates: (nanoseconds of time, of CPU).
 #[derive(Default)]
 pub(super) struct Samples {
     last: Mutex<HashMap<String, (i64, u64, u64)>>,
-}
-
-struct Usage {
-    namespace: String,
-    pod: String,
-    uid: String,
-    container: String,
-    /// Nanoseconds since 1970; 0: not known.
-    started_at: i64,
-    time: i64,
-    cpu_total: u64,
-    cpu_rate: u64,
-    working_set: u64,
-    memory: u64,
-    rss: u64,
-    rootfs_used: u64,
-}
-
-fn value(v: Option<&pb::UInt64Value>) -> u64 {
-    v.map_or(0, |v| v.value)
+    /// What each pod had on disk, and when it was walked.
+    disks: Mutex<HashMap<String, (Instant, PodUsage)>>,
 }
 
 impl Samples {
-    async fn usages(&self, parts: &Parts) -> Result<Vec<Usage>, StatusError> {
-        let listed = parts.runtime.cri.list_containers_with(BTreeMap::new()).await.unwrap_or_default();
-        let started: HashMap<String, i64> = listed.into_iter().map(|c| (c.id, c.created_at)).collect();
-        let stats = parts.runtime.cri.list_container_stats().await.map_err(|e| StatusError::internal(e.to_string()))?;
-        Ok(stats
-            .into_iter()
-            .filter_map(|s| {
-                let attributes = s.attributes?;
-                let label = |name: &str| attributes.labels.get(name).cloned().unwrap_or_default();
-                let cpu = s.cpu.unwrap_or_default();
-                let memory = s.memory.unwrap_or_default();
-                let total = value(cpu.usage_core_nano_seconds.as_ref());
-                let rate = match &cpu.usage_nano_cores {
-                    Some(rate) => rate.value,
-                    None => self.rate(&attributes.id, cpu.timestamp, total),
-                };
-                Some(Usage {
-                    namespace: label(labels::POD_NAMESPACE),
-                    pod: label(labels::POD_NAME),
-                    uid: label(labels::POD_UID),
-                    container: label(labels::CONTAINER_NAME),
-                    started_at: started.get(&attributes.id).copied().unwrap_or(0),
-                    time: cpu.timestamp,
-                    cpu_total: total,
-                    cpu_rate: rate,
-                    working_set: value(memory.working_set_bytes.as_ref()),
-                    memory: value(memory.usage_bytes.as_ref()),
-                    rss: value(memory.rss_bytes.as_ref()),
-                    rootfs_used: s.writable_layer.map_or(0, |w| value(w.used_bytes.as_ref())),
-                })
-            })
-            .collect())
+    /// What the pods use. Disks are walked once a minute at most.
+    async fn usages(&self, parts: &Parts, with_disk: bool) -> Result<Vec<PodUsage>, StatusError> {
+        let pods = parts.workers.pods();
+        let fresh = |pod: &Pod| self.disks.lock().get(uid_of(pod)).is_some_and(|(at, _)| at.elapsed() < DISK_TRUST);
+        let found = usage::pods(&parts.runtime, &pods, |pod| with_disk && !fresh(pod)).await;
+        let mut found = found.map_err(|e| StatusError::internal(e.to_string()))?;
+        let mut disks = self.disks.lock();
+        disks.retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
+        for usage in &mut found {
+            let walked = !usage.empty_dirs.is_empty() || usage.containers.iter().any(|c| c.logs.inodes > 0);
+            if walked {
+                disks.insert(usage.uid.clone(), (Instant::now(), usage.clone()));
+            } else if let Some((_, known)) = disks.get(&usage.uid) {
+                usage.empty_dirs.clone_from(&known.empty_dirs);
+                for container in &mut usage.containers {
+                    let same = known.containers.iter().find(|c| c.id == container.id);
+                    container.logs = same.map(|c| c.logs).unwrap_or_default();
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// CPU used per second since the last sample, in nanoseconds.
@@ -102,130 +81,440 @@ impl Samples {
         rate
     }
 
-    pub(super) async fn summary(&self, parts: &Parts) -> Result<Response, StatusError> {
-        let usages = self.usages(parts).await?;
-        let node = NodeUsage::read();
-        let now = Timestamp::now();
-        let node_rate = self.rate("", i64::try_from(now.as_nanosecond()).unwrap_or(0), node.cpu_nanos);
-        let stamp =
-            |nanos: i64| apimachinery::time::rfc3339(Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or(now));
-        let mut pods: BTreeMap<String, Vec<&Usage>> = BTreeMap::new();
+    pub(super) async fn summary(&self, parts: &Parts, only_cpu_and_memory: bool) -> Result<Response, StatusError> {
+        let usages = self.usages(parts, !only_cpu_and_memory).await?;
+        let pods = parts.workers.pods();
+        let root = parts.runtime.node.root_dir.clone();
+        let node_disk = Disk::of(&root);
+        let image_disk = image_dir(parts).await.and_then(|path| Disk::of(&path));
+        let mut shown: Vec<Value> = Vec::with_capacity(usages.len());
         for usage in &usages {
-            pods.entry(usage.uid.clone()).or_default().push(usage);
+            let pod = pods.iter().find(|pod| uid_of(pod) == usage.uid);
+            shown.push(self.pod(usage, pod, node_disk.as_ref(), &root, only_cpu_and_memory));
         }
-        let pods: Vec<Value> = pods
-            .values()
-            .map(|list| {
-                let first = list[0];
-                let sum = |f: fn(&Usage) -> u64| list.iter().map(|u| f(u)).sum::<u64>();
-                let cpu = |time: i64, rate: u64, total: u64| json!({"time": stamp(time), "usageNanoCores": rate, "usageCoreNanoSeconds": total});
-                let containers: Vec<Value> = list
-                    .iter()
-                    .map(|u| {
-                        json!({
-                            "name": u.container,
-                            "startTime": stamp(u.started_at),
-                            "cpu": cpu(u.time, u.cpu_rate, u.cpu_total),
-                            "memory": {"time": stamp(u.time), "usageBytes": u.memory, "workingSetBytes": u.working_set, "rssBytes": u.rss},
-                            "rootfs": {"time": stamp(u.time), "usedBytes": u.rootfs_used},
-                        })
-                    })
-                    .collect();
-                json!({
-                    "podRef": {"name": first.pod, "namespace": first.namespace, "uid": first.uid},
-                    "startTime": stamp(first.started_at),
-                    "containers": containers,
-                    "cpu": cpu(first.time, sum(|u| u.cpu_rate), sum(|u| u.cpu_total)),
-                    "memory": {"time": stamp(first.time), "usageBytes": sum(|u| u.memory), "workingSetBytes": sum(|u| u.working_set), "rssBytes": sum(|u| u.rss)},
-                })
-            })
-            .collect();
-        let time = apimachinery::time::rfc3339(now);
-        let body = json!({
+        let (node, now) = (NodeUsage::read(), usage::now_nanos());
+        let own = component_base::metrics::process_usage().unwrap_or_default();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let own = Usage {
+            cpu_nanos: (own.0 * 1e9) as u64,
+            memory: own.1,
+            working_set: own.1,
+            rss: own.1,
+            ..Default::default()
+        };
+        let all_pods = parts.runtime.cgroups.all_pods_usage().unwrap_or_default();
+        let system = |name: &str, usage: &Usage| json!({"name": name, "startTime": stamp(boot_time()), "cpu": self.cpu(&format!("/{name}"), now, usage, None), "memory": memory(now, usage, None)});
+        let whole = Usage {
+            cpu_nanos: node.cpu_nanos,
+            memory: node.total - node.available,
+            working_set: node.total - node.available,
+            ..Default::default()
+        };
+        let mut body = json!({
             "node": {
                 "nodeName": parts.node_name,
-                "startTime": time,
-                "cpu": {"time": time, "usageNanoCores": node_rate, "usageCoreNanoSeconds": node.cpu_nanos},
-                "memory": {"time": time, "availableBytes": node.available, "usageBytes": node.total - node.available, "workingSetBytes": node.total - node.available},
+                "startTime": stamp(boot_time()),
+                "systemContainers": [system("kubelet", &own), system("pods", &all_pods)],
+                "cpu": self.cpu("", now, &whole, None),
+                "memory": memory(now, &whole, Some(node.available)),
             },
-            "pods": pods,
+            "pods": shown,
         });
+        if !only_cpu_and_memory {
+            let pids = crate::node::machine::free().pids.unwrap_or_default();
+            let interfaces = network::interfaces(std::process::id());
+            let runtime = json!({"imageFs": image_disk.as_ref().map(|d| d.show(now, None)), "containerFs": image_disk.as_ref().map(|d| d.show(now, None))});
+            for (name, value) in [
+                ("network", network_of(now, &interfaces)),
+                ("fs", node_disk.map(|d| d.show(now, None)).unwrap_or_default()),
+                ("runtime", runtime),
+                ("rlimit", json!({"time": stamp(now), "maxpid": pids.1, "curproc": pids.1.saturating_sub(pids.0)})),
+            ] {
+                body["node"][name] = value;
+            }
+        }
         Ok(serving::respond(StatusCode::OK, "application/json", body.to_string()))
     }
 
-    pub(super) async fn resource_metrics(&self, parts: &Parts) -> Result<Response, StatusError> {
-        let usages = self.usages(parts).await;
-        let failed = i32::from(usages.is_err());
+    fn cpu(&self, id: &str, time: i64, usage: &Usage, rate: Option<u64>) -> Value {
+        let rate = rate.unwrap_or_else(|| self.rate(id, time, usage.cpu_nanos));
+        json!({"time": stamp(time), "usageNanoCores": rate, "usageCoreNanoSeconds": usage.cpu_nanos})
+    }
+
+    fn pod(&self, usage: &PodUsage, pod: Option<&Arc<Pod>>, disk: Option<&Disk>, root: &Path, brief: bool) -> Value {
+        let show = |time, used| disk.map(|d| d.show(time, Some(used)));
+        let containers: Vec<Value> = usage
+            .containers
+            .iter()
+            .map(|c: &ContainerUsage| {
+                let mut value = json!({"name": c.name, "startTime": stamp(c.created_at),
+                    "cpu": self.cpu(&c.id, c.time, &c.usage, c.cpu_rate), "memory": memory(c.time, &c.usage, None)});
+                if !brief {
+                    value["rootfs"] = json!(show(c.time, c.root));
+                    value["logs"] = json!(show(c.time, c.logs));
+                    value["swap"] = json!({"time": stamp(c.time), "swapUsageBytes": c.usage.swap});
+                }
+                value
+            })
+            .collect();
+        let mut value = json!({
+            "podRef": {"name": usage.name, "namespace": usage.namespace, "uid": usage.uid},
+            "startTime": stamp(usage.started_at),
+            "containers": containers,
+            "cpu": self.cpu(&usage.uid, usage.time, &usage.usage, None),
+            "memory": memory(usage.time, &usage.usage, None),
+        });
+        if brief {
+            return value;
+        }
+        if let Some(pid) = usage.sandbox_pid {
+            value["network"] = network_of(usage.time, &network::interfaces(pid));
+        }
+        value["ephemeral-storage"] = json!(show(usage.time, usage.ephemeral_storage()));
+        value["process_stats"] = json!({"process_count": usage.usage.pids});
+        value["swap"] = json!({"time": stamp(usage.time), "swapUsageBytes": usage.usage.swap});
+        let spec = pod.and_then(|pod| pod.spec.as_ref());
+        let volumes = spec.into_iter().flat_map(|s| s.volumes.iter().flatten());
+        let volumes: Vec<Value> = volumes
+            .filter_map(|volume| {
+                let mut shown = match usage.empty_dirs.get(&volume.name) {
+                    Some(used) => show(usage.time, *used)?,
+                    None => {
+                        let path = volume_path(root, &usage.uid, &volume.name)?;
+                        Disk::of(&path)?.show(usage.time, None)
+                    }
+                };
+                shown["name"] = json!(volume.name);
+                if let Some(claim) = &volume.persistent_volume_claim {
+                    shown["pvcRef"] = json!({"name": claim.claim_name, "namespace": usage.namespace});
+                }
+                Some(shown)
+            })
+            .collect();
+        value["volume"] = json!(volumes);
+        value
+    }
+
+    pub(super) async fn resource_metrics(&self, parts: &Parts) -> Response {
+        let usages = self.usages(parts, false).await;
+        let failed = u64::from(usages.is_err());
         let usages = usages.unwrap_or_default();
         let node = NodeUsage::read();
-        let mut out = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, String)>| {
-            let _ = writeln!(out, "# HELP {name} [STABLE] {help}\n# TYPE {name} {kind}");
-            for (labels, value) in samples {
-                let _ = writeln!(out, "{name}{labels} {value}");
-            }
+        let mut out = Exposition::default();
+        let containers = || usages.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
+        let of_container = |(p, c): (&PodUsage, &ContainerUsage)| {
+            format!("{{container={:?},namespace={:?},pod={:?}}}", c.name, p.namespace, p.name)
         };
-        let seconds = |nanos: u64| format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
-        let of_container =
-            |u: &Usage| format!("{{container={:?},namespace={:?},pod={:?}}}", u.container, u.namespace, u.pod);
-        let each = |f: &dyn Fn(&Usage) -> String| usages.iter().map(|u| (of_container(u), f(u))).collect::<Vec<_>>();
-        family(
-            "container_cpu_usage_seconds_total",
-            "counter",
-            "Cumulative cpu time consumed by the container in core-seconds",
-            each(&|u| seconds(u.cpu_total)),
-        );
-        family(
-            "container_memory_working_set_bytes",
-            "gauge",
-            "Current working set of the container in bytes",
-            each(&|u| u.working_set.to_string()),
-        );
-        family(
+        let of_pod = |p: &PodUsage| format!("{{namespace={:?},pod={:?}}}", p.namespace, p.name);
+        let each =
+            |f: &dyn Fn(&ContainerUsage) -> String| containers().map(|both| (of_container(both), f(both.1))).collect();
+        let pods = |f: &dyn Fn(&PodUsage) -> String| usages.iter().map(|p| (of_pod(p), f(p))).collect();
+        let alone = |value: String| vec![(String::new(), value)];
+        for (name, kind, help, samples) in [
+            (
+                "container_cpu_usage_seconds_total",
+                "counter",
+                "Cumulative cpu time consumed by the container in core-seconds",
+                each(&|c| seconds(c.usage.cpu_nanos)),
+            ),
+            (
+                "container_memory_working_set_bytes",
+                "gauge",
+                "Current working set of the container in bytes",
+                each(&|c| c.usage.working_set.to_string()),
+            ),
+            (
+                "container_start_time_seconds",
+                "gauge",
+                "Start time of the container since unix epoch in seconds",
+                each(&|c| seconds(u64::try_from(c.created_at).unwrap_or(0))),
+            ),
+            (
+                "container_swap_usage_bytes",
+                "gauge",
+                "Current amount of the container swap usage in bytes. Reported only on non-windows systems",
+                each(&|c| c.usage.swap.to_string()),
+            ),
+            (
+                "pod_cpu_usage_seconds_total",
+                "counter",
+                "Cumulative cpu time consumed by the pod in core-seconds",
+                pods(&|p| seconds(p.usage.cpu_nanos)),
+            ),
+            (
+                "pod_memory_working_set_bytes",
+                "gauge",
+                "Current working set of the pod in bytes",
+                pods(&|p| p.usage.working_set.to_string()),
+            ),
+            (
+                "pod_swap_usage_bytes",
+                "gauge",
+                "Current amount of the pod swap usage in bytes. Reported only on non-windows systems",
+                pods(&|p| p.usage.swap.to_string()),
+            ),
+            (
+                "node_cpu_usage_seconds_total",
+                "counter",
+                "Cumulative cpu time consumed by the node in core-seconds",
+                alone(seconds(node.cpu_nanos)),
+            ),
+            (
+                "node_memory_working_set_bytes",
+                "gauge",
+                "Current working set of the node in bytes",
+                alone((node.total - node.available).to_string()),
+            ),
+            (
+                "resource_scrape_error",
+                "gauge",
+                "1 if there was an error while getting container metrics, 0 otherwise",
+                alone(failed.to_string()),
+            ),
+        ] {
+            out.family(name, kind, &format!("[STABLE] {help}"), samples);
+        }
+        serving::text(StatusCode::OK, out.text)
+    }
+
+    /// The metrics that cAdvisor has of containers and pods, by its names.
+    pub(super) async fn cadvisor_metrics(&self, parts: &Parts) -> Result<Response, StatusError> {
+        let usages = self.usages(parts, false).await?;
+        let now = usage::now_nanos();
+        let labels = |pod: &PodUsage, container: Option<&ContainerUsage>| {
+            let (name, id) = container.map_or(("", ""), |c| (c.name.as_str(), c.id.as_str()));
+            let path = if id.is_empty() {
+                format!("/kubepods/pod{}", pod.uid)
+            } else {
+                format!("/kubepods/pod{}/{id}", pod.uid)
+            };
+            format!(
+                "container={name:?},id={path:?},image=\"\",name={id:?},namespace={:?},pod={:?}",
+                pod.namespace, pod.name
+            )
+        };
+        type Read = fn(&Usage) -> String;
+        let table: [(&str, &str, &str, &str, Read); 14] = [
+            (
+                "container_cpu_usage_seconds_total",
+                "counter",
+                "Cumulative cpu time consumed in seconds.",
+                ",cpu=\"total\"",
+                |u| seconds(u.cpu_nanos),
+            ),
+            (
+                "container_cpu_cfs_periods_total",
+                "counter",
+                "Number of elapsed enforcement period intervals.",
+                "",
+                |u| u.cpu_periods.to_string(),
+            ),
+            (
+                "container_cpu_cfs_throttled_periods_total",
+                "counter",
+                "Number of throttled period intervals.",
+                "",
+                |u| u.cpu_throttled_periods.to_string(),
+            ),
+            (
+                "container_cpu_cfs_throttled_seconds_total",
+                "counter",
+                "Total time duration the container has been throttled.",
+                "",
+                |u| seconds(u.cpu_throttled_nanos),
+            ),
+            (
+                "container_memory_usage_bytes",
+                "gauge",
+                "Current memory usage in bytes, including all memory regardless of when it was accessed",
+                "",
+                |u| u.memory.to_string(),
+            ),
+            ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", "", |u| {
+                u.working_set.to_string()
+            }),
+            ("container_memory_rss", "gauge", "Size of RSS in bytes.", "", |u| u.rss.to_string()),
+            ("container_memory_cache", "gauge", "Number of bytes of page cache memory.", "", |u| u.cache.to_string()),
+            ("container_memory_mapped_file", "gauge", "Size of memory mapped files in bytes.", "", |u| {
+                u.mapped.to_string()
+            }),
+            ("container_memory_swap", "gauge", "Container swap usage in bytes.", "", |u| u.swap.to_string()),
+            (
+                "container_memory_failures_total",
+                "counter",
+                "Cumulative count of memory allocation failures.",
+                ",failure_type=\"pgfault\",scope=\"container\"",
+                |u| u.page_faults.to_string(),
+            ),
+            ("container_processes", "gauge", "Number of processes running inside the container.", "", |u| {
+                u.pids.to_string()
+            }),
+            ("container_threads", "gauge", "Number of threads running inside the container", "", |u| {
+                u.pids.to_string()
+            }),
+            ("container_memory_major_failures_total", "counter", "Cumulative count of major page faults.", "", |u| {
+                u.major_page_faults.to_string()
+            }),
+        ];
+        let mut out = Exposition::default();
+        for (name, kind, help, more, read) in table {
+            let samples = usages.iter().flat_map(|pod| {
+                let own = (format!("{{{}{more}}}", labels(pod, None)), read(&pod.usage));
+                let each =
+                    pod.containers.iter().map(|c| (format!("{{{}{more}}}", labels(pod, Some(c))), read(&c.usage)));
+                std::iter::once(own).chain(each).collect::<Vec<_>>()
+            });
+            out.family(name, kind, help, samples.collect());
+        }
+        let of_containers = |f: &dyn Fn(&ContainerUsage) -> String| {
+            let all = usages.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
+            all.map(|(pod, c)| (format!("{{{}}}", labels(pod, Some(c))), f(c))).collect::<Vec<_>>()
+        };
+        let start = of_containers(&|c| seconds(u64::try_from(c.created_at).unwrap_or(0)));
+        out.family(
             "container_start_time_seconds",
             "gauge",
-            "Start time of the container since unix epoch in seconds",
-            each(&|u| seconds(u64::try_from(u.started_at).unwrap_or(0))),
+            "Start time of the container since unix epoch in seconds.",
+            start,
         );
-        let mut pods: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
-        for u in &usages {
-            let sums = pods.entry((u.namespace.clone(), u.pod.clone())).or_default();
-            sums.0 += u.cpu_total;
-            sums.1 += u.working_set;
+        let seen = of_containers(&|_| seconds(u64::try_from(now).unwrap_or(0)));
+        out.family("container_last_seen", "gauge", "Last time a container was seen by the exporter", seen);
+        out.family(
+            "container_fs_usage_bytes",
+            "gauge",
+            "Number of bytes that are consumed by the container on this filesystem.",
+            of_containers(&|c| c.root.bytes.to_string()),
+        );
+        out.family(
+            "container_fs_inodes_total",
+            "gauge",
+            "Number of Inodes",
+            of_containers(&|c| c.root.inodes.to_string()),
+        );
+        let interfaces: Vec<(&PodUsage, Interface)> = usages
+            .iter()
+            .flat_map(|pod| {
+                pod.sandbox_pid.map(network::interfaces).unwrap_or_default().into_iter().map(move |i| (pod, i))
+            })
+            .collect();
+        type Count = fn(&Interface) -> u64;
+        let counts: [(&str, &str, Count); 4] = [
+            ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| i.received_bytes),
+            ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", |i| {
+                i.received_errors
+            }),
+            ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |i| i.sent_bytes),
+            (
+                "container_network_transmit_errors_total",
+                "Cumulative count of errors encountered while transmitting",
+                |i| i.sent_errors,
+            ),
+        ];
+        for (name, help, read) in counts {
+            let sample = |(pod, i): &(&PodUsage, Interface)| {
+                (format!("{{{},interface={:?}}}", labels(pod, None), i.name), read(i).to_string())
+            };
+            out.family(name, "counter", help, interfaces.iter().map(sample).collect());
         }
-        let of_pod = |(namespace, pod): &(String, String)| format!("{{namespace={namespace:?},pod={pod:?}}}");
-        family(
-            "pod_cpu_usage_seconds_total",
-            "counter",
-            "Cumulative cpu time consumed by the pod in core-seconds",
-            pods.iter().map(|(k, v)| (of_pod(k), seconds(v.0))).collect(),
-        );
-        family(
-            "pod_memory_working_set_bytes",
+        let node = NodeUsage::read();
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        out.family(
+            "machine_cpu_cores",
             "gauge",
-            "Current working set of the pod in bytes",
-            pods.iter().map(|(k, v)| (of_pod(k), v.1.to_string())).collect(),
+            "Number of logical CPU cores.",
+            vec![(String::new(), cpus.to_string())],
         );
-        family(
-            "node_cpu_usage_seconds_total",
-            "counter",
-            "Cumulative cpu time consumed by the node in core-seconds",
-            vec![(String::new(), seconds(node.cpu_nanos))],
-        );
-        family(
-            "node_memory_working_set_bytes",
+        out.family(
+            "machine_memory_bytes",
             "gauge",
-            "Current working set of the node in bytes",
-            vec![(String::new(), (node.total - node.available).to_string())],
+            "Amount of memory installed on the machine.",
+            vec![(String::new(), node.total.to_string())],
         );
-        family(
-            "resource_scrape_error",
-            "gauge",
-            "1 if there was an error while getting container metrics, 0 otherwise",
-            vec![(String::new(), failed.to_string())],
-        );
-        Ok(serving::text(StatusCode::OK, out))
+        Ok(serving::text(StatusCode::OK, out.text))
     }
+}
+
+/// Metrics as text.
+#[derive(Default)]
+pub(super) struct Exposition {
+    pub text: String,
+}
+
+impl Exposition {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str, samples: Vec<(String, String)>) {
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(self.text, "{name}{labels} {value}");
+        }
+    }
+}
+
+fn seconds(nanos: u64) -> String {
+    format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000)
+}
+
+fn stamp(nanos: i64) -> String {
+    let time = Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default();
+    apimachinery::time::rfc3339(time)
+}
+
+fn memory(time: i64, usage: &Usage, available: Option<u64>) -> Value {
+    let mut value = json!({"time": stamp(time), "usageBytes": usage.memory, "workingSetBytes": usage.working_set,
+        "rssBytes": usage.rss, "pageFaults": usage.page_faults, "majorPageFaults": usage.major_page_faults});
+    if let Some(available) = available {
+        value["availableBytes"] = json!(available);
+    }
+    value
+}
+
+fn network_of(time: i64, interfaces: &[Interface]) -> Value {
+    let show = |i: &Interface| json!({"name": i.name, "rxBytes": i.received_bytes, "rxErrors": i.received_errors, "txBytes": i.sent_bytes, "txErrors": i.sent_errors});
+    let mut value =
+        interfaces.iter().find(|i| i.name == "eth0").or(interfaces.first()).map(show).unwrap_or_else(|| json!({}));
+    value["time"] = json!(stamp(time));
+    value["interfaces"] = interfaces.iter().map(show).collect();
+    value
+}
+
+/// A file system, as statistics show one.
+struct Disk {
+    free: DiskUsage,
+    all: DiskUsage,
+}
+
+impl Disk {
+    fn of(path: &Path) -> Option<Disk> {
+        usage::file_system(path).map(|(free, all)| Disk { free, all })
+    }
+
+    /// `used`: by something on it; None: by all.
+    fn show(&self, time: i64, used: Option<DiskUsage>) -> Value {
+        let all_used = DiskUsage {
+            bytes: self.all.bytes.saturating_sub(self.free.bytes),
+            inodes: self.all.inodes.saturating_sub(self.free.inodes),
+        };
+        let used = used.unwrap_or(all_used);
+        json!({"time": stamp(time), "availableBytes": self.free.bytes, "capacityBytes": self.all.bytes, "usedBytes": used.bytes,
+            "inodesFree": self.free.inodes, "inodes": self.all.inodes, "inodesUsed": used.inodes})
+    }
+}
+
+/// A mounted volume of a pod, of whatever plugin.
+fn volume_path(root: &Path, uid: &str, name: &str) -> Option<PathBuf> {
+    let plugins = fs::read_dir(root.join("pods").join(uid).join("volumes")).ok()?.flatten();
+    plugins.map(|plugin| plugin.path().join(name)).find(|path| path.is_dir())
+}
+
+async fn image_dir(parts: &Parts) -> Option<PathBuf> {
+    let info = parts.runtime.cri.image_fs_info().await.ok()?;
+    info.image_filesystems.first()?.fs_id.as_ref().map(|id| PathBuf::from(&id.mountpoint))
+}
+
+/// When the machine started: nanoseconds since 1970.
+fn boot_time() -> i64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().find_map(|l| l.strip_prefix("btime "));
+    line.and_then(|l| l.trim().parse::<i64>().ok()).unwrap_or(0).saturating_mul(1_000_000_000)
 }
 
 struct NodeUsage {
@@ -236,12 +525,12 @@ struct NodeUsage {
 
 impl NodeUsage {
     fn read() -> Self {
-        let (total, available) = memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+        let (total, available) = meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
         Self { cpu_nanos: cpu(&fs::read_to_string("/proc/stat").unwrap_or_default()), total, available }
     }
 }
 
-fn memory(meminfo: &str) -> (u64, u64) {
+fn meminfo(meminfo: &str) -> (u64, u64) {
     let field = |name: &str| {
         let line = meminfo.lines().find_map(|l| l.strip_prefix(name));
         line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
@@ -265,7 +554,7 @@ mod tests {
     #[test]
     fn the_kernel_s_counts_are_read() {
         assert_eq!(cpu("cpu  100 0 50 9999 7 0 0 0 0 0\ncpu0 1\n"), 1_500_000_000);
-        assert_eq!(memory("MemTotal: 100 kB\nMemAvailable: 40 kB\n"), (102_400, 40_960));
+        assert_eq!(meminfo("MemTotal: 100 kB\nMemAvailable: 40 kB\n"), (102_400, 40_960));
     }
 
     #[test]
