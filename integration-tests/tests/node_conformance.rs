@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{DeleteParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -93,7 +95,10 @@ impl Node {
             + std::fmt::Debug,
     {
         let object: K = serde_json::from_value(value).expect("an object");
-        Api::<K>::namespaced(self.client.clone(), "default").create(&PostParams::default(), &object).await.expect("made");
+        Api::<K>::namespaced(self.client.clone(), "default")
+            .create(&PostParams::default(), &object)
+            .await
+            .expect("made");
     }
 
     async fn run(&self, name: &str, spec: Value) {
@@ -147,7 +152,8 @@ impl Node {
                 .until(&name, case.entry, |pod| matches!(apimachinery::pod::phase(pod), "Succeeded" | "Failed"))
                 .await;
             let log = self.log(&name).await;
-            let missing: Vec<_> = case.log.iter().filter(|line| !log.lines().any(|l| l.trim() == line.trim())).collect();
+            let missing: Vec<_> =
+                case.log.iter().filter(|line| !log.lines().any(|l| l.trim() == line.trim())).collect();
             if apimachinery::pod::phase(&pod) != "Succeeded" || !missing.is_empty() {
                 wrong.push(format!("{}: {} lacks {missing:?} in {log:?}", case.entry, apimachinery::pod::phase(&pod)));
             }
@@ -157,9 +163,11 @@ impl Node {
     }
 
     async fn prepare(&self) {
-        self.create::<ConfigMap>(json!({"metadata": {"name": "cm"}, "data": {"data-1": "value-1", "data_2": "value-2"},
-            "binaryData": {"bin": "3q3vAA=="}}))
-            .await;
+        self.create::<ConfigMap>(
+            json!({"metadata": {"name": "cm"}, "data": {"data-1": "value-1", "data_2": "value-2"},
+            "binaryData": {"bin": "3q3vAA=="}}),
+        )
+        .await;
         self.create::<Secret>(json!({"metadata": {"name": "secret"}, "stringData": {"data-1": "value-1"}})).await;
         self.create::<Service>(json!({"metadata": {"name": "fooservice"},
             "spec": {"selector": {"app": "none"}, "ports": [{"port": 8765, "targetPort": 8080}]}}))
@@ -175,34 +183,153 @@ impl Node {
         let env = |list: Value| json!({"env": list});
         let field = |path: &str| json!({"name": "F", "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let resource = |name: &str| json!({"name": "R", "valueFrom": {"resourceFieldRef": {"resource": name}}});
-        let limits = json!({"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": {"cpu": "1250m", "memory": "64Mi"}});
+        let limits =
+            json!({"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": {"cpu": "1250m", "memory": "64Mi"}});
         let with = |list: Value| json!({"env": list, "resources": limits});
         let node = self.pods_host().await;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let print = "echo \"$F\"; echo \"$R\"";
         let mut cases = vec![
-            case("ConfigMap via environment variable", "echo $A", env(json!([{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "data-1"}}}])), json!({}), &["value-1"]),
-            case("ConfigMap via the environment, with prefixes", "", json!({"command": ["env"], "envFrom": [{"configMapRef": {"name": "cm"}}, {"prefix": "p-", "configMapRef": {"name": "cm"}}, {"prefix": "1#", "configMapRef": {"name": "cm"}}]}), json!({}), &["data_2=value-2", "p-data-1=value-1", "1#data-1=value-1"]),
-            case("Secrets in env vars and via the environment", "", json!({"command": ["env"], "env": [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "secret", "key": "data-1"}}}], "envFrom": [{"prefix": "s_", "secretRef": {"name": "secret"}}]}), json!({}), &["S=value-1", "s_data-1=value-1"]),
-            case("Variable Expansion composes env vars", "echo $FOOBAR", env(json!([{"name": "FOO", "value": "foo"}, {"name": "BAR", "value": "bar"}, {"name": "FOOBAR", "value": "$(FOO);;$(BAR)"}])), json!({}), &["foo;;bar"]),
-            case("Variable Expansion in command and args", "", json!({"env": [{"name": "T", "value": "test"}], "command": ["sh", "-c"], "args": ["echo \"args $(T)\"; echo \"$$(T)\""]}), json!({}), &["args test", ""]),
-            case("Containers override args and command", "", json!({"command": ["/bin/echo"], "args": ["override", "both"]}), json!({}), &["override both"]),
-            case("Downward API pod name and UID", "echo $A $B $C", env(json!([{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}, {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}])), json!({}), &[&format!("default {} see-6", node.0)]),
+            case(
+                "ConfigMap via environment variable",
+                "echo $A",
+                env(json!([{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "data-1"}}}])),
+                json!({}),
+                &["value-1"],
+            ),
+            case(
+                "ConfigMap via the environment, with prefixes",
+                "",
+                json!({"command": ["env"], "envFrom": [{"configMapRef": {"name": "cm"}}, {"prefix": "p-", "configMapRef": {"name": "cm"}}, {"prefix": "1#", "configMapRef": {"name": "cm"}}]}),
+                json!({}),
+                &["data_2=value-2", "p-data-1=value-1", "1#data-1=value-1"],
+            ),
+            case(
+                "Secrets in env vars and via the environment",
+                "",
+                json!({"command": ["env"], "env": [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "secret", "key": "data-1"}}}], "envFrom": [{"prefix": "s_", "secretRef": {"name": "secret"}}]}),
+                json!({}),
+                &["S=value-1", "s_data-1=value-1"],
+            ),
+            case(
+                "Variable Expansion composes env vars",
+                "echo $FOOBAR",
+                env(
+                    json!([{"name": "FOO", "value": "foo"}, {"name": "BAR", "value": "bar"}, {"name": "FOOBAR", "value": "$(FOO);;$(BAR)"}]),
+                ),
+                json!({}),
+                &["foo;;bar"],
+            ),
+            case(
+                "Variable Expansion in command and args",
+                "",
+                json!({"env": [{"name": "T", "value": "test"}], "command": ["sh", "-c"], "args": ["echo \"args $(T)\"; echo \"$$(T)\""]}),
+                json!({}),
+                &["args test", ""],
+            ),
+            case(
+                "Containers override args and command",
+                "",
+                json!({"command": ["/bin/echo"], "args": ["override", "both"]}),
+                json!({}),
+                &["override both"],
+            ),
+            case(
+                "Downward API pod name and UID",
+                "echo $A $B $C",
+                env(
+                    json!([{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}, {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}]),
+                ),
+                json!({}),
+                &[&format!("default {} see-6", node.0)],
+            ),
             case("Downward API host IP", print, env(json!([field("status.hostIP")])), json!({}), &[&node.1]),
             case("Downward API host IPs", print, env(json!([field("status.hostIPs")])), json!({}), &[&node.1]),
-            case("Downward API pod IP", "test -n \"$F\" && ip addr | grep -q \" $F/\" && echo mine", env(json!([field("status.podIP")])), json!({}), &["mine"]),
+            case(
+                "Downward API pod IP",
+                "test -n \"$F\" && ip addr | grep -q \" $F/\" && echo mine",
+                env(json!([field("status.podIP")])),
+                json!({}),
+                &["mine"],
+            ),
             case("Downward API limits.cpu", print, with(json!([resource("limits.cpu")])), json!({}), &["2"]),
-            case("Downward API requests.memory", print, with(json!([resource("requests.memory")])), json!({}), &["33554432"]),
-            case("Downward API default limits from node allocatable", print, env(json!([resource("limits.cpu")])), json!({}), &[&cpus.to_string()]),
-            case("Pods contain environment variables for services", "env", json!({}), json!({}), &["FOOSERVICE_SERVICE_PORT=8765", "FOOSERVICE_PORT_8765_TCP_PROTO=tcp"]),
-            case("Kubelet writes hostAliases to /etc/hosts", "cat /etc/hosts", json!({}), json!({"hostAliases": [{"ip": "123.45.67.89", "hostnames": ["foo", "bar"]}]}), &["# Kubernetes-managed hosts file.", "123.45.67.89\tfoo\tbar"]),
-            case("KubeletManagedEtcHosts in the host's network", "head -1 /etc/hosts", json!({}), json!({"hostNetwork": true}), &["# Kubernetes-managed hosts file (host network)."]),
-            case("Security Context runAsUser 65534", "id -u", json!({"securityContext": {"runAsUser": 65534}}), json!({}), &["65534"]),
-            case("Security Context of pod and container", "id -u; id -g; id -G", json!({"securityContext": {"runAsUser": 1001}}), json!({"securityContext": {"runAsUser": 5, "runAsGroup": 2002, "fsGroup": 3003, "supplementalGroups": [4004]}}), &["1001", "2002"]),
-            case("Security Context unprivileged", "ip link add dummy0 type dummy || echo refused", json!({"securityContext": {"privileged": false}}), json!({}), &["refused"]),
-            case("Security Context readOnlyRootFilesystem", "echo x >/file || echo refused", json!({"securityContext": {"readOnlyRootFilesystem": true}}), json!({}), &["refused"]),
-            case("Security Context AllowPrivilegeEscalation", "grep NoNewPrivs /proc/self/status", json!({"securityContext": {"allowPrivilegeEscalation": false, "runAsUser": 1000}}), json!({}), &["NoNewPrivs:\t1"]),
-            case("Sysctls", "cat /proc/sys/kernel/shm_rmid_forced", json!({}), json!({"securityContext": {"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]}}), &["1"]),
+            case(
+                "Downward API requests.memory",
+                print,
+                with(json!([resource("requests.memory")])),
+                json!({}),
+                &["33554432"],
+            ),
+            case(
+                "Downward API default limits from node allocatable",
+                print,
+                env(json!([resource("limits.cpu")])),
+                json!({}),
+                &[&cpus.to_string()],
+            ),
+            case(
+                "Pods contain environment variables for services",
+                "env",
+                json!({}),
+                json!({}),
+                &["FOOSERVICE_SERVICE_PORT=8765", "FOOSERVICE_PORT_8765_TCP_PROTO=tcp"],
+            ),
+            case(
+                "Kubelet writes hostAliases to /etc/hosts",
+                "cat /etc/hosts",
+                json!({}),
+                json!({"hostAliases": [{"ip": "123.45.67.89", "hostnames": ["foo", "bar"]}]}),
+                &["# Kubernetes-managed hosts file.", "123.45.67.89\tfoo\tbar"],
+            ),
+            case(
+                "KubeletManagedEtcHosts in the host's network",
+                "head -1 /etc/hosts",
+                json!({}),
+                json!({"hostNetwork": true}),
+                &["# Kubernetes-managed hosts file (host network)."],
+            ),
+            case(
+                "Security Context runAsUser 65534",
+                "id -u",
+                json!({"securityContext": {"runAsUser": 65534}}),
+                json!({}),
+                &["65534"],
+            ),
+            case(
+                "Security Context of pod and container",
+                "id -u; id -g; id -G",
+                json!({"securityContext": {"runAsUser": 1001}}),
+                json!({"securityContext": {"runAsUser": 5, "runAsGroup": 2002, "fsGroup": 3003, "supplementalGroups": [4004]}}),
+                &["1001", "2002"],
+            ),
+            case(
+                "Security Context unprivileged",
+                "ip link add dummy0 type dummy || echo refused",
+                json!({"securityContext": {"privileged": false}}),
+                json!({}),
+                &["refused"],
+            ),
+            case(
+                "Security Context readOnlyRootFilesystem",
+                "echo x >/file || echo refused",
+                json!({"securityContext": {"readOnlyRootFilesystem": true}}),
+                json!({}),
+                &["refused"],
+            ),
+            case(
+                "Security Context AllowPrivilegeEscalation",
+                "grep NoNewPrivs /proc/self/status",
+                json!({"securityContext": {"allowPrivilegeEscalation": false, "runAsUser": 1000}}),
+                json!({}),
+                &["NoNewPrivs:\t1"],
+            ),
+            case(
+                "Sysctls",
+                "cat /proc/sys/kernel/shm_rmid_forced",
+                json!({}),
+                json!({"securityContext": {"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]}}),
+                &["1"],
+            ),
             case("RuntimeClass with overhead", "echo ran", json!({}), json!({"runtimeClassName": "costly"}), &["ran"]),
         ];
         // An image's own command: the shell, which ends at once without input.
@@ -286,21 +413,52 @@ impl Node {
             merge(&mut container, more);
             json!([container])
         };
-        let message = |policy: &str, path: &str| json!({"terminationMessagePolicy": policy, "terminationMessagePath": path});
+        let message =
+            |policy: &str, path: &str| json!({"terminationMessagePolicy": policy, "terminationMessagePath": path});
         let log = "/dev/termination-log";
         for (name, spec) in [
-            ("log-on-error", json!({"containers": with("echo -n DONE; exit 1", message("FallbackToLogsOnError", log))})),
+            (
+                "log-on-error",
+                json!({"containers": with("echo -n DONE; exit 1", message("FallbackToLogsOnError", log))}),
+            ),
             ("log-on-success", json!({"containers": with("echo DONE", message("FallbackToLogsOnError", log))})),
-            ("file-on-success", json!({"containers": with("echo -n OK >/dev/termination-log", message("FallbackToLogsOnError", log))})),
-            ("custom-path", json!({"securityContext": {"runAsUser": 1000}, "containers": with("echo -n DONE >/dev/custom", message("File", "/dev/custom"))})),
-            ("init-fails", json!({"initContainers": [sh("i1", "exit 1"), sh("i2", "true")], "containers": [sh("c", "true")]})),
-            ("init-runs", json!({"initContainers": [sh("i1", "true"), sh("i2", "true")], "containers": [sh("c", "true")]})),
-            ("init-loops", json!({"restartPolicy": "Always", "initContainers": [sh("i1", "exit 1"), sh("i2", "true")], "containers": [sh("c", "sleep 600")]})),
+            (
+                "file-on-success",
+                json!({"containers": with("echo -n OK >/dev/termination-log", message("FallbackToLogsOnError", log))}),
+            ),
+            (
+                "custom-path",
+                json!({"securityContext": {"runAsUser": 1000}, "containers": with("echo -n DONE >/dev/custom", message("File", "/dev/custom"))}),
+            ),
+            (
+                "init-fails",
+                json!({"initContainers": [sh("i1", "exit 1"), sh("i2", "true")], "containers": [sh("c", "true")]}),
+            ),
+            (
+                "init-runs",
+                json!({"initContainers": [sh("i1", "true"), sh("i2", "true")], "containers": [sh("c", "true")]}),
+            ),
+            (
+                "init-loops",
+                json!({"restartPolicy": "Always", "initContainers": [sh("i1", "exit 1"), sh("i2", "true")], "containers": [sh("c", "sleep 600")]}),
+            ),
             ("always", json!({"restartPolicy": "Always", "containers": [sh("c", "exit 0")]})),
-            ("on-failure", json!({"restartPolicy": "OnFailure", "containers": with("if [ -e /v/again ]; then exit 0; fi; touch /v/again; exit 1", json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})), "volumes": [{"name": "v", "emptyDir": {}}]})),
-            ("absolute", json!({"containers": with("true", json!({"env": [{"name": "P", "value": "/tmp"}], "volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "$(P)"}]})), "volumes": [{"name": "v", "emptyDir": {}}]})),
-            ("guaranteed", json!({"containers": with("true", json!({"resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "10m", "memory": "16Mi"}}}))})),
-            ("invalid-sysctl", json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}, "containers": [sh("c", "true")]})),
+            (
+                "on-failure",
+                json!({"restartPolicy": "OnFailure", "containers": with("if [ -e /v/again ]; then exit 0; fi; touch /v/again; exit 1", json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})), "volumes": [{"name": "v", "emptyDir": {}}]}),
+            ),
+            (
+                "absolute",
+                json!({"containers": with("true", json!({"env": [{"name": "P", "value": "/tmp"}], "volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "$(P)"}]})), "volumes": [{"name": "v", "emptyDir": {}}]}),
+            ),
+            (
+                "guaranteed",
+                json!({"containers": with("true", json!({"resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "10m", "memory": "16Mi"}}}))}),
+            ),
+            (
+                "invalid-sysctl",
+                json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}, "containers": [sh("c", "true")]}),
+            ),
         ] {
             self.run(name, spec).await;
         }
@@ -334,12 +492,32 @@ impl Node {
         self.until("absolute", "waits", waits).await;
         let pod = self.phase("guaranteed", "Succeeded").await;
         assert_eq!(pod.status.and_then(|s| s.qos_class).as_deref(), Some("Guaranteed"));
-        assert_eq!(self.phase("invalid-sysctl", "Failed").await.status.and_then(|s| s.reason).as_deref(), Some("SysctlForbidden"));
-        let names = ["log-on-error", "log-on-success", "file-on-success", "custom-path", "init-fails", "init-runs", "init-loops", "always", "on-failure", "absolute", "guaranteed", "invalid-sysctl"];
+        assert_eq!(
+            self.phase("invalid-sysctl", "Failed").await.status.and_then(|s| s.reason).as_deref(),
+            Some("SysctlForbidden")
+        );
+        let names = [
+            "log-on-error",
+            "log-on-success",
+            "file-on-success",
+            "custom-path",
+            "init-fails",
+            "init-runs",
+            "init-loops",
+            "always",
+            "on-failure",
+            "absolute",
+            "guaranteed",
+            "invalid-sysctl",
+        ];
         self.remove(&names).await;
         for name in names {
             eventually(&format!("{name} is gone"), MINUTES, || async {
-                if self.pods.get_opt(name).await.map_err(|e| e.to_string())?.is_none() { Ok(()) } else { Err(String::new()) }
+                if self.pods.get_opt(name).await.map_err(|e| e.to_string())?.is_none() {
+                    Ok(())
+                } else {
+                    Err(String::new())
+                }
             })
             .await;
         }
@@ -392,7 +570,7 @@ impl Node {
         eventually("the volume follows", MINUTES, || async {
             let last = LogParams { container: Some("c".into()), tail_lines: Some(1), ..Default::default() };
             let log = self.pods.logs("live", &last).await.map_err(|e| e.to_string())?;
-            if log.contains("two came app=\"changed\"") { Ok(()) } else { Err(log) }
+            if log.contains("twocameapp=\"changed\"") { Ok(()) } else { Err(log) }
         })
         .await;
         self.until("mended", "runs at last", |pod| apimachinery::pod::phase(pod) == "Running").await;
@@ -415,14 +593,28 @@ impl Node {
         let http = |path: &str| json!({"httpGet": {"path": path, "port": 8080}});
         let exec = json!({"exec": {"command": ["cat", "/tmp/health"]}});
         for (name, spec) in [
-            ("exec-fails", with("c", "echo ok >/tmp/health; sleep 4; rm /tmp/health; sleep 600", probe("livenessProbe", exec.clone()))),
+            (
+                "exec-fails",
+                with(
+                    "c",
+                    "echo ok >/tmp/health; sleep 4; rm /tmp/health; sleep 600",
+                    probe("livenessProbe", exec.clone()),
+                ),
+            ),
             ("exec-lives", with("c", "echo ok >/tmp/health; sleep 600", probe("livenessProbe", exec))),
             ("http-fails", with("c", dies, probe("livenessProbe", http("/healthz")))),
             ("http-lives", with("c", serve, probe("livenessProbe", http("/healthz")))),
             ("tcp-lives", with("c", dies, probe("livenessProbe", json!({"tcpSocket": {"port": 8080}})))),
             ("grpc-fails", with("c", serve, probe("livenessProbe", json!({"grpc": {"port": 2333}})))),
             ("never-ready", with("c", "sleep 600", probe("readinessProbe", json!({"exec": {"command": ["false"]}})))),
-            ("late-ready", with("c", "sleep 600", probe("readinessProbe", json!({"initialDelaySeconds": 6, "exec": {"command": ["true"]}})))),
+            (
+                "late-ready",
+                with(
+                    "c",
+                    "sleep 600",
+                    probe("readinessProbe", json!({"initialDelaySeconds": 6, "exec": {"command": ["true"]}})),
+                ),
+            ),
             // Says whatever it is asked for.
             ("server", with("c", "mkdir /w; echo x >/w/echo; httpd -f -v -p 8080 -h /w 2>&1", json!({}))),
         ] {
@@ -471,7 +663,18 @@ impl Node {
             assert_eq!(restarts(&pod), 0, "{name}");
             assert_eq!(apimachinery::pod::is_ready(&pod), name != "never-ready", "{name}");
         }
-        self.remove(&["exec-fails", "exec-lives", "http-fails", "http-lives", "tcp-lives", "grpc-fails", "never-ready", "late-ready", "server"]).await;
+        self.remove(&[
+            "exec-fails",
+            "exec-lives",
+            "http-fails",
+            "http-lives",
+            "tcp-lives",
+            "grpc-fails",
+            "never-ready",
+            "late-ready",
+            "server",
+        ])
+        .await;
     }
 
     /// CPU and memory of running containers follow their spec, in the kernel and in the status.
@@ -510,10 +713,12 @@ impl Node {
             let seen = cluster.ctl(&format!("exec resized -c {name} -- sh -c '{script}'")).stdout;
             assert!(seen.contains(&bytes.to_string()) && seen.contains(&quota.to_string()), "{name}: {seen}");
         }
-        let patch = Patch::Strategic(json!({"spec": {"containers": [{"name": "c1", "resources": amounts("900", "40Mi")}]}}));
+        let patch =
+            Patch::Strategic(json!({"spec": {"containers": [{"name": "c1", "resources": amounts("900", "40Mi")}]}}));
         self.pods.patch_subresource("resize", "resized", &PatchParams::default(), &patch).await.expect("a resize");
         let refused = |pod: &Pod| {
-            apimachinery::pod::condition(pod, "PodResizePending").is_some_and(|c| c.reason.as_deref() == Some("Infeasible"))
+            apimachinery::pod::condition(pod, "PodResizePending")
+                .is_some_and(|c| c.reason.as_deref() == Some("Infeasible"))
         };
         self.until("resized", "infeasible", refused).await;
         self.remove(&["resized"]).await;
@@ -535,9 +740,11 @@ impl Node {
                 serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).expect("a volume");
             let volumes = Api::<PersistentVolume>::all(self.client.clone());
             let volume = volumes.create(&PostParams::default(), &volume).await.expect("made");
-            self.create::<PersistentVolumeClaim>(json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
-                "storageClassName": "", "volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}}))
-                .await;
+            self.create::<PersistentVolumeClaim>(
+                json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+                "storageClassName": "", "volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}}),
+            )
+            .await;
             self.bind(name, &volume).await;
         }
         let mounts = json!([{"name": "a", "mountPath": "/a"}, {"name": "b", "mountPath": "/b", "subPath": "deep"}]);
@@ -573,7 +780,8 @@ impl Node {
             .patch(name_of, &PatchParams::default(), &Patch::Merge(json!({"spec": {"claimRef": {"uid": uid}}})))
             .await
             .expect("bound");
-        let status = json!({"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
+        let status =
+            json!({"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
         claims.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.expect("bound");
     }
 }

@@ -21,8 +21,10 @@ pub mod probes;
 mod run;
 pub mod runtime;
 pub mod server;
+pub mod shutdown;
 pub mod static_pods;
 pub mod status;
+pub mod systemd;
 pub mod usage;
 pub mod volumes;
 

@@ -33,8 +33,9 @@ use crate::pod_workers::{Means, PodWorkers};
 use crate::runtime::cgroups::{Cgroups, Hierarchies};
 use crate::runtime::cri::Cri;
 use crate::runtime::pods::uid_of;
-use crate::runtime::resources::CpuQuota;
+use crate::runtime::resources::{CpuQuota, Kernel, MemoryQos};
 use crate::runtime::{NodeSettings, Runtime, RuntimeWatch, dns, security};
+use crate::shutdown::{self, Shutdown};
 use crate::static_pods::{self, Mirrors};
 use crate::status::StatusManager;
 use crate::volumes::Volumes;
@@ -59,13 +60,13 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     serve_health(&config, shutdown.clone()).await?;
 
     let cri = Cri::new(&config.container_runtime_endpoint, Some(&config.image_service_endpoint))?;
-    let (runtime_name, runtime_version, handlers) = tokio::select! {
+    let (runtime_name, runtime_version, offered) = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         found = find_runtime(&cri) => found,
     };
     let machine = machine::Machine::read(&flags.root_dir);
     let allocatable = machine.allocatable(&config);
-    let runtime = make_runtime(cri.clone(), &flags, &config, &machine).await?;
+    let runtime = make_runtime(cri.clone(), &flags, &config, &machine, &offered).await?;
     let amount = |resource: &str| allocatable.get(resource);
     runtime
         .cgroups
@@ -110,7 +111,11 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let puller = Arc::new(puller);
     let root_dir = absolute(&flags.root_dir);
     let csi = Csi::new(client.clone(), &name, &root_dir);
-    let volumes = Volumes::new(objects, &name).with(csi.clone(), puller.clone());
+    let volumes = Volumes::new(objects, &name).with(
+        csi.clone(),
+        puller.clone(),
+        runtime.node.features("").recursive_read_only_mounts,
+    );
     volumes.set_allocatable(allocatable.clone());
     tokio::spawn(plugins::follow(root_dir.join("plugins_registry"), vec![csi], shutdown.clone()));
     let lookup_pods = api_pods.clone();
@@ -122,6 +127,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let volumes = Arc::new(volumes);
     let host_ip = addresses.first().cloned().unwrap_or_else(|| "127.0.0.1".to_owned());
     let shortage = Shortage::default();
+    let going_down = Shutdown::default();
     let topology = Topology::read();
     let policies = Policies::of(&config, &topology);
     let allocator = Allocator::new(topology, policies, root_dir.clone());
@@ -142,10 +148,13 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             node: own_node.clone(),
             node_name: name.clone(),
             shortage: shortage.clone(),
+            going_down: going_down.clone(),
             allocator: allocator.clone(),
             allocatable: Allocatable {
                 resources: allocatable.clone(),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+                strict_groups: runtime.node.strict_groups,
+                apparmor: Path::new("/sys/module/apparmor/parameters/enabled").exists(),
             },
         }),
         shutdown.clone(),
@@ -153,6 +162,15 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
 
     let pods_of = workers.clone();
     tokio::spawn(allocator.clone().serve(move || pods_of.pods(), shutdown.clone()));
+    let node_changed = allocator.changed.clone();
+    tokio::spawn(shutdown::follow(
+        config.clone(),
+        workers.clone(),
+        runtime.clone(),
+        going_down.clone(),
+        move || node_changed.notify_waiters(),
+        shutdown.clone(),
+    ));
     let evictor = Evictor {
         workers: workers.clone(),
         runtime: runtime.clone(),
@@ -202,7 +220,8 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
                 capacity: machine.capacity(config.max_pods),
                 allocatable,
                 info: machine::system_info(&format!("{runtime_name}://{runtime_version}")),
-                runtime_handlers: handlers,
+                runtime_handlers: offered.runtime_handlers,
+                strict_groups: runtime.node.strict_groups,
                 provider_id: flags.provider_id.clone().or(Some(config.provider_id.clone())).filter(|p| !p.is_empty()),
                 external_cloud: flags.cloud_provider == "external",
             },
@@ -213,6 +232,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             node: own_node,
             volumes,
             shortage,
+            going_down,
             allocator,
             pod_cidr: Mutex::default(),
         });
@@ -244,17 +264,17 @@ async fn serve_health(config: &KubeletConfiguration, shutdown: CancellationToken
     Ok(())
 }
 
-/// Waits for the runtime; its name, version and handlers.
-async fn find_runtime(cri: &Cri) -> (String, String, Vec<proto::cri::RuntimeHandler>) {
+/// Waits for the runtime; its name, version and what it offers.
+async fn find_runtime(cri: &Cri) -> (String, String, proto::cri::StatusResponse) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match cri.version().await {
             Ok(version) => {
-                let handlers = cri.status(false).await.map(|s| s.runtime_handlers).unwrap_or_default();
+                let offered = cri.status(false).await.unwrap_or_default();
                 info!(name = %version.runtime_name, version = %version.runtime_version, "container runtime found");
                 // As in image and container IDs: `1.6.20~ds1` is `1.6.20~ds1`, without a leading v.
                 let number = version.runtime_version.trim_start_matches('v').to_owned();
-                return (version.runtime_name, number, handlers);
+                return (version.runtime_name, number, offered);
             }
             Err(error) => warn!(%error, "the container runtime does not answer yet"),
         }
@@ -267,6 +287,7 @@ async fn make_runtime(
     flags: &Flags,
     config: &KubeletConfiguration,
     machine: &machine::Machine,
+    offered: &proto::cri::StatusResponse,
 ) -> anyhow::Result<Arc<Runtime>> {
     let hierarchies = Hierarchies::detect().context("cgroup mounts")?;
     // A runtime that says which driver it uses is followed.
@@ -293,10 +314,25 @@ async fn make_runtime(
             host,
         },
         policy: security::NodePolicy { root_dir: absolute(&flags.root_dir), seccomp_default: config.seccomp_default },
-        cpu_quota: CpuQuota { enforce: config.cpu_cfs_quota, period: config.cpu_cfs_quota_period },
-        memory_capacity: machine.memory_bytes,
-        cgroup_v2: cgroups.is_v2(),
+        kernel: Kernel {
+            cpu: CpuQuota { enforce: config.cpu_cfs_quota, period: config.cpu_cfs_quota_period },
+            memory_capacity: machine.memory_bytes,
+            cgroup_v2: cgroups.is_v2(),
+            huge_pages: machine
+                .huge_pages
+                .keys()
+                .filter_map(|n| n.strip_prefix("hugepages-"))
+                .map(str::to_owned)
+                .collect(),
+            swap_capacity: (config.swap_behavior == "LimitedSwap").then(machine::swap_bytes),
+            memory_qos: config.feature_gates.get("MemoryQoS").copied().unwrap_or(false).then(|| MemoryQos {
+                throttling_factor: config.memory_throttling_factor,
+                reserve: config.memory_reservation_policy == "TieredReservation",
+            }),
+        },
         lowest_oom_score_adj: machine::lowest_oom_score_adj(),
+        handlers: offered.runtime_handlers.clone(),
+        strict_groups: offered.features.is_some_and(|f| f.supplemental_groups_policy),
     };
     Ok(Runtime::new(cri, settings, cgroups))
 }

@@ -88,6 +88,16 @@ pub struct KubeletConfiguration {
     pub seccomp_default: bool,
     pub enable_debugging_handlers: bool,
     pub shutdown_grace_period: Duration,
+    pub shutdown_grace_period_critical_pods: Duration,
+    /// Priorities and seconds, in place of the two above.
+    pub shutdown_grace_period_by_pod_priority: Vec<(i32, u64)>,
+    /// What a cgroup of version 2 may use before it is slowed down: this share of what lies between request and limit. Only with
+    /// the feature gate MemoryQoS.
+    pub memory_throttling_factor: f64,
+    /// `None`, or `TieredReservation`: requests are kept from being taken back.
+    pub memory_reservation_policy: String,
+    /// `NoSwap` or `LimitedSwap`.
+    pub swap_behavior: String,
     pub container_runtime_endpoint: String,
     pub image_service_endpoint: String,
     pub provider_id: String,
@@ -175,6 +185,11 @@ impl Default for KubeletConfiguration {
             seccomp_default: false,
             enable_debugging_handlers: true,
             shutdown_grace_period: Duration::ZERO,
+            shutdown_grace_period_critical_pods: Duration::ZERO,
+            shutdown_grace_period_by_pod_priority: Vec::new(),
+            memory_throttling_factor: 0.9,
+            memory_reservation_policy: "None".into(),
+            swap_behavior: "NoSwap".into(),
             container_runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             image_service_endpoint: String::new(),
             provider_id: String::new(),
@@ -368,6 +383,20 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
             .boolean("enableDebuggingHandlers")?
             .unwrap_or(default.enable_debugging_handlers),
         shutdown_grace_period: fields.duration("shutdownGracePeriod")?.unwrap_or(default.shutdown_grace_period),
+        shutdown_grace_period_critical_pods: fields.duration("shutdownGracePeriodCriticalPods")?.unwrap_or_default(),
+        shutdown_grace_period_by_pod_priority: fields
+            .object::<Vec<ShutdownGroup>>("shutdownGracePeriodByPodPriority", "[]ShutdownGracePeriodByPodPriority")?
+            .unwrap_or_default()
+            .into_iter()
+            .map(|group| (group.priority, group.shutdown_grace_period_seconds))
+            .collect(),
+        memory_throttling_factor: fields
+            .object("memoryThrottlingFactor", "float64")?
+            .unwrap_or(default.memory_throttling_factor),
+        memory_reservation_policy: fields
+            .string("memoryReservationPolicy")?
+            .unwrap_or(default.memory_reservation_policy),
+        swap_behavior: fields.string("memorySwap.swapBehavior")?.unwrap_or(default.swap_behavior),
         container_runtime_endpoint: fields
             .string("containerRuntimeEndpoint")?
             .unwrap_or(default.container_runtime_endpoint),
@@ -393,6 +422,14 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
             .map(|r| (r.numa_node, r.limits))
             .collect(),
     })
+}
+
+/// `shutdownGracePeriodByPodPriority`: how long pods from a priority on may take.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ShutdownGroup {
+    priority: i32,
+    shutdown_grace_period_seconds: u64,
 }
 
 /// `reservedMemory`: what of a node's memory is kept back.
@@ -532,6 +569,13 @@ fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
     if Policy::parse(&config.topology_manager_policy).is_none() {
         let policy = &config.topology_manager_policy;
         return Err(invalid("topologyManagerPolicy", format!("unknown policy: {policy:?}")));
+    }
+    if config.shutdown_grace_period_critical_pods > config.shutdown_grace_period {
+        let reason = "must be less than or equal to shutdownGracePeriod".to_owned();
+        return Err(invalid("shutdownGracePeriodCriticalPods", reason));
+    }
+    if !matches!(config.swap_behavior.as_str(), "NoSwap" | "LimitedSwap") {
+        return Err(invalid("memorySwap.swapBehavior", format!("unknown behavior: {:?}", config.swap_behavior)));
     }
     if topology::parse_set(&config.reserved_system_cpus).is_none() {
         return Err(invalid("reservedSystemCPUs", format!("{:?} is not a CPU set", config.reserved_system_cpus)));

@@ -109,6 +109,13 @@ fn subtract(name: &str, have: &Quantity, less: &Quantity) -> Quantity {
     }
 }
 
+/// All swap of the machine.
+pub fn swap_bytes() -> i64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("SwapTotal:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<i64>().ok()).unwrap_or(0).saturating_mul(1024)
+}
+
 fn mem_total(meminfo: &str) -> Option<i64> {
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
     line.split_whitespace().next()?.parse::<i64>().ok()?.checked_mul(1024)
@@ -147,7 +154,7 @@ pub fn system_info(runtime: &str) -> NodeSystemInfo {
         kube_proxy_version: String::new(),
         operating_system: "linux".to_owned(),
         architecture: architecture().to_owned(),
-        swap: None,
+        swap: Some(k8s_openapi::api::core::v1::NodeSwapStatus { capacity: Some(swap_bytes()) }),
     }
 }
 

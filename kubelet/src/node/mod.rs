@@ -25,6 +25,7 @@ use crate::config::KubeletConfiguration;
 use crate::events::Events;
 use crate::eviction::Shortage;
 use crate::runtime::{Runtime, RuntimeWatch};
+use crate::shutdown::Shutdown;
 use crate::volumes::Volumes;
 
 pub use object::{Facts, labels};
@@ -45,6 +46,7 @@ pub struct NodeKeeper {
     pub node: Informer<Node>,
     pub volumes: Arc<Volumes>,
     pub shortage: Shortage,
+    pub going_down: Shutdown,
     pub allocator: Arc<Allocator>,
     pub pod_cidr: Mutex<String>,
 }
@@ -94,7 +96,10 @@ impl NodeKeeper {
     async fn status(&self, old: Option<&Node>) -> k8s_openapi::api::core::v1::NodeStatus {
         let runtime = self.runtime.cri.status(false).await;
         let images = self.runtime.cri.list_images().await.unwrap_or_default();
-        let not_ready = object::not_ready(&runtime, self.watch.unhealthy());
+        let mut not_ready = object::not_ready(&runtime, self.watch.unhealthy());
+        if self.going_down.is_near() {
+            not_ready = Some("node is shutting down".to_owned());
+        }
         let pressure = self.shortage.now();
         let mut status =
             object::status(&self.facts, &self.config, old, images, not_ready, pressure, apimachinery::time::now());

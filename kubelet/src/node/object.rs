@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
@@ -32,6 +32,7 @@ pub struct Facts {
     pub allocatable: BTreeMap<String, Quantity>,
     pub info: NodeSystemInfo,
     pub runtime_handlers: Vec<pb::RuntimeHandler>,
+    pub strict_groups: bool,
     pub provider_id: Option<String>,
     pub external_cloud: bool,
 }
@@ -145,6 +146,7 @@ pub(super) fn status(
         }),
         images: Some(image_list(images)),
         conditions: Some(conditions(old, not_ready, pressure, &now)),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(facts.strict_groups) }),
         runtime_handlers: Some(
             facts
                 .runtime_handlers

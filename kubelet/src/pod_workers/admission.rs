@@ -7,7 +7,7 @@ use std::sync::Arc;
 use apimachinery::node::RequiredNodeAffinity;
 use apimachinery::pod::SAFE_SYSCTLS;
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
 use crate::runtime::dns;
 use crate::runtime::pods::host_network;
@@ -20,6 +20,10 @@ pub struct Allocatable {
     pub resources: BTreeMap<String, Quantity>,
     /// Sysctls beyond the safe ones that pods may set: names, or prefixes that end in `*`.
     pub unsafe_sysctls: Vec<String>,
+    /// The runtime keeps `supplementalGroupsPolicy: Strict`.
+    pub strict_groups: bool,
+    /// The kernel has AppArmor on.
+    pub apparmor: bool,
 }
 
 /// Resources that the node itself measures; others are for their plugins to check.
@@ -56,6 +60,9 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
             return Err(out_of(reason, name, unit(want), used, unit(limit)));
         }
     }
+    if let Some(refused) = unsupported(spec, node) {
+        return Err(refused);
+    }
     let selected = api_node.is_none_or(|node| {
         let (name, labels) = (node.metadata.name.as_deref(), node.metadata.labels.clone());
         RequiredNodeAffinity::of(spec).matches(name.unwrap_or_default(), &labels.unwrap_or_default())
@@ -78,6 +85,29 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
         ));
     }
     Ok(())
+}
+
+/// What no node like this one can do.
+fn unsupported(spec: &PodSpec, node: &Allocatable) -> Option<Ended> {
+    let os = spec.os.as_ref().map_or("linux", |os| os.name.as_str());
+    if os != "linux" {
+        return Some(Ended::new("PodOSNotSupported", "Pod was rejected: Pod's OS doesn't match node's OS"));
+    }
+    let context = spec.security_context.as_ref();
+    if !node.strict_groups && context.and_then(|c| c.supplemental_groups_policy.as_deref()) == Some("Strict") {
+        return Some(Ended::new(
+            "SupplementalGroupsPolicyNotSupported",
+            "Pod was rejected: SupplementalGroupsPolicy=Strict is not supported in this node",
+        ));
+    }
+    let of_pod = context.and_then(|c| c.app_armor_profile.as_ref());
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let own = containers.map(|c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()));
+    let confined = own.map(|own| own.or(of_pod)).any(|p| p.is_some_and(|p| p.type_ == "Localhost"));
+    (!node.apparmor && confined).then(|| {
+        let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        Ended::new("AppArmor", message)
+    })
 }
 
 /// As the kubelet's sysctl allow list.
@@ -137,6 +167,7 @@ mod tests {
             resources: [("cpu".to_owned(), Quantity::from_milli(1000)), ("pods".to_owned(), Quantity::from_value(2))]
                 .into(),
             unsafe_sysctls: vec!["net.core.*".to_owned()],
+            ..Default::default()
         };
         let big = pod(
             "big",
@@ -153,6 +184,19 @@ mod tests {
         assert_eq!(check(sysctl("net/core/somaxconn"), &[]), None);
         assert_eq!(check(sysctl("kernel.msgmax"), &[]).as_deref(), Some("SysctlForbidden"));
         assert_eq!(check(json!({"nodeSelector": {"zone": "a"}, "containers": []}), &[]), None);
+        for (spec, reason) in [
+            (json!({"os": {"name": "windows"}, "containers": []}), "PodOSNotSupported"),
+            (
+                json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}, "containers": []}),
+                "SupplementalGroupsPolicyNotSupported",
+            ),
+            (
+                json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost"}}}]}),
+                "AppArmor",
+            ),
+        ] {
+            assert_eq!(check(spec, &[]).as_deref(), Some(reason));
+        }
         let one = [big.clone()];
         assert_eq!(check(json!({"containers": [{"name": "c"}]}), &one), None);
         assert_eq!(

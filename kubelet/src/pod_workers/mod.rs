@@ -30,6 +30,7 @@ use crate::images::Puller;
 use crate::probes;
 use crate::runtime::Runtime;
 use crate::runtime::pods::{full_name, uid_of};
+use crate::shutdown::Shutdown;
 use crate::status::{Ended, StatusManager};
 use crate::volumes::Volumes;
 
@@ -55,6 +56,7 @@ pub struct Means {
     pub allocatable: admission::Allocatable,
     /// What the node runs short of.
     pub shortage: Shortage,
+    pub going_down: Shutdown,
     pub allocator: Arc<Allocator>,
 }
 
@@ -179,6 +181,7 @@ impl PodWorkers {
             pool.means.puller.forget_pod(&name);
             pool.means.allocator.forget(&name);
             probes::forget_pod(&name);
+            pool.means.runtime.user_ids.forget(&name);
         });
     }
 }

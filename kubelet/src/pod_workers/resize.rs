@@ -102,7 +102,7 @@ impl Resizes {
             self.state = Some(Resize { kind: "PodResizePending", reason: Some(reason), message });
             return false;
         }
-        let limits = resources::pod(pod, means.runtime.node.cpu_quota);
+        let limits = resources::pod(pod, &means.runtime.node.kernel);
         // The pod's own limits grow before its containers' and shrink after them.
         let mut result = Ok(());
         if changes.iter().any(|c| self.grows(c)) {
@@ -156,7 +156,7 @@ impl Resizes {
                 .map_err(|e| e.message())?;
         } else {
             let node = &means.runtime.node;
-            let wanted = resources::container(pod, container, node.cpu_quota, node.memory_capacity, node.cgroup_v2);
+            let wanted = resources::container(pod, container, &node.kernel);
             means.runtime.cri.update_container_resources(&change.id, wanted).await.map_err(|e| e.message())?;
         }
         self.started(&change.id, container);

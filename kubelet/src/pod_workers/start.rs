@@ -18,6 +18,7 @@ use crate::runtime::cri::CriError;
 use crate::runtime::labels::DEFAULT_TERMINATION_PATH;
 use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
 use crate::runtime::pods::{ContainerKind, full_name, host_network, uid_of};
+use crate::runtime::user_ids::{self, IdRange};
 use crate::runtime::{container, dns, logs, sandbox};
 use crate::status::containers::Waiting;
 use crate::volumes::{MountSource, Volumes};
@@ -26,12 +27,14 @@ const HOSTS_PATH: &str = "/etc/hosts";
 
 /// Makes the pod's sandbox and gives its configuration, which containers are created with.
 pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<String, String> {
-    if pod.spec.as_ref().and_then(|s| s.host_users) == Some(false) {
-        // Without its own user namespace the pod would have rights that it asked not to have.
-        return Err("hostUsers: false: user namespaces are not supported on this node".to_owned());
-    }
     let handler = runtime_handler(means, pod).await?;
-    let config = sandbox_config(means, pod, attempt);
+    if user_ids::wanted(pod) && !means.runtime.node.features(&handler).user_namespaces {
+        // Without its own user namespace the pod would have rights that it asked not to have.
+        return Err(format!("hostUsers: false: the runtime handler {handler:?} does not support user namespaces"));
+    }
+    let name = dns::hostname_and_domain(pod, &means.runtime.node.dns.cluster_domain);
+    dns::check_fqdn(pod, &name)?;
+    let config = sandbox_config(means, pod, attempt)?;
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
         warn!(directory = %config.log_directory, %error, "log directory not made");
     }
@@ -51,9 +54,16 @@ async fn runtime_handler(means: &Means, pod: &Pod) -> Result<String, String> {
     found.map(|c| c.handler).ok_or_else(|| format!("failed to get sandbox runtime: RuntimeClass {class:?} not found"))
 }
 
-fn sandbox_config(means: &Means, pod: &Pod, attempt: u32) -> pb::PodSandboxConfig {
+fn sandbox_config(means: &Means, pod: &Pod, attempt: u32) -> Result<pb::PodSandboxConfig, String> {
     let parent = means.runtime.cgroups.parent_for_runtime(pod);
-    sandbox::config(pod, attempt, parent, &means.runtime.node)
+    Ok(sandbox::config(pod, attempt, parent, ids(means, pod)?, &means.runtime.node))
+}
+
+/// The pod's own users, where it wants some.
+fn ids(means: &Means, pod: &Pod) -> Result<Option<IdRange>, String> {
+    let runtime = &means.runtime;
+    let own = || runtime.user_ids.of(uid_of(pod), &runtime.node.pod_dir(uid_of(pod))).map_err(|e| e.to_string());
+    user_ids::wanted(pod).then(own).transpose()
 }
 
 /// What a container is started with.
@@ -101,6 +111,13 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         .container_mounts(&known, declared, &envs, prepared.sources, &pod_dir)
         .await
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
+    let ids = ids(means, pod).map_err(failed("CreateContainerConfigError"))?;
+    if let Some(ids) = ids {
+        // What is in volumes belongs to the same users inside as outside.
+        for mount in mounts.iter_mut().filter(|m| !m.host_path.is_empty()) {
+            (mount.uid_mappings, mount.gid_mappings) = (ids.mappings(), ids.mappings());
+        }
+    }
     mounts.append(&mut given.mounts);
     let block = Volumes::container_devices(declared, prepared.sources)
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
@@ -119,6 +136,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         envs: &envs,
         mounts,
         given,
+        ids,
         restart_count: start.restart_count,
         target_id: target.as_deref(),
     };
@@ -130,7 +148,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         std::fs::create_dir_all(dir).map_err(|e| failed("CreateContainerError")(e.to_string()))?;
     }
     let attempt = prepared.observed.latest_sandbox().map_or(0, |s| s.attempt);
-    let sandbox_config = sandbox_config(means, pod, attempt);
+    let sandbox_config = sandbox_config(means, pod, attempt).map_err(failed("CreateContainerConfigError"))?;
     let cri = &means.runtime.cri;
     let id = cri
         .create_container(prepared.sandbox_id, config, sandbox_config)

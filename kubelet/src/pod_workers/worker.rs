@@ -57,6 +57,8 @@ pub(super) struct Worker {
     admitted: bool,
     sources: Option<BTreeMap<String, MountSource>>,
     mounted_at: Option<Instant>,
+    /// The pod that the volumes show: labels and annotations may be in them.
+    mounted_as: Option<Arc<Pod>>,
     /// When volumes that were not ready are tried again.
     mount_again: Option<Instant>,
 }
@@ -99,6 +101,7 @@ impl Worker {
             admitted: false,
             sources: None,
             mounted_at: None,
+            mounted_as: None,
             mount_again: None,
             pool,
             means,
@@ -263,6 +266,7 @@ impl Worker {
     }
 
     async fn fits(&self, pod: &Arc<Pod>) -> Result<(), Ended> {
+        self.means.going_down.admit()?;
         self.means.shortage.admit(pod)?;
         let node = self.means.node.as_ref().and_then(|nodes| nodes.get("", &self.means.node_name));
         let admitted = admission::admit(pod, &self.pool.pods(), &self.means.allocatable, node.as_deref());
@@ -286,7 +290,11 @@ impl Worker {
         deadline: Option<Duration>,
     ) -> Synced {
         let mut wait = self.means.sync_frequency;
-        if self.mounted_at.is_none_or(|at| at.elapsed() >= self.means.sync_frequency) {
+        let told = |p: &Arc<Pod>| {
+            p.metadata.labels == pod.metadata.labels && p.metadata.annotations == pod.metadata.annotations
+        };
+        let stale = self.mounted_at.is_none_or(|at| at.elapsed() >= self.means.sync_frequency);
+        if stale || !self.mounted_as.as_ref().is_some_and(told) {
             if let Err(pause) = self.mount(pod, observed).await {
                 wait = wait.min(pause);
             }
@@ -418,7 +426,7 @@ impl Worker {
     /// What must be there before anything of the pod runs.
     async fn prepare(&mut self, pod: &Arc<Pod>) -> Result<(), Duration> {
         let runtime = &self.means.runtime;
-        let limits = resources::pod(pod, runtime.node.cpu_quota);
+        let limits = resources::pod(pod, &runtime.node.kernel);
         let made = runtime.cgroups.ensure_pod(pod, &limits).and_then(|()| {
             std::fs::create_dir_all(logs::pod_dir(&runtime.node.pod_logs_dir, pod))?;
             std::fs::create_dir_all(runtime.node.pod_dir(&self.uid))
@@ -443,6 +451,7 @@ impl Worker {
             Ok(sources) => {
                 self.sources = Some(sources);
                 self.mounted_at = Some(Instant::now());
+                self.mounted_as = Some(pod.clone());
                 self.mount_again = None;
                 Ok(())
             }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use k8s_openapi::api::core::v1::Pod;
 use proto::cri as pb;
@@ -12,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::pods::uid_of;
 use super::resources;
+use crate::systemd;
 use crate::usage::Usage;
 
 /// Deepest nesting below a pod that is cleaned up.
@@ -27,7 +29,7 @@ pub enum Hierarchies {
 }
 
 /// Makes, limits and removes the cgroups of pods.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Cgroups {
     hierarchies: Hierarchies,
     /// Below the mount points: `cgroupRoot` without slashes at the ends ("" for the root).
@@ -35,6 +37,8 @@ pub struct Cgroups {
     systemd: bool,
     per_qos: bool,
     pids_limit: i64,
+    /// The weight that the burstable class has.
+    weight: AtomicI64,
 }
 
 /// A pod's class as a directory; guaranteed pods are directly below `kubepods`.
@@ -83,7 +87,8 @@ impl Hierarchies {
 
 impl Cgroups {
     pub fn new(hierarchies: Hierarchies, root: &str, systemd: bool, per_qos: bool, pids_limit: i64) -> Self {
-        Self { hierarchies, root: root.trim_matches('/').to_owned(), systemd, per_qos, pids_limit }
+        let root = root.trim_matches('/').to_owned();
+        Self { hierarchies, root, systemd, per_qos, pids_limit, weight: AtomicI64::new(0) }
     }
 
     pub fn is_v2(&self) -> bool {
@@ -125,7 +130,18 @@ impl Cgroups {
 
     /// Makes `kubepods` and its classes, limited to what the node gives to pods.
     pub fn ensure_node(&self, allocatable_milli_cpu: i64, allocatable_memory: i64) -> io::Result<()> {
-        if !self.per_qos || self.systemd {
+        if !self.per_qos {
+            return Ok(());
+        }
+        if self.systemd {
+            let limits = pb::LinuxContainerResources {
+                cpu_shares: resources::shares(allocatable_milli_cpu),
+                memory_limit_in_bytes: allocatable_memory,
+                ..Default::default()
+            };
+            let least = pb::LinuxContainerResources { cpu_shares: 2, ..Default::default() };
+            self.slice("kubepods.slice", &limits, -1);
+            self.slice("kubepods-besteffort.slice", &least, -1);
             return Ok(());
         }
         let base = self.below_root("kubepods");
@@ -145,15 +161,23 @@ impl Cgroups {
 
     /// Gives the burstable class the weight of all its pods' requests.
     pub fn set_burstable_requests(&self, milli_cpu: i64) {
-        if self.per_qos && !self.systemd {
-            let limits = pb::LinuxContainerResources { cpu_shares: resources::shares(milli_cpu), ..Default::default() };
+        let cpu_shares = resources::shares(milli_cpu);
+        if self.per_qos && self.weight.swap(cpu_shares, Ordering::Relaxed) != cpu_shares {
+            let limits = pb::LinuxContainerResources { cpu_shares, ..Default::default() };
+            if self.systemd {
+                return self.slice("kubepods-burstable.slice", &limits, -1);
+            }
             self.apply(&format!("{}/burstable", self.below_root("kubepods")), &limits);
         }
     }
 
     /// Makes a pod's cgroup and sets its limits.
     pub fn ensure_pod(&self, pod: &Pod, limits: &pb::LinuxContainerResources) -> io::Result<()> {
-        if !self.per_qos || self.systemd {
+        if !self.per_qos {
+            return Ok(());
+        }
+        if self.systemd {
+            self.slice(&self.parent_for_runtime(pod), limits, self.pids_limit);
             return Ok(());
         }
         let path = self.pod_path(pod);
@@ -167,7 +191,18 @@ impl Cgroups {
 
     /// Removes a pod's cgroup, wherever its class put it (the spec may be gone), deepest first.
     pub fn remove_pod(&self, uid: &str) {
-        if !self.per_qos || self.systemd || uid.is_empty() {
+        if !self.per_qos || uid.is_empty() {
+            return;
+        }
+        if self.systemd {
+            let of_class = |class| format!("kubepods{class}-pod{}.slice", uid.replace('-', "_"));
+            for name in ["", "-burstable", "-besteffort"].map(of_class) {
+                // Only what there is: each question costs a process.
+                let paths = self.slice_paths(&name);
+                if self.hierarchies.mounts().iter().any(|mount| mount.join(&paths).exists()) {
+                    systemd::stop_slice(&name);
+                }
+            }
             return;
         }
         let base = self.below_root("kubepods");
@@ -181,17 +216,38 @@ impl Cgroups {
     /// UIDs of pods that have a cgroup.
     pub fn pod_uids(&self) -> Vec<String> {
         let Some(mount) = self.hierarchies.mounts().first() else { return Vec::new() };
-        let base = mount.join(self.below_root("kubepods"));
+        let (base, classes) = if self.systemd {
+            ("kubepods.slice", ["kubepods-burstable.slice", "kubepods-besteffort.slice"])
+        } else {
+            ("kubepods", ["burstable", "besteffort"])
+        };
+        let base = mount.join(self.below_root(base));
         let mut uids = Vec::new();
-        for dir in [base.clone(), base.join("burstable"), base.join("besteffort")] {
-            let Ok(entries) = fs::read_dir(&dir) else { continue };
-            for entry in entries.flatten() {
-                if let Some(uid) = entry.file_name().to_str().and_then(|n| n.strip_prefix("pod")) {
-                    uids.push(uid.to_owned());
-                }
+        for dir in [base.clone(), base.join(classes[0]), base.join(classes[1])] {
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let uid = name.to_str().and_then(|name| match name.strip_suffix(".slice") {
+                    Some(slice) => slice.split_once("-pod").map(|(_, uid)| uid.replace('_', "-")),
+                    None => name.strip_prefix("pod").map(str::to_owned),
+                });
+                uids.extend(uid);
             }
         }
         uids
+    }
+
+    /// Has systemd make a slice, or set its limits. Where it cannot be asked, the runtime makes slices without limits.
+    fn slice(&self, name: &str, limits: &pb::LinuxContainerResources, pids: i64) {
+        if let Err(error) = systemd::ensure_slice(name, limits, pids, self.is_v2()) {
+            warn!(slice = name, %error, "slice not made");
+        }
+    }
+
+    /// Where a slice of pods is below a mount point.
+    fn slice_paths(&self, name: &str) -> String {
+        let class = ["kubepods-burstable", "kubepods-besteffort"].into_iter().find(|class| name.starts_with(class));
+        let base = self.below_root("kubepods.slice");
+        class.map_or_else(|| format!("{base}/{name}"), |class| format!("{base}/{class}.slice/{name}"))
     }
 
     fn directories(&self, path: &str) -> Vec<PathBuf> {
@@ -268,6 +324,9 @@ impl Cgroups {
                 "max".to_owned()
             };
             self.write(path, "memory.max", &memory);
+            for (file, value) in &limits.unified {
+                self.write(path, file, value);
+            }
         } else {
             if limits.cpu_shares > 0 {
                 self.write(path, "cpu.shares", &limits.cpu_shares.to_string());
@@ -276,6 +335,10 @@ impl Cgroups {
             self.write(path, "cpu.cfs_quota_us", &if limits.cpu_quota > 0 { limits.cpu_quota } else { -1 }.to_string());
             let memory = if limits.memory_limit_in_bytes > 0 { limits.memory_limit_in_bytes } else { -1 };
             self.write(path, "memory.limit_in_bytes", &memory.to_string());
+        }
+        for page in &limits.hugepage_limits {
+            let file = if self.is_v2() { "max" } else { "limit_in_bytes" };
+            self.write(path, &format!("hugetlb.{}.{file}", page.page_size), &page.limit.to_string());
         }
     }
 
@@ -388,5 +451,45 @@ mod tests {
         assert_eq!(cgroups.pod_uids(), ["u"]);
         cgroups.remove_pod("u");
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn limits_are_written_as_each_version_has_them() {
+        let limits = pb::LinuxContainerResources {
+            cpu_shares: 1024,
+            cpu_quota: 50_000,
+            memory_limit_in_bytes: 1 << 20,
+            hugepage_limits: vec![pb::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
+            unified: [("memory.low".to_owned(), "7".to_owned())].into(),
+            ..Default::default()
+        };
+        let written = |v2: bool, files: &[&str]| -> Vec<String> {
+            let root = tempfile::tempdir().unwrap();
+            let mount = root.path().to_path_buf();
+            let hierarchies = if v2 { Hierarchies::V2(mount) } else { Hierarchies::V1(vec![mount]) };
+            for file in files {
+                fs::write(root.path().join(file), "").unwrap();
+            }
+            Cgroups::new(hierarchies, "", false, true, -1).apply("", &limits);
+            files.iter().map(|file| fs::read_to_string(root.path().join(file)).unwrap()).collect()
+        };
+        assert_eq!(
+            written(true, &["cpu.weight", "cpu.max", "memory.max", "memory.low", "hugetlb.2MB.max"]),
+            ["39", "50000 100000", "1048576", "7", "0"]
+        );
+        assert_eq!(
+            written(false, &["cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes", "hugetlb.2MB.limit_in_bytes"]),
+            ["1024", "50000", "1048576", "0"]
+        );
+    }
+
+    #[test]
+    fn slices_are_found_again() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups::new(Hierarchies::V2(root.path().to_path_buf()), "", true, true, -1);
+        for name in ["kubepods-poda_b.slice", "kubepods-burstable-podc_d.slice"] {
+            fs::create_dir_all(root.path().join(cgroups.slice_paths(name))).unwrap();
+        }
+        assert_eq!(cgroups.pod_uids(), ["a-b", "c-d"]);
     }
 }

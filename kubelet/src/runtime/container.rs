@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use proto::cri as pb;
 
 use super::NodeSettings;
+use super::user_ids::IdRange;
 use super::{labels, resources, security};
 use crate::allocation::Given;
 use crate::images::ImageRef;
@@ -17,6 +18,8 @@ pub struct Prepared<'a> {
     /// Its own processors and devices, block volumes among them.
     pub given: Given,
     pub restart_count: u32,
+    /// The pod's own users.
+    pub ids: Option<IdRange>,
     /// The container whose processes an ephemeral one looks at.
     pub target_id: Option<&'a str>,
 }
@@ -28,10 +31,10 @@ pub fn config(
     prepared: Prepared<'_>,
     node: &NodeSettings,
 ) -> Result<pb::ContainerConfig, security::SecurityError> {
-    let security_context = security::container(pod, container, prepared.image, prepared.target_id, &node.policy)?;
+    let security_context =
+        security::container(pod, container, prepared.image, prepared.target_id, prepared.ids, &node.policy)?;
     let (command, args) = crate::env::command_line(container, prepared.envs);
-    let mut linux_resources =
-        resources::container(pod, container, node.cpu_quota, node.memory_capacity, node.cgroup_v2);
+    let mut linux_resources = resources::container(pod, container, &node.kernel);
     if linux_resources.oom_score_adj < node.lowest_oom_score_adj {
         linux_resources.oom_score_adj = node.lowest_oom_score_adj;
     }

@@ -139,6 +139,19 @@ pub fn hostname_and_domain(pod: &Pod, cluster_domain: &str) -> (String, String) 
     (hostname, domain)
 }
 
+/// Refuses a fully qualified name that the kernel cannot hold. As `GeneratePodHostNameAndDomain` with `setHostnameAsFQDN`.
+pub fn check_fqdn(pod: &Pod, (hostname, domain): &(String, String)) -> Result<(), String> {
+    const MAX_FQDN: usize = 64;
+    let wanted = pod.spec.as_ref().and_then(|s| s.set_hostname_as_fqdn) == Some(true);
+    let chars = hostname.len() + 1 + domain.len();
+    if !wanted || domain.is_empty() || chars <= MAX_FQDN {
+        return Ok(());
+    }
+    Err(format!(
+        "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {hostname}.{domain} is too long ({MAX_FQDN} characters is the max, {chars} characters requested)"
+    ))
+}
+
 /// The `/etc/hosts` of a pod on the pod network. As `managedHostsFileContent`.
 pub fn hosts_file(ips: &[String], hostname: &str, domain: &str, aliases: &[HostAlias]) -> String {
     let mut out = String::from(

@@ -14,6 +14,7 @@ pub mod pods;
 pub mod resources;
 pub mod sandbox;
 pub mod security;
+pub mod user_ids;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +27,7 @@ use cgroups::Cgroups;
 use cri::{Cri, CriError};
 use observed::{ObservedContainer, ObservedPod, State};
 
+use user_ids::UserIds;
 pub use watch::{PodStates, RuntimeWatch};
 
 /// How many ended containers' statuses are remembered (they never change).
@@ -39,14 +41,22 @@ pub struct NodeSettings {
     pub container_logs_dir: PathBuf,
     pub dns: dns::NodeDns,
     pub policy: security::NodePolicy,
-    pub cpu_quota: resources::CpuQuota,
-    pub memory_capacity: i64,
-    pub cgroup_v2: bool,
+    pub kernel: resources::Kernel,
     /// Lower scores cannot be set here (no CAP_SYS_RESOURCE).
     pub lowest_oom_score_adj: i64,
+    /// What the runtime offers, by handler.
+    pub handlers: Vec<proto::cri::RuntimeHandler>,
+    /// The runtime can leave out the groups that an image gives its user.
+    pub strict_groups: bool,
 }
 
 impl NodeSettings {
+    /// What a handler of the runtime can do (empty: the default one).
+    pub fn features(&self, handler: &str) -> proto::cri::RuntimeHandlerFeatures {
+        let found = self.handlers.iter().find(|h| h.name == handler);
+        found.and_then(|h| h.features).unwrap_or_default()
+    }
+
     /// `<root>/pods/<uid>`.
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root_dir.join("pods").join(uid)
@@ -58,13 +68,15 @@ pub struct Runtime {
     pub cri: Cri,
     pub node: NodeSettings,
     pub cgroups: Cgroups,
+    pub user_ids: UserIds,
     /// Statuses of ended containers by ID.
     ended: Mutex<HashMap<String, ObservedContainer>>,
 }
 
 impl Runtime {
     pub fn new(cri: Cri, node: NodeSettings, cgroups: Cgroups) -> Arc<Self> {
-        Arc::new(Self { cri, node, cgroups, ended: Mutex::default() })
+        let user_ids = UserIds::read(&node.root_dir.join("pods"));
+        Arc::new(Self { cri, node, cgroups, user_ids, ended: Mutex::default() })
     }
 
     /// All that the runtime has of one pod, right now.

@@ -55,6 +55,8 @@ pub struct ObservedContainer {
     pub annotated: Annotated,
     pub user: Option<pb::LinuxContainerUser>,
     pub resources: Option<pb::LinuxContainerResources>,
+    /// The signal that stops it, where the runtime says.
+    pub stop_signal: Option<&'static str>,
     /// The host file that the container's termination message goes to.
     pub termination_file: Option<String>,
 }
@@ -127,6 +129,7 @@ pub fn container(status: pb::ContainerStatus, sandbox_id: &str) -> ObservedConta
         .iter()
         .find(|m| !annotated.termination_path.is_empty() && m.container_path == annotated.termination_path)
         .map(|m| m.host_path.clone());
+    let stop_signal = Some(status.stop_signal()).filter(|s| *s != pb::Signal::RuntimeDefault).map(|s| s.as_str_name());
     ObservedContainer {
         name: status
             .labels
@@ -151,6 +154,7 @@ pub fn container(status: pb::ContainerStatus, sandbox_id: &str) -> ObservedConta
         user: status.user.and_then(|u| u.linux),
         resources: status.resources.and_then(|r| r.linux),
         id: status.id,
+        stop_signal,
         annotated,
         termination_file,
     }

@@ -28,6 +28,29 @@ pub struct CpuQuota {
     pub period: Duration,
 }
 
+/// What the kernel and the configuration of this node have to do with resources.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    pub cpu: CpuQuota,
+    pub memory_capacity: i64,
+    pub cgroup_v2: bool,
+    /// Page sizes of the machine, as resources name them (`2Mi`).
+    pub huge_pages: Vec<String>,
+    /// What burstable pods share of the machine's swap: bytes. None: pods do not swap.
+    pub swap_capacity: Option<i64>,
+    pub memory_qos: Option<MemoryQos>,
+}
+
+/// Protection and throttling of memory (cgroup v2). As the feature MemoryQoS.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryQos {
+    pub throttling_factor: f64,
+    /// Requests are protected, those of guaranteed pods wholly.
+    pub reserve: bool,
+}
+
+const PAGE_BYTES: i64 = 4096;
+
 /// CPU shares for a request. As `MilliCPUToShares`.
 pub fn shares(milli_cpu: i64) -> i64 {
     if milli_cpu == 0 {
@@ -86,15 +109,12 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> 
 }
 
 /// The Linux resources of one container.
-pub fn container(
-    pod: &Pod,
-    container: &Container,
-    cpu: CpuQuota,
-    memory_capacity: i64,
-    cgroup_v2: bool,
-) -> pb::LinuxContainerResources {
+pub fn container(pod: &Pod, container: &Container, kernel: &Kernel) -> pb::LinuxContainerResources {
+    let Kernel { cpu, memory_capacity, cgroup_v2, .. } = *kernel;
     let (cpu_request, cpu_limit) = request_and_limit(container, "cpu");
-    let memory_limit = request_and_limit(container, "memory").1.map_or(0, |q| q.value());
+    let (memory_request, memory_limit) = request_and_limit(container, "memory");
+    let memory_request = memory_request.map_or(0, |q| q.value());
+    let memory_limit = memory_limit.map_or(0, |q| q.value());
     let mut out = pb::LinuxContainerResources {
         cpu_shares: shares(cpu_request.map_or(0, |q| q.milli_value())),
         memory_limit_in_bytes: memory_limit,
@@ -114,16 +134,74 @@ pub fn container(
     if cgroup_v2 {
         out.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
-    // Without swap for pods: memory and swap together are the memory limit.
+    let swap = swap_limit(pod, memory_request, memory_limit, kernel);
+    // Memory and swap together.
     if memory_limit > 0 {
-        out.memory_swap_limit_in_bytes = memory_limit;
+        out.memory_swap_limit_in_bytes = memory_limit + swap;
     }
+    if cgroup_v2 {
+        out.unified.insert("memory.swap.max".to_owned(), swap.to_string());
+        if let Some(qos) = kernel.memory_qos {
+            protect(&mut out, qos, class_of(pod), memory_request, memory_limit, memory_capacity);
+        }
+    }
+    out.hugepage_limits = huge_pages(kernel, |name| request_and_limit(container, name).1.map_or(0, |q| q.value()));
     out
+}
+
+fn class_of(pod: &Pod) -> &'static str {
+    pod.spec.as_ref().map_or("BestEffort", apimachinery::pod::qos_class)
+}
+
+/// A burstable container's part of the swap, by its request. As `LimitedSwap`.
+fn swap_limit(pod: &Pod, request: i64, limit: i64, kernel: &Kernel) -> i64 {
+    let Some(capacity) = kernel.swap_capacity.filter(|_| kernel.cgroup_v2 && kernel.memory_capacity > 0) else {
+        return 0;
+    };
+    let critical = pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= NODE_CRITICAL_PRIORITY);
+    if critical || class_of(pod) != "Burstable" || request == 0 || request == limit {
+        return 0;
+    }
+    i64::try_from(i128::from(request) * i128::from(capacity) / i128::from(kernel.memory_capacity)).unwrap_or(0)
+}
+
+/// What of a request is not taken back, and from where on a cgroup is slowed down.
+fn protect(
+    out: &mut pb::LinuxContainerResources,
+    qos: MemoryQos,
+    class: &str,
+    request: i64,
+    limit: i64,
+    memory_capacity: i64,
+) {
+    if qos.reserve && request > 0 {
+        let file = if class == "Guaranteed" { "memory.min" } else { "memory.low" };
+        out.unified.insert(file.to_owned(), request.to_string());
+    }
+    let most = if limit > 0 { limit } else { memory_capacity };
+    if class != "Guaranteed" && most > request {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+        let high = request + ((most - request) as f64 * qos.throttling_factor) as i64;
+        out.unified.insert("memory.high".to_owned(), (high / PAGE_BYTES * PAGE_BYTES).to_string());
+    }
+}
+
+/// A limit for each page size of the machine: what is not asked for cannot be had.
+fn huge_pages(kernel: &Kernel, limit: impl Fn(&str) -> i64) -> Vec<pb::HugepageLimit> {
+    let sizes = kernel.huge_pages.iter();
+    sizes
+        .map(|size| pb::HugepageLimit {
+            // The kernel's name of `2Mi` is `2MB`.
+            page_size: format!("{}B", size.trim_end_matches('i')),
+            limit: u64::try_from(limit(&format!("hugepages-{size}"))).unwrap_or(0),
+        })
+        .collect()
 }
 
 /// What the pod's cgroup gets: shares of all requests; a quota and a memory limit only if every container has one.
 /// As `ResourceConfigForPod`.
-pub fn pod(pod: &Pod, cpu: CpuQuota) -> pb::LinuxContainerResources {
+pub fn pod(pod: &Pod, kernel: &Kernel) -> pb::LinuxContainerResources {
+    let cpu = kernel.cpu;
     let Some(spec) = pod.spec.as_ref() else { return pb::LinuxContainerResources::default() };
     let requests = apimachinery::pod::requests(spec);
     let cpu_request = requests.get("cpu").map_or(0, |q| q.milli_value());
@@ -139,6 +217,12 @@ pub fn pod(pod: &Pod, cpu: CpuQuota) -> pb::LinuxContainerResources {
     if let Some(limit) = memory_limit {
         out.memory_limit_in_bytes = limit;
     }
+    if let Some(qos) = kernel.memory_qos.filter(|qos| qos.reserve && kernel.cgroup_v2) {
+        let request = requests.get("memory").map_or(0, Quantity::value);
+        protect(&mut out, MemoryQos { throttling_factor: 1.0, ..qos }, class_of(pod), request, 0, request);
+    }
+    out.hugepage_limits =
+        huge_pages(kernel, |name| apimachinery::pod::limits(spec).get(name).map_or(0, Quantity::value));
     out
 }
 
@@ -173,7 +257,16 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const QUOTA: CpuQuota = CpuQuota { enforce: true, period: Duration::from_millis(100) };
+    fn kernel() -> Kernel {
+        Kernel {
+            cpu: CpuQuota { enforce: true, period: Duration::from_millis(100) },
+            memory_capacity: 4 << 30,
+            cgroup_v2: false,
+            huge_pages: Vec::new(),
+            swap_capacity: None,
+            memory_qos: None,
+        }
+    }
 
     fn pod_of(spec: serde_json::Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
@@ -214,10 +307,10 @@ mod tests {
         let limited = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
         let both =
             pod_of(json!({"containers": [{"name": "a", "resources": limited}, {"name": "b", "resources": limited}]}));
-        let resources = pod(&both, QUOTA);
+        let resources = pod(&both, &kernel());
         assert_eq!((resources.cpu_quota, resources.memory_limit_in_bytes), (100_000, 128 << 20));
         let one = pod_of(json!({"containers": [{"name": "a", "resources": limited}, {"name": "b"}]}));
-        let resources = pod(&one, QUOTA);
+        let resources = pod(&one, &kernel());
         assert_eq!((resources.cpu_quota, resources.memory_limit_in_bytes), (0, 0));
     }
 
@@ -225,7 +318,35 @@ mod tests {
     fn a_container_without_a_limit_has_no_quota() {
         let pod = pod_of(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "100m"}}}]}));
         let c = pod.spec.as_ref().unwrap().containers[0].clone();
-        let resources = container(&pod, &c, QUOTA, 4 << 30, false);
+        let resources = container(&pod, &c, &kernel());
         assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.memory_limit_in_bytes), (102, -1, 0));
+    }
+
+    #[test]
+    fn the_second_version_protects_slows_down_and_swaps() {
+        let kernel = Kernel {
+            cgroup_v2: true,
+            huge_pages: vec!["2Mi".into(), "1Gi".into()],
+            swap_capacity: Some(1 << 30),
+            memory_qos: Some(MemoryQos { throttling_factor: 0.5, reserve: true }),
+            ..kernel()
+        };
+        let of = |resources: serde_json::Value| {
+            let pod = pod_of(json!({"containers": [{"name": "c", "resources": resources}]}));
+            let c = pod.spec.as_ref().unwrap().containers[0].clone();
+            let made = container(&pod, &c, &kernel);
+            let file = |name: &str| made.unified.get(name).cloned().unwrap_or_default();
+            let pages: Vec<_> = made.hugepage_limits.iter().map(|l| (l.page_size.clone(), l.limit)).collect();
+            (["memory.min", "memory.low", "memory.high", "memory.swap.max"].map(file), pages)
+        };
+        let mib = |n: i64| (n << 20).to_string();
+        let (files, pages) =
+            of(json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi", "hugepages-2Mi": "4Mi"}}));
+        assert_eq!(files, [String::new(), mib(1024), mib(1536), mib(256)]);
+        assert_eq!(pages, [("2MB".to_owned(), 4 << 20), ("1GB".to_owned(), 0)]);
+        let sure = json!({"cpu": "1", "memory": "1Gi"});
+        let (files, _) = of(json!({"requests": sure, "limits": sure}));
+        assert_eq!(files, [mib(1024), String::new(), String::new(), "0".to_owned()]);
+        assert_eq!(of(json!({})).0, [String::new(), String::new(), mib(2048), "0".to_owned()]);
     }
 }

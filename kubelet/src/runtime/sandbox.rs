@@ -5,10 +5,18 @@ use proto::cri as pb;
 
 use super::NodeSettings;
 use super::pods::{host_network, init_containers, is_sidecar, uid_of};
+use super::user_ids::IdRange;
 use super::{dns, labels, logs, resources, security};
 
-/// The sandbox of `pod` for its `attempt`; `cgroup_parent` is the pod's cgroup (empty: the runtime's default).
-pub fn config(pod: &Pod, attempt: u32, cgroup_parent: String, node: &NodeSettings) -> pb::PodSandboxConfig {
+/// The sandbox of `pod` for its `attempt`; `cgroup_parent` is the pod's cgroup (empty: the runtime's default), `ids` its own
+/// users.
+pub fn config(
+    pod: &Pod,
+    attempt: u32,
+    cgroup_parent: String,
+    ids: Option<IdRange>,
+    node: &NodeSettings,
+) -> pb::PodSandboxConfig {
     let on_host = host_network(pod);
     let (mut hostname, domain) = dns::hostname_and_domain(pod, &node.dns.cluster_domain);
     if pod.spec.as_ref().and_then(|s| s.set_hostname_as_fqdn) == Some(true) && !domain.is_empty() {
@@ -18,7 +26,7 @@ pub fn config(pod: &Pod, attempt: u32, cgroup_parent: String, node: &NodeSetting
         hostname.clear();
     }
     let overhead = pod.spec.as_ref().and_then(|s| s.overhead.as_ref()).filter(|o| !o.is_empty());
-    let pod_resources = resources::pod(pod, node.cpu_quota);
+    let pod_resources = resources::pod(pod, &node.kernel);
     pb::PodSandboxConfig {
         metadata: Some(pb::PodSandboxMetadata {
             name: pod.metadata.name.clone().unwrap_or_default(),
@@ -34,7 +42,7 @@ pub fn config(pod: &Pod, attempt: u32, cgroup_parent: String, node: &NodeSetting
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         linux: Some(pb::LinuxPodSandboxConfig {
             cgroup_parent,
-            security_context: Some(security::sandbox(pod, &node.policy)),
+            security_context: Some(security::sandbox(pod, ids, &node.policy)),
             sysctls: dns::sysctls(pod),
             overhead: overhead.map(|o| pb::LinuxContainerResources {
                 cpu_shares: o

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
 };
 use proto::cri as pb;
 
+use super::user_ids::IdRange;
 use crate::images::ImageRef;
 
 /// Paths hidden from, and read-only in, unprivileged containers (`procMount: Default`). As `securitycontext`.
@@ -49,7 +50,7 @@ pub struct NodePolicy {
 }
 
 /// The namespaces of a pod's containers; `target` is the container whose PID namespace an ephemeral one joins.
-pub fn namespaces(pod: &Pod, target: Option<&str>) -> pb::NamespaceOption {
+pub fn namespaces(pod: &Pod, target: Option<&str>, ids: Option<IdRange>) -> pb::NamespaceOption {
     let spec = pod.spec.clone().unwrap_or_default();
     let mode = |node: Option<bool>| if node == Some(true) { pb::NamespaceMode::Node } else { pb::NamespaceMode::Pod };
     let pid = match target {
@@ -65,15 +66,15 @@ pub fn namespaces(pod: &Pod, target: Option<&str>) -> pb::NamespaceOption {
         ipc: mode(spec.host_ipc) as i32,
         pid: pid as i32,
         target_id: if pid == pb::NamespaceMode::Target { target.unwrap_or_default().to_owned() } else { String::new() },
-        userns_options: None,
+        userns_options: ids.map(IdRange::namespace),
     }
 }
 
 /// The security context of a sandbox.
-pub fn sandbox(pod: &Pod, policy: &NodePolicy) -> pb::LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &Pod, ids: Option<IdRange>, policy: &NodePolicy) -> pb::LinuxSandboxSecurityContext {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.clone()).unwrap_or_default();
     pb::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod, None)),
+        namespace_options: Some(namespaces(pod, None, ids)),
         selinux_options: context.se_linux_options.as_ref().map(selinux),
         run_as_user: context.run_as_user.map(int64),
         run_as_group: context.run_as_user.and(context.run_as_group).map(int64),
@@ -92,6 +93,7 @@ pub fn container(
     container: &Container,
     image: &ImageRef,
     target: Option<&str>,
+    ids: Option<IdRange>,
     policy: &NodePolicy,
 ) -> Result<pb::LinuxContainerSecurityContext, SecurityError> {
     let pod_context = pod.spec.as_ref().and_then(|s| s.security_context.clone()).unwrap_or_default();
@@ -102,7 +104,7 @@ pub fn container(
 
     let mut out = pb::LinuxContainerSecurityContext {
         privileged: own.privileged == Some(true),
-        namespace_options: Some(namespaces(pod, target)),
+        namespace_options: Some(namespaces(pod, target, ids)),
         selinux_options: own.se_linux_options.as_ref().or(pod_context.se_linux_options.as_ref()).map(selinux),
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         supplemental_groups: groups(&pod_context),
@@ -272,7 +274,7 @@ mod tests {
                 "allowPrivilegeEscalation": false, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
                 "seccompProfile": {"type": "Localhost", "localhostProfile": "a/b.json"}}}]
         }));
-        let got = container(&pod, &first(&pod), &image(None, ""), None, &policy()).unwrap();
+        let got = container(&pod, &first(&pod), &image(None, ""), None, None, &policy()).unwrap();
         assert_eq!(got.run_as_user.unwrap().value, 5);
         assert_eq!(got.run_as_group.unwrap().value, 2000);
         assert_eq!(got.supplemental_groups, [3000, 4000]);
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn privileged_containers_are_neither_masked_nor_filtered() {
         let pod = pod(json!({"containers": [{"name": "c", "securityContext": {"privileged": true}}]}));
-        let got = container(&pod, &first(&pod), &image(None, ""), None, &policy()).unwrap();
+        let got = container(&pod, &first(&pod), &image(None, ""), None, None, &policy()).unwrap();
         assert!(got.privileged && got.masked_paths.is_empty());
         assert_eq!(got.seccomp.unwrap().profile_type(), pb::security_profile::ProfileType::Unconfined);
         assert!(has_privileged(&pod));
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn run_as_non_root_is_checked_against_the_image() {
         let pod = pod(json!({"containers": [{"name": "c", "securityContext": {"runAsNonRoot": true}}]}));
-        let check = |image| container(&pod, &first(&pod), &image, None, &policy()).map(|_| ());
+        let check = |image| container(&pod, &first(&pod), &image, None, None, &policy()).map(|_| ());
         assert_eq!(check(image(Some(7), "")), Ok(()));
         for root in [image(Some(0), ""), image(None, "")] {
             let error = check(root).unwrap_err().to_string();
@@ -311,7 +313,7 @@ mod tests {
             (json!({"containers": [], "shareProcessNamespace": true}), pb::NamespaceMode::Pod),
             (json!({"containers": [], "hostPID": true}), pb::NamespaceMode::Node),
         ] {
-            assert_eq!(namespaces(&pod(spec), None).pid(), want);
+            assert_eq!(namespaces(&pod(spec), None, None).pid(), want);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use containerd_client::events::TaskExit;
@@ -20,6 +21,8 @@ use super::cri::CriError;
 use super::labels;
 
 const RELIST: Duration = Duration::from_secs(1);
+/// While events come, a relist only makes sure that none was lost.
+const RELIST_WITH_EVENTS: Duration = Duration::from_secs(10);
 /// The runtime counts as unhealthy when no relist has worked for this long.
 const UNHEALTHY_AFTER: Duration = Duration::from_secs(180);
 /// When, after containerd's word of an exit, its CRI part is looked at: it takes a while to show it.
@@ -40,6 +43,8 @@ pub struct RuntimeWatch {
     last: RwLock<Option<Instant>>,
     /// A relist is due now.
     hurry: Notify,
+    /// The runtime tells what happens.
+    told: AtomicBool,
 }
 
 impl RuntimeWatch {
@@ -50,8 +55,8 @@ impl RuntimeWatch {
         let seen = watch.clone();
         tokio::spawn(async move {
             // A runtime without CRI's events may be a containerd, which has events of its own.
-            events_forever(&runtime, &changed, &shutdown).await;
-            seen.exits_forever(&runtime, &shutdown).await;
+            seen.events_forever(&runtime, &changed, &shutdown).await;
+            seen.exits_forever(&runtime, &changed, &shutdown).await;
         });
         watch
     }
@@ -101,30 +106,35 @@ impl RuntimeWatch {
                     }
                 }
             }
+            let pause = if self.told.load(Ordering::Relaxed) && !failing { RELIST_WITH_EVENTS } else { RELIST };
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(RELIST) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.hurry.notified() => {}
             }
         }
     }
 
     /// Reads containerd's own events; another runtime does not know them, and is left to the relist.
-    async fn exits_forever(&self, runtime: &Runtime, shutdown: &CancellationToken) {
+    async fn exits_forever(&self, runtime: &Runtime, changed: &mpsc::Sender<String>, shutdown: &CancellationToken) {
         loop {
             let request = SubscribeRequest { filters: vec![EXITS.to_owned()] };
             match EventsClient::new(runtime.cri.channel()).subscribe(request).await {
                 Ok(answer) => {
                     debug!("reading containerd's events");
                     let mut stream = answer.into_inner();
-                    let mut looks: VecDeque<tokio::time::Instant> = VecDeque::new();
+                    self.set_told(true);
+                    // When to look, and at which pod; an unknown one is found by a relist.
+                    let mut looks: VecDeque<(tokio::time::Instant, Option<String>)> = VecDeque::new();
                     loop {
-                        let look = looks.front().copied();
+                        let look = looks.front().map(|(at, _)| *at);
                         let next = tokio::select! {
                             () = shutdown.cancelled() => return,
                             () = tokio::time::sleep_until(look.unwrap_or_else(tokio::time::Instant::now)), if look.is_some() => {
-                                looks.pop_front();
-                                self.hurry.notify_one();
+                                match looks.pop_front().and_then(|(_, uid)| uid) {
+                                    Some(uid) => if changed.send(uid).await.is_err() { return },
+                                    None => self.hurry.notify_one(),
+                                }
                                 continue;
                             }
                             next = stream.message() => next,
@@ -132,14 +142,67 @@ impl RuntimeWatch {
                         let Ok(Some(envelope)) = next else { break };
                         let exit = envelope.event.and_then(|any| TaskExit::decode(any.value.as_slice()).ok());
                         // Commands run in containers (probes) end too: those have an ID of their own.
-                        if exit.is_some_and(|e| e.id.is_empty() || e.id == e.container_id) {
+                        if let Some(exit) = exit.filter(|e| e.id.is_empty() || e.id == e.container_id) {
                             let now = tokio::time::Instant::now();
-                            looks = EXIT_SHOWS.iter().map(|after| now + *after).collect();
+                            let uid = self.pod_of(&exit.container_id);
+                            // What is to be looked at already will be; many exits at once are looked at together.
+                            looks.retain(|(_, pending)| *pending != uid);
+                            looks.extend(EXIT_SHOWS.iter().map(|after| (now + *after, uid.clone())));
+                            looks.make_contiguous().sort_by_key(|(at, _)| *at);
                         }
                     }
+                    self.set_told(false);
                 }
                 Err(status) if status.code() == tonic::Code::Unimplemented => return,
                 Err(error) => debug!(%error, "no events from containerd"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(EVENTS_RETRY) => {}
+            }
+        }
+    }
+
+    fn set_told(&self, told: bool) {
+        self.told.store(told, Ordering::Relaxed);
+        self.hurry.notify_one();
+    }
+
+    /// The pod of a container or sandbox, by the last relist.
+    fn pod_of(&self, id: &str) -> Option<String> {
+        self.pods.read().iter().find(|(_, states)| states.contains_key(id)).map(|(uid, _)| uid.clone())
+    }
+
+    /// Reads the runtime's event stream; returns when it has none (containerd before 1.7).
+    async fn events_forever(&self, runtime: &Runtime, changed: &mpsc::Sender<String>, shutdown: &CancellationToken) {
+        loop {
+            match runtime.cri.container_events().await {
+                Ok(mut stream) => {
+                    debug!("reading the container runtime's events");
+                    loop {
+                        let next = tokio::select! {
+                            () = shutdown.cancelled() => return,
+                            next = stream.message() => next,
+                        };
+                        match next {
+                            Ok(Some(event)) => {
+                                self.told.store(true, Ordering::Relaxed);
+                                let uid = event.pod_sandbox_status.and_then(|s| s.metadata).map(|m| m.uid);
+                                if let Some(uid) = uid.filter(|u| !u.is_empty())
+                                    && changed.send(uid).await.is_err()
+                                {
+                                    return;
+                                }
+                            }
+                            Ok(None) => break,
+                            Err(status) if status.code() == tonic::Code::Unimplemented => return,
+                            Err(_) => break,
+                        }
+                    }
+                    self.set_told(false);
+                }
+                Err(error) if error.is_unimplemented() => return,
+                Err(error) => debug!(%error, "no events from the container runtime"),
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -169,42 +232,6 @@ fn difference(before: &HashMap<String, PodStates>, now: &HashMap<String, PodStat
     let changed = now.iter().filter(|(uid, states)| before.get(*uid) != Some(states)).map(|(uid, _)| uid);
     let gone = before.keys().filter(|uid| !now.contains_key(*uid));
     changed.chain(gone).cloned().collect()
-}
-
-/// Reads the runtime's event stream; returns when it has none (containerd before 1.7).
-async fn events_forever(runtime: &Runtime, changed: &mpsc::Sender<String>, shutdown: &CancellationToken) {
-    loop {
-        match runtime.cri.container_events().await {
-            Ok(mut stream) => {
-                debug!("reading the container runtime's events");
-                loop {
-                    let next = tokio::select! {
-                        () = shutdown.cancelled() => return,
-                        next = stream.message() => next,
-                    };
-                    match next {
-                        Ok(Some(event)) => {
-                            let uid = event.pod_sandbox_status.and_then(|s| s.metadata).map(|m| m.uid);
-                            if let Some(uid) = uid.filter(|u| !u.is_empty())
-                                && changed.send(uid).await.is_err()
-                            {
-                                return;
-                            }
-                        }
-                        Ok(None) => break,
-                        Err(status) if status.code() == tonic::Code::Unimplemented => return,
-                        Err(_) => break,
-                    }
-                }
-            }
-            Err(error) if error.is_unimplemented() => return,
-            Err(error) => debug!(%error, "no events from the container runtime"),
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(EVENTS_RETRY) => {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ pub(super) fn status(source: &Source<'_>, kind: ContainerKind, container: &Conta
         image: if latest.image.is_empty() { container.image.clone().unwrap_or_default() } else { latest.image.clone() },
         image_id: latest.image_ref.clone(),
         container_id: Some(format!("{}://{}", source.runtime_name, latest.id)),
+        stop_signal: latest.stop_signal.map(str::to_owned),
         restart_count: i32::try_from(latest.annotated.restart_count).unwrap_or(i32::MAX),
         state: Some(state(source, latest, old)),
         last_state: Some(attempts.next().map(|previous| state(source, previous, None)).unwrap_or_default()),

@@ -62,6 +62,8 @@ pub struct Volumes {
     allocatable: arc_swap::ArcSwap<BTreeMap<String, apimachinery::quantity::Quantity>>,
     csi: Option<Arc<Csi>>,
     images: Option<Arc<Puller>>,
+    /// The runtime's default handler can make whole trees of mounts read-only.
+    recursive_read_only: bool,
     /// Of each pod: volumes that must not be detached from this node.
     in_use: parking_lot::Mutex<BTreeMap<String, BTreeSet<String>>>,
     /// What claims were found to be, by pod and volume: they stay usable while the API is away.
@@ -79,14 +81,15 @@ impl Volumes {
             allocatable: arc_swap::ArcSwap::default(),
             csi: None,
             images: None,
+            recursive_read_only: false,
             in_use: parking_lot::Mutex::default(),
             claimed: parking_lot::Mutex::default(),
         }
     }
 
-    /// With CSI drivers, and with images as volumes.
-    pub fn with(mut self, csi: Arc<Csi>, images: Arc<Puller>) -> Self {
-        (self.csi, self.images) = (Some(csi), Some(images));
+    /// With CSI drivers, with images as volumes, and with what the runtime can do.
+    pub fn with(mut self, csi: Arc<Csi>, images: Arc<Puller>, recursive_read_only: bool) -> Self {
+        (self.csi, self.images, self.recursive_read_only) = (Some(csi), Some(images), recursive_read_only);
         self
     }
 
@@ -385,13 +388,25 @@ impl Volumes {
                 host_path: host_path.to_string_lossy().into_owned(),
                 readonly: read_only,
                 propagation: propagation(mount) as i32,
-                recursive_read_only: read_only && mount.recursive_read_only.as_deref() == Some("Enabled"),
+                recursive_read_only: read_only && self.recursively(mount)?,
                 image_sub_path: source.image.as_ref().map(|_| sub_path).unwrap_or_default(),
                 image: source.image.clone().map(|image| pb::ImageSpec { image, ..Default::default() }),
                 ..Default::default()
             });
         }
         Ok(made)
+    }
+
+    /// Whether what is mounted below a read-only mount is read-only, too. As `resolveRecursiveReadOnly`.
+    fn recursively(&self, mount: &VolumeMount) -> Result<bool, VolumeError> {
+        match (mount.recursive_read_only.as_deref(), self.recursive_read_only) {
+            (Some("Enabled"), false) => Err(VolumeError::Mount(format!(
+                "failed to resolve recursive read-only mode: volume {:?} requested recursive read-only mode, but it is not supported by the runtime",
+                mount.name
+            ))),
+            (Some("Enabled" | "IfPossible"), supported) => Ok(supported),
+            _ => Ok(false),
+        }
     }
 
     /// The CRI devices of one container's volumeDevices.
