@@ -155,6 +155,11 @@ fn element(key: &str, value: &str) -> String {
     if value.is_empty() { key.to_owned() } else { format!("{key} : {value}") }
 }
 
+/// A short, stable number for a name that is too long to be one in nftables. As FNV-1a.
+pub fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Applies `transaction`, whole or not at all.
 pub async fn apply(transaction: &str) -> Result<(), CommandError> {
     command::run("nft", &["-f", "-"], transaction).await.map(drop)

@@ -273,7 +273,7 @@ fn affinity_set(id: &PortId, endpoint: &Endpoint) -> String {
 /// `service-HASH-ns/name/tcp/port`: the hash makes it unique, the rest is for people and may be cut.
 fn chain_name(kind: &str, id: &impl Display) -> String {
     let id = id.to_string();
-    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash = component_base::nftables::hash(&id);
     let hash: String = (0..HASH_LENGTH)
         .map(|i| char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[(hash >> (i * 5)) as usize & 31]))
         .collect();

@@ -65,7 +65,7 @@ impl Wire {
             .expect("a process for a namespace");
         let pid = holder.id();
         let own = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
-        super::eventually("a namespace of its own", || {
+        crate::common::eventually("a namespace of its own", || {
             std::fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|found| *found != own)
         });
         run(&format!("ip link add name w-{name} type veth peer name eth0 netns {pid}; ip link set w-{name} up"));
@@ -132,7 +132,7 @@ impl Drop for Wire {
 }
 
 /// Packets are answered within this time, or never.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(1000);
 
 /// What a server says over `tcp:1.2.3.4:5` or `udp:…`; `refused` or `silence` if it says nothing.
 pub fn ask(to: &str) -> String {

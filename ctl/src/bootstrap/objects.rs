@@ -171,7 +171,7 @@ fn kube_proxy(configuration: &str) -> Vec<Value> {
     ]
 }
 
-/// The pod network reads nodes and says on its own node that the network is there.
+/// The pod network reads nodes, and what network policies speak of, and says on its own node that the network is there.
 fn pod_network() -> Vec<Value> {
     let name = "system:pod-network";
     let who = [To::User(name), To::Account("pod-network")];
@@ -179,7 +179,8 @@ fn pod_network() -> Vec<Value> {
         cluster_role(
             name,
             json!([
-                rule(&[""], &["nodes"], &[], &["get", "list", "watch"]),
+                rule(&[""], &["nodes", "pods", "namespaces"], &[], &["get", "list", "watch"]),
+                rule(&["networking.k8s.io"], &["networkpolicies"], &[], &["get", "list", "watch"]),
                 rule(&[""], &["nodes/status"], &[], &["patch"]),
             ]),
         ),

@@ -10,6 +10,7 @@
 
 mod host;
 mod plan;
+mod policy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -88,7 +89,7 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         tracing::warn!(%directory, ?missing, "CNI plugins are missing; install the package containernetworking-plugins");
     }
     let client = client::connect(client::load(flags.kubeconfig.as_deref()).await?, "pod-network/v1.36.0 pilothouse")?;
-    let api = Api::<Node>::all(client);
+    let api = Api::<Node>::all(client.clone());
     let nodes = Informer::start_with_transform(api.clone(), watcher::Config::default(), slim);
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
@@ -97,6 +98,8 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
             notify.notify_one();
         }
     });
+    // It ends with the shutdown, and its rules stay.
+    tokio::spawn(policy::run(client, own.clone(), shutdown.clone()));
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         () = nodes.synced() => {}
@@ -246,5 +249,6 @@ async fn cleanup(flags: &Flags, handle: &Handle) -> anyhow::Result<()> {
         let removed = host::remove_route(handle, cidr, next).await;
         outcome = outcome.and(removed.with_context(|| format!("removing the route to {cidr}")));
     }
+    let outcome = outcome.and(policy::clean_up().await.map_err(Into::into));
     outcome.and(host::nft(&plan::cleanup_script()).await)
 }

@@ -1,0 +1,159 @@
+//! NetworkPolicy on this node: pods, namespaces and policies are watched, [`compile`] says what they come to, [`render`]
+//! makes rules of it, and the difference is applied in one transaction.
+//!
+//! Fail-static: the rules stay when this process ends or the API server is away.
+
+mod compile;
+#[cfg(test)]
+mod naive;
+mod render;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use component_base::command::CommandError;
+use component_base::informer::Informer;
+use component_base::nftables::{self, Ruleset};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use compile::Compiled;
+
+/// How often the rules are looked for, changes or none.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Pause after a change, so that many that come at once cost one round.
+const SETTLE: Duration = Duration::from_millis(10);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Keeps the policies of this node's pods in force until `shutdown`. The rules stay.
+pub(crate) async fn run(client: Client, own: String, shutdown: CancellationToken) {
+    let config = watcher::Config::default;
+    let policies = Informer::start_with_transform(Api::<NetworkPolicy>::all(client.clone()), config(), |policy| {
+        policy.metadata.annotations = None;
+        policy.metadata.labels = None;
+    });
+    let pods = Informer::start_with_transform(Api::<Pod>::all(client.clone()), config(), slim);
+    let namespaces = Informer::start_with_transform(Api::<Namespace>::all(client), config(), |namespace| {
+        namespace.metadata.annotations = None;
+    });
+    let changed = Arc::new(Notify::new());
+    let notify = changed.clone();
+    policies.on_change(move |_| notify.notify_one());
+    let (notify, node) = (changed.clone(), own.clone());
+    pods.on_change(move |change| {
+        let essence = |pod: Option<&Arc<Pod>>| pod.and_then(|pod| compile::Pod::read(pod, &node));
+        if essence(change.old) != essence(change.new) {
+            notify.notify_one();
+        }
+    });
+    let notify = changed.clone();
+    namespaces.on_change(move |change| {
+        let labels = |namespace: Option<&Arc<Namespace>>| namespace.map(|n| n.metadata.labels.clone());
+        if labels(change.old) != labels(change.new) {
+            notify.notify_one();
+        }
+    });
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        // From half of the pods a policy's peers would be cut off.
+        () = async { tokio::join!(policies.synced(), pods.synced(), namespaces.synced()); } => {}
+    }
+    let mut applied: Option<Ruleset> = None;
+    loop {
+        let started = Instant::now();
+        let wanted = {
+            let policies: Vec<_> = policies.list().iter().map(|policy| compile::Policy::read(policy)).collect();
+            let pods: Vec<_> = match policies.as_slice() {
+                [] => Vec::new(),
+                _ => pods.list().iter().filter_map(|pod| compile::Pod::read(pod, &own)).collect(),
+            };
+            let labels = |namespace: &Arc<Namespace>| {
+                let meta = &namespace.metadata;
+                (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
+            };
+            let namespaces: BTreeMap<_, _> = namespaces.list().iter().map(labels).collect();
+            let families = [false, true].map(|ipv6| (ipv6, Compiled::new(&policies, &pods, &namespaces, ipv6)));
+            render::render(&families)
+        };
+        let pause = match apply(&mut applied, wanted).await {
+            Ok(0) => RESYNC,
+            Ok(lines) => {
+                tracing::info!(
+                    policies = policies.len(),
+                    lines,
+                    ms = started.elapsed().as_millis() as u64,
+                    "network policies applied"
+                );
+                RESYNC
+            }
+            Err(error) => {
+                tracing::error!(%error, retry_s = RETRY.as_secs(), "network policies not applied");
+                applied = None;
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            // A policy, a pod or a namespace has changed.
+            () = changed.notified() => tokio::time::sleep(SETTLE).await,
+            // Time to look whether the rules are there, or to try again.
+            () = tokio::time::sleep(pause) => {
+                if applied.is_some() && !nftables::exists(render::TABLE, render::LANDMARK).await {
+                    tracing::error!("the table of network policies is gone; making it anew");
+                    applied = None;
+                }
+            }
+        }
+    }
+}
+
+/// Takes the kernel from what was applied to what is wanted; gives the number of commands.
+async fn apply(applied: &mut Option<Ruleset>, wanted: Ruleset) -> Result<usize, CommandError> {
+    let transaction = match applied {
+        Some(before) => wanted.update_from(before, render::TABLE),
+        None => wanted.create(render::TABLE),
+    };
+    if !transaction.is_empty() {
+        nftables::apply(&transaction).await?;
+    }
+    *applied = Some(wanted);
+    Ok(transaction.lines().count())
+}
+
+/// Takes the rules away.
+pub(crate) async fn clean_up() -> Result<(), CommandError> {
+    nftables::remove(render::TABLE).await
+}
+
+/// Of a pod only what policies read.
+fn slim(pod: &mut Pod) {
+    pod.metadata.annotations = None;
+    pod.metadata.owner_references = None;
+    if let Some(spec) = pod.spec.take() {
+        let keep = |container: k8s_openapi::api::core::v1::Container| k8s_openapi::api::core::v1::Container {
+            ports: container.ports,
+            restart_policy: container.restart_policy,
+            ..Default::default()
+        };
+        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+            host_network: spec.host_network,
+            node_name: spec.node_name,
+            containers: spec.containers.into_iter().map(keep).collect(),
+            init_containers: spec.init_containers.map(|all| all.into_iter().map(keep).collect()),
+            ..Default::default()
+        });
+    }
+    if let Some(status) = pod.status.take() {
+        pod.status = Some(k8s_openapi::api::core::v1::PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            ..Default::default()
+        });
+    }
+}
