@@ -214,10 +214,18 @@ impl Server {
 
     /// Another apiserver over the same etcd.
     pub async fn sibling(&self) -> Server {
+        self.sibling_with(&[]).await
+    }
+
+    /// Another apiserver over the same etcd, with some flags otherwise than here.
+    pub async fn sibling_with(&self, flags: &[&str]) -> Server {
         let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
         let mut args = self.args.clone();
-        args.retain(|arg| !arg.starts_with("--secure-port="));
-        args.push(format!("--secure-port={port}"));
+        for flag in flags.iter().map(ToString::to_string).chain([format!("--secure-port={port}")]) {
+            let name = flag.split('=').next().unwrap().to_owned();
+            args.retain(|arg| !arg.starts_with(&format!("{name}=")));
+            args.push(flag);
+        }
         let log = directory.path().join("apiserver.log");
         let apiserver = Some(spawn(&built("apiserver"), &args, &log));
         let url = format!("https://127.0.0.1:{port}");
@@ -264,6 +272,18 @@ impl Server {
 
     pub fn etcd_pid(&self) -> Option<u32> {
         self.etcd.as_ref().map(|process| process.0.id())
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(self.pid().unwrap(), name);
+    }
+
+    /// The sum of a metric's samples.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let request = Request::get("/metrics").body(Vec::new()).unwrap();
+        let text = self.client.request_text(request).await.unwrap();
+        let samples = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// Waits until the apiserver, told to stop, has ended.
@@ -391,6 +411,10 @@ impl Server {
         let request = Request::get(path).header("accept", accept).body(Vec::new()).unwrap();
         self.client.request::<Value>(request).await.unwrap()
     }
+}
+
+pub fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap().success());
 }
 
 fn client(url: &str, admin: &(String, String)) -> kube::Client {

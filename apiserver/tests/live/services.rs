@@ -1,6 +1,6 @@
 //! Cluster IPs and node ports: two apiservers over one etcd give none twice and lose none.
 
-use crate::common::{Server, has_etcd};
+use crate::common::{Server, eventually, has_etcd};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -179,4 +179,40 @@ async fn two_families_and_more_ranges() {
     let headless = json!({"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}});
     let made = server.post(SERVICES, &headless).await.unwrap();
     assert_eq!((&made["spec"]["ipFamilyPolicy"], ips(&made)), (&json!("RequireDualStack"), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kubernetes_service_has_the_servers_that_are_there() {
+    if !has_etcd() {
+        return;
+    }
+    let server = Server::start_with(&["--advertise-address=192.0.2.1"]).await;
+    let mut leaves = server.sibling_with(&["--advertise-address=192.0.2.2"]).await;
+    let dies = server.sibling_with(&["--advertise-address=192.0.2.3"]).await;
+    let has = async |wanted: &'static [&'static str]| {
+        eventually("the servers", async || {
+            let endpoints = server.get("/api/v1/namespaces/default/endpoints/kubernetes").await;
+            let slice = server.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await;
+            let (endpoints, slice) =
+                (endpoints.map_err(|error| format!("{error:?}"))?, slice.map_err(|error| format!("{error:?}"))?);
+            let texts = |list: &Value, pointer: &str| -> Vec<String> {
+                let each = list.as_array().into_iter().flatten();
+                each.filter_map(|item| Some(item.pointer(pointer)?.as_str()?.to_owned())).collect()
+            };
+            let told =
+                [texts(&endpoints["subsets"][0]["addresses"], "/ip"), texts(&slice["endpoints"], "/addresses/0")];
+            if told.iter().all(|told| told == wanted) { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
+    };
+    has(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]).await;
+    // It says that it goes, before it goes.
+    leaves.signal("TERM");
+    assert!(leaves.wait_for_end().success());
+    let endpoints = server.get("/api/v1/namespaces/default/endpoints/kubernetes").await.unwrap();
+    assert!(!endpoints.to_string().contains("192.0.2.2"), "{endpoints}");
+    has(&["192.0.2.1", "192.0.2.3"]).await;
+    // A lease that is kept no more ends.
+    drop(dies);
+    has(&["192.0.2.1"]).await;
 }

@@ -97,6 +97,13 @@ async fn an_eviction_heeds_the_budget() {
     assert_eq!((code, message.as_str()), (429, "Cannot evict pod as it would violate the pod's disruption budget."));
     assert_eq!(server.get(&format!("{PODS}/p")).await.unwrap()["metadata"].get("deletionTimestamp"), None);
     server.merge(&format!("{budgets}/b/status"), &allowed(1)).await.unwrap();
+    // What only is tried disrupts nothing, in whichever way it is said.
+    for (query, options) in [("?dryRun=All", json!({})), ("", json!({"dryRun": ["All"]}))] {
+        let eviction = json!({"metadata": {"name": "p"}, "deleteOptions": options});
+        server.post(&format!("{PODS}/p/eviction{query}"), &eviction).await.unwrap();
+        assert_eq!(server.get(&format!("{PODS}/p")).await.unwrap()["metadata"].get("deletionTimestamp"), None);
+        assert_eq!(server.get(&format!("{budgets}/b")).await.unwrap()["status"]["disruptionsAllowed"], 1);
+    }
     evict().await.unwrap();
     let gone = server.get(&format!("{PODS}/p")).await.unwrap();
     assert!(gone["metadata"]["deletionTimestamp"].is_string(), "{gone}");

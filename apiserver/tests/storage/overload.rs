@@ -1,10 +1,10 @@
 //! What is too much, too big or too slow is refused in time, and what must live on does.
 
-use crate::common::{JSON, Server, has_etcd};
+use crate::common::{JSON, Server, eventually, has_etcd, signal};
+use crate::watch::Watch;
 use crate::{PATH, start};
 use http::Request;
 use serde_json::{Value, json};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,10 +28,6 @@ async fn what_is_too_big_is_refused_and_nothing_is_stored() {
     assert_eq!(server.get(PATH).await.unwrap()["items"], json!([]));
     let (code, _) = server.get(&format!("{PATH}?timeout=x")).await.unwrap_err();
     assert_eq!(code, 400);
-}
-
-fn signal(pid: u32, name: &str) {
-    assert!(Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,9 +110,8 @@ async fn a_server_that_is_told_to_stop_answers_and_ends_its_watches() {
         return;
     }
     let mut server = start(&["--shutdown-delay-duration=2s"]).await;
-    let mut watch = crate::watch::Watch::open(&server, PATH, "resourceVersion=0").await;
-    let pid = server.pid().unwrap();
-    signal(pid, "TERM");
+    let mut watch = Watch::open(&server, PATH, "resourceVersion=0").await;
+    server.signal("TERM");
     tokio::time::sleep(Duration::from_millis(500)).await;
     // It says that it goes, and serves on.
     let ready = server.client.request_text(Request::get("/readyz").body(Vec::new()).unwrap()).await;
@@ -125,4 +120,82 @@ async fn a_server_that_is_told_to_stop_answers_and_ends_its_watches() {
     assert_eq!(watch.told().await, "ADDED late");
     assert_eq!(watch.told().await, "the end");
     assert!(server.wait_for_end().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_left_costs_nothing_more() {
+    const CLIENTS: usize = 20;
+    if !has_etcd() {
+        return;
+    }
+    let server = start(&[]).await;
+    server.post(PATH, &json!({"metadata": {"name": "a"}})).await.unwrap();
+    let multiplexed = component_base::client::connect(server.config(), "leaver").unwrap();
+    let (watches, running) = ("apiserver_longrunning_requests", "apiserver_current_inflight_requests");
+    // By a connection of one's own, and by one stream of many.
+    for client in [&server.client, &multiplexed] {
+        let before = server.metric(watches).await;
+        let mut open = Vec::new();
+        for _ in 0..CLIENTS {
+            open.push(Watch::try_open(client, PATH, "resourceVersion=0").await.unwrap());
+        }
+        assert!(server.metric(watches).await >= before + CLIENTS as f64);
+        drop(open);
+        eventually("no watch is left", async || match server.metric(watches).await {
+            left if left <= before => Ok(()),
+            left => Err(left.to_string()),
+        })
+        .await;
+
+        let etcd = server.etcd_pid().unwrap();
+        signal(etcd, "STOP");
+        let calls = (0..CLIENTS).map(|at| {
+            let (client, method) = (client.clone(), if at % 2 == 0 { "GET" } else { "POST" });
+            tokio::spawn(async move {
+                let body = if method == "GET" { Vec::new() } else { br#"{"metadata":{"generateName":"x"}}"#.to_vec() };
+                let request =
+                    Request::builder().method(method).uri(PATH).header("content-type", JSON).body(body).unwrap();
+                tokio::time::timeout(Duration::from_secs(2), client.request::<Value>(request)).await.map_err(|_| ())
+            })
+        });
+        let calls = futures::future::join_all(calls.collect::<Vec<_>>());
+        let (left, most) = tokio::join!(calls, async {
+            let mut most = 0.0_f64;
+            for _ in 0..15 {
+                most = most.max(server.metric(running).await);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            most
+        });
+        let waited = left.iter().filter(|left| matches!(left, Ok(Err(())))).count();
+        assert!(waited > CLIENTS / 2, "they wait for etcd, and leave: {left:?}");
+        assert!(most > 2.0, "{most} at most were seen to wait");
+        eventually("no request is left", async || match server.metric(running).await {
+            // The one that asks, and what the server itself asks of itself.
+            few if few <= 2.0 => Ok(()),
+            many => Err(many.to_string()),
+        })
+        .await;
+        signal(etcd, "CONT");
+        eventually("the server serves", async || server.get(PATH).await.map_err(|error| format!("{error:?}"))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_has_so_many_watches_and_no_more() {
+    if !has_etcd() {
+        return;
+    }
+    let server = start(&["--http2-max-streams-per-connection=5"]).await;
+    let client = component_base::client::connect(server.config(), "greedy").unwrap();
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        open.push(Watch::try_open(&client, PATH, "resourceVersion=0").await.unwrap());
+    }
+    let one_more = Watch::try_open(&client, PATH, "resourceVersion=0");
+    assert!(tokio::time::timeout(Duration::from_secs(1), one_more).await.is_err());
+    // Others are served, and so is this one when it has room.
+    server.get(PATH).await.unwrap();
+    open.pop();
+    Watch::try_open(&client, PATH, "resourceVersion=0").await.unwrap();
 }
