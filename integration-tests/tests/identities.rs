@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -15,6 +16,9 @@ async fn pods_know_who_they_are() {
     }
     let cluster = Cluster::start("identities", Setup::Hosts(1)).await;
     tokens_are_mounted(&cluster).await;
+    let pong = "(while true; do echo pong | nc -l -p 7000; done) >/dev/null 2>&1 &";
+    cluster.ctl(&format!("exec who -c a -- sh -c '{pong}'")).success();
+    the_python_client_streams(&cluster);
     streams_run_in_every_dialect(&cluster);
     a_budget_is_heeded_and_a_quota_released(&cluster).await;
 }
@@ -93,7 +97,27 @@ fn streams_run_in_every_dialect(cluster: &Cluster) {
         let all = host.exec(&format!("{kubectl} -- head -c 3000000 /dev/zero | wc -c")).success();
         assert_eq!(all.trim(), "3000000", "websockets={websockets}");
         assert_eq!(host.exec(&format!("{kubectl} -- sh -c 'exit 7'")).code, 7);
+        let forwarded = host.exec(&format!(
+            "KUBECTL_PORT_FORWARD_WEBSOCKETS={websockets} kubectl --kubeconfig /etc/kubernetes/admin.conf port-forward pod/who 7001:7000 &\n\
+             forwarder=$!; trap 'kill $forwarder' EXIT\n\
+             for attempt in $(seq 60); do exec 3<>/dev/tcp/127.0.0.1/7001 && read -r -t 5 heard <&3 && break; sleep 1; done\n\
+             echo heard: $heard"
+        ));
+        assert!(forwarded.stdout.contains("heard: pong"), "websockets={websockets}: {forwarded:?}");
     }
+}
+
+/// Commands and a port, by WebSocket.
+fn the_python_client_streams(cluster: &Cluster) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (python, script) = (root.join("../target/python/bin/python"), root.join("tests/identities/streams.py"));
+    if !python.exists() {
+        assert!(std::env::var_os("CI").is_none(), "{} is missing: ./test makes it", python.display());
+        println!("left out: there is no Python client in {}", python.display());
+        return;
+    }
+    let command = format!("KUBECONFIG=/etc/kubernetes/admin.conf {} {}", python.display(), script.display());
+    assert_eq!(cluster.hosts[0].exec(&command).success(), "all is well\n");
 }
 
 /// A pod that runs is evicted as far as its budget goes; what it used is free when it has gone.
