@@ -9,6 +9,7 @@ pub mod csi;
 pub mod env;
 pub mod events;
 pub mod eviction;
+pub mod hollow;
 mod housekeeping;
 pub mod images;
 pub mod node;

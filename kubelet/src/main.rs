@@ -49,5 +49,8 @@ const IGNORED: &[Ignored] = &[
 
 fn main() -> ExitCode {
     let flags: Flags = cli::parse(IGNORED);
-    component_base::daemon::run("kubelet", flags.verbosity, |shutdown| kubelet::run(flags, shutdown))
+    component_base::daemon::run("kubelet", flags.verbosity, async |shutdown| match flags.hollow {
+        Some(count) => kubelet::hollow::run(flags, count, shutdown).await,
+        None => kubelet::run(flags, shutdown).await,
+    })
 }

@@ -156,6 +156,9 @@ pub struct Flags {
     /// Feature gates (Name=true).
     #[arg(long, value_delimiter = ',')]
     pub feature_gates: Vec<String>,
+    /// Run so many kubelets that run nothing, named after this one with a number: nodes for tests of scale.
+    #[arg(long, value_name = "NODES")]
+    pub hollow: Option<usize>,
     /// Log verbosity.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,

@@ -23,6 +23,7 @@ use crate::config::{self, KubeletConfiguration};
 use crate::csi::Csi;
 use crate::events::Events;
 use crate::eviction::{Evictor, Shortage};
+use crate::hollow;
 use crate::housekeeping::Housekeeping;
 use crate::images::{Puller, collector};
 use crate::node::{self, Facts, NodeKeeper, machine};
@@ -39,7 +40,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::static_pods::{self, Mirrors};
 use crate::status::StatusManager;
 use crate::volumes::Volumes;
-use crate::{certificates, env, plugins, probes, server};
+use crate::{certificates, env, plugins, probes, runtime, server};
 
 const USER_AGENT: &str = "kubelet/v1.36.0 (linux) pilothouse";
 /// Changes of the API's pods that wait to be handed to workers.
@@ -48,7 +49,9 @@ const RUNTIME_QUEUE: usize = 1024;
 
 /// Runs the kubelet until shutdown. Pods go on running after it.
 pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let config = Arc::new(config::load(&flags)?);
+    let mut config = config::load(&flags)?;
+    hollow::adjust(&mut config, &flags);
+    let config = Arc::new(config);
     let hostname = machine::node_name(None);
     let name = machine::node_name(flags.hostname_override.as_deref());
     let addresses = machine::addresses(&flags.node_ip);
@@ -307,7 +310,10 @@ async fn make_runtime(
     let settings = NodeSettings {
         root_dir: absolute(&flags.root_dir),
         pod_logs_dir: config.pod_logs_dir.clone(),
-        container_logs_dir: PathBuf::from("/var/log/containers"),
+        container_logs_dir: match config.container_runtime_endpoint == runtime::hollow::ENDPOINT {
+            true => config.pod_logs_dir.clone(),
+            false => PathBuf::from("/var/log/containers"),
+        },
         dns: dns::NodeDns {
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),

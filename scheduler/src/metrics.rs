@@ -46,6 +46,22 @@ pub struct Metrics {
     durations: Family<Attempt, Histogram>,
     algorithm: Histogram,
     pending: Family<Pending, Gauge>,
+    preemptions: Counter,
+    victims: Histogram,
+    tries: Histogram,
+    waits: Family<Tries, Histogram>,
+    incoming: Family<Incoming, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Tries {
+    attempts: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Incoming {
+    queue: &'static str,
+    event: &'static str,
 }
 
 impl Default for Metrics {
@@ -73,6 +89,31 @@ impl Default for Metrics {
                 "Number of pending pods, by the queue type.",
                 Family::default(),
             ),
+            preemptions: register(
+                "scheduler_preemption_attempts",
+                "Total preemption attempts in the cluster till now.",
+                Counter::default(),
+            ),
+            victims: register(
+                "scheduler_preemption_victims",
+                "Number of selected preemption victims.",
+                Histogram::new(exponential_buckets(1.0, 2.0, 7)),
+            ),
+            tries: register(
+                "scheduler_pod_scheduling_attempts",
+                "Number of attempts to successfully schedule a pod.",
+                Histogram::new(exponential_buckets(1.0, 2.0, 5)),
+            ),
+            waits: register(
+                "scheduler_pod_scheduling_sli_duration_seconds",
+                "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue.",
+                Family::<Tries, Histogram>::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
+            ),
+            incoming: register(
+                "scheduler_queue_incoming_pods",
+                "Number of pods added to scheduling queues by event and queue type.",
+                Family::default(),
+            ),
         }
     }
 }
@@ -83,6 +124,26 @@ impl Metrics {
         let labels = Attempt { profile: profile.to_owned(), result: outcome.label() };
         self.attempts.get_or_create(&labels).inc();
         self.durations.get_or_create(&labels).observe(duration.as_secs_f64());
+    }
+
+    /// A pod has come into a queue.
+    pub fn came(&self, queue: &'static str, event: &'static str) {
+        self.incoming.get_or_create(&Incoming { queue, event }).inc();
+    }
+
+    /// A pod is bound after so many attempts and so long a wait.
+    pub fn bound(&self, attempts: u32, waited: Duration) {
+        self.tries.observe(f64::from(attempts));
+        let attempts = attempts.min(16).to_string();
+        self.waits.get_or_create(&Tries { attempts }).observe(waited.as_secs_f64());
+    }
+
+    /// No node fits; preemption was tried, and would remove so many pods (none if it does not help).
+    pub fn preempted(&self, victims: usize) {
+        self.preemptions.inc();
+        if victims > 0 {
+            self.victims.observe(victims as f64);
+        }
     }
 
     /// Records how long a decision took.

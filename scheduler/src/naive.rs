@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
 use proptest::prelude::*;
 
 use crate::cache::Snapshot;
-use crate::decide::{Scratch, decide, feasible_nodes};
-use crate::framework::Profile;
+use crate::decide::{Scratch, decide, feasible_nodes, plugin_scores};
+use crate::framework::{Nomination, Profile};
 use crate::testing::{NodeBuilder, PodBuilder, node, pending, placed, pod, seeded};
 
 fn amount(map: Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>, name: &str) -> i64 {
@@ -34,6 +34,72 @@ fn tolerated(tolerations: &[Toleration], key: &str, value: &str, effect: &str) -
             && (field(&t.effect).is_empty() || field(&t.effect) == effect)
             && (field(&t.operator) == "Exists" || field(&t.value) == value)
     })
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+fn has_label(pod: &Pod, app: &str) -> bool {
+    pod.metadata.labels.as_ref().and_then(|labels| labels.get("app")).is_some_and(|value| value == app)
+}
+
+/// The required terms of a kind: topology key and `app`.
+fn affinity_terms(pod: &Pod, kind: &str) -> Vec<(String, String)> {
+    let affinity = serde_json::to_value(pod.spec.as_ref().and_then(|spec| spec.affinity.clone())).expect("affinity");
+    let terms =
+        affinity[kind]["requiredDuringSchedulingIgnoredDuringExecution"].as_array().cloned().unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    terms.iter().map(|term| (text(&term["topologyKey"]), text(&term["labelSelector"]["matchLabels"]["app"]))).collect()
+}
+
+/// The normalised scores of the nodes, of the plugins that are simple enough to be said again.
+fn scores(
+    pod: &Pod,
+    names: &[String],
+    nodes: &BTreeMap<String, Node>,
+    placed: &BTreeMap<String, Pod>,
+) -> BTreeMap<&'static str, Vec<i64>> {
+    let on = |name: &str| placed.values().filter(|p| node_of(p) == name).collect::<Vec<_>>();
+    let of = |name: &str, resource: &str| {
+        let allocatable = nodes[name].status.as_ref().and_then(|status| status.allocatable.as_ref());
+        let taken: i64 = on(name).iter().map(|p| requested(p, resource)).sum();
+        (taken, amount(allocatable, resource))
+    };
+    let fit = |name: &String| {
+        let free = ["cpu", "memory"].map(|resource| {
+            let (taken, has) = of(name, resource);
+            (has - (taken + requested(pod, resource)).min(has)) * 100 / has
+        });
+        free.iter().sum::<i64>() / 2
+    };
+    let balance = |name: &String, with: bool| {
+        let [one, other] = ["cpu", "memory"].map(|resource| {
+            let (taken, has) = of(name, resource);
+            ((taken + if with { requested(pod, resource) } else { 0 }) as f64 / has as f64).min(1.0)
+        });
+        ((1.0 - ((one - other) / 2.0).abs()) * 100.0) as i64
+    };
+    let soft = |name: &String| {
+        let spec = pod.spec.as_ref().expect("spec");
+        let taints = nodes[name].spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+        let soft = taints.filter(|taint| taint.effect == "PreferNoSchedule");
+        let tolerations = spec.tolerations.clone().unwrap_or_default();
+        soft.filter(|t| !tolerated(&tolerations, &t.key, t.value.as_deref().unwrap_or_default(), &t.effect)).count()
+            as i64
+    };
+    let worst = names.iter().map(soft).max().unwrap_or(0);
+    BTreeMap::from([
+        ("NodeResourcesFit", names.iter().map(fit).collect()),
+        (
+            "NodeResourcesBalancedAllocation",
+            names.iter().map(|name| 50 + (50 + balance(name, true) - balance(name, false)) / 2).collect(),
+        ),
+        (
+            "TaintToleration",
+            names.iter().map(|name| if worst == 0 { 100 } else { 100 - 100 * soft(name) / worst }).collect(),
+        ),
+    ])
 }
 
 /// The names of the nodes on which the pod can be.
@@ -82,7 +148,27 @@ fn feasible(pod: &Pod, nodes: &BTreeMap<String, Node>, placed: &BTreeMap<String,
             let after = counts.get(&own).copied().unwrap_or(0) + i64::from(alike(pod));
             after.saturating_sub(fewest) <= i64::from(constraint.max_skew)
         });
-        if usable(node) && taints_ok && cordon_ok && resources_ok && room && ports_ok && spread_ok {
+        let label = |name: &str, key: &str| nodes.get(name).and_then(|n| n.metadata.labels.as_ref()?.get(key)).cloned();
+        let company_ok = {
+            let anti = |pod: &Pod| affinity_terms(pod, "podAntiAffinity");
+            let same = |key: &str, other: &str| label(name, key).is_some() && label(name, key) == label(other, key);
+            let shuns = |one: &Pod, other: &Pod, other_node: &str| {
+                anti(one).iter().any(|(key, app)| has_label(other, app) && same(key, other_node))
+            };
+            let near = affinity_terms(pod, "podAffinity");
+            let any = |key: &str, app: &str, here: bool| {
+                let alike = |p: &&Pod| {
+                    has_label(p, app) && label(node_of(p), key).is_some() && (!here || same(key, node_of(p)))
+                };
+                placed.values().filter(alike).count() > 0
+            };
+            placed.values().all(|p| !shuns(p, pod, node_of(p)) && !shuns(pod, p, node_of(p)))
+                && near.iter().all(|(key, app)| {
+                    label(name, key).is_some()
+                        && (any(key, app, true) || (has_label(pod, app) && !any(key, app, false)))
+                })
+        };
+        if company_ok && usable(node) && taints_ok && cordon_ok && resources_ok && room && ports_ok && spread_ok {
             fits.insert(name.clone());
         }
     }
@@ -126,9 +212,19 @@ fn nodes() -> impl Strategy<Value = Node> {
 }
 
 fn pods() -> impl Strategy<Value = Pod> {
-    (0..20_u8, 0..3000_u32, 0..2048_u32, any::<[bool; 6]>()).prop_map(
-        |(number, cpu, memory, [tolerant, gpu, port, choosy, spread, web])| {
-            let mut builder: PodBuilder = pod(&format!("p{number}"));
+    (0..20_u8, 1..3000_u32, 1..2048_u32, 0..3_i32, 0..6_u8, any::<[bool; 6]>()).prop_map(
+        |(number, cpu, memory, priority, company, [tolerant, gpu, port, choosy, spread, web])| {
+            let mut builder: PodBuilder = pod(&format!("p{number}")).priority(priority);
+            let kind = match company {
+                0 => Some("podAffinity"),
+                1 | 2 => Some("podAntiAffinity"),
+                _ => None,
+            };
+            if let Some(kind) = kind {
+                builder = builder
+                    .spec(serde_json::json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [
+                    {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "web"}}}]}}}));
+            }
             builder = builder.requests(&[("cpu", &format!("{cpu}m")), ("memory", &format!("{memory}Mi"))]);
             if tolerant {
                 builder = builder.toleration("dedicated", "Equal", "db", "NoSchedule").toleration("", "Exists", "", "");
@@ -163,6 +259,38 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..20_u8).prop_map(Step::RemovePod),
     ];
     prop::collection::vec(step, 1..60)
+}
+
+/// If a node is nominated the pod fits there without the victims, who are all less important; if not, no node would fit
+/// without all of its less important pods.
+fn check_preemption(
+    pod: &Pod,
+    nomination: &Nomination,
+    nodes: &BTreeMap<String, Node>,
+    placed: &BTreeMap<String, Pod>,
+) -> Result<(), TestCaseError> {
+    let priority = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+    let without = |gone: &dyn Fn(&Pod) -> bool| -> BTreeMap<String, Pod> {
+        placed.iter().filter(|(_, p)| !gone(p)).map(|(name, p)| (name.clone(), p.clone())).collect()
+    };
+    if let Nomination::To { node, victims } = nomination {
+        let is_victim = |p: &Pod| victims.iter().any(|uid| p.metadata.uid.as_deref() == Some(&**uid));
+        prop_assert!(
+            placed.values().filter(|p| is_victim(p)).all(|p| priority(p) < priority(pod) && node_of(p) == &**node)
+        );
+        prop_assert!(
+            feasible(pod, nodes, &without(&is_victim)).contains(&**node),
+            "the pod fits where the victims were"
+        );
+        return Ok(());
+    }
+    for name in nodes.keys() {
+        let lower = |p: &Pod| priority(p) < priority(pod) && node_of(p) == name;
+        if placed.values().any(lower) {
+            prop_assert!(!feasible(pod, nodes, &without(&lower)).contains(name), "{} could have been made free", name);
+        }
+    }
+    Ok(())
 }
 
 proptest! {
@@ -202,6 +330,16 @@ proptest! {
                         .map(|node| snapshot.nodes.name[node.index()].to_string())
                         .collect();
                     prop_assert_eq!(&found, &feasible(&pod, &all_nodes, &all_pods));
+                    let names: Vec<String> = found.iter().cloned().collect();
+                    let ids: Vec<_> = names.iter().map(|name| snapshot.nodes.find(name).expect("a node")).collect();
+                    let expected = scores(&pod, &names, &all_nodes, &all_pods);
+                    let mut told = BTreeMap::new();
+                    plugin_scores(&profile, &snapshot, &waiting, &ids, &mut |place, _, scores| {
+                        told.insert(profile.plugin(place).name(), scores.to_vec());
+                    });
+                    for (plugin, scores) in expected {
+                        prop_assert_eq!(told.get(plugin), Some(&scores), "{}", plugin);
+                    }
                     match decide(&profile, &mut snapshot, &waiting, &mut scratch, &mut rng) {
                         Ok(decision) => {
                             let chosen = snapshot.nodes.name[decision.node.index()].to_string();
@@ -210,7 +348,10 @@ proptest! {
                             placed(&mut snapshot, pod.clone());
                             all_pods.insert(name, pod);
                         }
-                        Err(_) => prop_assert!(found.is_empty()),
+                        Err(error) => {
+                            prop_assert!(found.is_empty());
+                            check_preemption(&pod, &error.nomination, &all_nodes, &all_pods)?;
+                        }
                     }
                 }
             }

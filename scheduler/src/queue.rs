@@ -102,8 +102,8 @@ impl<P: Policy> Queue<P> {
         }
     }
 
-    /// Takes in a pod, or a new version of one that is here already.
-    pub fn set(&mut self, pod: Arc<PendingPod>, now: Instant, now_us: i64) {
+    /// Takes in a pod, or a new version of one that is here already; whether it is new.
+    pub fn set(&mut self, pod: Arc<PendingPod>, now: Instant, now_us: i64) -> bool {
         let uid = pod.facts.uid.clone();
         let Some(entry) = self.entries.get_mut(&uid) else {
             let entry = Entry {
@@ -116,7 +116,7 @@ impl<P: Policy> Queue<P> {
             };
             self.entries.insert(uid.clone(), entry);
             self.activate(&uid);
-            return;
+            return true;
         };
         let changed = changes_its_chances(&entry.pod, &pod);
         entry.pod = pod;
@@ -132,12 +132,13 @@ impl<P: Policy> Queue<P> {
             // The priority may have changed, or a gate come.
             Place::Active(..) => self.activate(&uid),
         }
+        false
     }
 
-    /// Forgets a pod: it is gone, has a node, or has ended.
-    pub fn remove(&mut self, uid: &str) -> bool {
+    /// Forgets a pod: it is gone, has a node, or has ended. Since when it was here, in µs since the epoch.
+    pub fn remove(&mut self, uid: &str) -> Option<i64> {
         self.lift(uid);
-        self.entries.remove(uid).is_some()
+        self.entries.remove(uid).map(|entry| entry.waiting_since_us)
     }
 
     /// The next pod to decide on, and how often it was tried before.
@@ -437,7 +438,7 @@ mod tests {
     fn a_removed_pod_does_not_come_back() {
         let mut fixture = Fixture::new();
         fixture.set(pod("p"), 0);
-        assert!(fixture.queue.remove("uid-p"));
+        assert_eq!(fixture.queue.remove("uid-p"), Some(0));
         assert_eq!(fixture.pop(0), None);
         fixture.refused("p", None, 0);
         assert_eq!(fixture.queue.depths(), Depths::default());

@@ -74,7 +74,9 @@ fn fill(load: Load, nodes: usize) -> anyhow::Result<(usize, Duration)> {
             Ok(decision) => snapshot.assume(pod.facts.clone(), decision.node),
             Err(error) => match error.nomination {
                 Nomination::To { node, victims } => {
-                    victims.iter().for_each(|uid| drop(snapshot.remove_pod(uid)));
+                    for uid in &victims {
+                        snapshot.remove_pod(uid);
+                    }
                     let node = snapshot.nodes.find(&node).context("the nominated node")?;
                     snapshot.assume(pod.facts.clone(), node);
                 }

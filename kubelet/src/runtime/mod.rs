@@ -7,6 +7,7 @@ pub mod cgroups;
 pub mod container;
 pub mod cri;
 pub mod dns;
+pub mod hollow;
 pub mod labels;
 pub mod logs;
 pub mod observed;

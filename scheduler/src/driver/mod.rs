@@ -209,13 +209,18 @@ impl Driver {
             Next::Bind { profile, node, reserved } => {
                 debug!(pod = %pod.facts.key, %node, attempts, "decided");
                 tokio::spawn(async move {
-                    driver.bind(&profile, &pod, &node, &reserved, started).await;
+                    driver.bind(&profile, &pod, &node, &reserved, started, attempts).await;
                     drop(slot);
                 });
             }
             Next::TellUnschedulable { profile, error } => {
                 debug!(pod = %pod.facts.key, attempts, plugins = ?error.plugins, reason = %error, "no node fits");
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Unschedulable, started.elapsed());
+                self.shared.metrics.came("unschedulable", "ScheduleAttemptFailure");
+                self.shared.metrics.preempted(match &error.nomination {
+                    Nomination::To { victims, .. } => victims.len(),
+                    Nomination::Keep | Nomination::Clear => 0,
+                });
                 tokio::spawn(async move {
                     driver.make_known(&pod, error).await;
                     drop(slot);
@@ -230,7 +235,7 @@ impl Driver {
         let uid = &pod.facts.uid;
         let profile = self.shared.profiles.of(pod).cloned();
         let Some(profile) = profile.filter(|_| !core.snapshot.is_placed(uid)) else {
-            core.queue.remove(uid);
+            _ = core.queue.remove(uid);
             return Next::Nothing;
         };
         core.snapshot.prepare_for(pod);
@@ -307,14 +312,25 @@ impl Driver {
         });
     }
 
-    async fn bind(&self, profile: &Profile, pod: &PendingPod, node: &str, reserved: &[(u8, State)], started: Instant) {
+    async fn bind(
+        &self,
+        profile: &Profile,
+        pod: &PendingPod,
+        node: &str,
+        reserved: &[(u8, State)],
+        started: Instant,
+        attempts: u32,
+    ) {
         let (key, uid) = (&pod.facts.key, &pod.facts.uid);
         match self.carry_out(profile, pod, node, reserved).await {
             Ok(()) => {
                 {
                     let mut core = self.shared.core.lock();
                     core.snapshot.finish_binding(uid, Instant::now() + ASSUMPTION_EXPIRY);
-                    core.queue.remove(uid);
+                    if let Some(since_us) = core.queue.remove(uid) {
+                        let waited = Duration::from_micros((now_us() - since_us).max(0).unsigned_abs());
+                        self.shared.metrics.bound(attempts, waited);
+                    }
                 }
                 for place in &profile.post_bind {
                     profile.plugin(*place).post_bind(pod, node);
@@ -340,7 +356,7 @@ impl Driver {
                         self.happened(&core.snapshot, &mut core.queue, &event, now);
                         core.queue.refused(uid, None, now);
                     } else {
-                        core.queue.remove(uid);
+                        _ = core.queue.remove(uid);
                     }
                     forgotten
                 };

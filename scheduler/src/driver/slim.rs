@@ -1,9 +1,83 @@
 //! What the watches keep of each object: no more than decisions read.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Container, Namespace, Node, NodeStatus, Pod, PodStatus, ReplicationController, Service,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer};
+
+use crate::cache::PodFacts;
+
+/// A pod as a watch shows it. Of one that has a node nothing is kept but its name, once the picture has its facts.
+#[derive(Clone, Debug)]
+pub(super) struct SeenPod {
+    pub meta: ObjectMeta,
+    /// Until it has a node.
+    pub pod: Option<Arc<Pod>>,
+    pub node: Option<Arc<str>>,
+    /// For the picture, which takes them.
+    pub facts: Arc<Mutex<Option<PodFacts>>>,
+    pub ended: bool,
+}
+
+impl<'de> Deserialize<'de> for SeenPod {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let pod = Pod::deserialize(deserializer)?;
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).filter(|name| !name.is_empty());
+        let meta = ObjectMeta {
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            ..ObjectMeta::default()
+        };
+        let (node, ended) = (node.map(Arc::from), apimachinery::pod::is_terminal(&pod));
+        let facts = node.as_ref().filter(|_| !ended).map(|_| PodFacts::of(&pod));
+        let kept = (node.is_none() && !ended).then(|| Arc::new(pod));
+        Ok(SeenPod { meta, pod: kept, node, facts: Arc::new(Mutex::new(facts)), ended })
+    }
+}
+
+impl kube::Resource for SeenPod {
+    type DynamicType = ();
+    type Scope = kube::core::NamespaceResourceScope;
+
+    fn kind(_: &()) -> Cow<'_, str> {
+        Pod::kind(&())
+    }
+
+    fn group(_: &()) -> Cow<'_, str> {
+        Pod::group(&())
+    }
+
+    fn version(_: &()) -> Cow<'_, str> {
+        Pod::version(&())
+    }
+
+    fn plural(_: &()) -> Cow<'_, str> {
+        Pod::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.meta
+    }
+}
+
+/// As [`pod`], of one that waits.
+pub(super) fn seen(seen: &mut SeenPod) {
+    if let Some(waiting) = &mut seen.pod {
+        pod(Arc::make_mut(waiting));
+    }
+}
 
 fn container(container: &Container) -> Container {
     Container {
@@ -17,8 +91,9 @@ fn container(container: &Container) -> Container {
 }
 
 /// Keeps requests, ports, images and what says where a pod may be.
-pub(super) fn pod(pod: &mut Pod) {
+fn pod(pod: &mut Pod) {
     pod.metadata.annotations = None;
+    pod.metadata.managed_fields = None;
     pod.metadata.finalizers = None;
     if let Some(spec) = &mut pod.spec {
         spec.containers = spec.containers.iter().map(container).collect();
@@ -41,10 +116,6 @@ pub(super) fn pod(pod: &mut Pod) {
             });
             volumes
         });
-        if spec.node_name.as_deref().is_some_and(|name| !name.is_empty()) {
-            spec.tolerations = None;
-            spec.node_selector = None;
-        }
     }
     if let Some(status) = &mut pod.status {
         let conditions = status.conditions.take().map(|mut conditions| {

@@ -14,7 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::Api;
 use kube::runtime::watcher;
 
-use super::{Driver, now_us, slim};
+use super::slim::{self, SeenPod};
+use super::{Driver, now_us};
 use crate::cache::{ControllerKind, PendingPod, PodFacts, Requests, Snapshot};
 use crate::framework::EventSet;
 
@@ -23,7 +24,7 @@ const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// The running watches; they end when this is dropped.
 pub struct Watches {
-    pods: Informer<Pod>,
+    pods: Informer<SeenPod>,
     nodes: Informer<Node>,
     namespaces: Informer<Namespace>,
     services: Informer<Service>,
@@ -161,8 +162,8 @@ impl Watches {
         let client = &driver.shared.handle.client;
         let all = watcher::Config::default;
         // Extenders are sent whole objects.
-        let (slim_pod, slim_node): (fn(&mut Pod), fn(&mut Node)) = match driver.shared.extenders.is_empty() {
-            true => (slim::pod, slim::node),
+        let (slim_pod, slim_node): (fn(&mut SeenPod), fn(&mut Node)) = match driver.shared.extenders.is_empty() {
+            true => (slim::seen, slim::node),
             false => (|_| {}, |_| {}),
         };
         let watches = Watches {
@@ -275,31 +276,27 @@ impl Driver {
         put(&mut self.shared.core.lock().snapshot, namespace, name);
     }
 
-    fn pod_changed(&self, change: Change<'_, Pod>) {
+    fn pod_changed(&self, change: Change<'_, SeenPod>) {
         if let (Some(old), Some(new)) = (change.old, change.new)
-            && old.metadata.uid != new.metadata.uid
+            && old.meta.uid != new.meta.uid
         {
             // A pod was deleted and another of its name created while the watch was away.
             self.pod_gone(old);
         }
-        match change.new {
-            Some(pod) if is_live(pod) => match node_of(pod) {
-                Some(node) => self.pod_placed(pod, node),
-                None => self.pod_waits(pod, change.old),
-            },
-            Some(pod) => self.pod_gone(pod),
-            None => {
-                if let Some(pod) = change.old {
-                    self.pod_gone(pod);
-                }
-            }
+        let Some(seen) = change.new.filter(|seen| !seen.ended) else {
+            return change.latest().into_iter().for_each(|seen| self.pod_gone(seen));
+        };
+        let facts = seen.facts.lock().take();
+        match (&seen.node, facts, &seen.pod) {
+            (Some(node), Some(facts), _) => self.pod_placed(facts, node),
+            (_, _, Some(pod)) => self.pod_waits(pod, change.old.and_then(|old| old.pod.as_ref())),
+            _ => {}
         }
     }
 
-    fn pod_placed(&self, pod: &Arc<Pod>, node: &str) {
-        let facts = PodFacts::of(pod);
+    fn pod_placed(&self, facts: PodFacts, node: &str) {
         self.update_at(|snapshot, queue, _| {
-            queue.remove(&facts.uid);
+            _ = queue.remove(&facts.uid);
             let happened = match snapshot.facts_of(&facts.uid) {
                 None => EventSet::POD_PLACED,
                 Some(old) => {
@@ -332,7 +329,7 @@ impl Driver {
         self.update(|snapshot, queue, now| {
             let uid = pending.facts.uid.clone();
             if pending.facts.terminating {
-                queue.remove(&uid);
+                _ = queue.remove(&uid);
                 let withdrawn = snapshot.withdraw_nomination(&uid);
                 return if withdrawn { EventSet::POD_REMOVED } else { EventSet::NONE };
             }
@@ -343,15 +340,17 @@ impl Driver {
             if before != now_nominated {
                 snapshot.nominate(&pending.facts, now_nominated.as_deref());
             }
-            queue.set(Arc::new(pending), now, now_us());
+            if queue.set(Arc::new(pending), now, now_us()) {
+                self.shared.metrics.came("active", "PodAdd");
+            }
             EventSet::NONE
         });
     }
 
-    fn pod_gone(&self, pod: &Pod) {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    fn pod_gone(&self, pod: &SeenPod) {
+        let uid = pod.meta.uid.as_deref().unwrap_or_default();
         self.update_at(|snapshot, queue, _| {
-            queue.remove(uid);
+            _ = queue.remove(uid);
             snapshot.volumes.forget(uid);
             let nominated = snapshot.withdraw_nomination(uid);
             let (node, facts) = (snapshot.node_of(uid).cloned(), snapshot.facts_of(uid).cloned());
@@ -360,14 +359,6 @@ impl Driver {
             (kinds, node.and_then(|node| snapshot.nodes.find(&node)), facts)
         });
     }
-}
-
-fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
-}
-
-fn is_live(pod: &Pod) -> bool {
-    !apimachinery::pod::is_terminal(pod)
 }
 
 fn asks_for_less(old: &Requests, new: &Requests) -> bool {

@@ -181,6 +181,15 @@ fn plan(claims: &PodClaims, snapshot: &Snapshot, node: NodeId) -> Result<Assumpt
     let mut found = Assumption { node: name.clone(), ..Assumption::default() };
     for delayed in &claims.delayed {
         let (key, claim) = delayed;
+        // Chosen for another pod of the claim, and not yet written.
+        if let Some(volume) = snapshot.volumes.volume_of(key) {
+            let name = volume.metadata.name.as_deref().unwrap_or_default();
+            match reaches(snapshot, node, volume) {
+                true => found.bindings.push(Binding { claim: key.clone(), volume: name.into() }),
+                false => reasons |= NODE_REASON,
+            }
+            continue;
+        }
         match snapshot.volumes.selected_node(key, claim) {
             // A volume is being made for it already: there or nowhere.
             Some(selected) if *selected != **name => reasons |= BIND_REASON,
@@ -414,6 +423,11 @@ mod tests {
         claim(&mut snapshot, "e", late("late", "2Gi"));
         let other = pod("q").claim("e").build();
         assert_eq!(accepts(&plugin(), &other, &snapshot), [false, false]);
+        // Another pod of the claim goes with it.
+        let same = pod("s").claim("d").build();
+        let state = plugin().reserve(&pending(same), &mut snapshot, NodeId(0)).expect("reserved");
+        assert_eq!(&*state_of::<Assumption>(&state).bindings[0].volume, "large");
+        snapshot.volumes.forget("uid-s");
         snapshot.volumes.forget("uid-p");
         assert_eq!(accepts(&plugin(), &other, &snapshot), [true, false]);
     }
