@@ -30,6 +30,8 @@ fn main() -> ExitCode {
 }
 
 async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
+    controllers::check(&flags.controllers).map_err(|why| anyhow::anyhow!("--controllers: {why}"))?;
+    flags.authorities().map_err(anyhow::Error::msg)?;
     let mut config = client::load(flags.kubeconfig.as_deref()).await?;
     if let Some(master) = &flags.master {
         config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no address"))?;
@@ -120,8 +122,13 @@ async fn serve(flags: &Flags, shutdown: CancellationToken) -> anyhow::Result<Opt
         }
     };
     let open: Vec<&str> = flags.authorization_always_allow_paths.iter().map(String::as_str).collect();
-    let endpoints =
-        Arc::new(Endpoints { auth: Some(Arc::new(DelegatedAuth::new(reviewer, true, &open))), ..Endpoints::default() });
+    let mut endpoints =
+        Endpoints { auth: Some(Arc::new(DelegatedAuth::new(reviewer, true, &open))), ..Endpoints::default() };
+    for entry in controllers::ALL.iter().filter(|e| flags.runs(&[e.name, e.alias])) {
+        // One that fails ends the process, and one that waits for leadership is well.
+        endpoints = endpoints.with_check(entry.name, || Ok(()));
+    }
+    let endpoints = Arc::new(endpoints);
     let address = SocketAddr::new(flags.bind_address, flags.secure_port);
     let listener = TcpListener::bind(address)
         .await

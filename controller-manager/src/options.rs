@@ -4,7 +4,7 @@ use clap::{ArgAction::Set, Parser};
 use component_base::cli::{CommonFlags, Ignored};
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-/// Controllers of Kubernetes under their names for `--controllers`, without those that are not here yet.
+/// Controllers that run only when they are named.
 pub const SWITCHED_OFF_BY_DEFAULT: [&str; 2] = ["bootstrap-signer-controller", "token-cleaner-controller"];
 
 /// Runs the controllers that make the cluster's state what its objects ask for.
@@ -81,6 +81,8 @@ pub struct Flags {
     pub cluster_signing_cert_file: Option<PathBuf>,
     #[arg(long)]
     pub cluster_signing_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub signers: SignerFiles,
     /// The longest that a signed certificate holds.
     #[arg(long, default_value = "8760h", value_parser = duration)]
     pub cluster_signing_duration: Duration,
@@ -187,6 +189,13 @@ pub struct Flags {
     pub disable_force_detach_on_timeout: bool,
     #[arg(long, default_value_t = 5)]
     pub concurrent_ephemeralvolume_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_validating_admission_policy_status_syncs: usize,
+    #[arg(long, default_value_t = 5)]
+    pub concurrent_serviceaccount_token_syncs: usize,
+    /// A token Secret that was made by itself goes when nobody has used it for so long, twice.
+    #[arg(long, default_value = "8760h", value_parser = duration)]
+    pub legacy_service_account_token_clean_up_period: Duration,
     #[arg(long, default_value_t = 50)]
     pub concurrent_resource_claim_syncs: usize,
     /// Endpoints in one EndpointSlice.
@@ -200,6 +209,27 @@ pub struct Flags {
     /// Delete what lost its owners.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = Set)]
     pub enable_garbage_collector: bool,
+}
+
+/// Authorities of one signer each, in place of the common one.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SignerFiles {
+    #[arg(long)]
+    pub cluster_signing_kubelet_client_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_client_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_serving_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_serving_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kube_apiserver_client_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kube_apiserver_client_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_legacy_unknown_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_legacy_unknown_key_file: Option<PathBuf>,
 }
 
 /// What controllers read of the flags.
@@ -218,6 +248,47 @@ impl Flags {
             }
         }
         all && !names.iter().any(|n| SWITCHED_OFF_BY_DEFAULT.contains(n))
+    }
+
+    /// The certificate and key of each signer that has an authority. As `areSpecificCertsSet`, one excludes the other.
+    pub fn authorities(&self) -> Result<Vec<(&'static str, PathBuf, PathBuf)>, &'static str> {
+        let own = &self.signers;
+        let table = [
+            (
+                "kubernetes.io/kube-apiserver-client-kubelet",
+                &own.cluster_signing_kubelet_client_cert_file,
+                &own.cluster_signing_kubelet_client_key_file,
+            ),
+            (
+                "kubernetes.io/kubelet-serving",
+                &own.cluster_signing_kubelet_serving_cert_file,
+                &own.cluster_signing_kubelet_serving_key_file,
+            ),
+            (
+                "kubernetes.io/kube-apiserver-client",
+                &own.cluster_signing_kube_apiserver_client_cert_file,
+                &own.cluster_signing_kube_apiserver_client_key_file,
+            ),
+            (
+                "kubernetes.io/legacy-unknown",
+                &own.cluster_signing_legacy_unknown_cert_file,
+                &own.cluster_signing_legacy_unknown_key_file,
+            ),
+        ];
+        let specific = table.iter().any(|(_, certificate, key)| certificate.is_some() || key.is_some());
+        let (common, common_key) = (&self.cluster_signing_cert_file, &self.cluster_signing_key_file);
+        if specific && (common.is_some() || common_key.is_some()) {
+            return Err(
+                "cannot specify --cluster-signing-{cert,key}-file and other --cluster-signing-*-file flags at \
+                        the same time",
+            );
+        }
+        let pair = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| certificate.clone().zip(key.clone());
+        let of = |(signer, certificate, key): (&'static str, &Option<PathBuf>, &Option<PathBuf>)| {
+            let (certificate, key) = pair(certificate, key).or_else(|| pair(common, common_key))?;
+            Some((signer, certificate, key))
+        };
+        Ok(table.into_iter().filter_map(of).collect())
     }
 }
 
@@ -239,17 +310,7 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("cloud-config"),
     Ignored::Value("cloud-provider"),
     Ignored::Value("cluster-name"),
-    Ignored::Value("cluster-signing-kube-apiserver-client-cert-file"),
-    Ignored::Value("cluster-signing-kube-apiserver-client-key-file"),
-    Ignored::Value("cluster-signing-kubelet-client-cert-file"),
-    Ignored::Value("cluster-signing-kubelet-client-key-file"),
-    Ignored::Value("cluster-signing-kubelet-serving-cert-file"),
-    Ignored::Value("cluster-signing-kubelet-serving-key-file"),
-    Ignored::Value("cluster-signing-legacy-unknown-cert-file"),
-    Ignored::Value("cluster-signing-legacy-unknown-key-file"),
-    Ignored::Value("concurrent-serviceaccount-token-syncs"),
     Ignored::Value("concurrent-service-syncs"),
-    Ignored::Value("concurrent-validating-admission-policy-status-syncs"),
     Ignored::Bool("configure-cloud-routes"),
     Ignored::Bool("contention-profiling"),
     Ignored::Value("controller-start-interval"),
@@ -270,7 +331,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("kube-api-content-type"),
     Ignored::Value("leader-elect-resource-lock"),
     Ignored::Value("leader-migration-config"),
-    Ignored::Value("legacy-service-account-token-clean-up-period"),
     Ignored::Value("log-flush-frequency"),
     Ignored::Value("log-json-info-buffer-size"),
     Ignored::Bool("log-json-split-stream"),
@@ -335,6 +395,19 @@ mod tests {
         assert_eq!(flags.cluster_cidr, ["10.244.0.0/16"]);
         assert!(flags.runs(&["bootstrap-signer-controller", "bootstrapsigner"]));
         assert!(read("--no-such-flag=1").is_err());
+    }
+
+    #[test]
+    fn signers_share_an_authority_or_have_their_own() {
+        for (flags, expected) in [
+            ("", Some(0)),
+            ("--cluster-signing-cert-file=c --cluster-signing-key-file=k", Some(4)),
+            ("--cluster-signing-cert-file=c", Some(0)),
+            ("--cluster-signing-kubelet-client-cert-file=c --cluster-signing-kubelet-client-key-file=k", Some(1)),
+            ("--cluster-signing-cert-file=c --cluster-signing-legacy-unknown-key-file=k", None),
+        ] {
+            assert_eq!(read(flags).unwrap().authorities().ok().map(|all| all.len()), expected, "{flags}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod endpoints;
 mod garbage;
 mod leaders;
 mod namespaces;
+mod nodes;
 mod quota;
 mod ranges;
 mod volumes;

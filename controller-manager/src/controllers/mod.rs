@@ -13,11 +13,13 @@ mod garbage_collector;
 mod history;
 mod horizontal;
 mod job;
+mod legacy_tokens;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod pod_control;
 mod pod_gc;
+mod policy_status;
 mod replicaset;
 mod resource_claim;
 mod resourcequota;
@@ -90,9 +92,46 @@ pub const ALL: &[Entry] = entries! {
     "certificatesigningrequest-approving-controller", "csrapproving" => certificates::start_approving;
     "certificatesigningrequest-signing-controller", "csrsigning" => certificates::start_signing;
     "certificatesigningrequest-cleaner-controller", "csrcleaner" => certificates::start_cleaning;
+    "validatingadmissionpolicy-status-controller", "validatingadmissionpolicy-status" => policy_status::start;
+    "legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner" => legacy_tokens::start;
     "bootstrap-signer-controller", "bootstrapsigner" => bootstrap_tokens::start_signing;
     "token-cleaner-controller", "tokencleaner" => bootstrap_tokens::start_cleaning;
 };
+
+/// Controllers of Kubernetes v1.36 that are not here, and why.
+pub const ABSENT: &[(&str, &str)] = &[
+    ("service-lb-controller", CLOUD),
+    ("node-route-controller", CLOUD),
+    ("cloud-node-lifecycle-controller", CLOUD),
+    ("podcertificaterequest-cleaner-controller", GATED),
+    ("podgroup-protection-controller", GATED),
+    ("resourcepoolstatusrequest-controller", GATED),
+    ("kube-apiserver-serving-clustertrustbundle-publisher-controller", GATED),
+    ("storageversion-garbage-collector-controller", GATED),
+    ("storage-version-migrator-controller", GATED),
+    ("selinux-warning-controller", "it is off by default, and no node here relabels volumes"),
+    ("device-taint-eviction-controller", YET),
+];
+const CLOUD: &str = "it needs a cloud provider, whose own controller-manager has it";
+const GATED: &str = "what it is for is off by default";
+const YET: &str = "it is not made yet";
+
+/// What is wrong with the names that `--controllers` gives.
+pub fn check(names: &[String]) -> Result<(), String> {
+    for name in names {
+        let name = name.strip_prefix('-').unwrap_or(name);
+        let known = name == "*"
+            || ALL.iter().any(|e| e.name == name || e.alias == name)
+            || ABSENT.iter().any(|(absent, _)| *absent == name);
+        if !known {
+            return Err(format!("{name:?} is not in the list of known controllers"));
+        }
+    }
+    for (name, why) in ABSENT.iter().filter(|(absent, _)| names.iter().any(|n| n == absent)) {
+        tracing::warn!(controller = name, why, "the controller does not run");
+    }
+    Ok(())
+}
 
 async fn start_replica_sets(context: Arc<Context>) {
     let workers = context.settings.concurrent_replicaset_syncs;
@@ -102,4 +141,21 @@ async fn start_replica_sets(context: Arc<Context>) {
 async fn start_replication_controllers(context: Arc<Context>) {
     let workers = context.settings.concurrent_rc_syncs;
     replicaset::start::<ReplicationController>(context, "replication-controller", workers).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_known_once() {
+        let mut names: Vec<&str> = ALL.iter().map(|e| e.name).chain(ABSENT.iter().map(|(name, _)| *name)).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!((names.len(), count), (52, 52), "Kubernetes v1.36 has so many");
+        let given = |names: &[&str]| check(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        assert_eq!(given(&["*", "-deployment-controller", "bootstrapsigner", "service-lb-controller"]), Ok(()));
+        assert!(given(&["*", "-deploymnt"]).is_err());
+    }
 }

@@ -23,7 +23,7 @@ use std::{path::Path, sync::Arc};
 use tracing::{error, info};
 
 const NAME: &str = "serviceaccount_tokens_secret";
-const TYPE: &str = "kubernetes.io/service-account-token";
+pub const TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const ISSUER: &str = "kubernetes/serviceaccount";
@@ -80,7 +80,14 @@ pub async fn start(context: Arc<Context>) {
     accounts.synced().await;
     let client = context.client.clone();
     let controller = Arc::new(Controller { client, signer, root_ca, secrets, accounts });
-    run("serviceaccount-token", queue, controller, 5, context.shutdown.clone()).await;
+    run(
+        "serviceaccount-token",
+        queue,
+        controller,
+        settings.concurrent_serviceaccount_token_syncs,
+        context.shutdown.clone(),
+    )
+    .await;
 }
 
 async fn read_signer(path: &Path) -> Result<Signer, String> {

@@ -26,7 +26,7 @@ struct Controller {
     recorder: Recorder,
     nodes: Informer<Node>,
     pods: Informer<Pod>,
-    /// When pods are to go, for those that tolerate their node's taints for a time. Bounded by the pods there are.
+    /// Since when pods have borne their node's taints, for those that do for a time. Bounded by the pods there are.
     waiting: Mutex<HashMap<NamespacedName, Timestamp>>,
 }
 
@@ -83,8 +83,9 @@ enum Verdict {
     Goes,
 }
 
-/// As `processPodOnNode`, with the time counted from when the taint was added, so that a restart does not prolong it.
-fn judge(tolerations: &[Toleration], taints: &[Taint], now: Timestamp) -> Verdict {
+/// As `processPodOnNode`, with the time counted from when the taint was added, so that a restart does not prolong it; for
+/// a taint that does not say when, from when it was first `seen`.
+fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestamp, now: Timestamp) -> Verdict {
     let mut verdict = Verdict::Stays;
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
@@ -94,7 +95,7 @@ fn judge(tolerations: &[Toleration], taints: &[Taint], now: Timestamp) -> Verdic
         }
         // The shortest of the times that apply; without a time it lasts for ever.
         let Some(seconds) = used.iter().filter_map(|t| t.toleration_seconds).min() else { continue };
-        let since = taint.time_added.as_ref().map_or(now, |t| t.0).min(now);
+        let since = taint.time_added.as_ref().map_or(seen, |t| t.0).min(now);
         let until = since + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         earliest = Some(earliest.map_or(until, |e| e.min(until)));
     }
@@ -142,7 +143,8 @@ impl Reconcile for Controller {
         let node = spec.node_name.as_deref().and_then(|n| self.nodes.get("", n));
         let taints = node.map(|n| no_execute(&n)).unwrap_or_default();
         let now = Timestamp::now();
-        match judge(spec.tolerations.as_deref().unwrap_or_default(), &taints, now) {
+        let seen = self.waiting.lock().get(key).copied().unwrap_or(now);
+        match judge(spec.tolerations.as_deref().unwrap_or_default(), &taints, seen, now) {
             Verdict::Stays => {
                 if self.waiting.lock().remove(key).is_some() {
                     let message = format!("Cancelling deletion of Pod {key}");
@@ -151,7 +153,7 @@ impl Reconcile for Controller {
                 Ok(Next::Settled)
             }
             Verdict::GoesAt(at) => {
-                self.waiting.lock().insert(key.clone(), at);
+                self.waiting.lock().insert(key.clone(), seen);
                 let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
                 Ok(Next::After(wait.max(Duration::from_millis(100))))
             }
@@ -175,6 +177,7 @@ mod tests {
         let taint = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
             "timeAdded": "2026-01-01T00:00:00Z"});
         let other = json!({"key": "maintenance", "value": "now", "effect": "NoExecute"});
+        let seen: Timestamp = "2026-01-01T00:00:50Z".parse().unwrap();
         let in_seconds = |s: u64| Verdict::GoesAt(now + Duration::from_secs(s));
         let forever = json!({"operator": "Exists"});
         let timed = |s: i64| {
@@ -193,11 +196,21 @@ mod tests {
             (vec![timed(0)], vec![&taint], Verdict::Goes),
             (vec![timed(300), timed(120)], vec![&taint], in_seconds(60)),
             (vec![timed(300)], vec![&taint, &other], Verdict::Goes),
+            (
+                vec![json!({"key": "maintenance", "operator": "Exists", "tolerationSeconds": 30})],
+                vec![&other],
+                in_seconds(20),
+            ),
+            (
+                vec![json!({"key": "maintenance", "operator": "Exists", "tolerationSeconds": 9})],
+                vec![&other],
+                Verdict::Goes,
+            ),
             (vec![json!({"key": "maintenance", "value": "now"})], vec![&other], Verdict::Stays),
             (vec![json!({"key": "maintenance", "value": "later"})], vec![&other], Verdict::Goes),
         ] {
             let taints: Vec<Taint> = taints.into_iter().map(|t| serde_json::from_value(t.clone()).unwrap()).collect();
-            assert_eq!(judge(&parse(&tolerations).0, &taints, now), expected, "{tolerations:?} {taints:?}");
+            assert_eq!(judge(&parse(&tolerations).0, &taints, seen, now), expected, "{tolerations:?} {taints:?}");
         }
     }
 }

@@ -6,6 +6,7 @@ use component_base::informer::Informer;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
+        admissionregistration::v1::ValidatingAdmissionPolicy,
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
         autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::{CronJob, Job},
@@ -226,6 +227,7 @@ impl Watched for Namespace {}
 impl Watched for Lease {}
 impl Watched for CertificateSigningRequest {}
 impl Watched for ClusterRole {}
+impl Watched for ValidatingAdmissionPolicy {}
 impl Watched for PersistentVolume {}
 impl Watched for StorageClass {}
 impl Watched for CSIDriver {}

@@ -1,7 +1,15 @@
 //! Metrics of the work queues, with Kubernetes' names: one series a controller.
-use component_base::metrics::register;
-use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
-use std::sync::LazyLock;
+use component_base::metrics::{register, registry};
+use parking_lot::Mutex;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge, histogram::Histogram},
+};
+use std::{
+    sync::{LazyLock, Weak},
+    time::Duration,
+};
 
 type Name = [(&'static str, String); 1];
 
@@ -18,7 +26,46 @@ struct Families {
     worked: Family<Name, Histogram, fn() -> Histogram>,
 }
 
+/// What a queue's workers have in hand: for how long in all, and the longest of it.
+pub(super) trait Busy: Send + Sync {
+    fn busy(&self) -> (Duration, Duration);
+}
+
+/// The queues of the process, asked when metrics are read.
+static QUEUES: Mutex<Vec<(String, Weak<dyn Busy>)>> = Mutex::new(Vec::new());
+
+pub(super) fn watch(name: &str, queue: Weak<dyn Busy>) {
+    QUEUES.lock().push((name.to_owned(), queue));
+}
+
+#[derive(Debug)]
+struct InHand;
+
+impl Collector for InHand {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut queues = QUEUES.lock();
+        queues.retain(|(_, queue)| queue.strong_count() > 0);
+        let busy: Vec<_> =
+            queues.iter().filter_map(|(name, queue)| Some((name.clone(), queue.upgrade()?.busy()))).collect();
+        drop(queues);
+        let unfinished = "How many seconds of work has done that is in progress and hasn't been observed by work_duration. \
+                          Large values indicate stuck threads. One can deduce the number of stuck threads by observing \
+                          the rate at which this increases";
+        let longest = "How many seconds has the longest running processor for workqueue been running";
+        let (all, one) = ("workqueue_unfinished_work_seconds", "workqueue_longest_running_processor_seconds");
+        for (metric, help, of_all) in [(all, unfinished, true), (one, longest, false)] {
+            let mut metric = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
+            for (name, (sum, most)) in &busy {
+                let value = if of_all { sum } else { most };
+                ConstGauge::new(value.as_secs_f64()).encode(metric.encode_family(&[("name", name.as_str())])?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 static FAMILIES: LazyLock<Families> = LazyLock::new(|| {
+    registry().register_collector(Box::new(InHand));
     let histograms = || Family::new_with_constructor(durations as fn() -> Histogram);
     Families {
         adds: register("workqueue_adds", "Total number of adds handled by workqueue", Family::default()),

@@ -3,12 +3,13 @@
 //! A key that is added while it waits is not added again; one that is added while a worker has it is handed out anew
 //! when that worker is done, so no two workers ever hold the same key. Failures back off exponentially per key. The
 //! number of keys is bounded by the number of objects. As client-go's `workqueue`.
-use super::metrics::QueueMetrics;
+use super::metrics::{self, Busy, QueueMetrics};
 use parking_lot::Mutex;
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    collections::{BinaryHeap, HashMap, VecDeque},
     hash::Hash,
+    sync::Arc,
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -20,7 +21,7 @@ const RETRY_CAP: Duration = Duration::from_secs(120);
 
 /// Hands out keys. Shared by event handlers, which add, and workers, which take.
 pub struct WorkQueue<K> {
-    state: Mutex<State<K>>,
+    state: Arc<Mutex<State<K>>>,
     changed: Notify,
     metrics: QueueMetrics,
 }
@@ -29,7 +30,8 @@ struct State<K> {
     ready: VecDeque<K>,
     /// Added and not yet handed out, with the time of the addition.
     dirty: HashMap<K, Instant>,
-    processing: HashSet<K>,
+    /// Since when a worker has it.
+    processing: HashMap<K, Instant>,
     failures: HashMap<K, u32>,
     delayed: BinaryHeap<Reverse<(Instant, u64)>>,
     /// What each number in `delayed` stands for; the earliest delay of a key is the one that counts.
@@ -40,20 +42,24 @@ struct State<K> {
 
 // === impl WorkQueue ===
 
-impl<K: Clone + Eq + Hash> WorkQueue<K> {
+impl<K: Clone + Eq + Hash + Send + 'static> WorkQueue<K> {
     /// `name` labels the metrics.
     pub fn new(name: &str) -> Self {
         let state = State {
             ready: VecDeque::new(),
             dirty: HashMap::new(),
-            processing: HashSet::new(),
+            processing: HashMap::new(),
             failures: HashMap::new(),
             delayed: BinaryHeap::new(),
             delayed_keys: HashMap::new(),
             delayed_until: HashMap::new(),
             next_delay: 0,
         };
-        Self { state: Mutex::new(state), changed: Notify::new(), metrics: QueueMetrics::of(name) }
+        let queue =
+            Self { state: Arc::new(Mutex::new(state)), changed: Notify::new(), metrics: QueueMetrics::of(name) };
+        let state: Arc<dyn Busy> = queue.state.clone();
+        metrics::watch(name, Arc::downgrade(&state));
+        queue
     }
 
     pub fn add(&self, key: K) {
@@ -112,7 +118,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                         self.metrics.waited.observe(added.elapsed().as_secs_f64());
                     }
                     self.metrics.depth.set(state.ready.len() as i64);
-                    state.processing.insert(key.clone());
+                    state.processing.insert(key.clone(), Instant::now());
                     if !state.ready.is_empty() {
                         self.changed.notify_one();
                     }
@@ -148,7 +154,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
         self.metrics.adds.inc();
         state.dirty.insert(key.clone(), Instant::now());
-        if state.processing.contains(&key) {
+        if state.processing.contains_key(&key) {
             return;
         }
         state.ready.push_back(key);
@@ -171,6 +177,14 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     }
 }
 
+impl<K: Send> Busy for Mutex<State<K>> {
+    fn busy(&self) -> (Duration, Duration) {
+        let state = self.lock();
+        let times = || state.processing.values().map(Instant::elapsed);
+        (times().sum(), times().max().unwrap_or_default())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,7 +204,9 @@ mod tests {
         queue.add("b");
         assert_eq!(queue.next().await, "a");
         queue.add("a");
+        tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(queue.next().await, "b");
+        assert_eq!(queue.state.busy(), (Duration::from_secs(3), Duration::from_secs(3)));
         assert!(is_empty(&queue).await, "a is with a worker");
         queue.done(&"a", Duration::ZERO);
         assert_eq!(queue.next().await, "a");

@@ -17,8 +17,8 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, PostParams},
 };
-use std::{sync::Arc, time::Duration};
-use tracing::{info, warn};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tracing::{error, info, warn};
 
 const ACCOUNT: &str = "certificate-controller";
 const CLEANING_PERIOD: Duration = Duration::from_secs(600);
@@ -108,24 +108,30 @@ impl Reconcile for Approver {
 struct Signer {
     client: Client,
     requests: Informer<CertificateSigningRequest>,
-    authority: Authority,
+    authorities: BTreeMap<&'static str, Authority>,
 }
 
-/// Signs what was approved; runs until shutdown, if there are `--cluster-signing-*-file`s.
+/// Signs what was approved; runs until shutdown, for the signers that have `--cluster-signing-*-file`s.
 pub async fn start_signing(context: Arc<Context>) {
-    let settings = &context.settings;
-    let (Some(certificate), Some(key)) =
-        (settings.cluster_signing_cert_file.clone(), settings.cluster_signing_key_file.clone())
-    else {
-        return;
+    let files = match context.settings.authorities() {
+        Ok(files) => files,
+        Err(why) => {
+            error!(why, "no certificates are signed");
+            return;
+        }
     };
-    let authority = Authority { certificate, key, longest: settings.cluster_signing_duration };
+    if files.is_empty() {
+        return;
+    }
+    let longest = context.settings.cluster_signing_duration;
+    let authority = |(signer, certificate, key)| (signer, Authority { certificate, key, longest });
+    let authorities = files.into_iter().map(authority).collect();
     let Some(client) = context.client_for(ACCOUNT).await else { return };
     let requests = context.informers.get::<CertificateSigningRequest>();
     let queue = Arc::new(WorkQueue::new("certificate_signing"));
     wake_on_change(&requests, &queue);
     requests.synced().await;
-    run("csrsigning", queue, Arc::new(Signer { client, requests, authority }), 5, context.shutdown.clone()).await;
+    run("csrsigning", queue, Arc::new(Signer { client, requests, authorities }), 5, context.shutdown.clone()).await;
 }
 
 impl Signer {
@@ -148,8 +154,8 @@ impl Reconcile for Signer {
     async fn reconcile(&self, name: &String) -> Result<Next, SyncError> {
         let Some(csr) = self.requests.get("", name) else { return Ok(Next::Settled) };
         let approved = request::has_condition(&csr, "Approved") && !request::has_condition(&csr, "Denied");
-        let ours = request::SIGNERS.contains(&csr.spec.signer_name.as_str());
-        if !approved || !ours || request::has_condition(&csr, "Failed") || request::certificate(&csr).is_some() {
+        let Some(authority) = self.authorities.get(csr.spec.signer_name.as_str()) else { return Ok(Next::Settled) };
+        if !approved || request::has_condition(&csr, "Failed") || request::certificate(&csr).is_some() {
             return Ok(Next::Settled);
         }
         let asked = match request::read(&csr.spec.request.0) {
@@ -159,7 +165,7 @@ impl Reconcile for Signer {
         if let Err(message) = request::check_for_signer(&asked, &csr.spec) {
             return self.fail(&csr, "SignerValidationFailure", message).await;
         }
-        match self.authority.sign(&asked, &csr.spec, time::OffsetDateTime::now_utc()).await {
+        match authority.sign(&asked, &csr.spec, time::OffsetDateTime::now_utc()).await {
             Ok(certificate) => {
                 let mut updated = csr.as_ref().clone();
                 updated.status.get_or_insert_default().certificate = Some(ByteString(certificate.into_bytes()));

@@ -16,9 +16,6 @@ use x509_parser::{
 pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
-pub const LEGACY_UNKNOWN: &str = "kubernetes.io/legacy-unknown";
-/// The signers that this process is.
-pub const SIGNERS: [&str; 4] = [KUBELET_CLIENT, KUBELET_SERVING, API_CLIENT, LEGACY_UNKNOWN];
 const NODES_GROUP: &str = "system:nodes";
 const NODE_PREFIX: &str = "system:node:";
 

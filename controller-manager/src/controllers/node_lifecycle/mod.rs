@@ -6,6 +6,7 @@ use crate::runtime::{Context, Index, SyncError, api_in, gone_is_fine, is_code};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
+    metrics::register,
 };
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 pub use health::OUT_OF_SERVICE;
@@ -22,16 +23,21 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use parking_lot::Mutex;
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 const LEASES: &str = "kube-node-lease";
+static EVICTIONS: LazyLock<Family<[(&'static str, String); 1], Counter>> = LazyLock::new(|| {
+    let help = "Number of Node evictions that happened since current instance of NodeController started.";
+    register("node_collector_evictions", help, Family::default())
+});
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nodes or pods that are written at the same time.
 const PARALLEL: usize = 30;
@@ -250,6 +256,7 @@ impl Controller {
         let may = rate > 0.0 && turn.tokens >= 1.0;
         if may {
             turn.tokens -= 1.0;
+            EVICTIONS.get_or_create(&[("zone", zone.to_owned())]).inc();
         }
         may
     }
