@@ -125,6 +125,24 @@ pub fn decode_value(document: Value, facts: &'static TypeFacts, mode: FieldValid
     decode_document(document, facts, mode, Context::default())
 }
 
+/// Decodes an object anew that was decoded before and has been changed by a merge patch since: those of its fields that the
+/// patch names.
+pub fn decode_patched(
+    object: Value,
+    patch: &Map<String, Value>,
+    facts: &'static TypeFacts,
+    mode: FieldValidation,
+) -> Result<Decoded, DecodeError> {
+    let Value::Object(mut object) = object else { return decode_value(object, facts, mode) };
+    let context = Context::default();
+    let seed = Seed { kind: Shape::Struct(facts), context: &context, owner: "" };
+    seed.fields_of(&mut object, patch, facts).map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    context.finish(Some(Value::Object(object)), mode)
+}
+
+/// The directives of a strategic merge patch that name a field beside it.
+const NAMING_DIRECTIVES: [&str; 2] = ["$setElementOrder/", "$deleteFromPrimitiveList/"];
+
 fn decode_document(
     document: Value,
     facts: &'static TypeFacts,
@@ -453,6 +471,37 @@ impl Seed<'_> {
             }
         }
         Ok(Some(Value::Object(object)))
+    }
+
+    /// Decodes the fields of an object that a patch names.
+    fn fields_of(
+        &self,
+        object: &mut Map<String, Value>,
+        patch: &Map<String, Value>,
+        facts: &'static TypeFacts,
+    ) -> Result<(), serde_json::Error> {
+        for (key, change) in patch {
+            let beside = NAMING_DIRECTIVES.iter().find_map(|directive| key.strip_prefix(directive));
+            let name = beside.unwrap_or(key);
+            let Some(mut value) = object.remove(name) else { continue };
+            let Some(field) = facts.field(name) else {
+                self.context.note_field("unknown", name);
+                continue;
+            };
+            let seed = Seed { kind: Shape::of(&field.kind), context: self.context, owner: facts.struct_name() };
+            let decoded = self.context.enter(Segment::Field(Cow::Borrowed(field.name)), || {
+                if let (Shape::Struct(inner), Value::Object(map), Value::Object(change)) =
+                    (seed.kind, &mut value, change)
+                {
+                    return seed.fields_of(map, change, inner).map(|()| Some(value));
+                }
+                seed.deserialize(value)
+            })?;
+            if let Some(value) = decoded.filter(|value| field.required || !is_empty(field, value)) {
+                object.insert(field.name.to_owned(), value);
+            }
+        }
+        Ok(())
     }
 
     fn free_map<'de, A: MapAccess<'de>>(&self, item: Shape, mut map: A) -> Result<Option<Value>, A::Error> {

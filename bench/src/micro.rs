@@ -85,7 +85,7 @@ fn nanoseconds(work: &mut dyn FnMut()) -> f64 {
 }
 
 /// With what a web application's pod usually says.
-pub fn sample_pod(name: &str) -> Value {
+fn sample_pod(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": "default", "labels": {"app": "web", "tier": "front", "pod-template-hash": "6d4cf56db6"},

@@ -15,6 +15,8 @@ pub struct TypeFacts {
     pub fields: Vec<FieldFacts>,
     /// The fields that have protobuf numbers, in their order.
     by_number: Vec<u16>,
+    /// The fields that have a default, or defaults below them.
+    defaulted: Vec<u16>,
 }
 
 /// One field of a type.
@@ -107,6 +109,11 @@ impl TypeFacts {
         self.by_number.get(at).map(|at| of(*at)).filter(|field| field.numbers.starts_with(numbers))
     }
 
+    /// The fields that have a default, or defaults below them.
+    pub fn defaulted(&self) -> impl Iterator<Item = &FieldFacts> {
+        self.defaulted.iter().map(|at| &self.fields[usize::from(*at)])
+    }
+
     /// The Go struct's name: `Container`.
     pub fn struct_name(&self) -> &'static str {
         self.name.rsplit('.').next().unwrap_or(self.name)
@@ -126,9 +133,13 @@ impl TypeId {
 impl Type {
     /// The type of the struct that this is, or that its items are.
     pub fn object(&self) -> Option<&'static TypeFacts> {
+        self.object_id().map(TypeId::facts)
+    }
+
+    fn object_id(&self) -> Option<TypeId> {
         match self {
-            Type::Object(id) => Some(id.facts()),
-            Type::List(item) | Type::Map(item) => item.object(),
+            Type::Object(id) => Some(*id),
+            Type::List(item) | Type::Map(item) => item.object_id(),
             _ => None,
         }
     }
@@ -202,7 +213,29 @@ fn parse(text: &'static str) -> Schema {
             .sort_unstable_by(|a, b| facts.fields[usize::from(*a)].numbers.cmp(&facts.fields[usize::from(*b)].numbers));
         facts.by_number = by_number;
     }
+    find_defaulted(&mut types);
     Schema { types, by_name, by_kind }
+}
+
+/// Notes the fields with defaults, until no type is found any more that has such.
+fn find_defaulted(types: &mut [TypeFacts]) {
+    let mut found = vec![false; types.len()];
+    loop {
+        let mut more = false;
+        for at in 0..types.len() {
+            let counts = |field: &FieldFacts| {
+                field.default.is_some() || field.kind.object_id().is_some_and(|id| found[usize::from(id.0)])
+            };
+            let numbered = (0_u16..).zip(&types[at].fields);
+            let defaulted: Vec<u16> = numbered.filter(|(_, field)| counts(field)).map(|(number, _)| number).collect();
+            more |= defaulted.len() > types[at].defaulted.len();
+            found[at] = !defaulted.is_empty();
+            types[at].defaulted = defaulted;
+        }
+        if !more {
+            return;
+        }
+    }
 }
 
 fn parse_head(head: &'static str) -> TypeFacts {
@@ -213,6 +246,7 @@ fn parse_head(head: &'static str) -> TypeFacts {
         atomic: false,
         fields: Vec::new(),
         by_number: Vec::new(),
+        defaulted: Vec::new(),
     };
     for word in words {
         if let Some(gvk) = word.strip_prefix("gvk=") {

@@ -131,8 +131,9 @@ fn conflicts<T: Typing>(
 ) -> Vec<Conflict> {
     let mut by_others: Vec<(String, FieldSet)> = Vec::new();
     for (number, entry) in managed.entries.iter().enumerate() {
-        if number != own && entry.fields.touched_by(changed) {
-            by_others.push((entry.to_string(), entry.fields.set().intersection(changed)));
+        if number != own {
+            let both = entry.fields.set().intersection(changed);
+            by_others.extend((!both.is_empty()).then(|| (entry.to_string(), both)));
         }
     }
     if writer.manager == KUBECTL

@@ -104,8 +104,26 @@ proptest! {
         prop_assert_eq!(union(&minus(&a, &b), &a.intersection(&b)), a.clone());
         prop_assert!(minus(&a, &b).intersection(&b).is_empty());
         prop_assert_eq!(FieldSet::parse(&a.to_string()).unwrap(), a.clone());
-        prop_assert_eq!(a.touches(&b.to_string()), !a.intersection(&b).is_empty());
-        prop_assert_eq!(a.is_covered_by(&b.to_string()), minus(&a, &b).is_empty());
+    }
+
+    #[test]
+    fn a_text_is_changed_as_its_set_is(a in set(), b in set()) {
+        let (mut sum, mut rest) = (a.clone(), a.clone());
+        sum.add(b.clone());
+        rest.subtract(&b);
+        let written = |set: &FieldSet| if set.is_empty() { String::new() } else { set.to_string() };
+        prop_assert_eq!(text::with(&a.to_string(), &b), Some(written(&sum)));
+        prop_assert_eq!(text::without(&a.to_string(), &b), Some(written(&rest)));
+    }
+
+    #[test]
+    fn what_a_creator_owns_is_what_differs_from_nothing(a in config()) {
+        let cut = FieldSet::of_fields(&["spec.containers", "status"]);
+        let mut expected = walk::compare(place(), &json!({}), &a).changed;
+        prop_assert_eq!(text::of_new(place(), &a, &FieldSet::default(), &FieldSet::default()), expected.to_string());
+        expected.cut(&cut);
+        expected.subtract(&NOBODYS);
+        prop_assert_eq!(text::of_new(place(), &a, &NOBODYS, &cut), expected.to_string());
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod laws;
 mod set;
 #[cfg(test)]
 mod tests;
+mod text;
 mod typing;
 mod walk;
 
@@ -24,8 +25,8 @@ pub use typing::{Form, Place, Scalar, Typing};
 pub use walk::{fields, mistakes};
 
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
@@ -138,6 +139,16 @@ impl Ignored {
             Self::AllBut(patterns) => set.keep_below(patterns),
         }
     }
+
+    /// What is left out with all that is below it, if that says it all.
+    fn cut(&self) -> Option<&FieldSet> {
+        static NOTHING: LazyLock<FieldSet> = LazyLock::new(FieldSet::default);
+        match self {
+            Self::Nothing => Some(&NOTHING),
+            Self::Except(fields) => Some(fields),
+            Self::AllBut(_) => None,
+        }
+    }
 }
 
 // === impl Fields ===
@@ -150,18 +161,29 @@ impl Fields {
         }
     }
 
-    fn touched_by(&self, other: &FieldSet) -> bool {
-        match self {
-            Self::Text(text) => other.touches(text),
-            Self::Set(set) => !other.intersection(set).is_empty(),
+    /// Adds the members of a set.
+    fn add(&mut self, more: FieldSet) {
+        if let Self::Text(text) = self
+            && let Some(text) = text::with(text, &more)
+        {
+            *self = Self::Text(text.into());
+            return;
         }
+        let mut set = self.set();
+        set.add(more);
+        *self = Self::Set(set);
     }
 
-    fn covers(&self, other: &FieldSet) -> bool {
-        match self {
-            Self::Text(text) => other.is_covered_by(text),
-            Self::Set(set) => other.intersection(set) == *other,
+    fn subtract(&mut self, less: &FieldSet) {
+        if let Self::Text(text) = self
+            && let Some(text) = text::without(text, less)
+        {
+            *self = if text.is_empty() { Self::Set(FieldSet::default()) } else { Self::Text(text.into()) };
+            return;
         }
+        let mut set = self.set();
+        set.subtract(less);
+        *self = Self::Set(set);
     }
 
     /// Is nothing in it? A text is never without a member.
@@ -185,10 +207,8 @@ impl Entry {
     }
 
     fn lose(&mut self, gone: &FieldSet) {
-        if !gone.is_empty() && self.fields.touched_by(gone) {
-            let mut fields = self.fields.set();
-            fields.subtract(gone);
-            self.fields = Fields::Set(fields);
+        if !gone.is_empty() {
+            self.fields.subtract(gone);
         }
     }
 
@@ -329,6 +349,18 @@ impl ManagedFields {
         ignored: &Ignored,
         now: &str,
     ) -> bool {
+        let writer = &Writer { manager: if writer.manager.is_empty() { UNKNOWN } else { writer.manager }, ..*writer };
+        if self.entries.is_empty()
+            && old.as_object().is_some_and(Map::is_empty)
+            && let Some(cut) = ignored.cut()
+        {
+            let text = text::of_new(at, new, &NOBODYS, cut);
+            if text != "{}" {
+                let (fields, time) = (Fields::Text(text.into()), Some(now.to_owned()));
+                self.entries.push(Entry { fields, time, ..Entry::of(writer, Operation::Update) });
+            }
+            return true;
+        }
         let mut difference = walk::compare(at, old, new);
         ignored.filter(&mut difference.changed);
         ignored.filter(&mut difference.removed);
@@ -337,7 +369,6 @@ impl ManagedFields {
         }
         let mut taken = difference.changed.clone();
         taken.subtract(&NOBODYS);
-        let writer = &Writer { manager: if writer.manager.is_empty() { UNKNOWN } else { writer.manager }, ..*writer };
         for entry in &mut self.entries {
             if !entry.is_by(writer, Operation::Update) {
                 entry.lose(&difference.changed);
@@ -365,11 +396,7 @@ impl ManagedFields {
             }
         };
         entry.time = Some(now.to_owned());
-        if !entry.fields.covers(&taken) {
-            let mut fields = entry.fields.set();
-            fields.add(taken);
-            entry.fields = Fields::Set(fields);
-        }
+        entry.fields.add(taken);
     }
 
     /// Lumps the oldest managers that update into one a version. As `capUpdateManagers`.

@@ -25,20 +25,20 @@ pub struct Node {
     pub children: FieldSet,
 }
 
-/// Whether a FieldsV1 text has to do with a set; found without building a tree of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
-    /// Is a member of the set in the text?
-    Touches,
-    /// Is every member of the set in the text?
-    Covers,
-}
-
 // === impl Node ===
 
 impl Node {
     pub fn is_empty(&self) -> bool {
         !self.member && self.children.is_empty()
+    }
+
+    /// Writes what stands between the braces of the node.
+    pub fn write_inside(&self, out: &mut String) {
+        let dot = self.member && !self.children.is_empty();
+        if dot {
+            out.push_str("\".\":{}");
+        }
+        self.children.write_nodes(out, !dot);
     }
 }
 
@@ -190,31 +190,11 @@ impl FieldSet {
             if !std::mem::replace(&mut first, false) {
                 out.push(',');
             }
-            write_text(element, out);
+            write_text("", element, out);
             out.push_str(":{");
-            let dot = node.member && !node.children.is_empty();
-            if dot {
-                out.push_str("\".\":{}");
-            }
-            node.children.write_nodes(out, !dot);
+            node.write_inside(out);
             out.push('}');
         }
-    }
-
-    /// Is a member of this set also in a FieldsV1 text?
-    pub fn touches(&self, fields_v1: &str) -> bool {
-        self.ask(Question::Touches, fields_v1)
-    }
-
-    /// Is every member of this set also in a FieldsV1 text?
-    pub fn is_covered_by(&self, fields_v1: &str) -> bool {
-        self.ask(Question::Covers, fields_v1)
-    }
-
-    fn ask(&self, question: Question, fields_v1: &str) -> bool {
-        let mut text = serde_json::Deserializer::from_str(fields_v1);
-        let asked = Asked { question, node: None, below: self };
-        serde::de::DeserializeSeed::deserialize(asked, &mut text).unwrap_or(false)
     }
 }
 
@@ -247,7 +227,7 @@ pub fn keyed(mut keys: Vec<(&str, Value)>) -> Box<str> {
         if at > 0 {
             element.push(',');
         }
-        write_text(name, &mut element);
+        write_text("", name, &mut element);
         element.push(':');
         element.push_str(&value.to_string());
     }
@@ -255,14 +235,15 @@ pub fn keyed(mut keys: Vec<(&str, Value)>) -> Box<str> {
     element.into()
 }
 
-/// JSON text of a text; most need no escapes.
-fn write_text(text: &str, out: &mut String) {
+/// JSON text of two texts together, of which the first needs no escapes, as most need none.
+pub fn write_text(prefix: &str, text: &str, out: &mut String) {
+    out.push('"');
+    out.push_str(prefix);
     if text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
-        out.push('"');
         out.push_str(text);
         out.push('"');
     } else {
-        out.push_str(&Value::from(text).to_string());
+        out.push_str(&Value::from(text).to_string()[1..]);
     }
 }
 
@@ -323,56 +304,6 @@ impl<'de> Deserialize<'de> for Parsed {
     }
 }
 
-/// A question about the node at which the text stands.
-#[derive(Clone, Copy)]
-struct Asked<'s> {
-    question: Question,
-    node: Option<&'s Node>,
-    below: &'s FieldSet,
-}
-
-impl<'de> serde::de::DeserializeSeed<'de> for Asked<'_> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Asked<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a set of fields")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        let asked_member = self.node.is_some_and(|node| node.member);
-        let (mut member, mut empty) = (false, true);
-        let (mut found, mut covered) = (false, 0);
-        while let Some(element) = map.next_key::<std::borrow::Cow<'_, str>>()? {
-            empty = false;
-            if element == MEMBER {
-                member = true;
-            }
-            match self.below.get(&element) {
-                Some(node) if !found => {
-                    let asked = Asked { node: Some(node), below: &node.children, ..self };
-                    let answer = map.next_value_seed(asked)?;
-                    found |= answer && self.question == Question::Touches;
-                    covered += usize::from(answer);
-                }
-                _ => _ = map.next_value::<IgnoredAny>()?,
-            }
-        }
-        member |= empty;
-        Ok(match self.question {
-            Question::Touches => found || (asked_member && member),
-            Question::Covers => covered == self.below.nodes.len() && (member || !asked_member),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,22 +354,5 @@ mod tests {
         kept.keep_below(&[&["f:a", "*", "f:b"]]);
         assert_eq!(kept.to_string(), r#"{"f:a":{"k:{\"n\":1}":{"f:b":{}}}}"#);
         assert_eq!(FieldSet::of_fields(&["a.b", "a", "c"]).to_string(), a);
-    }
-
-    #[test]
-    fn a_text_answers_without_being_a_tree() {
-        let text = r#"{"f:a":{".":{},"f:b":{}},"f:c":{}}"#;
-        for (other, touches, covered) in [
-            (r#"{"f:a":{}}"#, true, true),
-            (r#"{"f:a":{"f:b":{}},"f:c":{}}"#, true, true),
-            (r#"{"f:a":{"f:x":{}}}"#, false, false),
-            (r#"{"f:a":{"f:b":{},"f:x":{}}}"#, true, false),
-            (r#"{"f:x":{}}"#, false, false),
-            (r#"{"f:c":{"f:d":{}}}"#, false, false),
-            ("{}", false, true),
-        ] {
-            let other = set(other);
-            assert_eq!((other.touches(text), other.is_covered_by(text)), (touches, covered), "{other}");
-        }
     }
 }

@@ -348,6 +348,10 @@ fn every_field_of_every_kind_can_be_owned() {
 
         let mut created = Managed::new(kind.group, kind.version, kind.kind);
         created.update("creator", object.clone());
+        let mut expected = walk::compare(place, &json!({}), &object).changed;
+        assert_eq!(text::of_new(place, &object, &FieldSet::default(), &FieldSet::default()), expected.to_string());
+        expected.subtract(&NOBODYS);
+        assert_eq!(text::of_new(place, &object, &NOBODYS, &FieldSet::default()), expected.to_string());
         let all = FieldSet::parse(&created.fields_of("creator")).unwrap();
         let mut missing = FieldSet::parse(&managed.fields_of("two")).unwrap();
         missing.subtract(&all);

@@ -73,7 +73,7 @@ fn items(value: Option<&Value>) -> &[Value] {
 }
 
 /// Null, or without anything in it.
-fn is_hollow(value: &Value) -> bool {
+pub fn is_hollow(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(list) => list.is_empty(),
@@ -83,7 +83,7 @@ fn is_hollow(value: &Value) -> bool {
 }
 
 /// The path element of an item of a list; None if it cannot have one.
-fn element_of<T: Typing>(list: T, item: &Value) -> Option<Box<str>> {
+pub fn element_of<T: Typing>(list: T, item: &Value) -> Option<Box<str>> {
     match list.form() {
         Form::Set(_) => (!item.is_object() && !item.is_array() && !item.is_null()).then(|| set::value(item)),
         Form::Keyed(items) => {
@@ -122,6 +122,10 @@ pub fn compare<T: Typing>(at: T, old: &Value, new: &Value) -> Difference {
 }
 
 fn difference<T: Typing>(at: T, old: Option<&Value>, new: Option<&Value>) -> Diff {
+    // Most of what an update sends is as it was.
+    if old.is_some() && old == new {
+        return Diff::default();
+    }
     let mut diff = match at.form() {
         Form::Struct if !(is_empty_struct(at, old) && is_empty_struct(at, new)) => struct_difference(at, old, new),
         Form::Map(item) if !(old.is_none_or(is_hollow) && new.is_none_or(is_hollow)) => {
@@ -131,9 +135,6 @@ fn difference<T: Typing>(at: T, old: Option<&Value>, new: Option<&Value>) -> Dif
             map_difference(|_| at, old, new)
         }
         Form::Set(item) | Form::Keyed(item) if !(items(old).is_empty() && items(new).is_empty()) => {
-            if old == new {
-                return Diff::default();
-            }
             list_difference(at, item, old, new)
         }
         _ => return Diff::leaf(old, new),
@@ -175,7 +176,7 @@ fn struct_difference<T: Typing>(at: T, old: Option<&Value>, new: Option<&Value>)
 }
 
 /// What Go has where the JSON has nothing.
-fn phantom(inline: bool) -> &'static Value {
+pub fn phantom(inline: bool) -> &'static Value {
     if inline { &EMPTY } else { &Value::Null }
 }
 

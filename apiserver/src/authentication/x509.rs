@@ -18,8 +18,11 @@ use super::UserInfo;
 
 /// How often the authorities' file is looked at for changes.
 const RECHECK_FILE: Duration = Duration::from_secs(10);
-/// Certificates whose outcome is remembered; all are forgotten at the limit.
+/// Chains whose outcome is remembered; all are forgotten at the limit.
 const REMEMBERED_MAX: usize = 16_384;
+/// So long it is remembered that one is not believed. (Who has a certificate of the users' authority is no front
+/// proxy: that is asked with every request.)
+const REFUSED_SECONDS: i64 = 30;
 
 /// The certificates of a file that is read anew when it changes.
 pub struct Authorities {
@@ -32,8 +35,9 @@ struct State {
     modified: Option<SystemTime>,
     verifier: Arc<dyn ClientCertVerifier>,
     pem: Arc<str>,
-    /// By the SHA-256 of a certificate: whose it is, and the seconds since the epoch until which that is known to hold.
-    remembered: HashMap<[u8; 32], (i64, Identity)>,
+    /// By the SHA-256 of a chain: whose it is, or why it is not believed, and the seconds since the epoch until which
+    /// that is known to hold.
+    remembered: HashMap<[u8; 32], (i64, Result<Identity, String>)>,
 }
 
 /// What a certificate says of its bearer.
@@ -63,32 +67,39 @@ impl Authorities {
     /// The identity in the first certificate if the chain leads to one of the authorities.
     pub fn verify(&self, chain: &[CertificateDer<'static>]) -> Result<Identity, String> {
         let (leaf, intermediates) = chain.split_first().ok_or("no certificate")?;
-        let digest: [u8; 32] = Sha256::digest(leaf).into();
+        let digest: [u8; 32] = chain.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize().into();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let verifier = self.refreshed(|state| match state.remembered.get(&digest) {
-            Some((until, identity)) if now_seconds <= *until => Err(identity.clone()),
+            Some((until, outcome)) if now_seconds <= *until => Err(outcome.clone()),
             _ => Ok(state.verifier.clone()),
         });
         let verifier = match verifier {
             Ok(verifier) => verifier,
-            Err(known) => return Ok(known),
+            Err(known) => return known,
         };
         let info = component_base::x509::read_der(leaf).map_err(|error| error.to_string())?;
-        verifier
-            .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now))
-            .map_err(|error| format!("verifying certificate of {:?}: {error}", info.common_name))?;
-        let fingerprint = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let identity = Identity { common_name: info.common_name, organizations: info.organizations, fingerprint };
+        let verified = verifier.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now));
+        let (until, outcome) = match verified {
+            Ok(_) => {
+                let fingerprint = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02x}")).collect();
+                let (common_name, organizations) = (info.common_name, info.organizations);
+                (info.not_after, Ok(Identity { common_name, organizations, fingerprint }))
+            }
+            Err(error) => {
+                let why = format!("verifying certificate of {:?}: {error}", info.common_name);
+                (now_seconds.saturating_add(REFUSED_SECONDS), Err(why))
+            }
+        };
         let mut state = self.state.lock();
         // Not if the authorities changed meanwhile.
         if Arc::ptr_eq(&state.verifier, &verifier) {
             if state.remembered.len() >= REMEMBERED_MAX {
                 state.remembered.clear();
             }
-            state.remembered.insert(digest, (info.not_after, identity.clone()));
+            state.remembered.insert(digest, (until, outcome.clone()));
         }
-        Ok(identity)
+        outcome
     }
 
     fn refreshed<T>(&self, read_state: impl FnOnce(&State) -> T) -> T {

@@ -87,8 +87,8 @@ impl Loopback {
     pub async fn update(&self, object: Value) -> Result<(), StatusError> {
         let place = self.place(&object)?;
         let info = place.info(&Method::PUT);
-        let incoming = Incoming { object, warnings: Vec::new() };
-        match update::update(&mut self.request(&place, &info), incoming).await {
+        let incoming = || Ok(Incoming { object: object.clone(), warnings: Vec::new() });
+        match update::update(&mut self.request(&place, &info), incoming()?, &incoming).await {
             Ok(_) => {
                 tracing::info!(kind = place.resource.kind, namespace = place.namespace, name = place.name, "updated");
                 Ok(())

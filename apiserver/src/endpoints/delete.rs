@@ -1,6 +1,6 @@
 //! DELETE of one object and of many: preconditions, graceful deletion, propagation to dependents, finalizers.
 
-use super::{Outcome, ResourceRequest, list, metadata, table, update};
+use super::{Outcome, ResourceRequest, list, metadata, ownership, table, update};
 use crate::admission::Operation;
 use crate::registry::Resource;
 use crate::registry::strategy::{Deletion, GarbagePolicy, HookContext};
@@ -43,7 +43,10 @@ pub fn returns_object(kind: &KindFacts) -> bool {
 
 /// What became of an object.
 enum Deleted {
-    Gone(Value),
+    /// As it was, as of the revision of its end.
+    Gone(Arc<StoredObject>),
+    /// It would be gone, had it not been a dry run.
+    WouldGo(Value),
     /// Marked; its finalizers or its agent let it go later.
     Marked(Arc<StoredObject>),
     /// What it would be, marked, had it not been a dry run.
@@ -115,16 +118,18 @@ fn protobuf_options(body: &[u8]) -> Result<Value, StatusError> {
 pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> Result<Outcome, StatusError> {
     let resource = request.resource;
     let orphans_said_no = options.orphan_dependents == Some(false);
-    match delete_named(request, &request.info.name, options).await? {
+    let deleted = delete_named(request, &request.info.name, options).await?;
+    let uid = match &deleted {
+        Deleted::Gone(object) | Deleted::Marked(object) => object.identity.uid.to_string(),
+        Deleted::WouldGo(object) | Deleted::WouldBe(object) => metadata::text(object, "uid").to_owned(),
+    };
+    match deleted {
         Deleted::Marked(object) => Ok(Outcome::stored(if orphans_said_no { 202 } else { 200 }, resource, object)),
         Deleted::WouldBe(object) => Ok(Outcome::object(if orphans_said_no { 202 } else { 200 }, resource, object)),
-        Deleted::Gone(object) if returns_object(resource.facts) => Ok(Outcome::object(200, resource, object)),
-        Deleted::Gone(object) => {
-            let mut details = json!({
-                "name": request.info.name,
-                "kind": resource.gvr.resource,
-                "uid": metadata::text(&object, "uid"),
-            });
+        Deleted::Gone(object) if returns_object(resource.facts) => Ok(Outcome::stored(200, resource, object)),
+        Deleted::WouldGo(object) if returns_object(resource.facts) => Ok(Outcome::object(200, resource, object)),
+        Deleted::Gone(_) | Deleted::WouldGo(_) => {
+            let mut details = json!({"name": request.info.name, "kind": resource.gvr.resource, "uid": uid});
             if !resource.gvr.group.is_empty() {
                 details["group"] = resource.gvr.group.clone().into();
             }
@@ -181,7 +186,7 @@ async fn delete_named(
     let mut admitted = false;
     let mut certain = false;
     for _ in 0..ATTEMPTS {
-        let old = resource.value(&current);
+        let (old, managed) = resource.split(&current);
         if let Err(error) = check_preconditions(request, &old, options) {
             if certain {
                 return Err(error);
@@ -200,13 +205,23 @@ async fn delete_named(
             Decision::Nothing if certain => return Ok(Deleted::Marked(current)),
             // Nothing to do, it seems: make sure.
             Decision::Nothing => Err(store.get_uncached(resource, request.namespace(), name).await?),
-            Decision::Mark(new) if request.dry_run => return Ok(Deleted::WouldBe(new)),
-            Decision::Mark(new) => match store.put(resource, &new, current.revision).await? {
-                Put::Written(stored) => Ok(Deleted::Marked(stored)),
-                Put::Conflict(other) => Err(other),
-            },
-            Decision::Remove if request.dry_run => return Ok(Deleted::Gone(old)),
-            Decision::Remove => remove(request, name, &current).await?.map(Deleted::Gone),
+            Decision::Mark(mut new) if request.dry_run => {
+                ownership::put_list(&mut new, &managed);
+                return Ok(Deleted::WouldBe(new));
+            }
+            Decision::Mark(mut new) => {
+                ownership::put(&mut new, &managed);
+                match store.put(resource, &new, current.revision).await? {
+                    Put::Written(stored) => Ok(Deleted::Marked(stored)),
+                    Put::Conflict(other) => Err(other),
+                }
+            }
+            Decision::Remove if request.dry_run => {
+                let mut old = old;
+                ownership::put_list(&mut old, &managed);
+                return Ok(Deleted::WouldGo(old));
+            }
+            Decision::Remove => remove(request, name, &current, &old).await?.map(Deleted::Gone),
         };
         match outcome {
             Ok(deleted) => return Ok(deleted),
@@ -220,20 +235,19 @@ async fn delete_named(
     Err(request.stale())
 }
 
-/// Takes an object of this very version out of the store. Gives it as it was, at the revision of its end; or what stands
-/// there instead.
+/// Takes an object (`old`, without its managedFields) of this very version out of the store. Gives it as it was, at the
+/// revision of its end; or what stands there instead.
 pub async fn remove(
     request: &ResourceRequest<'_>,
     name: &str,
     current: &Arc<StoredObject>,
-) -> Result<Result<Value, Option<Arc<StoredObject>>>, StatusError> {
+    old: &Value,
+) -> Result<Result<Arc<StoredObject>, Option<Arc<StoredObject>>>, StatusError> {
     let (store, resource) = (&request.context.store, request.resource);
     match store.delete(resource, request.namespace(), name, current.revision).await? {
         Ok(revision) => {
-            let mut object = resource.value(current);
-            resource.strategy.after_delete(HookContext { store, dry_run: false }, &object).await;
-            metadata::of(&mut object).insert("resourceVersion".to_owned(), revision.to_string().into());
-            Ok(Ok(object))
+            resource.strategy.after_delete(HookContext { store, dry_run: false }, old).await;
+            Ok(Ok(Arc::new(current.ended(revision))))
         }
         Err(other) => Ok(Err(other)),
     }
@@ -273,14 +287,21 @@ fn decide(resource: &Resource, old: &Value, options: &DeleteOptions) -> Decision
         },
         Deletion::Graceful { grace_seconds } => grace_seconds.max(0),
     };
-    let mut new = old.clone();
-    let finalizers_changed = set_propagation(&mut new, options, strategy.default_garbage_policy());
-    let held = !metadata::finalizers(&new).is_empty() || !strategy.is_finalized(&new);
-    if grace == 0 && !held {
+    let finalizers = wanted_finalizers(old, options, strategy.default_garbage_policy());
+    let held = finalizers.as_ref().map_or(!metadata::finalizers(old).is_empty(), |wanted| !wanted.is_empty());
+    if grace == 0 && !held && strategy.is_finalized(old) {
         return Decision::Remove;
     }
-    if marked && left.unwrap_or(0) == grace {
-        return if finalizers_changed { Decision::Mark(new) } else { Decision::Nothing };
+    let on_its_way = marked && left.unwrap_or(0) == grace;
+    if on_its_way && finalizers.is_none() {
+        return Decision::Nothing;
+    }
+    let mut new = old.clone();
+    if let Some(wanted) = finalizers {
+        set_finalizers(&mut new, wanted);
+    }
+    if on_its_way {
+        return Decision::Mark(new);
     }
     mark(&mut new, old, grace, marked);
     if !marked && let Some(generation) = metadata::number(old, "generation").filter(|generation| *generation > 0) {
@@ -306,8 +327,8 @@ fn mark(new: &mut Value, old: &Value, grace_seconds: i64, marked: bool) {
     meta.insert("deletionGracePeriodSeconds".to_owned(), grace_seconds.into());
 }
 
-/// Sets the finalizers by which the garbage collector does what is asked. True if that changed anything.
-fn set_propagation(object: &mut Value, options: &DeleteOptions, default: GarbagePolicy) -> bool {
+/// The finalizers by which the garbage collector does what is asked; None if the object has them already.
+fn wanted_finalizers(object: &Value, options: &DeleteOptions, default: GarbagePolicy) -> Option<Vec<String>> {
     let present: Vec<String> = metadata::finalizers(object).into_iter().map(ToOwned::to_owned).collect();
     let has = |name: &str| present.iter().any(|f| f == name);
     let (orphan, foreground) = match (options.orphan_dependents, options.propagation_policy.as_deref()) {
@@ -327,16 +348,16 @@ fn set_propagation(object: &mut Value, options: &DeleteOptions, default: Garbage
     if foreground {
         wanted.push(FOREGROUND.to_owned());
     }
-    if wanted.len() == present.len() && wanted.iter().all(|f| has(f)) {
-        return false;
-    }
+    (wanted.len() != present.len() || !wanted.iter().all(|f| has(f))).then_some(wanted)
+}
+
+fn set_finalizers(object: &mut Value, wanted: Vec<String>) {
     let meta = metadata::of(object);
     if wanted.is_empty() {
         meta.remove("finalizers");
     } else {
         meta.insert("finalizers".to_owned(), wanted.into());
     }
-    true
 }
 
 /// As `BeforeDelete`: the conflict is said of the kind.
@@ -365,9 +386,9 @@ mod tests {
     use super::*;
 
     fn finalizers_after(present: &[&str], options: &DeleteOptions) -> Vec<String> {
-        let mut object = json!({"metadata": {"finalizers": present}});
-        set_propagation(&mut object, options, GarbagePolicy::DeleteDependents);
-        metadata::finalizers(&object).into_iter().map(ToOwned::to_owned).collect()
+        let object = json!({"metadata": {"finalizers": present}});
+        let wanted = wanted_finalizers(&object, options, GarbagePolicy::DeleteDependents);
+        wanted.unwrap_or_else(|| present.iter().map(|f| (*f).to_owned()).collect())
     }
 
     #[test]

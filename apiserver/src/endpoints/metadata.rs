@@ -125,35 +125,16 @@ pub fn generate_name(object: &mut Value) -> bool {
 
 /// Carries over from `old` what an update cannot change, by the part it addresses. `new` is the object as sent.
 pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
-    if part == Part::Status {
-        let mut result = old.clone();
-        match new.get("status") {
-            Some(status) => {
-                if let Some(map) = result.as_object_mut() {
-                    map.insert("status".to_owned(), status.clone());
-                }
-            }
-            None => {
-                if let Some(map) = result.as_object_mut() {
-                    map.remove("status");
-                }
-            }
-        }
-        for field in ["labels", "annotations", "finalizers", "resourceVersion", "uid"] {
-            carry(of(&mut result), of(new), field);
-        }
-        *new = result;
-    } else if resource.has_status
-        && part == Part::Main
-        && let Some(map) = new.as_object_mut()
-    {
-        match old.get("status") {
-            Some(status) => map.insert("status".to_owned(), status.clone()),
-            None => map.remove("status"),
-        };
-    }
     let empty = Map::new();
     let old_meta = old.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    if let (Some(map), Some(old)) = (new.as_object_mut(), old.as_object()) {
+        if part == Part::Status {
+            keep_all_but(map, old, &["status", "metadata"]);
+            keep_all_but(of(new), old_meta, &["labels", "annotations", "finalizers", "resourceVersion", "uid"]);
+        } else if resource.has_status && part == Part::Main {
+            carry(map, old, "status");
+        }
+    }
     let meta = of(new);
     for field in [
         "creationTimestamp",
@@ -171,11 +152,20 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
     }
 }
 
+/// Makes `new` what `old` is, but for some fields. What is equal is not copied, and most is.
+fn keep_all_but(new: &mut Map<String, Value>, old: &Map<String, Value>, fields: &[&str]) {
+    new.retain(|field, _| fields.contains(&field.as_str()) || old.contains_key(field));
+    for field in old.keys().filter(|field| !fields.contains(&field.as_str())) {
+        carry(new, old, field);
+    }
+}
+
 fn carry(to: &mut Map<String, Value>, from: &Map<String, Value>, field: &str) {
     match from.get(field) {
-        Some(value) => to.insert(field.to_owned(), value.clone()),
-        None => to.remove(field),
-    };
+        Some(value) if to.get(field) == Some(value) => {}
+        Some(value) => _ = to.insert(field.to_owned(), value.clone()),
+        None => _ = to.remove(field),
+    }
 }
 
 /// Counts a change of anything but metadata and status.

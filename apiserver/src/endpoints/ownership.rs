@@ -5,16 +5,11 @@
 //! `metadata.managedFields` may be a JSON string: the text of the list.
 
 use super::{ResourceRequest, metadata};
-use crate::registry::Resource;
 use crate::registry::reset_fields::ignored;
-use crate::storage::StoredObject;
 use apimachinery::managed_fields::{ManagedFields, Place, Writer};
 use http::HeaderMap;
 use http::header::USER_AGENT;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
-use std::fmt;
+use serde_json::{Value, json};
 
 const MANAGED_FIELDS: &str = "managedFields";
 /// As `FieldManagerMaxLength`.
@@ -49,22 +44,6 @@ pub fn is_printable(c: char) -> bool {
     let invisible = matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{e000}'..='\u{f8ff}' | '\u{feff}');
     c == ' ' || !(c.is_control() || c.is_whitespace() || invisible)
-}
-
-/// A stored object in its served version, and the text of its managedFields (empty if it has none).
-pub fn split(resource: &Resource, object: &StoredObject) -> (Value, String) {
-    let (mut value, managed) = split_json(&object.json());
-    if resource.strategy.converts() {
-        resource.strategy.from_stored(&mut value);
-    }
-    (value, managed)
-}
-
-fn split_json(json: &[u8]) -> (Value, String) {
-    let mut managed = String::new();
-    let seed = Apart { managed: &mut managed, in_metadata: false };
-    let value = seed.deserialize(&mut serde_json::Deserializer::from_slice(json)).unwrap_or(Value::Null);
-    (value, managed)
 }
 
 /// Takes managedFields out of an object that somebody has sent.
@@ -143,55 +122,15 @@ pub fn now() -> String {
     apimachinery::time::rfc3339(apimachinery::time::now().0)
 }
 
-/// Reads an object with its managedFields apart.
-struct Apart<'m> {
-    managed: &'m mut String,
-    in_metadata: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Apart<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Apart<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value = match key.as_str() {
-                "metadata" if !self.in_metadata => {
-                    map.next_value_seed(Apart { managed: &mut *self.managed, in_metadata: true })?
-                }
-                MANAGED_FIELDS if self.in_metadata => {
-                    let text = map.next_value::<&RawValue>()?.get();
-                    *self.managed = if text == "null" { String::new() } else { text.to_owned() };
-                    continue;
-                }
-                _ => map.next_value()?,
-            };
-            object.insert(key, value);
-        }
-        Ok(Value::Object(object))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::object::split;
 
     #[test]
     fn managed_fields_are_lifted_out_and_put_back() {
         let text = r#"{"kind":"X","metadata":{"name":"a","managedFields":[{"manager":"m"}],"uid":"u"},"spec":{"metadata":{"managedFields":[]}}}"#;
-        let (mut object, managed) = split_json(text.as_bytes());
+        let (mut object, managed) = split(text.as_bytes());
         assert_eq!(managed, r#"[{"manager":"m"}]"#);
         assert_eq!(
             object,

@@ -7,7 +7,7 @@ use super::update::{self, Produce, Produced};
 use super::{Outcome, ResourceRequest, metadata};
 use crate::registry::Resource;
 use crate::server::negotiation::{content_type, typed};
-use apimachinery::decode::{DecodeError, FieldValidation, decode_value, parse_noting_duplicates};
+use apimachinery::decode::{DecodeError, FieldValidation, decode_patched, decode_value, parse_noting_duplicates};
 use apimachinery::facts::TypeFacts;
 use apimachinery::patch::{self as patches, PatchError};
 use apimachinery::status::{FieldError, StatusError};
@@ -103,7 +103,13 @@ impl Patch {
             let value = shown.clone().unwrap_or_else(|| self.body.to_string());
             StatusError::invalid("", "", "", &[FieldError::invalid("patch", value, what)])
         };
-        let decoded = decode_value(object, schema, mode).map_err(|error| invalid(error.to_string()))?;
+        let decoded = match (self.kind, &self.body) {
+            (PatchType::Merge | PatchType::Strategic, Value::Object(patch)) => {
+                decode_patched(object, patch, schema, mode)
+            }
+            _ => decode_value(object, schema, mode),
+        };
+        let decoded = decoded.map_err(|error| invalid(error.to_string()))?;
         let warnings: Vec<String> = self.strict.iter().cloned().chain(decoded.warnings).collect();
         match self.mode {
             FieldValidation::Ignore => Ok((decoded.value, Vec::new())),

@@ -29,12 +29,17 @@ pub struct Produced {
     pub ownership: Ownership,
 }
 
-/// What came in by PUT.
-struct Whole(Incoming);
+/// What came in by PUT: used up by the first attempt, most often the only one.
+struct Whole<'a> {
+    incoming: Option<Incoming>,
+    again: &'a (dyn Fn() -> Result<Incoming, StatusError> + Send + Sync),
+    namespace: &'a str,
+}
 
-impl Produce for Whole {
+impl Produce for Whole<'_> {
     fn produce(&mut self, _old: &Value, _managed: &str) -> Result<Produced, StatusError> {
-        let (object, warnings) = (self.0.object.clone(), self.0.warnings.clone());
+        let Incoming { mut object, warnings } = self.incoming.take().map_or_else(self.again, Ok)?;
+        metadata::ensure_namespace(&mut object, self.namespace)?;
         Ok(Produced { object, warnings, ownership: Ownership::OfWriter })
     }
 
@@ -43,8 +48,12 @@ impl Produce for Whole {
     }
 }
 
-/// Replaces an object; creates it where its kind allows that.
-pub async fn update(request: &mut ResourceRequest<'_>, mut incoming: Incoming) -> Result<Outcome, StatusError> {
+/// Replaces an object; creates it where its kind allows that. `again` gives what came in once more.
+pub async fn update(
+    request: &mut ResourceRequest<'_>,
+    mut incoming: Incoming,
+    again: &(dyn Fn() -> Result<Incoming, StatusError> + Send + Sync),
+) -> Result<Outcome, StatusError> {
     let name = metadata::text(&incoming.object, "name");
     if name.is_empty() {
         let errors = [FieldError::required("metadata.name", "name or generateName is required")];
@@ -64,7 +73,8 @@ pub async fn update(request: &mut ResourceRequest<'_>, mut incoming: Incoming) -
         }
         None => return Err(request.not_found()),
     };
-    replace(request, current, &mut Whole(incoming)).await
+    let mut whole = Whole { incoming: Some(incoming), again, namespace: request.namespace() };
+    replace(request, current, &mut whole).await
 }
 
 /// The object as the cache has it, or, if it does not, as etcd has it.
@@ -124,7 +134,7 @@ async fn attempt(
 ) -> Result<Attempt, StatusError> {
     let (context, resource) = (request.context, request.resource);
     let strategy = &resource.strategy;
-    let (old, stored) = ownership::split(resource, current);
+    let (old, stored) = resource.split(current);
     let Produced { object: mut new, mut warnings, ownership } = produce.produce(&old, &stored)?;
     warnings.extend(metadata::dedup_owners(&mut new));
     let sent = ownership::take(&mut new);
@@ -163,7 +173,7 @@ async fn attempt(
     }
     if delete::completes(resource, &new) {
         ownership::put_list(&mut new, &managed);
-        return Ok(match delete::remove(request, &request.info.name, current).await? {
+        return Ok(match delete::remove(request, &request.info.name, current, &old).await? {
             Ok(_) => Attempt::Done(Outcome::object(200, resource, new).with_warnings(warnings)),
             Err(other) => Attempt::Overtaken(other),
         });

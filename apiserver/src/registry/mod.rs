@@ -69,8 +69,10 @@ pub struct Resource {
 
 /// All that is served.
 pub struct Registry {
-    by_gvr: HashMap<(String, String, String), Arc<Resource>>,
-    endpoints: HashMap<(String, String, String, String), Arc<dyn Endpoint>>,
+    /// By their plural names: few share one.
+    resources: HashMap<String, Vec<Arc<Resource>>>,
+    /// With their subresources, by the resources' plural names.
+    endpoints: HashMap<String, Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>>,
 }
 
 // === impl Resource ===
@@ -101,6 +103,15 @@ impl Resource {
         value
     }
 
+    /// The object in the served version, and the text of its managedFields apart (empty if it has none).
+    pub fn split(&self, object: &StoredObject) -> (Value, String) {
+        let (mut value, managed) = crate::storage::object::split(&object.json());
+        if self.strategy.converts() {
+            self.strategy.from_stored(&mut value);
+        }
+        (value, managed)
+    }
+
     /// The object's JSON in the served version: the shared bytes, where nothing has to be converted.
     pub fn json(&self, object: &StoredObject) -> Bytes {
         if self.strategy.converts() { self.value(object).to_string().into() } else { object.json() }
@@ -125,21 +136,20 @@ impl Registry {
         strategy_of: impl Fn(&'static KindFacts) -> Option<Arc<dyn Strategy>>,
         endpoints: Vec<(Gvr, &'static str, Arc<dyn Endpoint>)>,
     ) -> Self {
-        let mut by_gvr = HashMap::new();
+        let mut registry = Self { resources: HashMap::new(), endpoints: HashMap::new() };
         for facts in facts::kinds() {
             let resource = Resource::of(facts, strategy_of(facts).unwrap_or_else(|| Arc::new(Plain)));
-            let key = (facts.group.to_owned(), facts.version.to_owned(), facts.resource.to_owned());
-            by_gvr.insert(key, Arc::new(resource));
+            registry.resources.entry(facts.resource.to_owned()).or_default().push(Arc::new(resource));
         }
-        let endpoints = endpoints
-            .into_iter()
-            .map(|(gvr, sub, endpoint)| ((gvr.group, gvr.version, gvr.resource, sub.to_owned()), endpoint))
-            .collect();
-        Self { by_gvr, endpoints }
+        for (gvr, subresource, endpoint) in endpoints {
+            let named = registry.endpoints.entry(gvr.resource.clone()).or_default();
+            named.push((gvr, subresource, endpoint));
+        }
+        registry
     }
 
     pub fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
-        self.by_gvr.get(&(group.to_owned(), version.to_owned(), resource.to_owned()))
+        self.resources.get(resource)?.iter().find(|r| r.gvr.group == group && r.gvr.version == version)
     }
 
     pub fn endpoint(
@@ -149,11 +159,13 @@ impl Registry {
         resource: &str,
         subresource: &str,
     ) -> Option<&Arc<dyn Endpoint>> {
-        self.endpoints.get(&(group.to_owned(), version.to_owned(), resource.to_owned(), subresource.to_owned()))
+        let mut named = self.endpoints.get(resource)?.iter();
+        let found = named.find(|(gvr, sub, _)| *sub == subresource && gvr.group == group && gvr.version == version);
+        found.map(|(_, _, endpoint)| endpoint)
     }
 
     pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.by_gvr.values()
+        self.resources.values().flatten()
     }
 }
 

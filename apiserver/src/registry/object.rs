@@ -2,29 +2,45 @@
 
 use apimachinery::facts::{self, TypeFacts};
 use serde_json::{Map, Value, json};
-use std::collections::{HashMap, HashSet};
-use std::sync::LazyLock;
+
+/// What stands at a JSON pointer without escapes. ([`Value::pointer`] makes two texts of each of its steps.)
+pub fn at<'v>(object: &'v Value, pointer: &str) -> Option<&'v Value> {
+    pointer.split('/').skip(1).try_fold(object, |value, step| match value {
+        Value::Object(map) => map.get(step),
+        Value::Array(list) => list.get(step.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+/// The same, to be changed.
+pub fn at_mut<'v>(object: &'v mut Value, pointer: &str) -> Option<&'v mut Value> {
+    pointer.split('/').skip(1).try_fold(object, |value, step| match value {
+        Value::Object(map) => map.get_mut(step),
+        Value::Array(list) => list.get_mut(step.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
 
 /// The text at a JSON pointer; empty if there is none.
 pub fn text<'v>(object: &'v Value, pointer: &str) -> &'v str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+    at(object, pointer).and_then(Value::as_str).unwrap_or("")
 }
 
 pub fn int(object: &Value, pointer: &str) -> Option<i64> {
-    object.pointer(pointer).and_then(Value::as_i64)
+    at(object, pointer).and_then(Value::as_i64)
 }
 
 pub fn flag(object: &Value, pointer: &str) -> bool {
-    object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false)
+    at(object, pointer).and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// The list at a JSON pointer; empty if there is none.
 pub fn list<'v>(object: &'v Value, pointer: &str) -> &'v [Value] {
-    object.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    at(object, pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 pub fn map<'v>(object: &'v Value, pointer: &str) -> Option<&'v Map<String, Value>> {
-    object.pointer(pointer).and_then(Value::as_object)
+    at(object, pointer).and_then(Value::as_object)
 }
 
 /// True where nothing stands, or an empty string.
@@ -80,6 +96,7 @@ pub fn items_mut<'v>(object: &'v mut Value, field: &str) -> impl Iterator<Item =
 /// Takes a field from another object: set if it is there, removed if it is not.
 pub fn copy_field(to: &mut Value, from: &Value, field: &str) {
     match from.get(field) {
+        Some(value) if to.get(field) == Some(value) => {}
         Some(value) => set(to, field, value.clone()),
         None => _ = remove(to, field),
     }
@@ -140,7 +157,7 @@ pub fn spec_differs(new: &Value, old: &Value) -> bool {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new != old };
     let matters = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
     let keys = new.keys().chain(old.keys().filter(|key| !new.contains_key(*key)));
-    keys.filter(|key| matters(key))
+    keys.filter(|key| matters(key) && new.get(*key) != old.get(*key))
         .any(|key| !semantically_equal(new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null)))
 }
 
@@ -162,38 +179,12 @@ pub fn drop_disabled(new: &mut Value, old: Option<&Value>, parent: &str, fields:
     }
 }
 
-/// Types in which, or below which, the schema has defaults.
-static DEFAULTED: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-    fn visit(facts: &'static TypeFacts, seen: &mut HashMap<&'static str, bool>) -> bool {
-        if let Some(found) = seen.get(facts.name) {
-            return *found;
-        }
-        seen.insert(facts.name, false);
-        let found = facts.fields.iter().fold(false, |found, field| {
-            let below = field.kind.object().is_some_and(|inner| visit(inner, seen));
-            found || below || field.default.is_some()
-        });
-        seen.insert(facts.name, found);
-        found
-    }
-    let mut seen = HashMap::new();
-    for kind in facts::kinds() {
-        if let Some(facts) = facts::schema_of(kind.group, kind.version, kind.kind) {
-            visit(facts, &mut seen);
-        }
-    }
-    seen.into_iter().filter(|(_, found)| *found).map(|(name, _)| name).collect()
-});
-
 /// Sets what the schema itself has defaults for: `protocol: TCP` of a port.
 pub fn schema_defaults(value: &mut Value, facts: &'static TypeFacts) {
-    if !DEFAULTED.contains(facts.name) {
-        return;
-    }
     match value {
         Value::Array(list) => list.iter_mut().for_each(|item| schema_defaults(item, facts)),
         Value::Object(object) => {
-            for field in &facts.fields {
+            for field in facts.defaulted() {
                 if let Some(text) = field.default
                     && is_blank(object.get(field.name))
                     && let Ok(default) = serde_json::from_str(text)

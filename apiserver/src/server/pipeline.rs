@@ -258,8 +258,8 @@ async fn resource(
 
     if let Some(endpoint) = context.registry.endpoint(group, version, &info.resource, &info.subresource) {
         let endpoint = endpoint.clone();
-        let headers = request.headers().clone();
-        let body = read(request).await?;
+        let (parts, body) = request.into_parts();
+        let (headers, body) = (parts.headers, read(body).await?);
         let outcome =
             virtual_resource::call(context, info, &attributes, &endpoint, &headers, &body, field_validation, dry_run);
         return outcome.await.map(render);
@@ -276,28 +276,24 @@ async fn resource(
         "list" => list::list(&target, wanted, include).await?,
         "watch" => watch::watch(&target, wanted, include).await?,
         "create" | "update" => {
-            let headers = request.headers().clone();
-            let body = read(request).await?;
-            let incoming = negotiation::decode(
-                &headers,
-                &body,
-                resource.schema,
-                &resource.api_version,
-                &resource.kind,
-                field_validation,
-            )?;
+            let (parts, body) = request.into_parts();
+            let body = read(body).await?;
+            let decode = || {
+                let (version, kind) = (&resource.api_version, &resource.kind);
+                negotiation::decode(&parts.headers, &body, resource.schema, version, kind, field_validation)
+            };
             match info.verb {
-                "create" => create::create(&mut target, incoming).await?,
-                _ => update::update(&mut target, incoming).await?,
+                "create" => create::create(&mut target, decode()?).await?,
+                _ => update::update(&mut target, decode()?, &decode).await?,
             }
         }
         "patch" => {
-            let headers = request.headers().clone();
-            let body = read(request).await?;
-            patch::patch(&mut target, &headers, &body, field_validation).await?
+            let (parts, body) = request.into_parts();
+            let body = read(body).await?;
+            patch::patch(&mut target, &parts.headers, &body, field_validation).await?
         }
         "delete" | "deletecollection" => {
-            let body = read(request).await?;
+            let body = read(request.into_body()).await?;
             let options = delete::options(&body, &info.query)?;
             dry_run |= options.dry_run.as_ref().is_some_and(|all| !all.is_empty());
             target.dry_run = dry_run;
@@ -371,8 +367,7 @@ fn check_method(facts: &'static facts::KindFacts, info: &RequestInfo) -> Result<
 }
 
 /// The body, up to the limit. Of a bigger one the rest is let pass, so that the client comes to read the answer.
-async fn read(request: Request<Incoming>) -> Result<Bytes, StatusError> {
-    let mut body = request.into_body();
+async fn read(mut body: Incoming) -> Result<Bytes, StatusError> {
     let (mut kept, mut seen) = (Vec::new(), 0_usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| StatusError::bad_request(format!("the body could not be read: {error}")))?;

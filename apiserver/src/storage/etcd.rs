@@ -320,6 +320,8 @@ fn is_since(version: &str, since: &[(u64, u64, u64)]) -> bool {
 
 async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
     loop {
+        // Who is about to ask may share it.
+        tokio::task::yield_now().await;
         let waiting = {
             let mut reads = reads.lock();
             if reads.waiting.is_empty() {

@@ -187,6 +187,9 @@ impl Store {
             Some(revision) => revision,
             None => self.etcd.revision().await?,
         };
+        if target <= self.progress() {
+            return Ok(self.progress());
+        }
         let asks = self.etcd.progress_is_true();
         if self.reached(target, if asks { PROGRESS_GRACE } else { FRESH_GRACE }).await {
             return Ok(self.progress());
@@ -371,8 +374,8 @@ impl Store {
         Ok(self.etcd.get(&key).await?.map(|stored| self.read_stored(room, &stored)))
     }
 
-    /// Reads, changes and writes an object until nobody came between. `change` sees the served version; it answers whether
-    /// it changed anything. Goes past admission and strategy: for what the server itself keeps.
+    /// Reads, changes and writes an object until nobody came between. `change` sees the served version without its managedFields;
+    /// it answers whether it changed anything. Goes past admission and strategy: for what the server itself keeps.
     pub async fn guaranteed_update(
         &self,
         resource: &Resource,
@@ -386,9 +389,12 @@ impl Store {
             Err(_) => self.get(resource, namespace, name).await?,
         };
         for _ in 0..UPDATE_ATTEMPTS {
-            let mut value = resource.value(&current);
+            let (mut value, managed) = resource.split(&current);
             if !change(&mut value)? {
                 return Ok(current);
+            }
+            if !managed.is_empty() {
+                value["metadata"]["managedFields"] = managed.into();
             }
             match self.put(resource, &value, current.revision).await? {
                 Put::Written(object) => return Ok(object),

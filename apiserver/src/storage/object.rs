@@ -9,9 +9,11 @@ use apimachinery::labels::Selector;
 use apimachinery::meta::split_api_version;
 use apimachinery::{facts, protobuf};
 use bytes::Bytes;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::sync::OnceLock;
 
@@ -129,8 +131,11 @@ impl StoredObject {
 
     /// The object as JSON, with its resourceVersion.
     pub fn json(&self) -> Bytes {
-        let start = if self.created { ADDED.len() } else { MODIFIED.len() };
-        self.frame.slice(start..self.frame.len() - FRAME_END.len())
+        self.frame.slice(self.frame_start().len()..self.frame.len() - FRAME_END.len())
+    }
+
+    fn frame_start(&self) -> &'static [u8] {
+        if self.created { ADDED } else { MODIFIED }
     }
 
     /// The object as an item of a list, behind its opening brace: without `kind` and `apiVersion`, which the list has said,
@@ -171,6 +176,13 @@ impl StoredObject {
             }
             None => json,
         }
+    }
+
+    /// The object as it was, as of the revision of its end.
+    pub fn ended(&self, revision: i64) -> Self {
+        let frame = wrap(MODIFIED, &self.json_at(revision));
+        let item_at = self.item_at + MODIFIED.len() - self.frame_start().len();
+        Self { identity: self.identity.clone(), revision, created: false, frame, item_at, protobuf: OnceLock::new() }
     }
 
     /// The object in protobuf, encoded once; None if it is of no known kind.
@@ -239,6 +251,54 @@ fn read_protobuf(stored: &[u8]) -> Result<Value, String> {
     let value = protobuf::decode(&envelope, schema).map_err(|error| error.to_string())?;
     let decoded = decode_value(value, schema, FieldValidation::Ignore).map_err(|error| error.to_string())?;
     Ok(decoded.value)
+}
+
+/// Reads an object with its managedFields apart, as text: most who read an object hand them on as they are.
+pub fn split(json: &[u8]) -> (Value, String) {
+    let mut managed = String::new();
+    let seed = Apart { managed: &mut managed, in_metadata: false };
+    let value = seed.deserialize(&mut serde_json::Deserializer::from_slice(json)).unwrap_or(Value::Null);
+    (value, managed)
+}
+
+struct Apart<'m> {
+    managed: &'m mut String,
+    in_metadata: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Apart<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Apart<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let value = match key.as_str() {
+                "metadata" if !self.in_metadata => {
+                    map.next_value_seed(Apart { managed: &mut *self.managed, in_metadata: true })?
+                }
+                "managedFields" if self.in_metadata => {
+                    let text = map.next_value::<&RawValue>()?.get();
+                    *self.managed = if text == "null" { String::new() } else { text.to_owned() };
+                    continue;
+                }
+                _ => map.next_value()?,
+            };
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
 }
 
 /// Encodes an object for the store: `kind`, `apiVersion` and `metadata` first, no resourceVersion.

@@ -4,6 +4,7 @@ use apimachinery::pod::SAFE_SYSCTLS;
 use serde_json::Value;
 
 use crate::admission::{list, text};
+use crate::registry::object::at;
 
 /// A requirement that a pod does not meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +167,7 @@ fn allow_privilege_escalation(pod: &Pod<'_>) -> Option<Violation> {
     if pod.is_windows() {
         return None;
     }
-    let bad = pod.failing(|c| c.pointer("/securityContext/allowPrivilegeEscalation") != Some(&Value::Bool(false)));
+    let bad = pod.failing(|c| at(c, "/securityContext/allowPrivilegeEscalation") != Some(&Value::Bool(false)));
     if bad.is_empty() {
         return None;
     }
@@ -288,7 +289,7 @@ fn host_probes(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn privileged(pod: &Pod<'_>) -> Option<Violation> {
-    let bad = pod.failing(|c| c.pointer("/securityContext/privileged") == Some(&Value::Bool(true)));
+    let bad = pod.failing(|c| at(c, "/securityContext/privileged") == Some(&Value::Bool(true)));
     if bad.is_empty() {
         return None;
     }
@@ -339,9 +340,9 @@ fn run_as_non_root(pod: &Pod<'_>) -> Option<Violation> {
     if pod.has_own_users() {
         return None;
     }
-    let of_pod = pod.spec.pointer(POINTER).and_then(Value::as_bool);
-    let says_no = pod.failing(|c| c.pointer(POINTER) == Some(&Value::Bool(false)));
-    let silent = pod.failing(|c| c.pointer(POINTER).and_then(Value::as_bool).is_none());
+    let of_pod = at(pod.spec, POINTER).and_then(Value::as_bool);
+    let says_no = pod.failing(|c| at(c, POINTER) == Some(&Value::Bool(false)));
+    let silent = pod.failing(|c| at(c, POINTER).and_then(Value::as_bool).is_none());
     if !says_no.is_empty() {
         let whose = who(of_pod == Some(false) && !silent.is_empty(), &says_no, "and");
         return violation("runAsNonRoot != true", format!("{whose} must not set securityContext.runAsNonRoot=false"));
@@ -360,7 +361,7 @@ fn run_as_non_root(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn run_as_user(pod: &Pod<'_>) -> Option<Violation> {
-    let root = |value: &Value| value.pointer("/securityContext/runAsUser").and_then(Value::as_i64) == Some(0);
+    let root = |value: &Value| at(value, "/securityContext/runAsUser").and_then(Value::as_i64) == Some(0);
     if pod.has_own_users() {
         return None;
     }
@@ -449,7 +450,7 @@ fn sysctls(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn windows_host_process(pod: &Pod<'_>) -> Option<Violation> {
-    let is = |value: &Value| value.pointer("/securityContext/windowsOptions/hostProcess") == Some(&Value::Bool(true));
+    let is = |value: &Value| at(value, "/securityContext/windowsOptions/hostProcess") == Some(&Value::Bool(true));
     let (pod_bad, bad) = (is(pod.spec), pod.failing(is));
     if !pod_bad && bad.is_empty() {
         return None;

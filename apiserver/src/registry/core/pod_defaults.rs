@@ -1,6 +1,6 @@
 //! Defaults of pods and of the templates that make them. As `SetDefaults_PodSpec` and what it calls.
 
-use crate::registry::object::{child, default, is_blank, items_mut, remove, set};
+use crate::registry::object::{at_mut, child, default, is_blank, items_mut, remove, set, text};
 use serde_json::{Value, json};
 
 /// Fields that hold containers in a pod's spec.
@@ -28,8 +28,8 @@ pub fn pod(pod: &mut Value) {
     }
     pod_level_requests(spec);
     // Who knows of one address only: the list follows.
-    let ip = pod.pointer("/status/podIP").and_then(Value::as_str).unwrap_or("").to_owned();
-    if !ip.is_empty() && pod.pointer("/status/podIPs/0/ip").and_then(Value::as_str) != Some(&ip) {
+    let ip = text(pod, "/status/podIP").to_owned();
+    if !ip.is_empty() && text(pod, "/status/podIPs/0/ip") != ip {
         set(child(pod, "status"), "podIPs", json!([{"ip": ip}]));
     }
 }
@@ -117,13 +117,14 @@ fn container(container: &mut Value) {
         default(port, "protocol", "TCP");
     }
     for variable in items_mut(container, "env") {
-        if let Some(reference) = variable.pointer_mut("/valueFrom/fieldRef") {
+        let Some(from) = variable.get_mut("valueFrom") else { continue };
+        if let Some(reference) = from.get_mut("fieldRef") {
             default(reference, "apiVersion", "v1");
         }
-        if let Some(key) = variable.pointer_mut("/valueFrom/fileKeyRef") {
+        if let Some(key) = from.get_mut("fileKeyRef") {
             set_if_absent(key, "optional", json!(false));
         }
-        if let Some(reference) = variable.pointer_mut("/valueFrom/resourceFieldRef") {
+        if let Some(reference) = from.get_mut("resourceFieldRef") {
             default(reference, "divisor", "0");
         }
     }
@@ -133,7 +134,7 @@ fn container(container: &mut Value) {
         }
     }
     for hook in ["/lifecycle/postStart/httpGet", "/lifecycle/preStop/httpGet"] {
-        if let Some(get) = container.pointer_mut(hook) {
+        if let Some(get) = at_mut(container, hook) {
             http_get(get);
         }
     }
@@ -196,7 +197,7 @@ fn volume(volume: &mut Value) {
             }
         }
     }
-    if let Some(spec) = volume.pointer_mut("/ephemeral/volumeClaimTemplate/spec") {
+    if let Some(spec) = at_mut(volume, "/ephemeral/volumeClaimTemplate/spec") {
         default(spec, "volumeMode", "Filesystem");
     }
 }
