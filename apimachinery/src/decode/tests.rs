@@ -152,3 +152,30 @@ fn what_is_sent_keeps_managed_fields_as_text() {
         (Some(2), vec![r#"duplicate field "a.b""#.into(), r#"duplicate field "c[0].d""#.into()])
     );
 }
+
+#[test]
+fn what_a_patch_changed_is_decoded_as_if_all_were() {
+    let text = r#"{"metadata":{"labels":{"a":"b"},"finalizers":["x/y"]},"spec":{"replicas":1,"strategy":{"type":"Recreate"},
+        "template":{"spec":{"containers":[{"name":"a","resources":{"limits":{"cpu":"1"}}}]}}}}"#;
+    let object = decode_json(text.as_bytes(), deployment(), FieldValidation::Strict).unwrap().value;
+    for patch in [
+        json!({}),
+        json!({"bogus": 1, "spec": {"bogus": 2}}),
+        json!({"metadata": {"labels": {"a": null}}}),
+        json!({"metadata": {"labels": null, "$deleteFromPrimitiveList/finalizers": ["x/y"]}}),
+        json!({"spec": {"replicas": "x"}}),
+        json!({"spec": {"replicas": null, "strategy": {"type": null}}}),
+        json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}}),
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "1000m"}}}]}}}}),
+        json!({"spec": {"template": {"spec": {"containers": [], "$setElementOrder/containers": []}, "metadata": {"creationTimestamp": null}}}}),
+        json!({"spec": []}),
+    ] {
+        let mut patched = object.clone();
+        if crate::patch::strategic(&mut patched, &patch, Some(deployment())).is_err() {
+            continue;
+        }
+        let whole = decode_value(patched.clone(), deployment(), FieldValidation::Warn);
+        let part = decode_patched(patched, patch.as_object().unwrap(), deployment(), FieldValidation::Warn);
+        assert_eq!(part, whole, "{patch}");
+    }
+}
