@@ -91,11 +91,22 @@ fn decode_text(
     mode: FieldValidation,
     context: Context,
 ) -> Result<Decoded, DecodeError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
     let seed = Seed { kind: Shape::Struct(facts), context: &context, owner: "" };
-    let value = seed.deserialize(&mut deserializer).map_err(|error| DecodeError::Syntax(error.to_string()))?;
-    deserializer.end().map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    // What is UTF-8 as a whole need not be looked at text by text.
+    let value = match std::str::from_utf8(text) {
+        Ok(text) => read(seed, serde_json::Deserializer::from_str(text)),
+        Err(_) => read(seed, serde_json::Deserializer::from_slice(text)),
+    };
+    let value = value.map_err(|error| DecodeError::Syntax(error.to_string()))?;
     context.finish(value, mode)
+}
+
+fn read<'de, R: serde_json::de::Read<'de>>(
+    seed: Seed<'_>,
+    mut text: serde_json::Deserializer<R>,
+) -> Result<Option<Value>, serde_json::Error> {
+    let value = seed.deserialize(&mut text)?;
+    text.end().map(|()| value)
 }
 
 /// As [`decode_json`], of what a client has sent to be stored: managedFields stay text (a JSON string of it), since most

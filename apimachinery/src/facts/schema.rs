@@ -17,6 +17,8 @@ pub struct TypeFacts {
     by_number: Vec<u16>,
     /// The fields that have a default, or defaults below them.
     defaulted: Vec<u16>,
+    /// The fields that Go always has: structs that are no pointers, and required ones.
+    constant: Vec<u16>,
 }
 
 /// One field of a type.
@@ -112,6 +114,11 @@ impl TypeFacts {
     /// The fields that have a default, or defaults below them.
     pub fn defaulted(&self) -> impl Iterator<Item = &FieldFacts> {
         self.defaulted.iter().map(|at| &self.fields[usize::from(*at)])
+    }
+
+    /// The fields that Go always has: structs that are no pointers, and required ones.
+    pub fn constant(&self) -> impl Iterator<Item = &FieldFacts> {
+        self.constant.iter().map(|at| &self.fields[usize::from(*at)])
     }
 
     /// The Go struct's name: `Container`.
@@ -212,6 +219,8 @@ fn parse(text: &'static str) -> Schema {
         by_number
             .sort_unstable_by(|a, b| facts.fields[usize::from(*a)].numbers.cmp(&facts.fields[usize::from(*b)].numbers));
         facts.by_number = by_number;
+        let constant = (0_u16..).zip(&facts.fields).filter(|(_, field)| field.inline || field.required);
+        facts.constant = constant.map(|(at, _)| at).collect();
     }
     find_defaulted(&mut types);
     Schema { types, by_name, by_kind }
@@ -247,6 +256,7 @@ fn parse_head(head: &'static str) -> TypeFacts {
         fields: Vec::new(),
         by_number: Vec::new(),
         defaulted: Vec::new(),
+        constant: Vec::new(),
     };
     for word in words {
         if let Some(gvk) = word.strip_prefix("gvk=") {

@@ -124,9 +124,54 @@ struct EntryText<'a> {
     api_version: String,
     time: Option<String>,
     fields_type: String,
-    #[serde(borrow)]
-    fields_v1: Option<&'a RawValue>,
+    #[serde(borrow, deserialize_with = "raw")]
+    fields_v1: Option<&'a str>,
     subresource: String,
+}
+
+// === impl EntryText ===
+
+fn raw<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<&'de str>, D::Error> {
+    <&RawValue>::deserialize(text).map(|raw| Some(raw.get()))
+}
+
+impl<'a> EntryText<'a> {
+    /// Entries as [`ManagedFields::write`] writes them; None for other texts, which may be as good.
+    fn read_plain(text: &'a str) -> Option<Vec<Self>> {
+        let (mut reading, mut entries) = (text::Reading::of(text), Vec::new());
+        reading.expect(b'[')?;
+        loop {
+            let mut entry = Self::default();
+            reading.expect(b'{')?;
+            loop {
+                let key = reading.key()?;
+                if key == "fieldsV1" {
+                    entry.fields_v1 = Some(reading.skip()?);
+                } else {
+                    let value = reading.string().filter(|value| !value.contains('\\'))?.to_owned();
+                    match key {
+                        "manager" => entry.manager = value,
+                        "operation" => entry.operation = value,
+                        "apiVersion" => entry.api_version = value,
+                        "time" => entry.time = Some(value),
+                        "fieldsType" => entry.fields_type = value,
+                        "subresource" => entry.subresource = value,
+                        _ => return None,
+                    }
+                }
+                if reading.expect(b',').is_none() {
+                    break;
+                }
+            }
+            reading.expect(b'}')?;
+            entries.push(entry);
+            if reading.expect(b',').is_none() {
+                break;
+            }
+        }
+        reading.expect(b']')?;
+        reading.is_at_end().then_some(entries)
+    }
 }
 
 // === impl Ignored ===
@@ -237,7 +282,7 @@ impl Entry {
                 out.push('"');
                 out.push_str(name);
                 out.push_str("\":");
-                out.push_str(&Value::from(value).to_string());
+                set::write_text("", value, out);
             }
         };
         let operation = if self.operation == Operation::Apply { "Apply" } else { "Update" };
@@ -264,7 +309,10 @@ impl ManagedFields {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        let read: Vec<EntryText<'_>> = serde_json::from_str(text)?;
+        let read = match EntryText::read_plain(text) {
+            Some(read) => read,
+            None => serde_json::from_str(text)?,
+        };
         let mut entries = Vec::with_capacity(read.len() + 1);
         for (at, entry) in read.into_iter().enumerate() {
             let refuse = |what| Err(ManagedFieldsError::Invalid { at, what });
@@ -287,7 +335,7 @@ impl ManagedFields {
                 api_version: entry.api_version,
                 time: entry.time,
                 subresource: entry.subresource,
-                fields: match entry.fields_v1.map(RawValue::get) {
+                fields: match entry.fields_v1 {
                     Some(text) if text != "null" => Fields::Text(text.into()),
                     _ => Fields::Set(FieldSet::default()),
                 },
@@ -313,7 +361,7 @@ impl ManagedFields {
 
     /// The text to be stored; empty if there are no entries.
     pub fn write(&self) -> String {
-        let mut out = String::new();
+        let mut out = String::with_capacity(4096);
         for (at, entry) in self.entries.iter().enumerate() {
             out.push(if at == 0 { '[' } else { ',' });
             entry.write(&mut out);

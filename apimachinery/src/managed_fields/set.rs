@@ -5,9 +5,10 @@
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// The key by which a FieldsV1 says that a node with children is a member itself.
 const MEMBER: &str = ".";
@@ -220,16 +221,20 @@ pub fn value(item: &Value) -> Box<str> {
 }
 
 /// The element of an item of a keyed list.
-pub fn keyed(mut keys: Vec<(&str, Value)>) -> Box<str> {
+pub fn keyed(mut keys: Vec<(&str, Cow<'_, Value>)>) -> Box<str> {
     keys.sort_unstable_by_key(|(name, _)| *name);
-    let mut element = String::from("k:{");
+    let mut element = String::with_capacity(64);
+    element.push_str("k:{");
     for (at, (name, value)) in keys.into_iter().enumerate() {
         if at > 0 {
             element.push(',');
         }
         write_text("", name, &mut element);
         element.push(':');
-        element.push_str(&value.to_string());
+        match &*value {
+            Value::String(text) => write_text("", text, &mut element),
+            other => _ = write!(element, "{other}"),
+        }
     }
     element.push('}');
     element.into()
@@ -239,12 +244,18 @@ pub fn keyed(mut keys: Vec<(&str, Value)>) -> Box<str> {
 pub fn write_text(prefix: &str, text: &str, out: &mut String) {
     out.push('"');
     out.push_str(prefix);
-    if text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
-        out.push_str(text);
-        out.push('"');
-    } else {
-        out.push_str(&Value::from(text).to_string()[1..]);
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(|b| b < 0x20 || b == b'"' || b == b'\\') {
+        out.push_str(&rest[..at]);
+        match rest.as_bytes()[at] {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            _ => out.push_str(Value::from(&rest[at..=at]).to_string().trim_matches('"')),
+        }
+        rest = &rest[at + 1..];
     }
+    out.push_str(rest);
+    out.push('"');
 }
 
 /// An element as messages show it.

@@ -29,6 +29,8 @@ struct LeftOut<'s> {
 /// An element of a path: a field, of which this is the name, or an item.
 #[derive(Clone, Copy)]
 enum Element<'e> {
+    /// Of the schema: it needs no escapes.
+    Known(&'e str),
     Field(&'e str),
     Item(&'e str),
 }
@@ -67,7 +69,7 @@ impl Was {
 impl Element<'_> {
     fn node(self, set: Option<&FieldSet>) -> Option<&Node> {
         match self {
-            Self::Field(name) => set?.get(&set::field(name)),
+            Self::Known(name) | Self::Field(name) => set?.get(&set::field(name)),
             Self::Item(element) => set?.get(element),
         }
     }
@@ -79,6 +81,11 @@ impl Element<'_> {
             out.push(',');
         }
         match self {
+            Self::Known(name) => {
+                out.push_str("\"f:");
+                out.push_str(name);
+                out.push('"');
+            }
             Self::Field(name) => write_text("f:", name, out),
             Self::Item(element) => write_text("", element, out),
         }
@@ -141,7 +148,7 @@ fn parts<T: Typing>(at: T, was: Was, is: &Value, left_out: LeftOut<'_>, out: &mu
             let mut constants = at.constant_fields().filter(|_| was != Was::Empty).peekable();
             let constant = |name: &'static str, inline: bool, out: &mut String| {
                 if let Some(field) = at.field(name) {
-                    member(field, Was::Nothing, phantom(inline), Element::Field(name), left_out, out);
+                    member(field, Was::Nothing, phantom(inline), Element::Known(name), left_out, out);
                 }
             };
             for (name, value) in map {
@@ -152,7 +159,7 @@ fn parts<T: Typing>(at: T, was: Was, is: &Value, left_out: LeftOut<'_>, out: &mu
                 }
                 if let Some(field) = at.field(name) {
                     let was = if was == Was::Empty { Was::of(field.constant()) } else { Was::Nothing };
-                    member(field, was, value, Element::Field(name), left_out, out);
+                    member(field, was, value, Element::Known(name), left_out, out);
                 }
             }
             constants.for_each(|(name, inline)| constant(name, inline, out));
@@ -197,12 +204,12 @@ pub fn without(text: &str, less: &FieldSet) -> Option<String> {
 }
 
 fn edit(text: &str, more: Option<&FieldSet>, less: Option<&FieldSet>) -> Option<String> {
-    let mut reading = Reading { text, at: 0 };
+    let mut reading = Reading::of(text);
     let mut out = String::with_capacity(text.len() + 128);
     reading.expect(b'{')?;
     out.push('{');
     reading.children(more, less, &mut out)?;
-    if reading.at != text.len() {
+    if !reading.is_at_end() {
         return None;
     }
     out.push('}');
@@ -213,7 +220,7 @@ fn edit(text: &str, more: Option<&FieldSet>, less: Option<&FieldSet>) -> Option<
 }
 
 /// A FieldsV1 text, read from left to right.
-struct Reading<'t> {
+pub struct Reading<'t> {
     text: &'t str,
     at: usize,
 }
@@ -221,20 +228,33 @@ struct Reading<'t> {
 // === impl Reading ===
 
 impl<'t> Reading<'t> {
-    fn next_is(&self, byte: u8) -> bool {
+    pub fn of(text: &'t str) -> Self {
+        Self { text, at: 0 }
+    }
+
+    pub fn is_at_end(&self) -> bool {
+        self.at == self.text.len()
+    }
+
+    pub fn next_is(&self, byte: u8) -> bool {
         self.text.as_bytes().get(self.at) == Some(&byte)
     }
 
-    fn expect(&mut self, byte: u8) -> Option<()> {
+    pub fn expect(&mut self, byte: u8) -> Option<()> {
         self.next_is(byte).then(|| self.at += 1)
     }
 
-    /// `"…":`, of which what is between the quotes.
-    fn key(&mut self) -> Option<&'t str> {
+    /// `"…"`, of which what is between the quotes.
+    pub fn string(&mut self) -> Option<&'t str> {
         self.expect(b'"')?;
         let start = self.at;
         self.end_string()?;
-        let key = &self.text[start..self.at - 1];
+        Some(&self.text[start..self.at - 1])
+    }
+
+    /// `"…":`, the same.
+    pub fn key(&mut self) -> Option<&'t str> {
+        let key = self.string()?;
         self.expect(b':')?;
         Some(key)
     }
@@ -243,18 +263,17 @@ impl<'t> Reading<'t> {
     fn end_string(&mut self) -> Option<()> {
         let bytes = self.text.as_bytes();
         loop {
-            match bytes.get(self.at)? {
-                b'"' => break,
-                b'\\' => self.at += 2,
-                _ => self.at += 1,
+            self.at += memchr::memchr2(b'"', b'\\', bytes.get(self.at..)?)? + 1;
+            if bytes[self.at - 1] == b'"' {
+                return Some(());
             }
+            self.at += 1;
         }
-        self.at += 1;
-        Some(())
     }
 
-    /// To behind the `}` of an object that begins here.
-    fn skip(&mut self) -> Option<()> {
+    /// A set of fields that begins here.
+    pub fn skip(&mut self) -> Option<&'t str> {
+        let start = self.at;
         self.expect(b'{')?;
         let mut depth = 1;
         while depth > 0 {
@@ -268,7 +287,7 @@ impl<'t> Reading<'t> {
                 _ => return None,
             }
         }
-        Some(())
+        Some(&self.text[start..self.at])
     }
 
     /// The rest of a node behind its `{` and `"."`, changed.

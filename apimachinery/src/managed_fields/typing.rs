@@ -121,7 +121,7 @@ impl Typing for Place {
     fn constant_fields(self) -> impl Iterator<Item = (&'static str, bool)> {
         self.struct_facts()
             .into_iter()
-            .flat_map(|facts| &facts.fields)
+            .flat_map(TypeFacts::constant)
             .filter_map(|field| Some((field.name, Self::Field(field).constant()?)))
     }
 

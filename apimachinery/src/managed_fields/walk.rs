@@ -5,6 +5,7 @@
 use super::set::{self, FieldSet, Node};
 use super::typing::{Form, Scalar, Typing};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
@@ -88,7 +89,10 @@ pub fn element_of<T: Typing>(list: T, item: &Value) -> Option<Box<str>> {
         Form::Set(_) => (!item.is_object() && !item.is_array() && !item.is_null()).then(|| set::value(item)),
         Form::Keyed(items) => {
             let item = item.as_object()?;
-            let key = |name: &'static str| Some((name, item.get(name).cloned().or_else(|| items.default_of(name))?));
+            let key = |name: &'static str| {
+                let value = item.get(name).map(Cow::Borrowed).or_else(|| items.default_of(name).map(Cow::Owned))?;
+                Some((name, value))
+            };
             let keys: Vec<_> = list.keys().filter_map(key).collect();
             (!keys.is_empty()).then(|| set::keyed(keys))
         }

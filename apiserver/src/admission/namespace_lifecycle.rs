@@ -75,9 +75,7 @@ impl Plugin for NamespaceLifecycle {
 }
 
 fn is_terminating(namespace: &StoredObject) -> bool {
-    const WORD: &[u8] = b"\"Terminating\"";
-    let json = namespace.json();
-    json.windows(WORD.len()).any(|window| window == WORD) && text(&namespace.value(), "/status/phase") == "Terminating"
+    namespace.mentions("\"Terminating\"") && text(&namespace.value(), "/status/phase") == "Terminating"
 }
 
 #[cfg(test)]

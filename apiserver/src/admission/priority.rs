@@ -33,7 +33,8 @@ impl Priority {
     /// The class that is the default; the lowest where there are several.
     fn default_class(&self) -> Option<Value> {
         let classes = self.lister.list(PRIORITY_CLASSES, None);
-        let defaults = classes.iter().map(|class| class.value()).filter(|class| class["globalDefault"] == true);
+        let maybe = classes.iter().filter(|class| class.mentions("\"globalDefault\":true"));
+        let defaults = maybe.map(|class| class.value()).filter(|class| class["globalDefault"] == true);
         defaults.min_by_key(|class| class["value"].as_i64())
     }
 
@@ -86,7 +87,8 @@ impl Plugin for Priority {
                 return self.admit(request).await;
             }
             // A client that knows nothing of the number does not take it away.
-            let old = request.old()["spec"].clone();
+            let old_object = request.old_object;
+            let old = &old_object.unwrap_or(&Value::Null)["spec"];
             if let Some(pod) = request.object.as_deref_mut() {
                 let spec = entry(pod, "spec");
                 for field in ["priority", "preemptionPolicy"] {

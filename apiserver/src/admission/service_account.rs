@@ -15,6 +15,8 @@ use crate::storage::StoredObject;
 
 /// Annotation of an account whose pods use no secrets but those that it lists.
 const ENFORCE_SECRETS: &str = "kubernetes.io/enforce-mountable-secrets";
+/// What of an account matters to a new pod.
+const SAYING: [&str; 2] = ["\"automountServiceAccountToken\"", "\"imagePullSecrets\""];
 const DEFAULT: &str = "default";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
@@ -73,7 +75,9 @@ impl ServiceAccount {
                 "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
             )));
         };
-        let account = account.value();
+        // Most say nothing of it.
+        let says = SAYING.iter().any(|field| account.mentions(field));
+        let account = if says { account.value() } else { Value::Null };
         let Some(pod) = request.object.as_deref_mut() else { return Ok(()) };
         if should_automount(&account, pod) {
             mount_token(pod);
@@ -105,7 +109,8 @@ impl Plugin for ServiceAccount {
             mirror_pod_refusal(pod).map(ToOwned::to_owned)
         } else {
             let name = text(pod, "/spec/serviceAccountName");
-            let account = self.lister.get(SERVICE_ACCOUNTS, request.namespace(), name).map(|account| account.value());
+            let account = self.lister.get(SERVICE_ACCOUNTS, request.namespace(), name);
+            let account = account.filter(|account| account.mentions(ENFORCE_SECRETS)).map(|account| account.value());
             let enforced = |account: &Value| {
                 account.pointer("/metadata/annotations").is_some_and(|a| a[ENFORCE_SECRETS] == "true")
             };

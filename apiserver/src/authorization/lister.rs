@@ -83,10 +83,8 @@ pub fn typed<K: DeserializeOwned>(object: &StoredObject) -> Option<K> {
 
 /// When its deletion was asked for, in seconds since the epoch. The text is searched before anything is parsed.
 pub fn deletion_time(object: &StoredObject) -> Option<i64> {
-    const KEY: &[u8] = b"\"deletionTimestamp\"";
-    let json = object.json();
-    json.windows(KEY.len()).any(|window| window == KEY).then_some(())?;
-    let value: serde_json::Value = serde_json::from_slice(&json).ok()?;
+    object.mentions("\"deletionTimestamp\"").then_some(())?;
+    let value: serde_json::Value = serde_json::from_slice(&object.json()).ok()?;
     let text = value.pointer("/metadata/deletionTimestamp")?.as_str()?;
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }

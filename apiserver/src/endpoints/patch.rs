@@ -71,8 +71,7 @@ impl Patch {
             (PatchType::Merge | PatchType::Strategic, Value::Object(_)) => {}
             _ => return Err(refuse("it has the wrong shape for its type".to_owned())),
         }
-        let name = b"managedFields";
-        let knows_managed_fields = body.windows(name.len()).any(|window| window == name);
+        let knows_managed_fields = memchr::memmem::find(body, b"managedFields").is_some();
         Ok(Self { kind, body: body_value, strict, knows_managed_fields, mode })
     }
 

@@ -104,6 +104,10 @@ pub fn copy_field(to: &mut Value, from: &Value, field: &str) {
 
 /// Equal but for absent, null and empty: as `apiequality.Semantic.DeepEqual` holds nil and empty lists and maps alike.
 pub fn semantically_equal(a: &Value, b: &Value) -> bool {
+    a == b || alike(a, b)
+}
+
+fn alike(a: &Value, b: &Value) -> bool {
     fn is_nothing(v: &Value) -> bool {
         match v {
             Value::Null => true,
@@ -114,11 +118,11 @@ pub fn semantically_equal(a: &Value, b: &Value) -> bool {
     }
     match (a, b) {
         (Value::Object(x), Value::Object(y)) => {
-            x.iter().all(|(k, v)| y.get(k).map_or_else(|| is_nothing(v), |w| semantically_equal(v, w)))
+            x.iter().all(|(k, v)| y.get(k).map_or_else(|| is_nothing(v), |w| alike(v, w)))
                 && y.iter().all(|(k, w)| x.contains_key(k) || is_nothing(w))
         }
         (Value::Array(x), Value::Array(y)) => {
-            x.len() == y.len() && x.iter().zip(y).all(|(v, w)| semantically_equal(v, w))
+            x.len() == y.len() && x.iter().zip(y).all(|(v, w)| alike(v, w))
         }
         _ => a == b || (is_nothing(a) && is_nothing(b)),
     }
@@ -157,7 +161,7 @@ pub fn spec_differs(new: &Value, old: &Value) -> bool {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new != old };
     let matters = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
     let keys = new.keys().chain(old.keys().filter(|key| !new.contains_key(*key)));
-    keys.filter(|key| matters(key) && new.get(*key) != old.get(*key))
+    keys.filter(|key| matters(key))
         .any(|key| !semantically_equal(new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null)))
 }
 

@@ -299,17 +299,26 @@ pub fn typed(mut object: Value, api_version: &str, kind: &str) -> Result<Value, 
 
 /// How deep brackets nest, outside of strings.
 fn depth(text: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
-    for byte in text {
+    let (mut depth, mut deepest, mut at) = (0_usize, 0, 0);
+    while let Some(byte) = text.get(at) {
+        at += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
+            b'{' | b'[' => {
                 depth += 1;
                 deepest = deepest.max(depth);
             }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            // To behind the string; most of a document is in strings.
+            b'"' => loop {
+                match text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+                    Some(found) if text[at + found] == b'"' => {
+                        at += found + 1;
+                        break;
+                    }
+                    Some(found) => at += found + 2,
+                    None => return deepest,
+                }
+            },
             _ => {}
         }
     }

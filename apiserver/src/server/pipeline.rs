@@ -249,7 +249,7 @@ async fn resource(
 ) -> Result<Rendered, StatusError> {
     let (group, version) = (info.group.as_str(), info.version.as_str());
     if context.proxy.serves(&info.resource, &info.subresource) {
-        return connect(context, info, user, attributes, request).await;
+        return Box::pin(connect(context, info, user, attributes, request)).await;
     }
     let wanted = wanted?;
     let include = table::Include::parse(info.query.get("includeObject"))?;
@@ -262,7 +262,7 @@ async fn resource(
         let (headers, body) = (parts.headers, read(body).await?);
         let outcome =
             virtual_resource::call(context, info, &attributes, &endpoint, &headers, &body, field_validation, dry_run);
-        return outcome.await.map(render);
+        return Box::pin(outcome).await.map(render);
     }
     let resource = context.registry.get(group, version, &info.resource).ok_or_else(StatusError::no_such_resource)?;
     let part = part(info)?;
@@ -273,8 +273,8 @@ async fn resource(
     let mut target = ResourceRequest { context, info, attributes, resource, part, dry_run };
     let outcome = match info.verb {
         "get" => get::get(&target).await?,
-        "list" => list::list(&target, wanted, include).await?,
-        "watch" => watch::watch(&target, wanted, include).await?,
+        "list" => Box::pin(list::list(&target, wanted, include)).await?,
+        "watch" => Box::pin(watch::watch(&target, wanted, include)).await?,
         "create" | "update" => {
             let (parts, body) = request.into_parts();
             let body = read(body).await?;
@@ -283,14 +283,14 @@ async fn resource(
                 negotiation::decode(&parts.headers, &body, resource.schema, version, kind, field_validation)
             };
             match info.verb {
-                "create" => create::create(&mut target, decode()?).await?,
-                _ => update::update(&mut target, decode()?, &decode).await?,
+                "create" => Box::pin(create::create(&mut target, decode()?)).await?,
+                _ => Box::pin(update::update(&mut target, decode()?, &decode)).await?,
             }
         }
         "patch" => {
             let (parts, body) = request.into_parts();
             let body = read(body).await?;
-            patch::patch(&mut target, &parts.headers, &body, field_validation).await?
+            Box::pin(patch::patch(&mut target, &parts.headers, &body, field_validation)).await?
         }
         "delete" | "deletecollection" => {
             let body = read(request.into_body()).await?;
@@ -298,8 +298,8 @@ async fn resource(
             dry_run |= options.dry_run.as_ref().is_some_and(|all| !all.is_empty());
             target.dry_run = dry_run;
             match info.verb {
-                "delete" => delete::delete(&target, &options).await?,
-                _ => delete::delete_collection(&target, &options, wanted, include).await?,
+                "delete" => Box::pin(delete::delete(&target, &options)).await?,
+                _ => Box::pin(delete::delete_collection(&target, &options, wanted, include)).await?,
             }
         }
         _ => return Err(StatusError::method_not_allowed()),
@@ -383,4 +383,20 @@ async fn read(mut body: Incoming) -> Result<Bytes, StatusError> {
         }
     }
     if seen > BODY_BYTES_MAX { Err(StatusError::too_large(BODY_BYTES_MAX)) } else { Ok(kept.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_takes_little_room() {
+        fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size::<&'static Arc<Context>, &'static RequestInfo, Request<Incoming>, Result<Wanted, StatusError>, _>(
+            answer,
+        );
+        assert!(size < 8192, "every request is moved to the heap: {size} bytes");
+    }
 }

@@ -8,6 +8,7 @@ use etcd_client::{
     MaintenanceClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
 };
 use parking_lot::Mutex;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -193,7 +194,7 @@ impl Etcd {
     pub async fn learn_versions(&self) {
         let mut all_new = true;
         for member in self.members.iter() {
-            match timed(member.clone().status()).await {
+            match timed(Box::pin(member.clone().status())).await {
                 Ok(status) => all_new &= is_since(status.version(), &PROGRESS_SINCE),
                 Err(error) => {
                     tracing::debug!(%error, "cannot learn a member's version");
@@ -209,12 +210,12 @@ impl Etcd {
     /// How big the database is, as the first endpoint has it.
     pub async fn size(&self) -> Result<i64, EtcdError> {
         let Some(member) = self.members.first() else { return Ok(0) };
-        Ok(timed(member.clone().status()).await?.db_size())
+        Ok(timed(Box::pin(member.clone().status())).await?.db_size())
     }
 
     /// Reads one key; linearizable.
     pub async fn get(&self, key: &str) -> Result<Option<Stored>, EtcdError> {
-        let mut response = timed(self.kv.clone().get(key, None)).await?;
+        let mut response = timed(Box::pin(self.kv.clone().get(key, None))).await?;
         Ok(response.take_kvs().into_iter().next().map(Stored::from))
     }
 
@@ -228,7 +229,7 @@ impl Etcd {
         limit: i64,
     ) -> Result<(Vec<Stored>, i64, i64), EtcdError> {
         let options = GetOptions::new().with_range(end).with_revision(revision).with_limit(limit);
-        let mut response = timed(self.kv.clone().get(start, Some(options))).await?;
+        let mut response = timed(Box::pin(self.kv.clone().get(start, Some(options)))).await?;
         let read_at = if revision > 0 { revision } else { response.header().map_or(0, |h| h.revision()) };
         let count = response.count();
         Ok((response.take_kvs().into_iter().map(Stored::from).collect(), read_at, count))
@@ -250,7 +251,7 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
             .and_then([then])
             .or_else([TxnOp::get(key, None)]);
-        let response = timed(self.kv.clone().txn(txn)).await.map_err(EtcdError::of_a_write)?;
+        let response = timed(Box::pin(self.kv.clone().txn(txn))).await.map_err(EtcdError::of_a_write)?;
         if response.succeeded() {
             return Ok(Swap::Done { revision: response.header().map_or(0, |h| h.revision()) });
         }
@@ -263,13 +264,13 @@ impl Etcd {
 
     /// Writes a key whatever stands there.
     pub async fn put_always(&self, key: &str, value: &[u8]) -> Result<i64, EtcdError> {
-        let response = timed(self.kv.clone().put(key, value, None)).await?;
+        let response = timed(Box::pin(self.kv.clone().put(key, value, None))).await?;
         Ok(response.header().map_or(0, |h| h.revision()))
     }
 
     /// Forgets revisions before this one.
     pub async fn compact(&self, revision: i64) -> Result<(), EtcdError> {
-        timed(self.kv.clone().compact(revision, None)).await.map(|_| ())
+        timed(Box::pin(self.kv.clone().compact(revision, None))).await.map(|_| ())
     }
 
     /// The newest revision, read (linearizably) after this call began. Calls that come while a read is under way share the
@@ -296,7 +297,7 @@ impl Etcd {
             return Ok(lease.id);
         }
         let reuse_seconds = (ttl_seconds / LEASE_REUSE_SHARE).clamp(0, LEASE_REUSE_MAX_SECONDS);
-        let granted = timed(self.lease.clone().grant(ttl_seconds + reuse_seconds, None)).await?;
+        let granted = timed(Box::pin(self.lease.clone().grant(ttl_seconds + reuse_seconds, None))).await?;
         if reuse_seconds > 0 {
             let until = Instant::now() + Duration::from_secs(reuse_seconds.unsigned_abs());
             leases.push(Lease { id: granted.id(), ttl_seconds, until, keys: 1 });
@@ -331,7 +332,7 @@ async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
             std::mem::take(&mut reads.waiting)
         };
         // The header of any linearizable read has the newest revision; this key does not exist.
-        let revision = match timed(kv.clone().get("\0", Some(GetOptions::new().with_count_only()))).await {
+        let revision = match timed(Box::pin(kv.clone().get("\0", Some(GetOptions::new().with_count_only())))).await {
             Ok(response) => response.header().map(|h| h.revision()),
             Err(error) => {
                 tracing::warn!(%error, "cannot read the newest revision");
@@ -344,7 +345,8 @@ async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
     }
 }
 
-async fn timed<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, EtcdError> {
+/// Bounds a call's time. What etcd's client keeps of a call is big: it is in a box, or it would be in every request's future.
+async fn timed<T>(call: Pin<Box<impl Future<Output = Result<T, etcd_client::Error>>>>) -> Result<T, EtcdError> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(etcd_client::Error::GRpcStatus(status))) if status.message().contains("revision has been compacted") => {

@@ -76,7 +76,8 @@ pub struct Store {
     etcd: Etcd,
     root: String,
     rooms: HashMap<String, Room>,
-    prefix_of: HashMap<(String, String), String>,
+    /// By the plural name, with its group.
+    prefix_of: HashMap<String, Vec<(String, String)>>,
     pending: Mutex<HashMap<String, Arc<Pending>>>,
     /// Every event up to here is in the caches. 0 before the first list.
     progress: watch::Sender<i64>,
@@ -110,10 +111,12 @@ impl Store {
     /// Rooms for all stored resources. Caches are empty until [`Store::run`] has filled them.
     pub fn new<'r>(etcd: Etcd, root: &str, resources: impl Iterator<Item = &'r Arc<Resource>>) -> Self {
         let mut rooms: HashMap<String, Room> = HashMap::new();
-        let mut prefix_of = HashMap::new();
+        let mut prefix_of: HashMap<String, Vec<(String, String)>> = HashMap::new();
         for resource in resources.filter(|r| r.facts.is_stored()) {
-            let key = (resource.gvr.group.clone(), resource.gvr.resource.clone());
-            prefix_of.insert(key, resource.storage_prefix.clone());
+            let named = prefix_of.entry(resource.gvr.resource.clone()).or_default();
+            if !named.iter().any(|(group, _)| *group == resource.gvr.group) {
+                named.push((resource.gvr.group.clone(), resource.storage_prefix.clone()));
+            }
             // The stored version knows best how to read what is stored.
             if resource.api_version == resource.stored_api_version || !rooms.contains_key(&resource.storage_prefix) {
                 let strategy = resource.strategy.clone();
@@ -163,7 +166,7 @@ impl Store {
 
     /// The cache of a resource by its group and plural name, in whatever version.
     pub fn cache_of(&self, group: &str, resource: &str) -> Option<&Cache> {
-        let prefix = self.prefix_of.get(&(group.to_owned(), resource.to_owned()))?;
+        let (_, prefix) = self.prefix_of.get(resource)?.iter().find(|(of, _)| of == group)?;
         self.rooms.get(prefix).map(|room| &room.cache)
     }
 
@@ -478,7 +481,8 @@ impl Store {
 
     /// How many objects of each resource there are.
     pub fn counts(&self) -> impl Iterator<Item = (String, usize)> {
-        self.prefix_of.iter().filter_map(|((group, resource), prefix)| {
+        let all = self.prefix_of.iter().flat_map(|(resource, groups)| groups.iter().map(move |group| (resource, group)));
+        all.filter_map(|(resource, (group, prefix))| {
             let room = self.rooms.get(prefix)?;
             let count = room.cache.len();
             Some((apimachinery::meta::group_resource(group, resource), count))

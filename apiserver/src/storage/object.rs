@@ -44,6 +44,8 @@ pub struct StoredObject {
     protobuf: OnceLock<Option<Box<protobuf::Encoded>>>,
 }
 
+/// Room that an object most often has enough of.
+const ENCODED: usize = 6 << 10;
 const ADDED: &[u8] = b"{\"type\":\"ADDED\",\"object\":";
 const MODIFIED: &[u8] = b"{\"type\":\"MODIFIED\",\"object\":";
 const FRAME_END: &[u8] = b"}\n";
@@ -142,6 +144,11 @@ impl StoredObject {
     /// as Kubernetes sends it.
     pub fn list_item(&self) -> &[u8] {
         &self.frame[self.item_at..self.frame.len() - FRAME_END.len()]
+    }
+
+    /// Does its JSON have this text in it? Cheaper to ask before it is parsed.
+    pub fn mentions(&self, text: &str) -> bool {
+        find(&self.frame, text.as_bytes()).is_some()
     }
 
     /// The object, parsed.
@@ -257,7 +264,9 @@ fn read_protobuf(stored: &[u8]) -> Result<Value, String> {
 pub fn split(json: &[u8]) -> (Value, String) {
     let mut managed = String::new();
     let seed = Apart { managed: &mut managed, in_metadata: false };
-    let value = seed.deserialize(&mut serde_json::Deserializer::from_slice(json)).unwrap_or(Value::Null);
+    // What we have stored is UTF-8.
+    let text = std::str::from_utf8(json).unwrap_or("");
+    let value = seed.deserialize(&mut serde_json::Deserializer::from_str(text)).unwrap_or(Value::Null);
     (value, managed)
 }
 
@@ -303,7 +312,7 @@ impl<'de> Visitor<'de> for Apart<'_> {
 
 /// Encodes an object for the store: `kind`, `apiVersion` and `metadata` first, no resourceVersion.
 pub fn encode(object: &Value) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1024);
+    let mut out = Vec::with_capacity(ENCODED);
     let empty = Map::new();
     let map = object.as_object().unwrap_or(&empty);
     out.push(b'{');
@@ -410,7 +419,7 @@ fn metadata_start(stored: &[u8]) -> Option<usize> {
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    memchr::memmem::find(haystack, needle)
 }
 
 #[cfg(test)]
