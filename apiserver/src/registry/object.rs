@@ -3,8 +3,11 @@
 use apimachinery::facts::{self, TypeFacts};
 use serde_json::{Map, Value, json};
 
-/// What stands at a JSON pointer without escapes. ([`Value::pointer`] makes two texts of each of its steps.)
+/// What stands at a JSON pointer. ([`Value::pointer`] makes two texts of each of its steps, whether they have escapes or not.)
 pub fn at<'v>(object: &'v Value, pointer: &str) -> Option<&'v Value> {
+    if pointer.contains('~') {
+        return object.pointer(pointer);
+    }
     pointer.split('/').skip(1).try_fold(object, |value, step| match value {
         Value::Object(map) => map.get(step),
         Value::Array(list) => list.get(step.parse::<usize>().ok()?),
@@ -12,7 +15,7 @@ pub fn at<'v>(object: &'v Value, pointer: &str) -> Option<&'v Value> {
     })
 }
 
-/// The same, to be changed.
+/// The same without escapes, to be changed.
 pub fn at_mut<'v>(object: &'v mut Value, pointer: &str) -> Option<&'v mut Value> {
     pointer.split('/').skip(1).try_fold(object, |value, step| match value {
         Value::Object(map) => map.get_mut(step),
