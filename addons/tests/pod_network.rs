@@ -2,6 +2,9 @@
 
 #[allow(dead_code, reason = "shared with other tests")]
 mod common;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "common/wires.rs"]
+mod wires;
 
 use std::process::Command;
 
@@ -94,4 +97,37 @@ fn a_node_gets_its_network_and_keeps_it() {
     assert!(routes().is_empty() && !cni.join("10-pilothouse.conflist").exists());
     assert!(output("nft list tables").is_empty());
     assert!(command().arg("--cleanup").status().expect("started").success(), "twice is fine");
+}
+
+#[test]
+fn nodes_on_other_links_are_reached_through_a_tunnel() {
+    if !wires::is_root() {
+        return;
+    }
+    // This namespace is the router between two links, a node on each. It knows nothing of pods.
+    wires::become_node();
+    let nodes = [("n1", "192.0.2"), ("n2", "198.51.100")]
+        .map(|(name, link)| wires::Wire::machine(name, &format!("{link}.2"), &format!("{link}.1")));
+    let api = FakeApi::start_at([192, 0, 2, 1]);
+    api.apply(NODES, node("n1", Some("10.244.1.0/24"), "192.0.2.2"));
+    api.apply(NODES, node("n2", Some("10.244.2.0/24"), "198.51.100.2"));
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubeconfig = api.kubeconfig(directory.path());
+    let programs = [("n1", &nodes[0]), ("n2", &nodes[1])].map(|(name, machine)| {
+        let cni = directory.path().join(name);
+        let mut command = machine.command(env!("CARGO_BIN_EXE_pod-network"));
+        command.arg(format!("--kubeconfig={}", kubeconfig.display())).arg(format!("--cni-conf-dir={}", cni.display()));
+        command.args([&format!("--hostname-override={name}"), "--cluster-cidr=10.244.0.0/16"]);
+        Program(command.spawn().expect("started"))
+    });
+    nodes[1].run("ip addr add 10.244.2.5/32 dev lo");
+    nodes[1].serve_at("pod", "10.244.2.5:80".parse().expect("an address"));
+    eventually("a pod behind the tunnel", || nodes[0].ask("tcp:10.244.2.5:80").starts_with("pod").then_some(()));
+    // Packets of pods leave room for what the tunnel puts around them.
+    let config = std::fs::read_to_string(directory.path().join("n1/10-pilothouse.conflist")).expect("a configuration");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    assert_eq!(config["plugins"][0]["mtu"], 1450);
+    // The daemons may end; the tunnel stays.
+    drop(programs);
+    assert!(nodes[0].ask("udp:10.244.2.5:80").starts_with("pod"));
 }

@@ -27,7 +27,11 @@ pub struct FakeApi {
 impl FakeApi {
     /// Listens on a free port of the calling thread's network namespace.
     pub fn start() -> FakeApi {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        FakeApi::start_at([127, 0, 0, 1])
+    }
+
+    pub fn start_at(address: [u8; 4]) -> FakeApi {
+        let listener = TcpListener::bind(SocketAddr::from((address, 0))).expect("a port");
         let api = FakeApi { address: listener.local_addr().expect("an address"), state: Arc::default() };
         let served = api.clone();
         std::thread::spawn(move || {

@@ -79,6 +79,13 @@ impl Wire {
         run(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{command}'", self.holder.id()));
     }
 
+    /// A program to be run there.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/proc/{}/ns/net", self.holder.id()), program]);
+        command
+    }
+
     /// `work` on a thread that is there.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("a namespace");
@@ -92,7 +99,10 @@ impl Wire {
 
     /// Servers there, over TCP and UDP, that say their name and who asked.
     pub fn serve(&self, name: &'static str, port: u16) {
-        let address = SocketAddr::new(self.address, port);
+        self.serve_at(name, SocketAddr::new(self.address, port));
+    }
+
+    pub fn serve_at(&self, name: &'static str, address: SocketAddr) {
         let (tcp, udp) = self.within(move || {
             (TcpListener::bind(address).expect("a TCP port"), UdpSocket::bind(address).expect("a UDP port"))
         });

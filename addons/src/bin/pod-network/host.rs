@@ -5,21 +5,20 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use component_base::cidr::Cidr;
+use component_base::command;
 use futures::TryStreamExt;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
-use crate::plan::{Cidr, NETWORK, Next, Routes};
+use crate::plan::{self, NETWORK, Next, Routes, TUNNEL};
 
 /// Marks our routes among those of others (`ip route show proto 201`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(201);
-const NFT_TIMEOUT: Duration = Duration::from_secs(30);
 const CONFIG_FILE: &str = "10-pilothouse.conflist";
 
 /// Our routes as the kernel has them.
@@ -60,48 +59,68 @@ fn read(route: &RouteMessage) -> Option<(Cidr, Next)> {
     let cidr = Cidr { address: destination?, prefix: route.header.destination_prefix_length };
     match (route.header.kind, gateway) {
         (RouteType::Unreachable, _) => Some((cidr, Next::Unreachable)),
+        (_, Some(gateway)) if gateway == cidr.address => Some((cidr, Next::Tunnel)),
         (_, Some(gateway)) => Some((cidr, Next::Via(gateway))),
         (_, None) => None,
     }
 }
 
-fn message(cidr: Cidr, next: Next) -> anyhow::Result<RouteMessage> {
+/// `tunnel` is the index of the tunnel's link.
+fn message(cidr: Cidr, next: Next, tunnel: u32) -> anyhow::Result<RouteMessage> {
     let builder =
         RouteMessageBuilder::<IpAddr>::new().destination_prefix(cidr.address, cidr.prefix)?.protocol(PROTOCOL);
     Ok(match next {
         Next::Via(gateway) => builder.gateway(gateway)?.build(),
+        Next::Tunnel => {
+            let builder = builder.gateway(cidr.address)?;
+            let mut message = if tunnel == 0 { builder.build() } else { builder.output_interface(tunnel).build() };
+            message.header.flags |= RouteFlags::Onlink;
+            message
+        }
         Next::Unreachable => builder.kind(RouteType::Unreachable).build(),
     })
 }
 
+/// The links' addresses.
+pub(crate) async fn addresses() -> anyhow::Result<Vec<(String, IpAddr, Cidr)>> {
+    Ok(plan::parse_addresses(&command::run("ip", &["-o", "addr", "show"], "").await?))
+}
+
+/// The MTU of a link.
+pub(crate) async fn link_mtu(link: &str) -> anyhow::Result<u32> {
+    let shown = command::run("ip", &["-o", "link", "show", "dev", link], "").await?;
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu");
+    words.nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("link {link} has no MTU"))
+}
+
+/// Make the tunnel as the batches say; gives the index of its link.
+pub(crate) async fn set_tunnel(link: &str, neighbors: &str, forwarding: &str) -> anyhow::Result<u32> {
+    // With `-force` what is there already is passed over; whether the link is there shows below.
+    let made = command::run("ip", &["-force", "-batch", "-"], link).await;
+    let shown = command::run("ip", &["-o", "link", "show", "dev", TUNNEL], "").await;
+    let index = shown.ok().and_then(|text| text.split(':').next()?.trim().parse().ok());
+    let Some(index) = index else {
+        made?;
+        anyhow::bail!("the link {TUNNEL} cannot be made");
+    };
+    command::run("ip", &["-batch", "-"], neighbors).await?;
+    command::run("bridge", &["-batch", "-"], forwarding).await?;
+    Ok(index)
+}
+
+/// Take the tunnel away, if it is there.
+pub(crate) async fn remove_tunnel() {
+    let _ = command::run("ip", &["link", "del", TUNNEL], "").await;
+}
+
 /// Set one route, in place of what there is for its range.
-pub(crate) async fn set_route(handle: &Handle, cidr: Cidr, next: Next) -> anyhow::Result<()> {
-    Ok(handle.route().add(message(cidr, next)?).replace().execute().await?)
+pub(crate) async fn set_route(handle: &Handle, cidr: Cidr, next: Next, tunnel: u32) -> anyhow::Result<()> {
+    Ok(handle.route().add(message(cidr, next, tunnel)?).replace().execute().await?)
 }
 
 /// Remove one of our routes.
-pub(crate) async fn remove_route(handle: &Handle, cidr: Cidr, next: Next) -> anyhow::Result<()> {
-    Ok(handle.route().del(message(cidr, next)?).execute().await?)
-}
-
-/// Hand a script to `nft`, which applies all of it or nothing.
-pub(crate) async fn nft(script: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("nft cannot be run; install the package nftables")?;
-    let mut input = child.stdin.take().context("nft has no input")?;
-    input.write_all(script.as_bytes()).await.context("writing to nft")?;
-    drop(input);
-    let output = tokio::time::timeout(NFT_TIMEOUT, child.wait_with_output()).await.context("nft does not end")??;
-    if !output.status.success() {
-        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+pub(crate) async fn remove_route(handle: &Handle, cidr: Cidr, next: Next, tunnel: u32) -> anyhow::Result<()> {
+    Ok(handle.route().del(message(cidr, next, tunnel)?).execute().await?)
 }
 
 /// Let the host pass packets on. Nothing is written where that is so already (it may not be ours to write).
@@ -174,9 +193,10 @@ mod tests {
             ("10.244.1.0/24", Next::Via("192.0.2.2".parse().expect("an address"))),
             ("fd00:1::/64", Next::Via("fd01::2".parse().expect("an address"))),
             ("10.244.0.0/24", Next::Unreachable),
+            ("10.244.3.0/24", Next::Tunnel),
         ] {
             let cidr: Cidr = cidr.parse().expect("a range");
-            assert_eq!(read(&message(cidr, next).expect("a message")), Some((cidr, next)));
+            assert_eq!(read(&message(cidr, next, 7).expect("a message")), Some((cidr, next)));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `pod-network`: gives the pods of this node a network, and reaches those of the others.
 //!
 //! It waits until the node has its range of pod addresses (`spec.podCIDR`), and then sees to: forwarding; a route to every other
-//! node's range by way of that node's address (the nodes share a link); pods' packets to the world leave under the node's
+//! node's range, by way of that node's address where the nodes share a link, else through a tunnel (VXLAN); pods' packets to the world leave under the node's
 //! address; and, last, the CNI configuration, with which the container runtime calls the network ready. It follows changes of
 //! the nodes, and repairs what somebody else has removed.
 //!
@@ -21,7 +21,7 @@ use anyhow::Context;
 use clap::Parser;
 use component_base::cli::CommonFlags;
 use component_base::informer::Informer;
-use component_base::{cli, client, daemon};
+use component_base::{cli, client, daemon, nftables};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -31,7 +31,8 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use plan::{Cidr, Routes};
+use component_base::cidr::Cidr;
+use plan::Routes;
 
 /// How often everything is compared with what is wanted, changes or none.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -58,7 +59,7 @@ struct Flags {
     /// Directory of the CNI plugins.
     #[arg(long, default_value = "/usr/lib/cni")]
     cni_bin_dir: PathBuf,
-    /// MTU of the pods' links; default: the kernel's.
+    /// MTU of the pods' links; default: the kernel's, less what a tunnel takes where there is one.
     #[arg(long)]
     mtu: Option<u32>,
     /// Remove routes, rules and configuration, and end.
@@ -138,8 +139,8 @@ fn slim(node: &mut Node) {
     }
 }
 
-fn essence(node: &Node) -> (Option<String>, Routes) {
-    (node.metadata.name.clone(), plan::routes([node], ""))
+fn essence(node: &Node) -> (Option<String>, plan::Network) {
+    (node.metadata.name.clone(), plan::network([node], "", &[]))
 }
 
 struct Network {
@@ -168,9 +169,28 @@ impl Network {
             return Ok(());
         }
         host::enable_forwarding(&cidrs)?;
-        let routed = self.sync_routes(&plan::routes(nodes.list().iter().map(Arc::as_ref), &self.own)).await;
+        let addresses = host::addresses().await?;
+        let on_link: Vec<Cidr> = addresses.iter().map(|(_, _, range)| *range).collect();
+        let wanted = plan::network(nodes.list().iter().map(Arc::as_ref), &self.own, &on_link);
+        let own = plan::internal_ips(&node).next();
+        let link = addresses.iter().find(|(_, address, _)| Some(*address) == own).map(|(link, _, _)| link);
+        let link_mtu = match link {
+            Some(link) => Some(host::link_mtu(link).await?),
+            None => None,
+        };
+        let tunneled = !wanted.tunnels.is_empty();
+        let tunnel = match (own, link_mtu) {
+            (Some(own), Some(mtu)) if tunneled => {
+                let (neighbors, forwarding) = plan::tunnel_neighbors(&wanted.tunnels);
+                host::set_tunnel(&plan::tunnel_link(own, &cidrs, mtu), &neighbors, &forwarding)
+                    .await
+                    .context("the tunnel")?
+            }
+            _ => 0,
+        };
+        let routed = self.sync_routes(&wanted.routes, tunnel).await;
         self.sync_rules(&cidrs).await?;
-        let config = plan::cni_config(&cidrs, self.flags.mtu);
+        let config = plan::cni_config(&cidrs, plan::pod_mtu(self.flags.mtu, link_mtu, own, tunneled));
         let directory = &self.flags.cni_conf_dir;
         if host::write_config(directory, &config).with_context(|| directory.display().to_string())? {
             tracing::info!(directory = %directory.display(), cidrs = ?shown(&cidrs), "CNI configuration written");
@@ -181,27 +201,27 @@ impl Network {
         routed
     }
 
-    async fn sync_routes(&self, wanted: &Routes) -> anyhow::Result<()> {
+    async fn sync_routes(&self, wanted: &Routes, tunnel: u32) -> anyhow::Result<()> {
         let current = host::current_routes(&self.handle).await?;
         let (set, gone) = plan::difference(&current, wanted);
         let mut failure = Ok(());
         for cidr in gone {
             let Some(next) = current.get(&cidr) else { continue };
             tracing::info!(%cidr, "route removed");
-            if let Err(error) = host::remove_route(&self.handle, cidr, *next).await {
+            if let Err(error) = host::remove_route(&self.handle, cidr, *next, tunnel).await {
                 failure = failure.and(Err(error.context(format!("removing the route to {cidr}"))));
             }
         }
         for (cidr, next) in set {
             // A route of another kind for the same range is not replaced by the kernel.
             if let Some(old) = current.get(&cidr)
-                && let Err(error) = host::remove_route(&self.handle, cidr, *old).await
+                && let Err(error) = host::remove_route(&self.handle, cidr, *old, tunnel).await
             {
                 tracing::debug!(%cidr, error = format!("{error:#}"), "old route not removed");
             }
             tracing::info!(%cidr, ?next, "route set");
-            if let Err(error) = host::set_route(&self.handle, cidr, next).await {
-                let context = format!("setting the route to {cidr} ({next:?}); the nodes must share a link");
+            if let Err(error) = host::set_route(&self.handle, cidr, next, tunnel).await {
+                let context = format!("setting the route to {cidr} ({next:?})");
                 failure = failure.and(Err(error.context(context)));
             }
         }
@@ -211,7 +231,7 @@ impl Network {
     /// The rules are one small table, replaced in one transaction.
     async fn sync_rules(&mut self, cidrs: &[Cidr]) -> anyhow::Result<()> {
         let script = plan::masquerade_script(cidrs, &self.flags.cluster_cidr);
-        host::nft(&script).await?;
+        nftables::apply(&script).await?;
         if self.applied.as_ref() != Some(&script) {
             tracing::info!(cidrs = ?shown(cidrs), "masquerading");
             self.applied = Some(script);
@@ -246,9 +266,10 @@ fn shown(cidrs: &[Cidr]) -> Vec<String> {
 async fn cleanup(flags: &Flags, handle: &Handle) -> anyhow::Result<()> {
     let mut outcome = host::remove_config(&flags.cni_conf_dir).context("removing the CNI configuration");
     for (cidr, next) in host::current_routes(handle).await? {
-        let removed = host::remove_route(handle, cidr, next).await;
+        let removed = host::remove_route(handle, cidr, next, 0).await;
         outcome = outcome.and(removed.with_context(|| format!("removing the route to {cidr}")));
     }
+    host::remove_tunnel().await;
     let outcome = outcome.and(policy::clean_up().await.map_err(Into::into));
-    outcome.and(host::nft(&plan::cleanup_script()).await)
+    outcome.and(nftables::apply(&plan::cleanup_script()).await.map_err(Into::into))
 }

@@ -1,68 +1,28 @@
 //! What the pod network of a node shall be: pure, from the nodes of the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
+use component_base::cidr::Cidr;
+use component_base::nftables::hash;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
 /// The name of the network, of its nftables table, and of its directory of addresses in use.
 pub(crate) const NETWORK: &str = "pilothouse";
 
-/// A range of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Cidr {
-    pub address: IpAddr,
-    pub prefix: u8,
-}
-
 /// Where packets for a range go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// To the node that has the range.
+    /// To the node that has the range, on a link with this one.
     Via(IpAddr),
+    /// To it through the tunnel: there the range's first address stands for the node.
+    Tunnel,
     /// Nowhere: of this node's own range, what no pod has.
     Unreachable,
 }
 
 pub(crate) type Routes = BTreeMap<Cidr, Next>;
-
-// === impl Cidr ===
-
-impl FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Cidr, String> {
-        let bad = || format!("{text:?} is not a CIDR");
-        let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
-        let address: IpAddr = address.parse().map_err(|_| bad())?;
-        let prefix: u8 = prefix.parse().map_err(|_| bad())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        if prefix > most {
-            return Err(bad());
-        }
-        // Bits behind the prefix count for nothing.
-        let address = match address {
-            IpAddr::V4(v4) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::V4((u32::from(v4) & mask).into())
-            }
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::V6((u128::from(v6) & mask).into())
-            }
-        };
-        Ok(Cidr { address, prefix })
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
 
 /// The node's own ranges; empty until the controller has given it some.
 pub(crate) fn pod_cidrs(node: &Node) -> Vec<Cidr> {
@@ -74,7 +34,7 @@ pub(crate) fn pod_cidrs(node: &Node) -> Vec<Cidr> {
     cidrs
 }
 
-fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> {
+pub(crate) fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> {
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
     addresses
         .into_iter()
@@ -83,10 +43,19 @@ fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> {
         .filter_map(|address| address.address.parse().ok())
 }
 
-/// The routes of node `own`: each other node's ranges by way of its address of the same family. A node that is not ready
-/// keeps its routes; one that has no address or range yet has none.
-pub(crate) fn routes<'n>(nodes: impl IntoIterator<Item = &'n Node>, own: &str) -> Routes {
-    let mut routes = Routes::new();
+/// What of other nodes is to be reached, and how.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Network {
+    pub routes: Routes,
+    /// Ranges behind the tunnel, with the nodes that have them.
+    pub tunnels: BTreeMap<Cidr, IpAddr>,
+}
+
+/// The network of node `own`, whose links have the ranges `on_link`: each other node's ranges by way of its address of the
+/// same family where they share a link, else through the tunnel. A node that is not ready keeps its routes; one that has no
+/// address or range yet has none.
+pub(crate) fn network<'n>(nodes: impl IntoIterator<Item = &'n Node>, own: &str, on_link: &[Cidr]) -> Network {
+    let mut network = Network::default();
     let mut own_cidrs = Vec::new();
     for node in nodes {
         let cidrs = pod_cidrs(node);
@@ -95,16 +64,81 @@ pub(crate) fn routes<'n>(nodes: impl IntoIterator<Item = &'n Node>, own: &str) -
             continue;
         }
         for cidr in cidrs {
-            if let Some(address) = internal_ips(node).find(|address| address.is_ipv4() == cidr.address.is_ipv4()) {
-                routes.insert(cidr, Next::Via(address));
+            let Some(address) = internal_ips(node).find(|address| address.is_ipv6() == cidr.is_ipv6()) else {
+                continue;
+            };
+            if on_link.iter().any(|link| link.contains(address)) {
+                network.routes.insert(cidr, Next::Via(address));
+            } else {
+                network.routes.insert(cidr, Next::Tunnel);
+                network.tunnels.insert(cidr, address);
             }
         }
     }
     // Never hand our own pods to somebody else, whatever another node claims.
     for cidr in own_cidrs {
-        routes.insert(cidr, Next::Unreachable);
+        network.tunnels.remove(&cidr);
+        network.routes.insert(cidr, Next::Unreachable);
     }
-    routes
+    network
+}
+
+/// The tunnel's link.
+pub(crate) const TUNNEL: &str = "pilothouse0";
+const TUNNEL_ID: u32 = 4096;
+/// Linux' own port of VXLAN.
+const TUNNEL_PORT: u16 = 8472;
+/// What VXLAN puts around a packet, by the outer family.
+const OVERHEAD: [u32; 2] = [50, 70];
+
+/// The hardware address that a node has in the tunnel: made from its own, so that nobody need be told.
+fn hardware_address(node: IpAddr) -> String {
+    let bytes = hash(&node.to_string()).to_be_bytes();
+    // Locally administered, not a group's.
+    let octets = [0x02, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]];
+    octets.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+/// For `ip -batch`, to make the tunnel's link; what is there already does no harm.
+pub(crate) fn tunnel_link(node: IpAddr, cidrs: &[Cidr], link_mtu: u32) -> String {
+    let mtu = link_mtu - OVERHEAD[usize::from(node.is_ipv6())];
+    let mut batch = format!(
+        "link add {TUNNEL} type vxlan id {TUNNEL_ID} local {node} dstport {TUNNEL_PORT} nolearning\n\
+         link set {TUNNEL} address {} mtu {mtu} up\n",
+        hardware_address(node)
+    );
+    for cidr in cidrs {
+        batch += &format!("addr replace {} dev {TUNNEL}\n", Cidr::host(cidr.address));
+    }
+    batch
+}
+
+/// For `ip -batch` and `bridge -batch`: where the tunnel leads.
+pub(crate) fn tunnel_neighbors(tunnels: &BTreeMap<Cidr, IpAddr>) -> (String, String) {
+    let (mut neighbors, mut forwarding) = (String::new(), String::new());
+    for (cidr, node) in tunnels {
+        let mac = hardware_address(*node);
+        neighbors += &format!("neigh replace {} lladdr {mac} dev {TUNNEL} nud permanent\n", cidr.address);
+        forwarding += &format!("fdb replace {mac} dev {TUNNEL} dst {node} self permanent\n");
+    }
+    (neighbors, forwarding)
+}
+
+/// The MTU of pods' links: what is left by the tunnel, if packets may go through one.
+pub(crate) fn pod_mtu(given: Option<u32>, link_mtu: Option<u32>, node: Option<IpAddr>, tunneled: bool) -> Option<u32> {
+    let room = || Some(link_mtu? - OVERHEAD[usize::from(node?.is_ipv6())]);
+    given.or_else(|| if tunneled { room() } else { None })
+}
+
+/// This node's own addresses, as `ip -o addr` shows them: link, address, and the range of the link.
+pub(crate) fn parse_addresses(listed: &str) -> Vec<(String, IpAddr, Cidr)> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (link, _, with_prefix) = (words.next()?, words.next()?, words.next()?);
+        let address = with_prefix.split('/').next()?.parse().ok()?;
+        Some((link.to_owned(), address, with_prefix.parse().ok()?))
+    };
+    listed.lines().filter_map(line).collect()
 }
 
 /// What to do to come from `current` to `wanted`: routes to set (new or changed), and ranges whose route goes.
@@ -182,23 +216,43 @@ mod tests {
         .expect("a node")
     }
 
-    fn shown(routes: &Routes) -> Vec<String> {
-        routes.iter().map(|(cidr, next)| format!("{cidr} {next:?}")).collect()
+    fn routes<'n>(nodes: impl IntoIterator<Item = &'n Node>, own: &str) -> Routes {
+        let everything = ["0.0.0.0/0", "::/0"].map(|range| range.parse().expect("a range"));
+        network(nodes, own, &everything).routes
     }
 
     #[test]
-    fn ranges_are_normalised() {
-        for (text, want) in [
-            ("10.244.1.7/24", Some("10.244.1.0/24")),
-            ("0.0.0.0/0", Some("0.0.0.0/0")),
-            ("10.0.0.1/32", Some("10.0.0.1/32")),
-            ("fd00:1::5/64", Some("fd00:1::/64")),
-            ("10.0.0.0/33", None),
-            ("10.0.0.0", None),
-            ("x/8", None),
-        ] {
-            assert_eq!(text.parse::<Cidr>().ok().map(|cidr| cidr.to_string()).as_deref(), want, "{text}");
-        }
+    fn nodes_on_other_links_are_reached_through_the_tunnel() {
+        let nodes = [
+            node("n1", &["10.244.0.0/24"], &["192.0.2.1"]),
+            node("n2", &["10.244.1.0/24"], &["192.0.2.2"]),
+            node("n3", &["10.244.2.0/24"], &["198.51.100.3"]),
+        ];
+        let addresses = parse_addresses(
+            "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet 192.0.2.1/24 brd 192.0.2.255 scope global eth0\n",
+        );
+        let on_link: Vec<Cidr> = addresses.iter().map(|(_, _, range)| *range).collect();
+        let network = network(&nodes, "n1", &on_link);
+        assert_eq!(
+            shown(&network.routes),
+            ["10.244.0.0/24 Unreachable", "10.244.1.0/24 Via(192.0.2.2)", "10.244.2.0/24 Tunnel"]
+        );
+        insta::assert_snapshot!(format!(
+            "{}{}{}",
+            tunnel_link([192, 0, 2, 1].into(), &pod_cidrs(&nodes[0]), 1500),
+            tunnel_neighbors(&network.tunnels).0,
+            tunnel_neighbors(&network.tunnels).1
+        ));
+        let own = Some(IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(pod_mtu(None, Some(1500), own, true), Some(1450));
+        assert_eq!(
+            (pod_mtu(None, Some(1500), own, false), pod_mtu(Some(1400), Some(1500), own, true)),
+            (None, Some(1400))
+        );
+    }
+
+    fn shown(routes: &Routes) -> Vec<String> {
+        routes.iter().map(|(cidr, next)| format!("{cidr} {next:?}")).collect()
     }
 
     #[test]
