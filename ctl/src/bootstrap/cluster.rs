@@ -109,6 +109,7 @@ fn collection(object: &Value) -> Result<String> {
         "Secret" => "secrets",
         "Service" => "services",
         "ServiceAccount" => "serviceaccounts",
+        "StorageClass" => "storageclasses",
         _ => bail!("set-up does not write objects of kind {kind:?}"),
     };
     let root = if version.contains('/') { "/apis" } else { "/api" };
