@@ -1,8 +1,9 @@
 //! What the conformance programme asks of a node's agent (`[sig-node]`, `[sig-storage]`), on one node: most entries are a pod that
 //! runs to its end and says what it saw, all of them at once; the others watch a pod change while it runs.
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::TryStreamExt as _;
 use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
 use k8s_openapi::api::core::v1::{
     ConfigMap, ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
@@ -29,6 +30,8 @@ async fn a_node_conforms() {
     node.probes_and_hooks().await;
     node.resources_change_in_place(&cluster).await;
     node.claims_are_volumes(&cluster).await;
+    node.starts_are_quick().await;
+    node.many_come_and_go(&cluster).await;
 }
 
 struct Node {
@@ -765,6 +768,93 @@ impl Node {
         eventually("its mounts are gone, its data is not", MINUTES, || async {
             let left = host.exec("grep -c kubernetes.io~local-volume /proc/mounts; cat /srv/path/f /srv/local/deep/f /srv/local/kept").stdout;
             if left == "0\nwritten\ndeep\nkept\n" { Ok(()) } else { Err(left) }
+        })
+        .await;
+    }
+
+    /// One pod after another: how long from its creation until a watch shows it ready. Told, not judged: others use the machine.
+    async fn starts_are_quick(&self) {
+        let mut took = Vec::new();
+        for index in 0..15 {
+            let name = format!("quick-{index}");
+            let params = kube::api::WatchParams::default().fields(&format!("metadata.name={name}"));
+            let events = self.pods.watch(&params, "0").await.expect("a watch");
+            let mut events = std::pin::pin!(events);
+            let begun = Instant::now();
+            self.run(&name, json!({"restartPolicy": "Always", "containers": [sh("c", "sleep 600")]})).await;
+            while let Ok(Some(event)) = events.try_next().await {
+                if let kube::api::WatchEvent::Modified(pod) | kube::api::WatchEvent::Added(pod) = event
+                    && apimachinery::pod::is_ready(&pod)
+                {
+                    break;
+                }
+            }
+            took.push(begun.elapsed().as_millis());
+            self.remove(&[&name]).await;
+        }
+        took.sort_unstable();
+        println!("pod start, created to ready, ms: p50 {}, all {took:?}", took[took.len() / 2]);
+    }
+
+    /// Many pods at once, while the runtime hangs for a moment and the kubelet dies: all run, and when they are gone, nothing is
+    /// left of them.
+    async fn many_come_and_go(&self, cluster: &Cluster) {
+        const PODS: usize = 40;
+        let host = &cluster.hosts[0];
+        let count = || {
+            let cgroups = format!("find /sys/fs/cgroup -path '*{}*' -type d -name 'pod*-*' | wc -l", host.cgroup());
+            let parts = [
+                "ls /run/netns | wc -l",
+                "ip -o link show type veth | wc -l",
+                "grep -c 'io.containerd\\|kubelet/pods' /proc/mounts",
+                "ls /var/lib/kubelet/pods /var/log/pods | wc -l",
+                "ls /var/lib/cni/networks/* /var/lib/cni/results 2>/dev/null | wc -l",
+                "pgrep -c containerd-shim",
+                &cgroups,
+            ];
+            host.exec(&parts.join("; ")).stdout
+        };
+        let all_gone = async || {
+            eventually("no pods", MINUTES, || async {
+                let pods = self.pods.list(&kube::api::ListParams::default()).await.map_err(|e| e.to_string())?.items;
+                if pods.is_empty() { Ok(()) } else { Err(format!("{} pods", pods.len())) }
+            })
+            .await;
+        };
+        all_gone().await;
+        eventually("the traces of pods before are gone", MINUTES, || async {
+            let left = host.exec("ls /var/lib/kubelet/pods").stdout;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+        let before = count();
+        let begun = Instant::now();
+        let mut container = sh("c", "sleep 600");
+        let mounts = json!([{"name": "m", "mountPath": "/m"}, {"name": "c", "mountPath": "/c", "subPath": "data-1"}]);
+        merge(&mut container, json!({"volumeMounts": mounts}));
+        let volumes =
+            json!([{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "c", "configMap": {"name": "cm"}}]);
+        for index in 0..PODS {
+            let mut pod = pod(&format!("many-{index}"), json!({"containers": [container], "volumes": volumes}));
+            pod.metadata.labels = Some([("app".to_owned(), "many".to_owned())].into());
+            self.pods.create(&PostParams::default(), &pod).await.expect("made");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        host.exec("kill -STOP $(cat /run/pilothouse/containerd.pid); sleep 4; kill -CONT $(cat /run/pilothouse/containerd.pid)").success();
+        cluster.kill(0, "kubelet");
+        let pods = cluster.ready_pods("app=many", PODS, MINUTES).await;
+        assert!(pods.iter().all(|pod| restarts(pod) == 0), "what hangs and dies around them is none of theirs");
+        println!("{PODS} pods ready {:?} after the first was made, faults included", begun.elapsed());
+        let usage = host.exec("grep VmRSS /proc/$(cat /run/pilothouse/kubelet.pid)/status").stdout;
+        println!("kubelet with {PODS} pods (this build): {}", usage.trim());
+        let many = kube::api::ListParams::default().labels("app=many");
+        self.pods.delete_collection(&DeleteParams::default(), &many).await.expect("deleted");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.kill(0, "kubelet");
+        all_gone().await;
+        eventually("all is as it was", MINUTES, || async {
+            let now = count();
+            if now == before { Ok(()) } else { Err(format!("before {before:?}, now {now:?}")) }
         })
         .await;
     }

@@ -6,6 +6,7 @@ pub mod allocation;
 pub mod certificates;
 pub mod config;
 pub mod csi;
+pub mod dra;
 pub mod env;
 pub mod events;
 pub mod eviction;

@@ -21,6 +21,7 @@ use crate::allocation::topology::Topology;
 use crate::allocation::{Allocator, Policies};
 use crate::config::{self, KubeletConfiguration};
 use crate::csi::Csi;
+use crate::dra::Dra;
 use crate::events::Events;
 use crate::eviction::{Evictor, Shortage};
 use crate::hollow;
@@ -114,13 +115,14 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let puller = Arc::new(puller);
     let root_dir = absolute(&flags.root_dir);
     let csi = Csi::new(client.clone(), &name, &root_dir);
+    let dra = Dra::new(client.clone(), &root_dir);
     let volumes = Volumes::new(objects, &name).with(
         csi.clone(),
         puller.clone(),
         runtime.node.features("").recursive_read_only_mounts,
     );
     volumes.set_allocatable(allocatable.clone());
-    tokio::spawn(plugins::follow(root_dir.join("plugins_registry"), vec![csi], shutdown.clone()));
+    tokio::spawn(plugins::follow(root_dir.join("plugins_registry"), vec![csi, dra.clone()], shutdown.clone()));
     let lookup_pods = api_pods.clone();
     let statuses = StatusManager::start(
         client.clone(),
@@ -153,6 +155,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             shortage: shortage.clone(),
             going_down: going_down.clone(),
             allocator: allocator.clone(),
+            dra,
             allocatable: Allocatable {
                 resources: allocatable.clone(),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),

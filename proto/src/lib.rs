@@ -36,3 +36,9 @@ pub mod podresources {
     #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
     tonic::include_proto!("v1");
 }
+
+/// Drivers of dynamic resources (`k8s.io.kubelet.pkg.apis.dra.v1`).
+pub mod dra {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1");
+}

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::allocation::Allocator;
+use crate::dra::Dra;
 use crate::env;
 use crate::events::Events;
 use crate::eviction::Shortage;
@@ -58,6 +59,7 @@ pub struct Means {
     pub shortage: Shortage,
     pub going_down: Shutdown,
     pub allocator: Arc<Allocator>,
+    pub dra: Arc<Dra>,
 }
 
 /// What a worker is to bring about.

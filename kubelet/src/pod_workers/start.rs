@@ -105,6 +105,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         env::make(&known, declared, &means.env, prepared.sources).await.map_err(|e| config_error(e.to_string()))?;
     let mut given = means.allocator.before_start(pod, name).await.map_err(failed("PreStartContainer"))?;
     envs.append(&mut given.envs);
+    given.cdi_devices.extend(means.dra.devices_of(pod, declared).into_iter().map(|name| pb::CdiDevice { name }));
     let pod_dir = means.runtime.node.pod_dir(uid_of(pod));
     let mut mounts = means
         .volumes

@@ -436,6 +436,12 @@ impl Worker {
             self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodContainer", error.to_string());
             return Err(self.retry.next_wait());
         }
+        if let Err(error) = self.means.dra.prepare(pod).await {
+            warn!(pod = %full_name(pod), error, "dynamic resources not prepared");
+            let message = format!("Failed to prepare dynamic resources: {error}");
+            self.means.events.pod(pod, None, Type::Warning, "FailedPrepareDynamicResources", message);
+            return Err(self.retry.next_wait());
+        }
         Ok(())
     }
 
@@ -481,6 +487,10 @@ impl Worker {
         let dir = self.means.runtime.node.pod_dir(&self.uid);
         if let Err(error) = self.means.volumes.unmount_pod(&self.uid, &dir).await {
             warn!(pod = %full_name(pod), %error, "volumes not unmounted yet");
+            return self.retry.next_wait();
+        }
+        if let Err(error) = self.means.dra.unprepare(&self.uid).await {
+            warn!(pod = %full_name(pod), error, "dynamic resources not taken back yet");
             return self.retry.next_wait();
         }
         self.sources = None;
@@ -548,6 +558,9 @@ impl Worker {
             && error.kind() != std::io::ErrorKind::NotFound
         {
             debug!(dir = %dir.display(), %error, "pod directory not removed");
+        }
+        if let Err(error) = self.means.dra.unprepare(&self.uid).await {
+            warn!(uid = %self.uid, error, "dynamic resources of a removed pod not taken back");
         }
         runtime.cgroups.remove_pod(&self.uid);
         let named = if pod.metadata.name.is_some() { Pod::clone(pod) } else { from_observed(&self.uid, &observed) };
