@@ -30,8 +30,6 @@ const IGNORED: &[Ignored] = &[
     Ignored::Value("log-flush-frequency"),
     Ignored::Value("vmodule"),
     Ignored::Value("oom-score-adj"),
-    Ignored::Value("image-credential-provider-config"),
-    Ignored::Value("image-credential-provider-bin-dir"),
     Ignored::Value("minimum-container-ttl-duration"),
     Ignored::Value("maximum-dead-containers"),
     Ignored::Value("maximum-dead-containers-per-container"),

@@ -129,6 +129,12 @@ pub struct Flags {
     /// Processors (0-1,4) that are never given to containers alone.
     #[arg(long)]
     pub reserved_cpus: Option<String>,
+    /// File with a CredentialProviderConfig: programs that know how to log in to registries.
+    #[arg(long)]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Where those programs are.
+    #[arg(long)]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// Whether to ask the API for a serving certificate.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rotate_server_certificates: Option<bool>,

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use component_base::backoff::Backoff;
 use component_base::events::Recorder;
 use component_base::informer::Informer;
+use component_base::metrics;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::watcher;
@@ -26,6 +27,7 @@ use crate::events::Events;
 use crate::eviction::{Evictor, Shortage};
 use crate::hollow;
 use crate::housekeeping::Housekeeping;
+use crate::images::providers::Providers;
 use crate::images::{Puller, collector};
 use crate::node::{self, Facts, NodeKeeper, machine};
 use crate::objects::Objects;
@@ -40,6 +42,7 @@ use crate::runtime::{NodeSettings, Runtime, RuntimeWatch, dns, security};
 use crate::shutdown::{self, Shutdown};
 use crate::static_pods::{self, Mirrors};
 use crate::status::StatusManager;
+use crate::usage::claims::ClaimStats;
 use crate::volumes::Volumes;
 use crate::{certificates, env, plugins, probes, runtime, server};
 
@@ -112,7 +115,11 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             use component_base::events::Type::{Normal, Warning};
             image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
         });
-    let puller = Arc::new(puller);
+    let providers = match (&flags.image_credential_provider_config, &flags.image_credential_provider_bin_dir) {
+        (Some(config), Some(directory)) => Some(Providers::read(config, directory)?),
+        _ => None,
+    };
+    let puller = Arc::new(puller.with_providers(providers));
     let root_dir = absolute(&flags.root_dir);
     let csi = Csi::new(client.clone(), &name, &root_dir);
     let dra = Dra::new(client.clone(), &root_dir);
@@ -166,6 +173,11 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         shutdown.clone(),
     );
 
+    let pods_of = workers.clone();
+    metrics::registry().register_collector(Box::new(ClaimStats {
+        root_dir: root_dir.clone(),
+        pods: Box::new(move || pods_of.pods()),
+    }));
     let pods_of = workers.clone();
     tokio::spawn(allocator.clone().serve(move || pods_of.pods(), shutdown.clone()));
     let node_changed = allocator.changed.clone();

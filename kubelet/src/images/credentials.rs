@@ -37,7 +37,7 @@ pub struct Keyring {
 
 /// `host[:port][/path]` where the host's labels may be globs (`*.example.com`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct RegistryPattern {
+pub(super) struct RegistryPattern {
     host: String,
     port: Option<String>,
     path: String,
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Credentials {
 
 impl Credentials {
     /// With `auth` taken apart into user and password.
-    fn complete(mut self) -> Credentials {
+    pub(super) fn complete(mut self) -> Credentials {
         if self.username.is_empty() && self.password.is_empty() && !self.auth.is_empty() {
             let decoded = base64::engine::general_purpose::STANDARD.decode(self.auth.trim()).unwrap_or_default();
             if let Some((user, password)) = String::from_utf8_lossy(&decoded).split_once(':') {
@@ -115,7 +115,7 @@ fn secret_auths(secret: &Secret) -> Result<BTreeMap<String, Credentials>, serde_
 // === impl RegistryPattern ===
 
 impl RegistryPattern {
-    fn parse(url: &str) -> Option<RegistryPattern> {
+    pub(super) fn parse(url: &str) -> Option<RegistryPattern> {
         let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or(url);
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         // Docker's own registry is known by several names and API versions.
@@ -140,7 +140,7 @@ impl RegistryPattern {
         (self.path.len(), &self.host, &self.path)
     }
 
-    fn matches(&self, image: &ImageReference) -> bool {
+    pub(super) fn matches(&self, image: &ImageReference) -> bool {
         let (host, port) = match image.domain.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (host, Some(port)),
             _ => (image.domain.as_str(), None),

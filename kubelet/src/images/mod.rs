@@ -7,6 +7,7 @@
 pub mod collector;
 pub mod credentials;
 pub mod gc;
+pub mod providers;
 pub mod reference;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::objects::Objects;
 use crate::runtime::cri::{Cri, CriError};
 use credentials::{Credentials, Keyring};
+use providers::Providers;
 use reference::{ImageReference, PullPolicy};
 
 /// What [`Images`] asks of the container runtime. The CRI client is the real one.
@@ -112,6 +114,7 @@ type PullOutcome = Result<String, FetchError>;
 pub struct Puller {
     images: Images<Cri>,
     objects: Objects,
+    providers: Option<Providers>,
     record: Option<Box<dyn Fn(&Pod, ImageEvent) + Send + Sync>>,
 }
 
@@ -119,12 +122,23 @@ pub struct Puller {
 
 impl Puller {
     pub fn new(cri: Cri, objects: impl Into<Objects>) -> Self {
-        Self { images: Images::new(Arc::new(cri), DEFAULT_PARALLEL_PULLS), objects: objects.into(), record: None }
+        Self {
+            images: Images::new(Arc::new(cri), DEFAULT_PARALLEL_PULLS),
+            objects: objects.into(),
+            providers: None,
+            record: None,
+        }
     }
 
     /// At most `parallel_pulls` fetches at once (`serializeImagePulls`: 1).
     pub fn with_parallel_pulls(mut self, parallel_pulls: usize) -> Self {
         self.images.pulls = Arc::new(Semaphore::new(parallel_pulls.max(1)));
+        self
+    }
+
+    /// With programs of the host's that know how to log in to registries.
+    pub fn with_providers(mut self, providers: Option<Providers>) -> Self {
+        self.providers = providers;
         self
     }
 
@@ -141,7 +155,15 @@ impl Puller {
             Some(record) => record(pod, event),
             None => tracing::debug!(reason = event.reason, message = event.message, "image event"),
         };
-        self.images.ensure(uid, image, policy, || self.pull_secrets(pod), record).await
+        let credentials = async |reference: ImageReference| {
+            let secrets = self.pull_secrets(pod).await;
+            let mut found = Keyring::from_secrets(secrets.iter().map(Arc::as_ref)).lookup(&reference);
+            if let Some(providers) = &self.providers {
+                found.extend(providers.lookup(&reference).await);
+            }
+            found
+        };
+        self.images.ensure(uid, image, policy, credentials, record).await
     }
 
     /// Forget a pod that is gone.
@@ -215,13 +237,13 @@ impl<S: ImageService> Images<S> {
     }
 
     /// Make sure that `image` is there for a container of the pod, under `policy` (the container's `imagePullPolicy`) and
-    /// with the pod's pull secrets. Gives the reference to create the container with; `record` is called for each event.
+    /// with the credentials for it, best first. Gives the reference to create the container with; `record` is called for each event.
     pub async fn ensure(
         &self,
         pod_uid: &str,
         image: &str,
         policy: Option<&str>,
-        pull_secrets: impl AsyncFnOnce() -> Vec<Arc<Secret>>,
+        credentials: impl AsyncFnOnce(ImageReference) -> Vec<Credentials>,
         record: impl Fn(ImageEvent),
     ) -> Result<ImageRef, PullError> {
         let warn = |reason: &'static str, message: String| record(ImageEvent { warning: true, reason, message });
@@ -265,9 +287,9 @@ impl<S: ImageService> Images<S> {
             return Err(PullError { reason: PullReason::ImagePullBackOff, message });
         }
         record(ImageEvent { warning: false, reason: "Pulling", message: format!("Pulling image \"{image}\"") });
-        let keyring = Keyring::from_secrets(pull_secrets().await.iter().map(Arc::as_ref));
+        let credentials = credentials(reference).await;
         let asked = Instant::now();
-        match self.pull(&name, keyring.lookup(&reference)).await {
+        match self.pull(&name, credentials).await {
             Ok((pulled, pull_time)) => {
                 self.back_off.lock().remove(&key);
                 let found = match self.service.status(&pulled).await {
@@ -435,7 +457,7 @@ mod tests {
     ) -> (Result<ImageRef, PullError>, Vec<ImageEvent>) {
         let events = Mutex::new(Vec::new());
         let result =
-            images.ensure("uid", image, Some(policy), async || Vec::new(), |event| events.lock().push(event)).await;
+            images.ensure("uid", image, Some(policy), async |_| Vec::new(), |event| events.lock().push(event)).await;
         (result, events.into_inner())
     }
 

@@ -157,6 +157,15 @@ impl Resizes {
         } else {
             let node = &means.runtime.node;
             let wanted = resources::container(pod, container, &node.kernel);
+            let used = means.runtime.cgroups.container_usage(pod, &change.id).map_or(0, |u| u.working_set);
+            let limit = u64::try_from(wanted.memory_limit_in_bytes).unwrap_or(0);
+            if limit > 0 && used > limit {
+                // The kernel would end it.
+                return Err(format!(
+                    "cannot decrease memory limits: attempting to set container {:?} memory limit ({limit}) below current usage ({used})",
+                    container.name
+                ));
+            }
             means.runtime.cri.update_container_resources(&change.id, wanted).await.map_err(|e| e.message())?;
         }
         self.started(&change.id, container);

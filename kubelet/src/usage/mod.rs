@@ -2,6 +2,7 @@
 //! containers wrote, by the runtime. Shared by eviction and by the server's statistics.
 
 pub mod cgroup;
+pub mod claims;
 pub mod disk;
 pub mod network;
 
