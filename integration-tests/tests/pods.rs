@@ -18,6 +18,7 @@ async fn pods_live_and_die_on_a_node() {
     a_pod_with_everything(&cluster).await;
     ends_are_told(&cluster).await;
     what_cannot_start_says_why(&cluster).await;
+    a_claim_works_out_of_the_box(&cluster).await;
     a_kubelet_that_dies_touches_nothing(&cluster).await;
     manifests_are_pods(&cluster).await;
     nothing_is_left(&cluster).await;
@@ -214,6 +215,47 @@ spec: {nodeName: host-1, nodeSelector: {zone: nowhere}, containers: [{name: c, i
 }
 
 /// The same containers go on, and the pod is ready all the while.
+/// A claim that names no class gets a directory, whoever the pod's user is; the data outlive pods, not the claim.
+async fn a_claim_works_out_of_the_box(cluster: &Cluster) {
+    let pod = |name: &str, script: &str| {
+        format!(
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  securityContext: {{runAsUser: 1000}}
+  volumes: [{{name: v, persistentVolumeClaim: {{claimName: data}}}}]
+  containers: [{{name: c, image: "busybox:stable", command: [sh, -ec, "{script}"], volumeMounts: [{{name: v, mountPath: /v}}]}}]
+"#
+        )
+    };
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\n\
+                 spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}";
+    apply(cluster, &format!("{claim}\n---{}", pod("writes", "echo kept >/v/f")));
+    let host = &cluster.hosts[0];
+    eventually("it has written", 2 * MINUTE, || async {
+        let pod = get(cluster, "writes").await?;
+        if apimachinery::pod::phase(&pod) == "Succeeded" {
+            return Ok(());
+        }
+        let told = host.exec("/usr/local/lib/pilothouse/ctl describe pvc data; /usr/local/lib/pilothouse/ctl get pods -A");
+        Err(format!("{:?} {}", pod.status, told.stdout))
+    })
+    .await;
+    apply(cluster, &pod("reads", "grep -x kept /v/f"));
+    phase(cluster, "reads", "Succeeded").await;
+    cluster.ctl("delete pod writes reads");
+    cluster.ctl("delete pvc data");
+    eventually("volume and data are gone", MINUTE, || async {
+        let left = host.exec("/usr/local/lib/pilothouse/ctl get pv -o name; ls /var/lib/pilothouse/volumes").stdout;
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
 async fn a_kubelet_that_dies_touches_nothing(cluster: &Cluster) {
     apply(
         cluster,
