@@ -241,7 +241,8 @@ spec:
         if apimachinery::pod::phase(&pod) == "Succeeded" {
             return Ok(());
         }
-        let told = host.exec("/usr/local/lib/pilothouse/ctl describe pvc data; /usr/local/lib/pilothouse/ctl get pods -A");
+        let told =
+            host.exec("/usr/local/lib/pilothouse/ctl describe pvc data; /usr/local/lib/pilothouse/ctl get pods -A");
         Err(format!("{:?} {}", pod.status, told.stdout))
     })
     .await;

@@ -124,9 +124,7 @@ fn alike(a: &Value, b: &Value) -> bool {
             x.iter().all(|(k, v)| y.get(k).map_or_else(|| is_nothing(v), |w| alike(v, w)))
                 && y.iter().all(|(k, w)| x.contains_key(k) || is_nothing(w))
         }
-        (Value::Array(x), Value::Array(y)) => {
-            x.len() == y.len() && x.iter().zip(y).all(|(v, w)| alike(v, w))
-        }
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(v, w)| alike(v, w)),
         _ => a == b || (is_nothing(a) && is_nothing(b)),
     }
 }

@@ -481,7 +481,8 @@ impl Store {
 
     /// How many objects of each resource there are.
     pub fn counts(&self) -> impl Iterator<Item = (String, usize)> {
-        let all = self.prefix_of.iter().flat_map(|(resource, groups)| groups.iter().map(move |group| (resource, group)));
+        let all =
+            self.prefix_of.iter().flat_map(|(resource, groups)| groups.iter().map(move |group| (resource, group)));
         all.filter_map(|(resource, (group, prefix))| {
             let room = self.rooms.get(prefix)?;
             let count = room.cache.len();
