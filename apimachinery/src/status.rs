@@ -281,6 +281,8 @@ impl FieldError {
         use FieldErrorKind as K;
         let mut body = match self.kind {
             K::Required | K::Forbidden | K::TooLong | K::Internal | K::TypeInvalid => self.kind.as_str().to_owned(),
+            // Go shows a pointer to nothing so.
+            _ if self.value.is_null() => format!("{}: \"null\"", self.kind.as_str()),
             _ => format!("{}: {}", self.kind.as_str(), self.value),
         };
         if !self.detail.is_empty() {

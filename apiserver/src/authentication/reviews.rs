@@ -64,6 +64,7 @@ fn review_token(authenticator: &Authenticator, mut review: Value) -> Result<Valu
     if let Some(object) = review.as_object_mut() {
         object.insert("kind".into(), "TokenReview".into());
         object.insert("apiVersion".into(), format!("{GROUP}/v1").into());
+        object.entry("metadata").or_insert_with(|| json!({}));
         object.insert("status".into(), status);
     }
     Ok(review)

@@ -36,7 +36,8 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
     let strategy = &resource.strategy;
     metadata::ensure_namespace(&mut object, request.namespace())?;
     if !metadata::text(&object, "resourceVersion").is_empty() {
-        return Err(StatusError::bad_request("resourceVersion should not be set on objects to be created"));
+        // No more than an error of the store to Kubernetes.
+        return Err(StatusError::new(500, "", "resourceVersion should not be set on objects to be created"));
     }
     request.attributes.name = metadata::text(&object, "name").to_owned();
     warnings.extend(metadata::dedup_owners(&mut object));
