@@ -54,7 +54,8 @@ pub fn many(
 ) -> Value {
     let columns = resource.strategy.columns().unwrap_or_else(|| DEFAULT_COLUMNS.to_vec());
     let rows: Vec<Value> = objects.iter().map(|object| row(wanted, resource, object, include)).collect();
-    let definitions: Value = if with_columns { columns.iter().map(definition).collect() } else { json!([]) };
+    let define = |column| definition(&resource.kind, column);
+    let definitions: Value = if with_columns { columns.iter().map(define).collect() } else { json!([]) };
     json!({
         "kind": "Table",
         "apiVersion": wanted.meta_version,
@@ -87,7 +88,42 @@ fn default_row(object: &Value) -> Vec<Value> {
     vec![of("/metadata/name"), of("/metadata/creationTimestamp")]
 }
 
-fn definition(column: &Column) -> Value {
+fn definition(of: &str, column: &Column) -> Value {
     let Column { name, kind, format, priority } = column;
-    json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority})
+    json!({"name": name, "type": kind, "format": format, "description": description(of, name), "priority": priority})
+}
+
+/// What a column is, where it is not just a field that the schema describes.
+fn description(kind: &str, column: &str) -> &'static str {
+    match (kind, column) {
+        (_, "Name") => {
+            "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
+        }
+        (_, "Age" | "Created At") => {
+            "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"
+        }
+        (_, "Containers") => "Names of each container in the template.",
+        (_, "Images") => "Images referenced by each container in the template.",
+        (_, "Users") => "Users in the roleBinding",
+        (_, "Groups") => "Groups in the roleBinding",
+        (_, "ServiceAccounts") => "ServiceAccounts in the roleBinding",
+        ("Pod", "Ready") => "The aggregate readiness state of this pod for accepting traffic.",
+        ("Pod", "Status") => "The aggregate status of the containers in this pod.",
+        ("Pod", "Restarts") => {
+            "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted."
+        }
+        ("Node", "Status") => "The status of the node",
+        ("Node", "Roles") => "The roles of the node",
+        ("Namespace", "Status") => "The status of the namespace",
+        ("Ingress", "Hosts") => "Hosts that incoming requests are matched against before the ingress rule",
+        ("Ingress", "Address") => "Address is a list containing ingress points for the load-balancer",
+        ("Ingress", "Ports") => "Ports of TLS configurations that open",
+        ("PersistentVolume", "StorageClass") => "StorageClass of the pv",
+        ("PersistentVolumeClaim", "StorageClass") => "StorageClass of the pvc",
+        ("ControllerRevision", "Controller") => "Controller of the object",
+        ("ComponentStatus", "Status") => "Status of the component conditions",
+        ("ComponentStatus", "Message") => "Message of the component conditions",
+        ("ComponentStatus", "Error") => "Error of the component conditions",
+        _ => "",
+    }
 }
