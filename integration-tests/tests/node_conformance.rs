@@ -828,6 +828,11 @@ impl Node {
         })
         .await;
         let before = count();
+        let memory = || {
+            let lines = host.exec("grep -E '(VmRSS|RssAnon)' /proc/$(cat /run/pilothouse/kubelet.pid)/status").stdout;
+            lines.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        println!("kubelet without pods, in this build: {}", memory());
         let begun = Instant::now();
         let mut container = sh("c", "sleep 600");
         let mounts = json!([{"name": "m", "mountPath": "/m"}, {"name": "c", "mountPath": "/c", "subPath": "data-1"}]);
@@ -848,8 +853,7 @@ impl Node {
             |pod: &Pod| statuses(pod).iter().any(|s| s.last_state.as_ref().is_some_and(|l| l.terminated.is_some()));
         assert!(!pods.iter().any(ended), "what hangs and dies around them is none of theirs");
         println!("{PODS} pods ready {:?} after the first was made, faults included", begun.elapsed());
-        let usage = host.exec("grep VmRSS /proc/$(cat /run/pilothouse/kubelet.pid)/status").stdout;
-        println!("kubelet with {PODS} pods (this build): {}", usage.trim());
+        println!("kubelet with {PODS} pods, in this build: {}", memory());
         let many = kube::api::ListParams::default().labels("app=many");
         self.pods.delete_collection(&DeleteParams::default(), &many).await.expect("deleted");
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -71,6 +71,5 @@ pub fn config(
             security_context: Some(security_context),
         }),
         stop_signal: security::stop_signal(container),
-        ..Default::default()
     })
 }
