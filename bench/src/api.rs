@@ -224,8 +224,13 @@ impl Load<'_> {
             &self.rows.borrow(),
         );
         let mb = |usage: Usage| usage.memory_bytes / 1e6;
-        println!("\nMemory: {:.0} MB idle, {:.0} with the pods ({:.1} KB each), {:.0} after all loads but the deletions",
-            mb(idle), mb(full), (full.memory_bytes - idle.memory_bytes) / count as f64 / 1e3, mb(loaded));
+        println!(
+            "\nMemory: {:.0} MB idle, {:.0} with the pods ({:.1} KB each), {:.0} after all loads but the deletions",
+            mb(idle),
+            mb(full),
+            (full.memory_bytes - idle.memory_bytes) / count as f64 / 1e3,
+            mb(loaded)
+        );
         Ok(())
     }
 
@@ -286,7 +291,8 @@ impl Load<'_> {
     async fn update_status(&self, pod: &str, i: usize) -> anyhow::Result<()> {
         let mut object: Value = serde_json::from_str(&self.ask("GET", pod, "", None).await?)?;
         object["status"]["message"] = format!("update {i}").into();
-        object["status"]["conditions"] = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        object["status"]["conditions"] =
+            json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
         self.send("PUT", &format!("{pod}/status"), "", Some(object)).await
     }
 
@@ -423,10 +429,9 @@ fn sample(i: usize) -> Value {
     let env: Vec<Value> = (0..12)
         .map(|n| json!({"name": format!("SETTING_{n}"), "value": format!("the value of setting {n} of {app}")}))
         .collect();
-    let probe = |path: &str| json!({"httpGet": {"path": path, "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 1});
-    let lost = |what: &str| {
-        json!({"key": format!("node.kubernetes.io/{what}"), "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
-    };
+    let probe =
+        |path: &str| json!({"httpGet": {"path": path, "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 1});
+    let lost = |what: &str| json!({"key": format!("node.kubernetes.io/{what}"), "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
     json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": format!("web-{i}"), "namespace": NAMESPACE,
             "labels": {"app.kubernetes.io/name": app, "app.kubernetes.io/instance": format!("{app}-prod"),
