@@ -17,6 +17,9 @@ use http::HeaderMap;
 use serde_json::Value;
 use std::sync::Arc;
 
+/// As `patchResource`.
+const PATCH_ATTEMPTS: usize = 5;
+
 /// The kind that the endpoint speaks.
 struct Spoken {
     api_version: String,
@@ -24,8 +27,28 @@ struct Spoken {
     schema: Option<&'static facts::TypeFacts>,
 }
 
-/// Calls an endpoint.
+/// Calls an endpoint. A patch is tried again when another write came between its reading and its writing.
 pub async fn call(
+    context: &Arc<Context>,
+    info: &RequestInfo,
+    attributes: &Attributes,
+    endpoint: &Arc<dyn Endpoint>,
+    headers: &HeaderMap,
+    body: &[u8],
+    field_validation: FieldValidation,
+    dry_run: bool,
+) -> Result<Outcome, StatusError> {
+    let mut left = if info.verb == "patch" { PATCH_ATTEMPTS } else { 1 };
+    loop {
+        left -= 1;
+        match call_once(context, info, attributes, endpoint, headers, body, field_validation, dry_run).await {
+            Err(error) if left > 0 && error.reason() == "Conflict" => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn call_once(
     context: &Arc<Context>,
     info: &RequestInfo,
     attributes: &Attributes,

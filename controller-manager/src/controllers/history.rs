@@ -5,7 +5,7 @@ use super::{
     claim::{adoption, claim, controller_reference},
     pod_control::PodOwner,
 };
-use crate::runtime::{Index, SyncError, api_in, gone_is_fine, is_code, orphans_of};
+use crate::runtime::{Index, SyncError, api_in, gone_is_fine, is_code, orphans_of, put_status};
 use apimachinery::{labels::Selector, meta::NamespacedName, names::pod_template_hash};
 use k8s_openapi::{
     api::{apps::v1::ControllerRevision, core::v1::PodTemplateSpec},
@@ -139,7 +139,7 @@ impl History {
                     let name = revision.metadata.name.clone().unwrap_or_default();
                     let there = api.get(&name).await?;
                     if template_of(&there) != template_of(&revision) {
-                        return Err(self.another_name(set.clone(), &key).await);
+                        return Err(self.another_name(set.clone()).await);
                     }
                     Arc::new(there)
                 }
@@ -150,12 +150,11 @@ impl History {
     }
 
     /// Another template has the name: the next hash differs.
-    async fn another_name<K: Historic>(&self, mut set: K, key: &NamespacedName) -> SyncError {
+    async fn another_name<K: Historic>(&self, mut set: K) -> SyncError {
         let count = set.collision_count();
         *count = Some(count.unwrap_or(0) + 1);
-        let api = api_in::<K>(&self.client, &key.namespace);
-        match api.replace_status(&key.name, &PostParams::default(), &set).await {
-            Ok(_) => SyncError::Waiting("a revision name that is free".to_owned()),
+        match put_status(&self.client, &set).await {
+            Ok(()) => SyncError::Waiting("a revision name that is free".to_owned()),
             Err(error) => error.into(),
         }
     }

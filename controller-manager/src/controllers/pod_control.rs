@@ -21,6 +21,7 @@ use kube::{
     Client, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
+use serde::Deserialize;
 use std::sync::Arc;
 
 /// Writes of one step that are under way at the same time.
@@ -114,6 +115,17 @@ pub async fn in_batches(
     Ok(())
 }
 
+/// What is read of the answer to a creation: the rest comes by the watch.
+#[derive(Deserialize)]
+struct Made {
+    metadata: MadeMeta,
+}
+
+#[derive(Deserialize)]
+struct MadeMeta {
+    name: String,
+}
+
 /// Writes pods on behalf of owners.
 #[derive(Clone)]
 pub struct PodControl {
@@ -124,9 +136,8 @@ pub struct PodControl {
 impl PodControl {
     /// Makes one pod for `owner`.
     pub async fn create(&self, namespace: &str, pod: &Pod, owner: &ObjectReference) -> Result<(), kube::Error> {
-        match api_in::<Pod>(&self.client, namespace).create(&PostParams::default(), pod).await {
-            Ok(pod) => {
-                let name = pod.metadata.name.as_deref().unwrap_or_default();
+        match self.post(namespace, pod).await {
+            Ok(Made { metadata: MadeMeta { name } }) => {
                 self.recorder.event(owner, Type::Normal, "SuccessfulCreate", "", format!("Created pod: {name}"));
                 Ok(())
             }
@@ -139,6 +150,13 @@ impl PodControl {
                 Err(error)
             }
         }
+    }
+
+    async fn post(&self, namespace: &str, pod: &Pod) -> Result<Made, kube::Error> {
+        let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;
+        let all = kube::core::Request::new(Pod::url_path(&(), Some(namespace)));
+        let request = all.create(&PostParams::default(), body).map_err(kube::Error::BuildRequest)?;
+        self.client.request(request).await
     }
 
     /// Deletes and makes pods of `owner`, expecting to see that; gives the reason of a failure and the failure.

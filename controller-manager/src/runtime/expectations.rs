@@ -42,10 +42,6 @@ impl Expectations {
         self.expect(owner, count, []);
     }
 
-    pub fn expect_deletions(&self, owner: &NamespacedName, ids: impl IntoIterator<Item = String>) {
-        self.expect(owner, 0, ids);
-    }
-
     /// A creation was seen, or will not come since it failed.
     pub fn creation_observed(&self, owner: &NamespacedName) {
         if let Some(expected) = self.by_owner.lock().get_mut(owner) {
@@ -86,7 +82,7 @@ mod tests {
         all.creation_observed(&key);
         assert!(all.satisfied(&key));
 
-        all.expect_deletions(&key, ["a".to_owned(), "b".to_owned()]);
+        all.expect(&key, 0, ["a".to_owned(), "b".to_owned()]);
         all.deletion_observed(&key, "a");
         all.deletion_observed(&key, "a");
         all.deletion_observed(&key, "other");

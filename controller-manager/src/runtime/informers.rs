@@ -26,9 +26,12 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client, Resource, runtime::watcher};
+use kube::{Api, Client, Resource, api::PostParams, runtime::watcher};
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use std::{
     any::{Any, TypeId},
     collections::HashMap,
@@ -77,6 +80,19 @@ pub fn api_in<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
     namespace: &str,
 ) -> Api<K> {
     Api::namespaced(client.clone(), namespace)
+}
+
+/// Writes an object's status. The answer is not read: the watch brings it.
+pub async fn put_status<K>(client: &Client, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize,
+{
+    let meta = object.meta();
+    let all = kube::core::Request::new(K::url_path(&(), meta.namespace.as_deref()));
+    let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    let name = meta.name.as_deref().unwrap_or_default();
+    let request = all.replace_subresource("status", name, &PostParams::default(), body);
+    client.request::<IgnoredAny>(request.map_err(kube::Error::BuildRequest)?).await.map(|_| ())
 }
 
 // === what is kept of each kind ===

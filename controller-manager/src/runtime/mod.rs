@@ -19,7 +19,7 @@ pub use discovery::{ServerResource, discover};
 pub use expectations::Expectations;
 pub use fresh::Fresh;
 pub use index::{Index, by_controller, by_node, orphans_of};
-pub use informers::{Informers, Watched, api_in};
+pub use informers::{Informers, Watched, api_in, put_status};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet},
     batch::v1::Job,

@@ -1,5 +1,6 @@
 //! Workloads, as the conformance programme describes them, without nodes: a test plays the kubelet.
 
+mod autoscalers;
 mod cron_jobs;
 mod daemon_sets;
 mod deployments;

@@ -3,7 +3,8 @@ mod plan;
 
 use super::{claim::controller_reference, job::finished_as};
 use crate::runtime::{
-    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, is_terminating, run,
+    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, is_terminating,
+    put_status, run,
 };
 use apimachinery::{meta::NamespacedName, pod::controller_of, time::rfc3339};
 use component_base::{
@@ -188,7 +189,7 @@ impl Reconcile for Controller {
         if cron_job.status.clone().unwrap_or_default() != plan.status {
             let mut updated = cron_job.as_ref().clone();
             updated.status = Some(plan.status);
-            api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+            put_status(&self.client, &updated).await?;
         }
         outcome?;
         for job in &plan.delete {

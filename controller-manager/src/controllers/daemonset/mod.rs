@@ -7,7 +7,7 @@ use super::{
     history::{Historic, History, hash_of},
     pod_control::{PodControl, PodOwner, pod_changed, pod_from_template},
 };
-use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, run};
+use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, put_status, run};
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
     events::{Type, reference},
@@ -20,7 +20,6 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::api::PostParams;
 use parking_lot::Mutex;
 use plan::{HASH_LABEL, Plan};
 use std::{
@@ -193,8 +192,7 @@ impl Reconcile for Controller {
         if set.status.as_ref() != Some(&plan.status) {
             let mut updated = set.as_ref().clone();
             updated.status = Some(plan.status);
-            let api = api_in::<DaemonSet>(&self.control.client, &key.namespace);
-            api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+            put_status(&self.control.client, &updated).await?;
         }
         outcome?;
         let rest = (!resting.is_empty()).then_some(REST * 5);

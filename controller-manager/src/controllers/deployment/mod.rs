@@ -5,7 +5,8 @@ mod status;
 
 use super::claim::{adoption, claim, controller_reference, release};
 use crate::runtime::{
-    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, orphans_of, run,
+    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, orphans_of,
+    put_status, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
@@ -139,9 +140,7 @@ impl Controller {
     async fn write_status(&self, deployment: &Deployment, status: DeploymentStatus) -> Result<(), SyncError> {
         let mut updated = deployment.clone();
         updated.status = Some(status);
-        let key = NamespacedName::of(deployment);
-        let api = api_in::<Deployment>(&self.client, &key.namespace);
-        api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+        put_status(&self.client, &updated).await?;
         Ok(())
     }
 

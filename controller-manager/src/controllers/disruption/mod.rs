@@ -2,7 +2,9 @@
 mod plan;
 
 use super::scale::Scales;
-use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, run};
+use crate::runtime::{
+    Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, put_status, run,
+};
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
     events::{Recorder, Type, reference},
@@ -19,7 +21,7 @@ use k8s_openapi::{
 };
 use kube::{
     Client, ResourceExt as _,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
 use plan::{Expected, needs_scale};
 use serde_json::json;
@@ -172,8 +174,7 @@ impl Controller {
         }
         let mut updated = budget.clone();
         updated.status = Some(status);
-        let api = api_in::<PodDisruptionBudget>(&self.client, &budget.namespace().unwrap_or_default());
-        api.replace_status(&budget.name_any(), &PostParams::default(), &updated).await?;
+        put_status(&self.client, &updated).await?;
         Ok(())
     }
 }

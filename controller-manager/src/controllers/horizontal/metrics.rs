@@ -147,3 +147,79 @@ impl Metrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::client::Body;
+    use serde_json::json;
+
+    /// Serves one list under one path; what else is asked for is not there.
+    fn serving(path: &'static str, list: Value) -> Metrics {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let asked = request.uri().to_string();
+            let (code, body) = match asked == path {
+                true => (200, list.to_string()),
+                false => {
+                    (404, json!({"kind": "Status", "code": 404, "message": asked, "reason": "NotFound"}).to_string())
+                }
+            };
+            let response = http::Response::builder().status(code).body(Body::from(body.into_bytes()));
+            async move { response.map_err(tower::BoxError::from) }
+        });
+        Metrics { client: Client::new(service, "t") }
+    }
+
+    fn metric(name: &str) -> MetricIdentifier {
+        serde_json::from_value(json!({"name": name, "selector": {"matchLabels": {"verb": "GET"}}})).unwrap()
+    }
+
+    fn numbers(samples: &Samples) -> Vec<(&str, i64)> {
+        samples.iter().map(|(pod, sample)| (pod.as_str(), sample.milli)).collect()
+    }
+
+    #[tokio::test]
+    async fn resources_are_summed_by_pod() {
+        let container = |name: &str, cpu: &str| json!({"name": name, "usage": {"cpu": cpu}});
+        let pod = |name: &str, containers: Value| json!({"metadata": {"name": name}, "timestamp": "2026-01-01T12:00:00Z", "window": "30s", "containers": containers});
+        let list = json!({"items": [
+            pod("a", json!([container("x", "100m"), container("y", "1")])), pod("b", json!([{"name": "x", "usage": {}}]))]});
+        let path = "/apis/metrics.k8s.io/v1beta1/namespaces/t/pods?labelSelector=app%3Dweb%2Ctier%20in%20%28x%29";
+        let metrics = serving(path, list);
+        let all = metrics.resource("t", "app=web,tier in (x)", "cpu", None).await.unwrap();
+        assert_eq!((numbers(&all), all["a"].window.as_secs()), (vec![("a", 1100)], 30));
+        let one = metrics.resource("t", "app=web,tier in (x)", "cpu", Some("x")).await.unwrap();
+        assert_eq!(numbers(&one), [("a", 100)]);
+        let error = metrics.resource("t", "app=other", "cpu", None).await.unwrap_err();
+        assert!(
+            error.starts_with("unable to fetch metrics from resource metrics API: /apis/metrics.k8s.io"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn custom_metrics_are_asked_for_in_either_version() {
+        let value = |name: &str| json!({"describedObject": {"name": name}, "timestamp": "2026-01-01T12:00:00Z", "value": "2500m"});
+        let path = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/t/pods/*/rps?labelSelector=app%3Dweb&metricLabelSelector=verb%3DGET";
+        let metrics = serving(path, json!({"items": [value("a"), value("b")]}));
+        let samples = metrics.pods("t", "app=web", &metric("rps")).await.unwrap();
+        assert_eq!(numbers(&samples), [("a", 2500), ("b", 2500)]);
+
+        let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/t/ingresses.networking.k8s.io/main/rps?metricLabelSelector=verb%3DGET";
+        let object: CrossVersionObjectReference =
+            serde_json::from_value(json!({"kind": "Ingress", "name": "main"})).unwrap();
+        let metrics = serving(path, json!({"items": [value("main")]}));
+        assert_eq!(metrics.object("t", "ingresses.networking.k8s.io", &object, &metric("rps")).await, Ok(2500));
+    }
+
+    #[tokio::test]
+    async fn what_is_outside_is_summed() {
+        let path = "/apis/external.metrics.k8s.io/v1beta1/namespaces/t/queue?labelSelector=verb%3DGET";
+        let metrics = serving(path, json!({"items": [{"value": "3"}, {"value": "500m"}]}));
+        assert_eq!(metrics.external("t", &metric("queue")).await, Ok(3500));
+        assert_eq!(
+            serving(path, json!({"items": []})).external("t", &metric("queue")).await.unwrap_err(),
+            "no metrics returned from external metrics API"
+        );
+    }
+}

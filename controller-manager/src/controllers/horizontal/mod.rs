@@ -6,7 +6,7 @@ mod metrics;
 mod replicas;
 
 use super::scale::Scales;
-use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, run};
+use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, put_status, run};
 use apimachinery::{labels::Selector, meta::NamespacedName, quantity::Quantity};
 use behavior::{Bounds, Memory};
 use component_base::{
@@ -28,10 +28,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
-use kube::{
-    Client,
-    api::{ListParams, PostParams},
-};
+use kube::{Client, api::ListParams};
 use metrics::Metrics;
 use parking_lot::Mutex;
 use replicas::{Proposal, Target, Tolerance, Youth, from_pods, from_share, from_total};
@@ -450,8 +447,7 @@ impl Reconcile for Controller {
         if autoscaler.status.as_ref() != Some(&status) {
             let mut updated = autoscaler.as_ref().clone();
             updated.status = Some(status);
-            let api = api_in::<HorizontalPodAutoscaler>(&self.client, &key.namespace);
-            api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+            put_status(&self.client, &updated).await?;
         }
         Ok(Next::After(self.period))
     }

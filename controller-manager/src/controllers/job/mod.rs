@@ -8,7 +8,7 @@ use super::{
     pod_control::{PodControl, PodOwner, in_batches, pod_changed, pod_from_template},
 };
 use crate::runtime::{
-    Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, run,
+    Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, put_status, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
@@ -25,7 +25,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use plan::{FAILURES, FINALIZER, IGNORED_FAILURES, INDEX, Plan, Wanted};
 use serde_json::json;
@@ -205,8 +205,7 @@ impl Reconcile for Controller {
         if job.status.as_ref() != Some(&plan.status) {
             let mut updated = job.as_ref().clone();
             updated.status = Some(plan.status.clone());
-            let api = api_in::<Job>(&self.control.client, &key.namespace);
-            api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+            put_status(&self.control.client, &updated).await?;
         }
         self.act(key, &job, &plan).await?;
         Ok(Next::after(plan.check_again))

@@ -7,7 +7,7 @@ use super::{
     claim::controller_reference,
     pod_control::{PodControl, PodOwner, pod_changed, pod_from_template},
 };
-use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, run};
+use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, cause, put_status, run};
 use apimachinery::{
     labels::Selector,
     meta::NamespacedName,
@@ -23,7 +23,6 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::api::PostParams;
 use plan::{Observed, Scaling};
 use serde::Serialize;
 use std::sync::Arc;
@@ -247,8 +246,7 @@ impl<K: ReplicaOwner> Reconcile for Controller<K> {
         if !plan::same_status(&status, &former) {
             let mut updated = owner.as_ref().clone();
             updated.set_status(status);
-            let api = api_in::<K>(&self.control.client, &key.namespace);
-            api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+            put_status(&self.control.client, &updated).await?;
         }
         outcome.map_err(|(_, error)| error)?;
         Ok(Next::after(wait))

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::runtime::{
     Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code,
-    is_terminating, run,
+    is_terminating, put_status, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName};
 use component_base::{
@@ -246,8 +246,7 @@ impl Reconcile for Controller {
         if set.status.as_ref() != Some(&plan.status) {
             let mut updated = set.as_ref().clone();
             updated.status = Some(plan.status);
-            let api = api_in::<StatefulSet>(&self.control.client, &key.namespace);
-            api.replace_status(&key.name, &PostParams::default(), &updated).await?;
+            put_status(&self.control.client, &updated).await?;
         }
         outcome?;
         let in_use: Vec<&String> = pods
