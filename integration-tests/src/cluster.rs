@@ -148,7 +148,7 @@ fn source() -> PathBuf {
 }
 
 /// The programs of this build, those beside the tests or in `$PILOTHOUSE_BINARIES`, gathered in a directory of the lab:
-/// `pause` and `httpd` are the ones that stand alone in images, built into `static/` beside the profile's directory.
+/// `pause`, `httpd` and `dns` are the ones that stand alone in images, built into `static/` beside the profile's directory.
 fn gather_programs(lab: &Lab) -> PathBuf {
     let built = std::env::var_os("PILOTHOUSE_BINARIES").map_or_else(beside_this_program, PathBuf::from);
     let programs = lab.directory().join("programs");

@@ -103,7 +103,7 @@ fn collection(object: &Value) -> Result<String> {
         "ClusterRole" => "clusterroles",
         "ClusterRoleBinding" => "clusterrolebindings",
         "ConfigMap" => "configmaps",
-        "EndpointSlice" => "endpointslices",
+        "Deployment" => "deployments",
         "Role" => "roles",
         "RoleBinding" => "rolebindings",
         "Secret" => "secrets",

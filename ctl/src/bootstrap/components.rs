@@ -19,12 +19,11 @@ pub(crate) enum Component {
     Kubelet,
     KubeProxy,
     PodNetwork,
-    Dns,
 }
 
 impl Component {
     /// What runs on a control-plane node, in the order of starting.
-    pub(crate) const CONTROL_PLANE: [Component; 8] = [
+    pub(crate) const CONTROL_PLANE: [Component; 7] = [
         Component::Etcd,
         Component::Apiserver,
         Component::ControllerManager,
@@ -32,7 +31,6 @@ impl Component {
         Component::Kubelet,
         Component::KubeProxy,
         Component::PodNetwork,
-        Component::Dns,
     ];
     /// What runs on any other node.
     pub(crate) const WORKER: [Component; 3] = [Component::Kubelet, Component::KubeProxy, Component::PodNetwork];
@@ -48,7 +46,6 @@ impl Component {
             Component::Kubelet => "kubelet",
             Component::KubeProxy => "kube-proxy",
             Component::PodNetwork => "pod-network",
-            Component::Dns => "dns",
         }
     }
 }
@@ -112,7 +109,6 @@ pub(crate) fn arguments(
         Component::Kubelet => kubelet(layout, cluster, node),
         Component::KubeProxy => Ok(kube_proxy(layout, cluster)),
         Component::PodNetwork => pod_network(layout, cluster),
-        Component::Dns => dns(layout, cluster, node),
     }
 }
 
@@ -248,21 +244,6 @@ fn pod_network(layout: &Layout, cluster: &ClusterFlags) -> Result<Vec<String>> {
         flag("kubeconfig", layout.kubeconfig("pod-network").display()),
         flag("hostname-override", cluster.node_name()?),
         flag("cluster-cidr", cluster.pod_network_cidr),
-    ])
-}
-
-fn dns(layout: &Layout, cluster: &ClusterFlags, node: &NodeFlags) -> Result<Vec<String>> {
-    let address = match node.node_ip {
-        Some(address) => address,
-        None => cluster.advertise_address()?,
-    };
-    Ok(vec![
-        flag("kubeconfig", layout.kubeconfig("dns").display()),
-        flag("cluster-domain", &cluster.service_dns_domain),
-        flag("bind-address", address),
-        flag("port", super::objects::DNS_PORT),
-        flag("metrics-bind-address", format!("0.0.0.0:{}", super::objects::DNS_METRICS_PORT)),
-        flag("resolv-conf", node.resolv_conf()),
     ])
 }
 

@@ -13,6 +13,8 @@ use super::layout::{ClusterFlags, Layout};
 
 /// The image of pod sandboxes, which is built on the machine.
 pub(crate) const PAUSE_IMAGE: &str = "pilothouse.dev/pause:0.1";
+/// The image of cluster DNS.
+pub(crate) const DNS_IMAGE: &str = "pilothouse.dev/dns:1.36.0";
 
 /// The kubelet's configuration. `node` says what differs from machine to machine.
 pub(crate) fn kubelet(layout: &Layout, cluster: &ClusterFlags, node: &NodeFlags) -> Result<Value> {
@@ -279,7 +281,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let layout = Layout::below(dir.path());
         let changed = write_all(&Component::CONTROL_PLANE, &layout, &flags(), &node(), &[])?;
-        assert_eq!(changed.len(), 8 + 2, "{changed:?}");
+        assert_eq!(changed.len(), Component::CONTROL_PLANE.len() + 2, "{changed:?}");
         assert!(write_all(&Component::CONTROL_PLANE, &layout, &flags(), &node(), &[])?.is_empty());
         Ok(())
     }

@@ -26,12 +26,11 @@ pub(crate) enum Identity {
     Kubelet,
     KubeProxy,
     PodNetwork,
-    Dns,
 }
 
 impl Identity {
     /// All that a control-plane node has.
-    pub(crate) const ALL: [Identity; 8] = [
+    pub(crate) const ALL: [Identity; 7] = [
         Identity::Admin,
         Identity::SuperAdmin,
         Identity::ControllerManager,
@@ -39,7 +38,6 @@ impl Identity {
         Identity::Kubelet,
         Identity::KubeProxy,
         Identity::PodNetwork,
-        Identity::Dns,
     ];
 
     /// The file's name, without `.conf`.
@@ -52,7 +50,6 @@ impl Identity {
             Identity::Kubelet => "kubelet",
             Identity::KubeProxy => "kube-proxy",
             Identity::PodNetwork => "pod-network",
-            Identity::Dns => "dns",
         }
     }
 
@@ -66,7 +63,6 @@ impl Identity {
             Identity::Kubelet => (format!("system:node:{node_name}"), Some("system:nodes")),
             Identity::KubeProxy => ("system:kube-proxy".to_owned(), None),
             Identity::PodNetwork => ("system:pod-network".to_owned(), None),
-            Identity::Dns => ("system:dns".to_owned(), None),
         };
         Subject { common_name, organization: organization.map(str::to_owned), client: true, ..Subject::default() }
     }
@@ -221,7 +217,10 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let layout = Layout::below(dir.path());
         pki::ensure(&layout, &flags(), KeyAlgorithm::EcdsaP256, now())?;
-        assert_eq!(ensure(&layout, &flags(), &Identity::ALL, KeyAlgorithm::EcdsaP256, now())?.len(), 8);
+        assert_eq!(
+            ensure(&layout, &flags(), &Identity::ALL, KeyAlgorithm::EcdsaP256, now())?.len(),
+            Identity::ALL.len()
+        );
         for (identity, name, group) in [
             (Identity::Admin, "kubernetes-admin", Some("kubeadm:cluster-admins")),
             (Identity::SuperAdmin, "kubernetes-super-admin", Some("system:masters")),
@@ -270,7 +269,7 @@ mod tests {
         let after = inspect(&layout, Identity::Scheduler)?.expect("a certificate");
         assert_eq!(before.subject, after.subject);
         assert!(after.not_after > before.not_after);
-        assert!(renew(&layout, Identity::Dns, KeyAlgorithm::EcdsaP256, now())?.is_none());
+        assert!(renew(&layout, Identity::PodNetwork, KeyAlgorithm::EcdsaP256, now())?.is_none());
         Ok(())
     }
 }

@@ -1,20 +1,19 @@
 //! The objects that make a running control plane a cluster others can join: kubeadm's ConfigMaps and roles by kubeadm's
-//! names, the identities of kube-proxy, the pod network and DNS with the least they need, and the DNS Service.
-
-use std::net::IpAddr;
+//! names, the identities of kube-proxy, the pod network and DNS with the least they need, and cluster DNS.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::config::DNS_IMAGE;
 use super::layout::{ClusterFlags, Layout};
 use super::token::NODE_GROUP;
 
 /// The version of Kubernetes that this is.
 pub(crate) const KUBERNETES_VERSION: &str = "v1.36.0";
-/// The port on which the DNS server listens on its host; 53 may be taken there.
-pub(crate) const DNS_PORT: u16 = 10053;
-/// The port of the DNS server's metrics on its host.
-pub(crate) const DNS_METRICS_PORT: u16 = 9153;
+/// The ports at which a DNS server shows its metrics and its health.
+const DNS_METRICS_PORT: u16 = 9153;
+const DNS_HEALTH_PORT: u16 = 8080;
+const DNS_READY_PORT: u16 = 8181;
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
@@ -43,14 +42,13 @@ pub(crate) fn admin_binding() -> Value {
 }
 
 /// Everything else. `kubelet_config` and `kube_proxy_config` are the YAML texts of this node's configurations,
-/// `cluster_info` the anonymous kubeconfig, `dns_address` where the DNS server listens.
+/// `cluster_info` the anonymous kubeconfig.
 pub(crate) fn all(
     layout: &Layout,
     cluster: &ClusterFlags,
     kubelet_config: &str,
     kube_proxy_config: &str,
     cluster_info: &str,
-    dns_address: IpAddr,
 ) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     objects.extend(configuration(layout, cluster, kubelet_config)?);
@@ -58,7 +56,7 @@ pub(crate) fn all(
     objects.extend(discovery(cluster_info));
     objects.extend(kube_proxy(kube_proxy_config));
     objects.extend(pod_network());
-    objects.extend(dns(cluster, dns_address)?);
+    objects.extend(dns(cluster)?);
     objects.push(storage_class());
     Ok(objects)
 }
@@ -188,22 +186,31 @@ fn pod_network() -> Vec<Value> {
     ]
 }
 
-/// The DNS Service and the endpoint behind it: the server runs on a host, not in a pod.
-fn dns(cluster: &ClusterFlags, address: IpAddr) -> Result<Vec<Value>> {
-    let name = "system:dns";
+/// Cluster DNS, by the names that kubeadm gives CoreDNS: a Deployment of two, each on a node of its own (the second waits
+/// for the second node), and the Service.
+fn dns(cluster: &ClusterFlags) -> Result<Vec<Value>> {
+    let (name, role) = ("coredns", "system:coredns");
     let service_address = cluster.service_cidr.dns_service().context("the service range is too small for DNS")?;
-    let port = |name: &str, protocol: &str, port: u16, target: u16| json!({"name": name, "protocol": protocol, "port": port, "targetPort": target});
-    let endpoint_port =
-        |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port});
+    let ports = |target: bool| -> Value {
+        let all = [("dns", "UDP", 53), ("dns-tcp", "TCP", 53), ("metrics", "TCP", DNS_METRICS_PORT)];
+        let one = |(name, protocol, number): (&str, &str, u16)| match target {
+            false => json!({"name": name, "protocol": protocol, "containerPort": number}),
+            true => json!({"name": name, "protocol": protocol, "port": number, "targetPort": number}),
+        };
+        all.map(one).to_vec().into()
+    };
+    let labels = json!({"k8s-app": "kube-dns"});
+    let probe = |path: &str, port: u16, delay: u16| json!({"httpGet": {"path": path, "port": port}, "initialDelaySeconds": delay, "periodSeconds": 5, "failureThreshold": 5});
     Ok(vec![
+        service_account(name),
         cluster_role(
-            name,
+            role,
             json!([
                 rule(&[""], &["services", "namespaces"], &[], &["list", "watch"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &[], &["list", "watch"]),
             ]),
         ),
-        cluster_binding(name, name, &[To::User(name)]),
+        cluster_binding(role, role, &[To::Account(name)]),
         json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -213,33 +220,52 @@ fn dns(cluster: &ClusterFlags, address: IpAddr) -> Result<Vec<Value>> {
                 "annotations": {"prometheus.io/port": DNS_METRICS_PORT.to_string(), "prometheus.io/scrape": "true"},
                 "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
             },
-            "spec": {
-                "clusterIP": service_address,
-                "ports": [
-                    port("dns", "UDP", 53, DNS_PORT),
-                    port("dns-tcp", "TCP", 53, DNS_PORT),
-                    port("metrics", "TCP", DNS_METRICS_PORT, DNS_METRICS_PORT),
-                ],
-            },
+            "spec": {"clusterIP": service_address, "ports": ports(true), "selector": labels},
         }),
         json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": "kube-dns-host",
-                "namespace": "kube-system",
-                "labels": {
-                    "kubernetes.io/service-name": "kube-dns",
-                    "endpointslice.kubernetes.io/managed-by": "pilothouse-bootstrap",
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": "kube-system", "labels": labels},
+            "spec": {
+                "replicas": 2,
+                "selector": {"matchLabels": labels},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "serviceAccountName": name,
+                        "priorityClassName": "system-cluster-critical",
+                        "dnsPolicy": "Default",
+                        "nodeSelector": {"kubernetes.io/os": "linux"},
+                        "tolerations": [
+                            {"key": "CriticalAddonsOnly", "operator": "Exists"},
+                            {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
+                        ],
+                        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+                            {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"},
+                        ]}},
+                        "containers": [{
+                            "name": name,
+                            "image": DNS_IMAGE,
+                            "imagePullPolicy": "IfNotPresent",
+                            "args": [
+                                format!("--cluster-domain={}", cluster.service_dns_domain),
+                                format!("--health-bind-address=0.0.0.0:{DNS_HEALTH_PORT}"),
+                                format!("--ready-bind-address=0.0.0.0:{DNS_READY_PORT}"),
+                            ],
+                            "ports": ports(false),
+                            "livenessProbe": probe("/health", DNS_HEALTH_PORT, 10),
+                            "readinessProbe": {"httpGet": {"path": "/ready", "port": DNS_READY_PORT}, "periodSeconds": 1},
+                            "resources": {"limits": {"memory": "170Mi"}, "requests": {"cpu": "100m", "memory": "30Mi"}},
+                            "securityContext": {
+                                "allowPrivilegeEscalation": false,
+                                "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
+                                "readOnlyRootFilesystem": true,
+                            },
+                        }],
+                    },
                 },
             },
-            "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-            "endpoints": [{"addresses": [address], "conditions": {"ready": true, "serving": true, "terminating": false}}],
-            "ports": [
-                endpoint_port("dns", "UDP", DNS_PORT),
-                endpoint_port("dns-tcp", "TCP", DNS_PORT),
-                endpoint_port("metrics", "TCP", DNS_METRICS_PORT),
-            ],
         }),
     ])
 }
@@ -303,7 +329,7 @@ mod tests {
     #[test]
     fn bindings_name_roles_that_exist() -> Result<()> {
         let layout = Layout::below(std::path::Path::new("/"));
-        let objects = all(&layout, &flags(), "kubelet", "proxy", "info", [10, 0, 0, 1].into())?;
+        let objects = all(&layout, &flags(), "kubelet", "proxy", "info")?;
         let made = |kind: &str, namespace: &Value, name: &Value| {
             objects.iter().any(|object| {
                 object["kind"] == kind
@@ -329,19 +355,17 @@ mod tests {
     }
 
     #[test]
-    fn the_dns_service_and_its_endpoint_name_the_same_ports() -> Result<()> {
-        let objects = dns(&flags(), [10, 0, 0, 1].into())?;
-        let (service, slice) = (&objects[2], &objects[3]);
+    fn the_dns_service_names_the_ports_of_its_pods() -> Result<()> {
+        let objects = dns(&flags())?;
+        let (service, deployment) = (&objects[3], &objects[4]);
         assert_eq!(service["spec"]["clusterIP"], "10.96.0.10");
-        for (port, endpoint) in service["spec"]["ports"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .zip(slice["ports"].as_array().into_iter().flatten())
-        {
+        let template = &deployment["spec"]["template"];
+        assert_eq!(service["spec"]["selector"], template["metadata"]["labels"]);
+        let served = template["spec"]["containers"][0]["ports"].as_array().into_iter().flatten();
+        for (port, container) in service["spec"]["ports"].as_array().into_iter().flatten().zip(served) {
             assert_eq!(
                 (&port["name"], &port["protocol"], &port["targetPort"]),
-                (&endpoint["name"], &endpoint["protocol"], &endpoint["port"])
+                (&container["name"], &container["protocol"], &container["containerPort"])
             );
         }
         Ok(())

@@ -59,11 +59,7 @@ pub(crate) async fn apply_objects(layout: &Layout, flags: &ClusterFlags, node: &
     let kube_proxy_config = apimachinery::yaml::to_string(&config::kube_proxy(layout, flags))?;
     let ca_certificate = pki::authority_certificate(layout, Signer::Cluster)?;
     let cluster_info = kubeconfig::render(&flags.server_url()?, &ca_certificate, "", &Credentials::Anonymous);
-    let dns_address = match node.node_ip {
-        Some(address) => address,
-        None => flags.advertise_address()?,
-    };
-    let objects = objects::all(layout, flags, &kubelet_config, &kube_proxy_config, &cluster_info, dns_address)?;
+    let objects = objects::all(layout, flags, &kubelet_config, &kube_proxy_config, &cluster_info)?;
     for object in &objects {
         super_admin.apply(object).await.with_context(|| {
             format!("cannot apply {} {}", object["kind"].as_str().unwrap_or_default(), object["metadata"]["name"])

@@ -68,7 +68,7 @@ impl Target {
             Target::Component(component) => *component,
             Target::Defaults => Component::Apiserver,
             Target::Node | Target::KubeletCertificate => Component::Kubelet,
-            Target::DnsService => Component::Dns,
+            Target::DnsService => Component::Kubelet,
         }
     }
 }
@@ -166,11 +166,6 @@ async fn health(component: Component, places: &Places<'_>) -> Result<()> {
         }
         // It has no endpoint of its own: what it makes is the node's CNI configuration, which `node` waits for.
         Component::PodNetwork => return process::running(component),
-        Component::Dns => {
-            let address = places.cluster.advertise_address()?;
-            let name = format!("kubernetes.default.svc.{}", places.cluster.service_dns_domain);
-            return resolve(SocketAddr::new(address, super::objects::DNS_PORT), &name).await;
-        }
         Component::Etcd => at("http://127.0.0.1:2381", "/health"),
         Component::Apiserver => (format!("https://{}", places.cluster.local_endpoint()?), "/readyz"),
         Component::ControllerManager => at("https://127.0.0.1:10257", "/healthz"),

@@ -236,6 +236,11 @@ fn name_servers(text: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
         // A scope (`fe80::1%eth0`) cannot be followed.
         let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
         let address = SocketAddr::new(address, 53);
+        // On every address of the machine, or the pod, loopback is ours too: asked there we would ask ourselves.
+        let everywhere = |own: &SocketAddr| own.port() == address.port() && own.ip().is_unspecified();
+        if address.ip().is_loopback() && own.iter().any(everywhere) {
+            continue;
+        }
         if !own.contains(&address) && !found.contains(&address) && found.len() < MAX_UPSTREAMS {
             found.push(address);
         }

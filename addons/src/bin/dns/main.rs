@@ -3,10 +3,9 @@
 //! It answers for the cluster's domain from Services and EndpointSlices, and forwards all else to the host's name servers; by
 //! the DNS specification of Kubernetes, with CoreDNS' health, readiness and metrics endpoints.
 //!
-//! It is a daemon on a host, not a pod: there is no image to pull before names work, and it outlives a broken pod network. It
-//! listens on the host's address at an unprivileged port; the Service `kube-dns` (10.96.0.10, which pods are told) has no
-//! selector and an EndpointSlice that names the hosts on which it runs, so kube-proxy brings queries of every node to them. Any
-//! number of hosts can run one: each has the whole cluster in view and they need not know of each other.
+//! It runs as an ordinary Deployment behind the Service `kube-dns` (10.96.0.10, which pods are told), from an image that
+//! `ctl bootstrap image` makes; with `--kubeconfig` also outside of a cluster. Any number can run: each has the whole cluster
+//! in view and they need not know of each other.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -51,7 +50,7 @@ const MAX_HTTP_CONNECTIONS: usize = 64;
 #[derive(Debug, Parser)]
 #[command(name = "dns")]
 struct Flags {
-    /// kubeconfig of an identity that may list and watch Services, EndpointSlices and Namespaces.
+    /// kubeconfig of an identity that may list and watch Services, EndpointSlices and Namespaces; default: the pod's own.
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
     /// The domain of the cluster.

@@ -1,5 +1,5 @@
 //! The images that a machine without a registry needs, each made from what is on the machine: the pod sandbox's `pause`,
-//! `busybox` from Debian's busybox-static, and two versions of the demo web server.
+//! cluster DNS, `busybox` from Debian's busybox-static, and two versions of the demo web server.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,18 +7,19 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::oci::Image;
-use crate::bootstrap::config::PAUSE_IMAGE;
+use crate::bootstrap::config::{DNS_IMAGE, PAUSE_IMAGE};
 
 /// Debian's and Ubuntu's static busybox.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// The images by their short names.
-pub(crate) const NAMES: [&str; 4] = ["pause", "busybox", "httpd-app-1.0", "httpd-app-2.0"];
+pub(crate) const NAMES: [&str; 5] = ["pause", "dns", "busybox", "httpd-app-1.0", "httpd-app-2.0"];
 
 /// Makes the image of that short name; `binaries` is where our own programs are.
 pub(crate) fn image(name: &str, binaries: &Path) -> Result<Image> {
     match name {
         "pause" => pause(&binaries.join("pause")),
+        "dns" => dns(&binaries.join("dns")),
         "busybox" => busybox(Path::new(BUSYBOX)),
         "httpd-app-1.0" => httpd_app(&binaries.join("httpd"), "1.0"),
         "httpd-app-2.0" => httpd_app(&binaries.join("httpd"), "2.0"),
@@ -34,6 +35,17 @@ fn pause(binary: &Path) -> Result<Image> {
         ..Image::default()
     };
     image.add_file("pause", 0o755, read_static(binary)?);
+    Ok(image)
+}
+
+fn dns(binary: &Path) -> Result<Image> {
+    let mut image = Image {
+        names: vec![DNS_IMAGE.into()],
+        entrypoint: vec!["/dns".into()],
+        ports: vec!["53/tcp".into(), "53/udp".into()],
+        ..Image::default()
+    };
+    image.add_file("dns", 0o755, read_static(binary)?);
     Ok(image)
 }
 

@@ -20,7 +20,7 @@ const PINNED: &str = "io.cri-containerd.pinned=pinned";
 /// `ctl bootstrap image`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Build image archives: pause, busybox, httpd-app-1.0, httpd-app-2.0 (default: all)
+    /// Build image archives: pause, dns, busybox, httpd-app-1.0, httpd-app-2.0 (default: all)
     Build {
         names: Vec<String>,
         /// The directory to write NAME.tar into
