@@ -1,9 +1,14 @@
-//! Benchmarks. `bench micro` measures the hot pure paths; `bench api` puts a load on an API server. Figures are CPU time per
+//! Benchmarks. `bench micro` measures the hot pure paths; `bench api` puts a load on an API server, `bench proxy`
+//! and `bench dns` on the node's network. Figures are CPU time per
 //! unit of work and memory rather than wall time, which says little on a shared machine.
 #![forbid(unsafe_code)]
 
 mod api;
+#[path = "../../addons/tests/common/mod.rs"]
+#[allow(dead_code, reason = "shared with tests")]
+mod api_stand_in;
 mod micro;
+mod network;
 mod scheduling;
 mod table;
 
@@ -24,6 +29,10 @@ enum Command {
     Scheduler(scheduling::Options),
     /// Create, get, list, patch, update status, watch, delete
     Api(api::Options),
+    /// Endpoint to rule, and memory, of kube-proxy in each mode
+    Proxy(network::Options),
+    /// Answers of dns
+    Dns(network::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,5 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Scheduler(options) if options.decisions => scheduling::decisions(),
         Command::Scheduler(options) => scheduling::run(options),
         Command::Api(options) => api::run(options),
+        Command::Proxy(options) => network::proxy(&options),
+        Command::Dns(options) => network::dns(&options),
     }
 }
