@@ -106,8 +106,9 @@ impl Server {
             host.exec(&format!("{ctl} bootstrap {phase} {address}")).success();
         }
         let start = |name: &str, program: String| -> anyhow::Result<Child> {
-            let line =
-                format!("set -f; . /etc/kubernetes/flags/{name}.env; exec {program} $ARGS >/var/log/{name}.log 2>&1");
+            let line = format!(
+                "set -f; echo $$ >/run/{name}.pid; . /etc/kubernetes/flags/{name}.env; exec {program} $ARGS >/var/log/{name}.log 2>&1"
+            );
             let mut command: Command = host.command_without_limit("bash");
             Ok(command.args(["-c", &line]).stdin(Stdio::null()).spawn()?)
         };
@@ -120,9 +121,10 @@ impl Server {
         };
         let mut processes = vec![start("etcd", "etcd".to_owned())?, apiserver()?];
         eventually("the API server is ready", START_WITHIN, ready).await;
-        if let Some(first) = processes.last_mut() {
-            first.kill()?;
-            first.wait()?;
+        // Its number on the host: the child is what entered the host.
+        host.exec("kill -9 $(cat /run/apiserver.pid)").success();
+        while ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let started = Instant::now();
         processes.push(apiserver()?);
