@@ -66,11 +66,11 @@ pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
 }
 
 /// Revisions beyond the limit that nobody has, the oldest first. As `cleanupHistory` and `truncateHistory`.
-fn surplus<'a>(
+fn surplus(
     limit: Option<i32>,
-    owned: &'a [Arc<ControllerRevision>],
+    owned: &[Arc<ControllerRevision>],
     live: impl Fn(&ControllerRevision) -> bool,
-) -> Vec<&'a str> {
+) -> Vec<&str> {
     let Ok(limit) = usize::try_from(limit.unwrap_or(10)) else { return Vec::new() };
     let mut unused: Vec<_> = owned.iter().filter(|r| !live(r)).collect();
     unused.sort_by_key(|r| r.revision);

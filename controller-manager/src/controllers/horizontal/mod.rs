@@ -6,7 +6,7 @@ mod metrics;
 mod replicas;
 
 use super::scale::Scales;
-use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, put_status, run};
+use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, is_code, put_status, run};
 use apimachinery::{labels::Selector, meta::NamespacedName, quantity::Quantity};
 use behavior::{Bounds, Memory};
 use component_base::{
@@ -155,12 +155,7 @@ fn average_of(proposal: &Proposal) -> MetricValueStatus {
 }
 
 impl Controller {
-    fn from_samples(
-        &self,
-        of: &Scaled<'_>,
-        samples: replicas::Samples,
-        target: Target<'_>,
-    ) -> Result<Proposal, String> {
+    fn weigh(&self, of: &Scaled<'_>, samples: replicas::Samples, target: Target<'_>) -> Result<Proposal, String> {
         from_pods(of.replicas, &of.pods, samples, target, of.tolerance, self.youth, Timestamp::now())
     }
 
@@ -194,7 +189,7 @@ impl Controller {
                 |e: String| ("FailedGetResourceMetric", format!("failed to get {} utilization: {e}", source.name));
             let target = per_pod(&source.target, Some(&source.name), None).map_err(fail)?;
             let samples = self.metrics.resource(of.namespace, &of.selector, &source.name, None).await.map_err(fail)?;
-            let proposal = self.from_samples(of, samples, target).map_err(fail)?;
+            let proposal = self.weigh(of, samples, target).map_err(fail)?;
             status.resource = Some(ResourceMetricStatus { name: source.name.clone(), current: average_of(&proposal) });
             let name = format!("{} resource{}", source.name, suffix(&target));
             return Ok(Asked { replicas: proposal.replicas, name, status });
@@ -209,7 +204,7 @@ impl Controller {
             let container = Some(source.container.as_str());
             let target = per_pod(&source.target, Some(&source.name), container).map_err(fail)?;
             let samples = self.metrics.resource(of.namespace, &of.selector, &source.name, container).await;
-            let proposal = self.from_samples(of, samples.map_err(fail)?, target).map_err(fail)?;
+            let proposal = self.weigh(of, samples.map_err(fail)?, target).map_err(fail)?;
             status.container_resource = Some(ContainerResourceMetricStatus {
                 name: source.name.clone(),
                 container: source.container.clone(),
@@ -222,7 +217,7 @@ impl Controller {
             let fail = |e: String| ("FailedGetPodsMetric", format!("failed to get pods metric value: {e}"));
             let target = per_pod(&source.target, None, None).map_err(fail)?;
             let samples = self.metrics.pods(of.namespace, &of.selector, &source.metric).await.map_err(fail)?;
-            let proposal = self.from_samples(of, samples, target).map_err(fail)?;
+            let proposal = self.weigh(of, samples, target).map_err(fail)?;
             status.pods = Some(PodsMetricStatus { metric: source.metric.clone(), current: average_of(&proposal) });
             let name = format!("pods metric {}", source.metric.name);
             return Ok(Asked { replicas: proposal.replicas, name, status });
@@ -385,7 +380,11 @@ impl Controller {
     }
 
     /// As `reconcileAutoscaler`.
-    async fn step(&self, key: &NamespacedName, autoscaler: &HorizontalPodAutoscaler) -> HorizontalPodAutoscalerStatus {
+    async fn step(
+        &self,
+        key: &NamespacedName,
+        autoscaler: &HorizontalPodAutoscaler,
+    ) -> Result<HorizontalPodAutoscalerStatus, SyncError> {
         let about = reference(autoscaler);
         let target = &autoscaler.spec.scale_target_ref;
         let version = target.api_version.as_deref().unwrap_or("v1");
@@ -403,17 +402,17 @@ impl Controller {
                 let message = format!("the HPA controller was unable to get the target's current scale: {why}");
                 set_condition(&mut status, "AbleToScale", false, "FailedGetScale", &message);
                 warn("FailedGetScale", why);
-                return status;
+                return Ok(status);
             }
         };
         let message = "the HPA controller was able to get the target's current scale";
         set_condition(&mut status, "AbleToScale", true, "SucceededGetScale", message);
         let current = scale.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0);
         status.current_replicas = Some(scale.status.as_ref().map_or(0, |s| s.replicas));
-        let Some((desired, why)) = self.desired(key, autoscaler, &scale, &mut status).await else { return status };
+        let Some((desired, why)) = self.desired(key, autoscaler, &scale, &mut status).await else { return Ok(status) };
         status.desired_replicas = desired;
         if desired == current {
-            return status;
+            return Ok(status);
         }
         scale.spec.get_or_insert_default().replicas = Some(desired);
         match self.scales.set(&key.namespace, version, &target.kind, &scale).await {
@@ -426,6 +425,8 @@ impl Controller {
                 self.memories.lock().entry(key.clone()).or_default().scaled(desired - current, now);
                 status.last_scale_time = Some(Time(now));
             }
+            // Its own controller wrote between: the next try sees that.
+            Err(error) if is_code(&error, 409) => return Err(error.into()),
             Err(error) => {
                 let error = cause(&error);
                 warn("FailedRescale", format!("New size: {desired}; reason: {why}; error: {error}"));
@@ -434,7 +435,7 @@ impl Controller {
                 status.desired_replicas = current;
             }
         }
-        status
+        Ok(status)
     }
 }
 
@@ -443,7 +444,7 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
         let Some(autoscaler) = self.autoscalers.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
-        let status = self.step(key, &autoscaler).await;
+        let status = self.step(key, &autoscaler).await?;
         if autoscaler.status.as_ref() != Some(&status) {
             let mut updated = autoscaler.as_ref().clone();
             updated.status = Some(status);

@@ -208,8 +208,8 @@ impl Step<'_> {
             self.own_claims(*ordinal, Some(pod));
         }
         // Of the pods that do not work the first in order may always go.
-        let all = slots.iter().flatten().chain(condemned.iter().rev().map(|(_, p)| p));
-        let first_unhealthy = all.cloned().find(|p| !self.is_available(p));
+        let mut all = slots.iter().flatten().chain(condemned.iter().rev().map(|(_, p)| p));
+        let first_unhealthy = all.find(|p| !self.is_available(p)).cloned();
         for (_, pod) in condemned {
             if is_going(pod) {
                 if self.monotonic {
