@@ -135,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_helper_mounts_what_it_works_on_and_is_known_by_its_name() {
-        _ = component_base::daemon::init(0);
+        component_base::daemon::init(0);
         let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
             Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::empty()))
         });

@@ -12,7 +12,7 @@ use crate::{
 use apimachinery::meta::NamespacedName;
 use component_base::events::{Type, reference};
 use k8s_openapi::api::{
-    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Volume},
+    core::v1::{HostPathVolumeSource, Node, PersistentVolume, PersistentVolumeClaim, Volume},
     storage::v1::StorageClass,
 };
 use kube::{Api, ResourceExt as _, api::PostParams};
@@ -31,12 +31,8 @@ fn hostname(node: &Node) -> Option<&str> {
 }
 
 fn mount(path: &str) -> Volume {
-    let mut volume = Volume::default();
-    volume.host_path = Some(k8s_openapi::api::core::v1::HostPathVolumeSource {
-        path: path.to_owned(),
-        type_: Some("DirectoryOrCreate".to_owned()),
-    });
-    volume
+    let source = HostPathVolumeSource { path: path.to_owned(), type_: Some("DirectoryOrCreate".to_owned()) };
+    Volume { host_path: Some(source), ..Volume::default() }
 }
 
 /// Where a volume's data are; None if their node is gone.
