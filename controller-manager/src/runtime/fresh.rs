@@ -126,7 +126,7 @@ mod tests {
         fresh.put(object("c", 6));
         let version = |name: &str| fresh.get("", name).and_then(|o| o.metadata.resource_version.clone());
         assert_eq!(["a", "b", "c", "d"].map(version), [Some("7".into()), Some("5".into()), Some("6".into()), None]);
-        let mut listed: Vec<_> = fresh.list().iter().map(|o| super::version(o)).collect();
+        let mut listed: Vec<_> = fresh.list().iter().map(super::version).collect();
         listed.sort_unstable();
         assert_eq!(listed, [5, 6, 7]);
         fresh.forget("", "a");
