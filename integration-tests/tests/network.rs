@@ -1,0 +1,283 @@
+//! Services, names and network policies on two hosts, from what Kubernetes' conformance programme asks of a cluster's network.
+use integration_tests::{Cluster, Setup, can_run_hosts, eventually, requests};
+use k8s_openapi::api::{
+    core::v1::{Endpoints, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{Api, api::ListParams};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const CTL: &str = "/usr/local/lib/pilothouse/ctl";
+
+#[tokio::test]
+async fn the_network_of_a_cluster() {
+    if !can_run_hosts("the_network_of_a_cluster") {
+        return;
+    }
+    let cluster = Cluster::start("network", Setup::Hosts(2)).await;
+    dns_runs_on_both_nodes(&cluster).await;
+    apply(
+        &cluster,
+        r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
+      containers:
+      - name: web
+        image: httpd-app:1.0
+        ports: [{name: http, containerPort: 80}]
+        readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec: {hostname: harbour, subdomain: boats, containers: [{name: c, image: "busybox:stable", command: [sleep, "3600"]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{name: http, port: 80}, {name: also, port: 8080, targetPort: http}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: boats}
+spec: {clusterIP: None, selector: {app: client}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alias}
+spec: {type: ExternalName, externalName: web.default.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec: {selector: {app: nobody}, ports: [{name: http, port: 80, protocol: TCP}, {name: names, port: 80, protocol: UDP}]}
+"#,
+    );
+    cluster.ready_pods("app=web", 2, MINUTE).await;
+    cluster.ready_pods("app=client", 1, MINUTE).await;
+    services_are_reached(&cluster).await;
+    names_are_resolved(&cluster).await;
+    services_change_their_type(&cluster).await;
+    host_ports_do_not_conflict(&cluster).await;
+    policies_hold(&cluster).await;
+}
+
+#[track_caller]
+fn apply(cluster: &Cluster, yaml: &str) {
+    cluster.hosts[0].exec(&format!("{CTL} apply -f - <<'END'\n{yaml}\nEND\n")).success();
+}
+
+/// The cluster's DNS is an ordinary Deployment, a pod of it on each node, behind its Service.
+async fn dns_runs_on_both_nodes(cluster: &Cluster) {
+    let pods = Api::<Pod>::namespaced(cluster.client(), "kube-system");
+    eventually("a DNS server on each node", 2 * MINUTE, || async {
+        let list = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await.map_err(|e| e.to_string())?;
+        let ready = list.items.iter().filter(|pod| apimachinery::pod::is_ready(pod));
+        let nodes: BTreeSet<_> = ready.filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect();
+        if nodes.len() == 2 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    })
+    .await;
+    // The API server's own Service has endpoints of both kinds.
+    let endpoints =
+        Api::<Endpoints>::namespaced(cluster.client(), "default").get("kubernetes").await.expect("Endpoints");
+    assert!(endpoints.subsets.is_some_and(|subsets| !subsets.is_empty()));
+    let slices = Api::<EndpointSlice>::namespaced(cluster.client(), "default");
+    let of = ListParams::default().labels("kubernetes.io/service-name=kubernetes");
+    assert!(!slices.list(&of).await.expect("slices").items.is_empty());
+}
+
+async fn service(cluster: &Cluster, name: &str) -> Service {
+    Api::<Service>::namespaced(cluster.client(), "default").get(name).await.expect("a Service")
+}
+
+async fn cluster_ip(cluster: &Cluster, name: &str) -> IpAddr {
+    let spec = service(cluster, name).await.spec.unwrap_or_default();
+    spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok()).expect("a cluster IP")
+}
+
+/// Who answers, of so many requests from a host.
+fn who(cluster: &Cluster, host: usize, address: SocketAddr, times: usize) -> BTreeSet<String> {
+    let asked = cluster.hosts[host]
+        .in_network(move || (0..times).filter_map(|_| requests::get(address).ok()).collect::<Vec<String>>());
+    let pages = asked.join().expect("the requests' thread");
+    pages
+        .iter()
+        .filter_map(|page| page.split_whitespace().find(|word| word.contains("web-")).map(str::to_owned))
+        .collect()
+}
+
+/// Both pods at every address; a client that is bound to one stays there, and is let go.
+async fn services_are_reached(cluster: &Cluster) {
+    let ip = cluster_ip(cluster, "web").await;
+    let ports = service(cluster, "web").await.spec.and_then(|spec| spec.ports).unwrap_or_default();
+    let node_port = ports[0].node_port.expect("a node port") as u16;
+    let mut addresses = vec![SocketAddr::new(ip, 80), SocketAddr::new(ip, 8080)];
+    addresses.extend(cluster.hosts.iter().map(|host| SocketAddr::new(host.address().into(), node_port)));
+    for host in [0, 1] {
+        for address in &addresses {
+            eventually(&format!("both pods answer at {address}"), MINUTE, || async {
+                let pods = who(cluster, host, *address, 30);
+                if pods.len() == 2 { Ok(()) } else { Err(format!("{pods:?}")) }
+            })
+            .await;
+        }
+    }
+    let affinity = |kind: &str| format!("patch service web -p '{{\"spec\":{{\"sessionAffinity\":\"{kind}\"}}}}'");
+    for (kind, pods) in [("ClientIP", 1), ("None", 2)] {
+        cluster.ctl(&affinity(kind)).success();
+        for address in [addresses[0], addresses[2]] {
+            eventually(&format!("affinity {kind} at {address}"), MINUTE, || async {
+                let found = who(cluster, 1, address, 30);
+                if found.len() == pods { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await;
+        }
+    }
+    // Nobody behind it: refused at once, not left to wait.
+    let nobody = SocketAddr::new(cluster_ip(cluster, "nobody").await, 80);
+    let refused = cluster.hosts[0].in_network(move || requests::get(nobody)).join().expect("the request's thread");
+    assert!(refused.clone().is_err_and(|error| error.contains("refused")), "{refused:?}");
+}
+
+async fn resolves(cluster: &Cluster, question: &str, expected: &str) {
+    eventually(&format!("{question} is {expected}"), MINUTE, || async {
+        let found = cluster.ctl(&format!("exec client -- nslookup {question}"));
+        if found.stdout.contains(expected) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+}
+
+/// Services, pods by hostname and subdomain, aliases, addresses, and what is not there.
+async fn names_are_resolved(cluster: &Cluster) {
+    let ip = cluster_ip(cluster, "web").await.to_string();
+    let reversed = ip.split('.').rev().collect::<Vec<_>>().join(".");
+    let pod_ip = client_ip(cluster).await;
+    for (question, expected) in [
+        ("web.default.svc.cluster.local", ip.as_str()),
+        ("kubernetes.default.svc.cluster.local", "10.96.0.1"),
+        ("boats.default.svc.cluster.local", &pod_ip),
+        ("harbour.boats.default.svc.cluster.local", &pod_ip),
+        ("alias.default.svc.cluster.local", &ip),
+        (&format!("-type=ptr {reversed}.in-addr.arpa"), "web.default.svc.cluster.local"),
+        ("-type=srv _http._tcp.web.default.svc.cluster.local", "web.default.svc.cluster.local"),
+        (&format!("{}.default.pod.cluster.local", pod_ip.replace('.', "-")), &pod_ip),
+        ("none.default.svc.cluster.local", "NXDOMAIN"),
+    ] {
+        resolves(cluster, question, expected).await;
+    }
+}
+
+/// From a name to an address and back, with packets that follow.
+async fn services_change_their_type(cluster: &Cluster) {
+    let patch = |spec: &str| cluster.ctl(&format!("patch service alias -p '{{\"spec\":{spec}}}'")).success();
+    patch(r#"{"type":"NodePort","externalName":null,"selector":{"app":"web"},"ports":[{"port":80}]}"#);
+    let ip = cluster_ip(cluster, "alias").await;
+    let ports = service(cluster, "alias").await.spec.and_then(|spec| spec.ports).unwrap_or_default();
+    let node_port = ports[0].node_port.expect("a node port") as u16;
+    for address in [SocketAddr::new(ip, 80), SocketAddr::new(cluster.hosts[0].address().into(), node_port)] {
+        eventually(&format!("{address} answers"), MINUTE, || async {
+            if who(cluster, 1, address, 5).is_empty() { Err("nobody") } else { Ok(()) }.map_err(str::to_owned)
+        })
+        .await;
+    }
+    patch(
+        r#"{"type":"ExternalName","externalName":"web.default.svc.cluster.local","clusterIP":null,"clusterIPs":null,"ports":null,"selector":null}"#,
+    );
+    resolves(cluster, "alias.default.svc.cluster.local", "canonical name").await;
+    eventually("its address is free", MINUTE, || async {
+        let pods = who(cluster, 1, SocketAddr::new(ip, 80), 2);
+        if pods.is_empty() { Ok(()) } else { Err(format!("{pods:?}")) }
+    })
+    .await;
+}
+
+/// One number on one host, for two protocols and two addresses.
+async fn host_ports_do_not_conflict(cluster: &Cluster) {
+    let (name, address) = (cluster.hosts[1].name(), cluster.hosts[1].address());
+    for (pod, at, protocol) in [
+        ("port-1", "127.0.0.1".to_owned(), "TCP"),
+        ("port-2", address.to_string(), "TCP"),
+        ("port-3", address.to_string(), "UDP"),
+    ] {
+        apply(
+            cluster,
+            &format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, labels: {{app: host-port}}}}\nspec:\n  nodeName: {name}\n  \
+                 containers:\n  - {{name: c, image: \"httpd-app:1.0\", ports: [{{containerPort: 80, hostPort: 54323, hostIP: {at}, protocol: {protocol}}}]}}\n"
+            ),
+        );
+    }
+    cluster.ready_pods("app=host-port", 3, MINUTE).await;
+    for (host, at) in [(1, IpAddr::from([127, 0, 0, 1])), (1, address.into()), (0, address.into())] {
+        let to = SocketAddr::new(at, 54_323);
+        eventually(&format!("{to} answers"), MINUTE, || async {
+            cluster.hosts[host].in_network(move || requests::get(to)).join().expect("the request's thread").map(drop)
+        })
+        .await;
+    }
+    cluster.ctl("delete pod -l app=host-port --grace-period=1").success();
+}
+
+/// A policy closes the pods to all but one client, while the kubelet's probes go on, and is taken back.
+async fn policies_hold(cluster: &Cluster) {
+    let ip = cluster_ip(cluster, "web").await;
+    let from_host = |host: usize| {
+        let asked = cluster.hosts[host].in_network(move || requests::get(SocketAddr::new(ip, 80)));
+        asked.join().expect("the request's thread").is_ok()
+    };
+    let policy = |rule: &str| {
+        apply(
+            cluster,
+            &format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: web}}\nspec: {{podSelector: {{matchLabels: \
+                 {{app: web}}}}, policyTypes: [Ingress], ingress: [{rule}]}}\n"
+            ),
+        );
+    };
+    let client = client_ip(cluster).await;
+    let settles = |what: &'static str, wanted: bool| async move {
+        eventually(what, MINUTE, || async {
+            // More than once: it must hold on both nodes.
+            let open = (0..6).filter(|_| reaches(cluster, ip)).count();
+            if open == if wanted { 6 } else { 0 } { Ok(()) } else { Err(format!("{open} of 6")) }
+        })
+        .await;
+    };
+    settles("open without a policy", true).await;
+    policy("");
+    settles("closed by default", false).await;
+    policy("{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: http}]}");
+    settles("open for the client", true).await;
+    policy(&format!("{{from: [{{ipBlock: {{cidr: 0.0.0.0/0, except: [{client}/32]}}}}]}}"));
+    settles("closed for the client's address", false).await;
+    // Probes went on all the time.
+    cluster.ready_pods("app=web", 2, MINUTE).await;
+    assert!(from_host(0) || from_host(1), "a node reaches its own pods");
+    cluster.ctl("delete networkpolicy web").success();
+    settles("open again", true).await;
+}
+
+/// Whether the client's pod gets an answer of the Service at once. (Debian's static busybox has a `wget` that does not run.)
+fn reaches(cluster: &Cluster, ip: IpAddr) -> bool {
+    let ask = format!(r#"printf "GET / HTTP/1.0\r\n\r\n" | nc -w 2 {ip} 80"#);
+    cluster.ctl(&format!("exec client -- sh -c '{ask}'")).stdout.contains("httpd-app 1.0")
+}
+
+async fn client_ip(cluster: &Cluster) -> String {
+    let pods = cluster.ready_pods("app=client", 1, MINUTE).await;
+    pods[0].status.as_ref().and_then(|status| status.pod_ip.clone()).expect("a pod IP")
+}
