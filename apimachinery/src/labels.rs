@@ -15,7 +15,7 @@ pub struct Selector {
 pub struct Requirement {
     pub key: String,
     pub operator: Operator,
-    /// Sorted; one integer for `Gt` and `Lt`; empty for `Exists` and `DoesNotExist`.
+    /// Sorted, each once; one integer for `Gt` and `Lt`; empty for `Exists` and `DoesNotExist`.
     pub values: Vec<String>,
 }
 
@@ -172,6 +172,7 @@ impl Requirement {
             }
         }
         values.sort_unstable();
+        values.dedup();
         Ok(Self { key: key.to_owned(), operator, values })
     }
 
