@@ -6,8 +6,7 @@
 use crate::model::{Protocol, ServicePort};
 use component_base::command::{self, CommandError};
 use std::{
-    collections::{HashMap, HashSet},
-    fmt::Write as _,
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -64,20 +63,31 @@ fn parse(listed: &str) -> Vec<Flow> {
     listed.lines().filter_map(flow).collect()
 }
 
-/// Forgets the kernel's flows that are stale by these ports; gives their number.
+/// Forgets the kernel's flows that are stale by these ports; gives their number. For each order the kernel is searched
+/// whole, so flows to one address that went to one endpoint are one order, however many they are.
 pub async fn reconcile(ports: &[&ServicePort], ipv6: bool) -> Result<usize, CommandError> {
     let family = if ipv6 { "ipv6" } else { "ipv4" };
     let listed = command::run("conntrack", &["-L", "-p", "udp", "-f", family], "").await?;
     let stale = stale(&parse(&listed), ports.iter().copied());
-    if !stale.is_empty() {
-        let mut batch = String::new();
-        for Flow { source: s, destination: d, .. } in &stale {
-            // Writing to a string does not fail.
-            let _ = writeln!(batch, "-D -p udp -s {} -d {} --sport {} --dport {}", s.ip(), d.ip(), s.port(), d.port());
-        }
-        command::run("conntrack", &["--load-file", "-"], &batch).await?;
+    let orders: BTreeSet<String> = stale.iter().map(Flow::order).collect();
+    if !orders.is_empty() {
+        command::run("conntrack", &["--load-file", "-"], &orders.into_iter().collect::<String>()).await?;
     }
     Ok(stale.len())
+}
+
+impl Flow {
+    /// The line by which `conntrack` forgets it, and all that go the same wrong way.
+    fn order(&self) -> String {
+        let (to, by) = (self.destination, self.answers);
+        format!(
+            "-D -p udp --orig-dst {} --orig-port-dst {} --reply-src {} --reply-port-src {}\n",
+            to.ip(),
+            to.port(),
+            by.ip(),
+            by.port()
+        )
+    }
 }
 
 #[cfg(test)]

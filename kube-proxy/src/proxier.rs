@@ -286,7 +286,9 @@ impl Family {
             "rules applied"
         );
         let is_udp = |port: &&Arc<ServicePort>| port.id.protocol == Protocol::Udp;
-        if old.iter().chain(new).any(|port| is_udp(&port)) || first && all.iter().any(|port| is_udp(&port)) {
+        let changed = old.iter().chain(new).any(|port| is_udp(&port)) || first && all.iter().any(|port| is_udp(&port));
+        // What this process forwards by itself is not rewritten by the kernel.
+        if changed && !matches!(self.backend, Backend::Userspace(_)) {
             let udp: Vec<&ServicePort> = all.iter().filter(is_udp).map(AsRef::as_ref).collect();
             match conntrack::reconcile(&udp, ipv6).await {
                 Ok(0) => {}

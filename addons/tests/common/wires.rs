@@ -33,10 +33,11 @@ pub fn is_root() -> bool {
     root
 }
 
-/// Puts this thread, and what it starts from now on, into a node's network of its own.
+/// Puts this thread, and what it starts from now on, into a node's network of its own. (Where every refusal is told: the kernel
+/// else saves them.)
 pub fn become_node() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-    run("ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward");
+    run("ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit");
 }
 
 impl Wire {
@@ -142,7 +143,7 @@ impl Drop for Wire {
 }
 
 /// Packets are answered within this time, or never.
-const PATIENCE: Duration = Duration::from_millis(1000);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What a server says over `tcp:1.2.3.4:5` or `udp:…`; `refused` or `silence` if it says nothing.
 pub fn ask(to: &str) -> String {
