@@ -847,15 +847,23 @@ impl Node {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
         host.exec("kill -STOP $(cat /run/pilothouse/containerd.pid); sleep 4; kill -CONT $(cat /run/pilothouse/containerd.pid)").success();
+        let many = kube::api::ListParams::default().labels("app=many");
+        let running = |pods: &[Pod]| -> std::collections::BTreeMap<Option<String>, Option<String>> {
+            let runs = |pod: &Pod| {
+                let status = statuses(pod).first()?.clone();
+                status.state?.running.map(|_| (pod.metadata.name.clone(), status.container_id))
+            };
+            pods.iter().filter_map(runs).collect()
+        };
+        let ran = running(&self.pods.list(&many).await.expect("pods").items);
         cluster.kill(0, "kubelet");
         let pods = cluster.ready_pods("app=many", PODS, MINUTES).await;
-        // One that was made but not yet started when the kubelet died is made anew; one that ran is left alone.
-        let ended =
-            |pod: &Pod| statuses(pod).iter().any(|s| s.last_state.as_ref().is_some_and(|l| l.terminated.is_some()));
-        assert!(!pods.iter().any(ended), "what hangs and dies around them is none of theirs");
+        // One that was being made or started when the kubelet died is made anew; one that ran is left alone.
+        let runs = running(&pods);
+        let touched: Vec<_> = ran.iter().filter(|(name, id)| runs.get(*name) != Some(*id)).collect();
+        assert!(touched.is_empty(), "what hangs and dies around them is none of theirs: {touched:?}");
         println!("{PODS} pods ready {:?} after the first was made, faults included", begun.elapsed());
         println!("kubelet with {PODS} pods, in this build: {}", memory());
-        let many = kube::api::ListParams::default().labels("app=many");
         self.pods.delete_collection(&DeleteParams::default(), &many).await.expect("deleted");
         tokio::time::sleep(Duration::from_millis(500)).await;
         cluster.kill(0, "kubelet");
