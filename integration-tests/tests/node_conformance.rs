@@ -824,8 +824,8 @@ impl Node {
         all_gone().await;
         eventually("the traces of pods before are gone", MINUTES, || async {
             let left = host.exec("ls /var/lib/kubelet/pods").stdout;
-            // The pod of the cluster's DNS stays.
-            if left.lines().count() <= 1 { Ok(()) } else { Err(left) }
+            // The pods of the cluster's DNS stay.
+            if left.lines().count() <= 2 { Ok(()) } else { Err(left) }
         })
         .await;
         let before = count();

@@ -241,9 +241,10 @@ fn dns(cluster: &ClusterFlags) -> Result<Vec<Value>> {
                             {"key": "CriticalAddonsOnly", "operator": "Exists"},
                             {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
                         ],
-                        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
-                            {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"},
-                        ]}},
+                        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+                            "weight": 100,
+                            "podAffinityTerm": {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"},
+                        }]}},
                         "containers": [{
                             "name": name,
                             "image": DNS_IMAGE,
