@@ -24,6 +24,10 @@ use tracing::{info, warn};
 const COMPONENT: &str = "kube-controller-manager";
 const MAX_CONNECTIONS: usize = 100;
 
+/// With glibc's allocator a fifth to a third more of CPU goes into the small pieces of memory that objects are made of.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let flags: Flags = cli::parse(IGNORED);
     daemon::run(COMPONENT, flags.common.v, async |shutdown| run(flags, shutdown).await)

@@ -18,6 +18,10 @@ use scheduler::queue::Timing;
 use scheduler::server;
 use tokio_util::sync::CancellationToken;
 
+/// With glibc's allocator a fifth to a third more of CPU goes into the small pieces of memory that objects are made of.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let options: Options = cli::parse(IGNORED);
     daemon::run("kube-scheduler", options.common.v, async |shutdown| run(options, shutdown).await)
