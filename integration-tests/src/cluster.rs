@@ -148,14 +148,15 @@ fn source() -> PathBuf {
 }
 
 /// The programs of this build, those beside the tests or in `$PILOTHOUSE_BINARIES`, gathered in a directory of the lab:
-/// `pause`, `httpd` and `dns` are the ones that stand alone in images, built into `static/` beside the profile's directory.
+/// `pause` and `httpd` are the ones that stand alone in images, built into `static/` beside the profile's directory.
 fn gather_programs(lab: &Lab) -> PathBuf {
     let built = std::env::var_os("PILOTHOUSE_BINARIES").map_or_else(beside_this_program, PathBuf::from);
     let programs = lab.directory().join("programs");
     std::fs::create_dir_all(&programs).expect("a directory for the programs");
     for name in PROGRAMS {
         let standing_alone = built.with_file_name("static").join(name);
-        let program = if standing_alone.exists() { standing_alone } else { built.join(name) };
+        let alone = matches!(name, "pause" | "httpd") && standing_alone.exists();
+        let program = if alone { standing_alone } else { built.join(name) };
         assert!(program.exists(), "{} is not built: `./test` builds it", program.display());
         std::os::unix::fs::symlink(&program, programs.join(name)).expect("a link to a program");
     }

@@ -45,7 +45,12 @@ fn dns(binary: &Path) -> Result<Image> {
         ports: vec!["53/tcp".into(), "53/udp".into()],
         ..Image::default()
     };
-    image.add_file("dns", 0o755, read_static(binary)?);
+    // With what it is linked to: only programs of a few dependencies are built statically.
+    image.add_file("dns", 0o755, read_program(binary)?);
+    for library in libraries(binary)? {
+        let contents = std::fs::read(&library).with_context(|| format!("cannot read {library}"))?;
+        image.add_file(library.trim_start_matches('/'), 0o755, contents);
+    }
     Ok(image)
 }
 
@@ -96,12 +101,33 @@ fn busybox_image(binary: Vec<u8>, applets: &str) -> Image {
     image
 }
 
-/// Reads a program that runs without any library beside it.
-fn read_static(path: &Path) -> Result<Vec<u8>> {
+fn read_program(path: &Path) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     if !bytes.starts_with(b"\x7fELF") {
         bail!("{} is not a program", path.display());
     }
+    Ok(bytes)
+}
+
+/// The loader and the shared libraries of a program, as this machine has them; none of a static one.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let said = Command::new("ldd").arg(program).output().context("cannot run ldd, which comes with libc")?;
+    let listed = String::from_utf8_lossy(&said.stdout);
+    if listed.contains("not found") {
+        bail!("{} needs libraries that are not on this machine:\n{listed}", program.display());
+    }
+    Ok(paths_of(&listed))
+}
+
+/// The files in what `ldd` prints: `libc.so.6 => /lib/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`.
+fn paths_of(listed: &str) -> Vec<String> {
+    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
+    listed.lines().filter_map(path).collect()
+}
+
+/// Reads a program that runs without any library beside it.
+fn read_static(path: &Path) -> Result<Vec<u8>> {
+    let bytes = read_program(path)?;
     if needs_interpreter(&bytes) {
         bail!("{} needs shared libraries, so it cannot stand alone in an image; build it statically", path.display());
     }
@@ -148,6 +174,16 @@ mod tests {
             );
         }
         assert!(matches!(&image.entries["tmp"], Entry::Directory { mode: 0o1777 }));
+    }
+
+    #[test]
+    fn an_image_holds_what_its_program_is_linked_to() -> Result<()> {
+        let listed = "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n";
+        assert_eq!(paths_of(listed), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        assert!(paths_of("\tnot a dynamic executable\n").is_empty());
+        let image = dns(&std::env::current_exe()?)?;
+        assert!(image.entries.keys().any(|path| path.contains("/libc.so")), "{:?}", image.entries.keys());
+        Ok(())
     }
 
     #[test]
