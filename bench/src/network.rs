@@ -89,12 +89,12 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> anyhow::Result<T
     }
 }
 
-/// CPU seconds and resident megabytes of a process.
+/// CPU seconds of a process and the programs that it ran, and its resident megabytes.
 fn usage(pid: u32) -> anyhow::Result<(f64, f64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
     let number = |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    Ok(((number(11) + number(12)) / TICKS_PER_SECOND, number(21) * 4096.0 / 1e6))
+    Ok(((11..=14).map(number).sum::<f64>() / TICKS_PER_SECOND, number(21) * 4096.0 / 1e6))
 }
 
 pub fn proxy(options: &Options) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use crate::{
     nftables,
     settings::Settings,
     userspace,
+    world::Ports,
 };
 use component_base::{
     command::{self, CommandError},
@@ -19,8 +20,14 @@ type Port = Arc<ServicePort>;
 /// Keeps one address family's rules in one mode.
 pub enum Backend {
     Nftables,
-    Iptables,
-    Ipvs { scheduler: String, servers: ipvs::Servers },
+    /// How many rules were written last, and how many there are.
+    Iptables([iptables::Counts; 2]),
+    /// With what was applied: a change of the model becomes a difference to it.
+    Ipvs {
+        settings: ipvs::IpvsSettings,
+        servers: ipvs::Servers,
+        companion: nft::Ruleset,
+    },
     Userspace(userspace::Forwarder),
 }
 
@@ -37,37 +44,44 @@ impl Backend {
     pub fn new(settings: &ModeSettings) -> Self {
         match settings.mode {
             Mode::Nftables => Self::Nftables,
-            Mode::Iptables => Self::Iptables,
-            Mode::Ipvs => Self::Ipvs { scheduler: settings.scheduler.clone(), servers: ipvs::Servers::default() },
+            Mode::Iptables => Self::Iptables(Default::default()),
+            Mode::Ipvs => Self::Ipvs {
+                settings: settings.ipvs.clone(),
+                servers: ipvs::Servers::default(),
+                companion: nft::Ruleset::default(),
+            },
             Mode::Userspace => Self::Userspace(userspace::Forwarder::default()),
         }
     }
 
-    /// Everything anew, whatever the kernel holds. `all` is in order of id.
-    pub async fn replace(&mut self, all: &[Port], settings: &Settings) -> Result<(), CommandError> {
-        let refs = || all.iter().map(AsRef::as_ref);
+    /// Everything anew, whatever the kernel holds.
+    pub async fn replace(&mut self, all: &Ports, settings: &Settings) -> Result<(), CommandError> {
+        let refs = || all.values().map(AsRef::as_ref);
         let table = nftables::table(settings.ipv6);
         match self {
             Self::Nftables => nft::apply(&nftables::render(refs(), settings).create(&table)).await,
-            Self::Iptables => {
+            Self::Iptables(counts) => {
                 let saved = iptables_tool(settings.ipv6, "-save", &[], "").await?;
-                let rules = iptables::parts(refs(), settings).create(settings, &iptables::chains_of(&saved));
+                let parts = iptables::parts(refs(), settings);
+                let rules = parts.create(settings, &iptables::chains_of(&saved));
                 iptables_restore(settings.ipv6, &rules).await?;
+                *counts = [iptables::written(&rules), parts.count()];
                 enter_iptables(settings.ipv6).await
             }
-            Self::Ipvs { scheduler, servers } => {
-                nft::apply(&ipvs::companion(refs(), settings).create(&table)).await?;
+            Self::Ipvs { settings: own, servers, companion } => {
+                *companion = ipvs::companion(refs(), settings);
+                nft::apply(&companion.create(&table)).await?;
                 link::ensure(ipvs::LINK).await?;
                 let node_addresses = ipvs_node_addresses(settings).await?;
-                let wanted = ipvs::servers(refs(), scheduler, &node_addresses);
+                let wanted = ipvs::servers(refs(), &own.scheduler, &node_addresses);
                 let present = link::addresses(ipvs::LINK, settings.ipv6).await?;
                 link::change(ipvs::LINK, &present, &wanted.addresses).await?;
                 let saved = command::run("ipvsadm", &["--save", "-n"], "").await?;
-                let change = wanted.update_from(&ipvs::Servers::parse(&saved, settings.ipv6));
+                let change = wanted.update_from(&ipvs::Servers::parse(&saved, settings.ipv6, &own.exclude));
                 *servers = wanted;
                 ipvsadm(&change).await
             }
-            Self::Userspace(forwarder) => forwarder.apply(all, settings).await,
+            Self::Userspace(forwarder) => forwarder.replace(refs(), settings).await,
         }
     }
 
@@ -76,31 +90,40 @@ impl Backend {
         &mut self,
         old: &[Port],
         new: &[Port],
-        all: &[Port],
+        all: &Ports,
         settings: &Settings,
     ) -> Result<(), CommandError> {
         let (before, after) = (|| old.iter().map(AsRef::as_ref), || new.iter().map(AsRef::as_ref));
+        let table = nftables::table(settings.ipv6);
         match self {
             Self::Nftables => {
-                let before = nftables::parts(before(), settings);
-                let transaction =
-                    nftables::parts(after(), settings).update_from(&before, &nftables::table(settings.ipv6));
+                let transaction = nftables::update(before(), after(), settings);
                 if transaction.is_empty() { Ok(()) } else { nft::apply(&transaction).await }
             }
-            Self::Iptables => {
-                let rules = iptables::parts(after(), settings).update_from(&iptables::parts(before(), settings));
+            Self::Iptables([written, total]) => {
+                let (before, after) = (iptables::parts(before(), settings), iptables::parts(after(), settings));
+                let rules = after.update_from(&before);
+                *written = iptables::written(&rules);
+                for (table, count) in after.count() {
+                    *total.entry(table).or_default() += count - before.count()[table];
+                }
                 if rules.is_empty() { Ok(()) } else { iptables_restore(settings.ipv6, &rules).await }
             }
-            Self::Ipvs { scheduler, servers } => {
-                let everything = || all.iter().map(AsRef::as_ref);
-                nft::apply(&ipvs::companion(everything(), settings).create(&nftables::table(settings.ipv6))).await?;
-                let wanted = ipvs::servers(everything(), scheduler, &ipvs_node_addresses(settings).await?);
+            Self::Ipvs { settings: own, servers, companion } => {
+                let everything = || all.values().map(AsRef::as_ref);
+                let rules = ipvs::companion(everything(), settings);
+                let transaction = rules.update_from(companion, &table);
+                if !transaction.is_empty() {
+                    nft::apply(&transaction).await?;
+                }
+                *companion = rules;
+                let wanted = ipvs::servers(everything(), &own.scheduler, &ipvs_node_addresses(settings).await?);
                 link::change(ipvs::LINK, &servers.addresses, &wanted.addresses).await?;
                 let change = wanted.update_from(servers);
                 *servers = wanted;
                 ipvsadm(&change).await
             }
-            Self::Userspace(forwarder) => forwarder.apply(all, settings).await,
+            Self::Userspace(forwarder) => forwarder.update(before(), after(), settings).await,
         }
     }
 
@@ -108,7 +131,7 @@ impl Backend {
     pub async fn is_intact(&self, ipv6: bool) -> bool {
         match self {
             Self::Nftables | Self::Ipvs { .. } => nft::exists(&nftables::table(ipv6), nftables::LANDMARK).await,
-            Self::Iptables => {
+            Self::Iptables(_) => {
                 let entered = iptables_tool(ipv6, "", &["-t", "nat", "-C", "OUTPUT", "-j", "KUBE-SERVICES"], "").await;
                 entered.is_ok()
             }
@@ -136,6 +159,18 @@ pub async fn check_supported(mode: Mode) -> Result<(), ModeError> {
             let listed = command::run("ipvsadm", &["--save", "-n"], "").await;
             listed.map(drop).map_err(|error| ModeError::Ipvs(error.to_string()))
         }
+    }
+}
+
+/// The balancer's own timeouts, of the mode ipvs; 0 leaves one as it is.
+pub async fn set_timeouts(settings: &ModeSettings) {
+    let timeouts = settings.ipvs.timeouts;
+    if settings.mode != Mode::Ipvs || timeouts == [0; 3] {
+        return;
+    }
+    let [tcp, fin, udp] = timeouts.map(|seconds| seconds.to_string());
+    if let Err(error) = command::run("ipvsadm", &["--set", &tcp, &fin, &udp], "").await {
+        tracing::warn!(%error, "timeouts of ipvs not changed");
     }
 }
 

@@ -1,10 +1,9 @@
 //! Health-check node ports: where a load balancer asks whether this node has endpoints of a Service whose external traffic
 //! stays on the node.
-use crate::{model, world::Ports};
+use crate::world::Ports;
 use apimachinery::meta::NamespacedName;
 use component_base::serving::{self, Listening, Request, Response};
 use http::{HeaderValue, StatusCode};
-use k8s_openapi::api::core::v1::Service;
 use parking_lot::RwLock;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,37 +19,42 @@ use tracing::{info, warn};
 
 const MAX_CONNECTIONS: usize = 64;
 
-/// A Service's port and how many endpoints are here.
+/// How many endpoints of each Service are here.
 type Counts = Arc<RwLock<BTreeMap<NamespacedName, usize>>>;
 
 /// The listeners, one a Service.
 #[derive(Default)]
 pub struct HealthChecks {
+    /// Services that want one, with its port.
+    wanted: BTreeMap<NamespacedName, u16>,
     listening: BTreeMap<NamespacedName, (u16, CancellationToken)>,
     counts: Counts,
     /// Whether the rules are as they should be.
     pub proxy_healthy: Arc<AtomicBool>,
 }
 
-/// How many endpoints of each of these Services are on this node, by the ports of all families.
-pub fn count(services: &BTreeMap<NamespacedName, u16>, families: &[&Ports]) -> BTreeMap<NamespacedName, usize> {
-    let local = |key: &NamespacedName| {
-        let ports = families.iter().flat_map(|ports| crate::world::of_service(ports, key));
-        let addresses: BTreeSet<IpAddr> =
-            ports.flat_map(|(_, port)| port.local_endpoints.iter().map(|e| e.ip)).collect();
-        addresses.len()
-    };
-    services.keys().map(|key| (key.clone(), local(key))).collect()
+/// How many endpoints of the Service are on this node, by the ports of all families.
+pub fn count<'a>(service: &NamespacedName, families: impl Iterator<Item = &'a Ports>) -> usize {
+    let ports = families.flat_map(|ports| crate::world::of_service(ports, service));
+    let addresses: BTreeSet<IpAddr> = ports.flat_map(|(_, port)| port.local_endpoints.iter().map(|e| e.ip)).collect();
+    addresses.len()
 }
 
 impl HealthChecks {
-    /// Listens for the Services that want it; `services` are all there are.
-    pub async fn sync(&mut self, services: &[Arc<Service>], families: &[&Ports]) {
-        let wanted: BTreeMap<NamespacedName, u16> = services
-            .iter()
-            .filter_map(|service| Some((NamespacedName::of(service.as_ref()), model::health_check_port(service)?)))
-            .collect();
-        *self.counts.write() = count(&wanted, families);
+    /// One of the Services has changed; `port` is none where none is wanted any more.
+    pub fn set<'a>(&mut self, service: &NamespacedName, port: Option<u16>, families: impl Iterator<Item = &'a Ports>) {
+        let Some(port) = port else {
+            self.wanted.remove(service);
+            self.counts.write().remove(service);
+            return;
+        };
+        self.wanted.insert(service.clone(), port);
+        self.counts.write().insert(service.clone(), count(service, families));
+    }
+
+    /// Listens for the Services that want it, and for no other.
+    pub async fn listen(&mut self) {
+        let wanted = &self.wanted;
         self.listening.retain(|key, (port, ending)| {
             let kept = wanted.get(key) == Some(port);
             if !kept {
@@ -59,6 +63,7 @@ impl HealthChecks {
             kept
         });
         for (key, port) in wanted {
+            let (key, port) = (key.clone(), *port);
             if self.listening.contains_key(&key) {
                 continue;
             }
@@ -113,10 +118,9 @@ mod tests {
     #[test]
     fn endpoints_on_this_node_are_counted_once() {
         let ports: Ports = gallery().into_iter().map(|port| (port.id.clone(), Arc::new(port))).collect();
-        let key = |name: &str| NamespacedName::new("ns", name);
-        let services = BTreeMap::from([(key("c-local"), 32_000), (key("f-elsewhere"), 32_001), (key("none"), 32_002)]);
-        let counts: Vec<usize> = count(&services, &[&ports, &ports]).into_values().collect();
-        assert_eq!(counts, [1, 0, 0]);
+        for (name, expected) in [("c-local", 1), ("f-elsewhere", 0), ("none", 0)] {
+            assert_eq!(count(&NamespacedName::new("ns", name), [&ports, &ports].into_iter()), expected, "{name}");
+        }
     }
 
     #[test]

@@ -58,7 +58,16 @@ pub fn parts<'a>(ports: impl IntoIterator<Item = &'a ServicePort>, settings: &Se
     rules
 }
 
+/// Numbers of rules by table.
+pub type Counts = BTreeMap<&'static str, i64>;
+
 impl Rules {
+    /// How many rules the ports have.
+    pub fn count(&self) -> Counts {
+        let rules = |table: &Table| table.owned.values().map(Vec::len).sum::<usize>() + table.single.len();
+        SHARED.map(|(name, _)| (name, self.tables.get(name).map_or(0, rules) as i64)).into()
+    }
+
     /// For `iptables-restore --noflush`: from nothing. `present` are the chains that the kernel has now, as (table, chain).
     pub fn create(&self, settings: &Settings, present: &BTreeSet<(String, String)>) -> String {
         let mut out = String::new();
@@ -125,6 +134,20 @@ fn append_owned<'a>(out: &mut String, chains: impl Iterator<Item = (&'a String, 
             let _ = writeln!(out, "-A {chain} {rule}");
         }
     }
+}
+
+/// How many rules are written by what is given to `iptables-restore`.
+pub fn written(orders: &str) -> Counts {
+    let mut counts: Counts = SHARED.map(|(name, _)| (name, 0)).into();
+    let mut table = "";
+    for line in orders.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if line.starts_with("-A ") || line.starts_with("-I ") {
+            counts.entry(if table == "nat" { "nat" } else { "filter" }).and_modify(|count| *count += 1);
+        }
+    }
+    counts
 }
 
 /// Takes all of it away again; `present` as for [`Rules::create`].

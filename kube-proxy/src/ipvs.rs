@@ -5,7 +5,10 @@ use crate::{
     model::{Endpoint, Protocol, ServicePort},
     settings::{LocalTraffic, Settings},
 };
-use component_base::nftables::{Ruleset, Set};
+use component_base::{
+    cidr::Cidr,
+    nftables::{Ruleset, Set},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -17,6 +20,16 @@ pub const LINK: &str = "kube-ipvs0";
 /// Those of `ip_vs`, and of its modules by name.
 pub const SCHEDULERS: [&str; 14] =
     ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos"];
+
+/// What only this mode reads of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IpvsSettings {
+    pub scheduler: String,
+    /// Virtual servers in these ranges are somebody else's.
+    pub exclude: Vec<Cidr>,
+    /// Seconds of idle TCP, of TCP behind a FIN, of UDP; 0 leaves what is.
+    pub timeouts: [u64; 3],
+}
 
 /// Virtual servers and the addresses on the link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +76,7 @@ pub fn servers<'a>(
 
 impl Servers {
     /// One family's of what `ipvsadm --save -n` prints. Addresses of the link are not in it.
-    pub fn parse(saved: &str, ipv6: bool) -> Self {
+    pub fn parse(saved: &str, ipv6: bool, exclude: &[Cidr]) -> Self {
         let mut found = Self::default();
         for line in saved.lines() {
             let mut words = line.splitn(4, ' ');
@@ -72,7 +85,7 @@ impl Servers {
                 continue;
             };
             let Ok(address) = at.parse::<SocketAddr>() else { continue };
-            if address.is_ipv6() != ipv6 {
+            if address.is_ipv6() != ipv6 || exclude.iter().any(|range| range.contains(address.ip())) {
                 continue;
             }
             let (entry, rest) = (found.virtual_servers.entry(format!("{kind} {at}")).or_default(), rest.unwrap_or(""));
@@ -177,7 +190,7 @@ pub fn companion<'a>(ports: impl IntoIterator<Item = &'a ServicePort>, settings:
     // Ahead of the balancer, which takes packets in at this hook.
     rules.base_chain("filter-input", "type filter hook input priority -110;", refuse);
     let leaving = vec![
-        format!("{ip} saddr . {ip} daddr @hairpins masquerade"),
+        format!("oifname != lo {ip} saddr . {ip} daddr @hairpins masquerade"),
         format!("meta mark & {mark:#x} == 0 return"),
         format!("meta mark set meta mark ^ {mark:#x}"),
         "masquerade fully-random".into(),
@@ -208,9 +221,11 @@ mod tests {
     fn what_the_kernel_has_is_read_back() {
         let made = servers(&gallery(), "rr", &[]);
         // `ipvsadm --save` prints what `--restore` reads.
-        let read = Servers::parse(&made.update_from(&Servers::default()), false);
-        assert_eq!(made.update_from(&read), "");
-        assert_eq!(Servers::parse(&made.update_from(&Servers::default()), true), Servers::default());
+        let saved = made.update_from(&Servers::default());
+        assert_eq!(made.update_from(&Servers::parse(&saved, false, &[])), "");
+        assert_eq!(Servers::parse(&saved, true, &[]), Servers::default());
+        let foreign = Servers::parse(&saved, false, &["0.0.0.0/0".parse().unwrap()]);
+        assert_eq!(foreign, Servers::default(), "what is somebody else's is not touched");
     }
 
     #[test]

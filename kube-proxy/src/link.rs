@@ -33,7 +33,9 @@ pub async fn node_addresses(but: &str, ipv6: bool) -> Result<BTreeSet<IpAddr>, C
     let family = if ipv6 { "-6" } else { "-4" };
     let listed = command::run("ip", &["-o", family, "addr", "show"], "").await?;
     let others: Vec<&str> = listed.lines().filter(|line| line.split_whitespace().nth(1) != Some(but)).collect();
-    Ok(parse(&others.join("\n")))
+    // What counts on one link only is nobody's NodePort.
+    let far = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    Ok(parse(&others.join("\n")).into_iter().filter(far).collect())
 }
 
 fn parse(listed: &str) -> BTreeSet<IpAddr> {

@@ -58,8 +58,14 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         return std::fs::write(path, text).with_context(|| format!("writing {}", path.display()));
     }
     let mode = config.mode.mode;
+    config.file.without_effect().into_iter().for_each(|words| tracing::warn!("without effect: {words}"));
     backend::check_supported(mode).await?;
     set_kernel(&config.sysctls);
+    // What may not be lowered stays as it is.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
+        tracing::debug!(value = config.oom_score_adj, %error, "oom_score_adj not changed");
+    }
+    backend::set_timeouts(&config.mode).await;
     if flags.init_only {
         return Ok(());
     }

@@ -1,7 +1,9 @@
 //! What is shown at `/metrics`, under Kubernetes' names.
 use crate::{
     config::Mode,
-    world::{Batch, Changes, Ports},
+    iptables,
+    model::ServicePort,
+    world::{Batch, Changes},
 };
 use component_base::metrics::{register, registry};
 use k8s_openapi::jiff::Timestamp;
@@ -21,8 +23,20 @@ use std::{
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ip {
+    ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Policy {
+    ip_family: &'static str,
     traffic_policy: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Table {
+    ip_family: &'static str,
+    table: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,17 +44,22 @@ pub struct Code {
     pub code: u16,
 }
 
+type Durations = Family<Ip, Histogram, fn() -> Histogram>;
+
 pub struct Metrics {
-    sync: Histogram,
-    pub full: Histogram,
-    pub partial: Histogram,
-    programming: Histogram,
-    last_timestamp: Gauge,
-    last_queued: Gauge,
+    sync: Durations,
+    full: Durations,
+    partial: Durations,
+    programming: Durations,
+    last_timestamp: Family<Ip, Gauge>,
+    last_queued: Family<Ip, Gauge>,
     no_local: Family<Policy, Gauge>,
-    pub failures: Counter,
-    pub partial_failures: Counter,
-    pub flows_forgotten: Counter,
+    failures: Family<Ip, Counter>,
+    partial_failures: Family<Ip, Counter>,
+    flows: Durations,
+    flows_forgotten: Family<Ip, Counter>,
+    iptables_last: Family<Table, Gauge>,
+    iptables_total: Family<Table, Gauge>,
 }
 
 /// Answers of `/healthz` and `/livez`, by code.
@@ -49,84 +68,145 @@ pub fn health_counter(endpoint: &str) -> Family<Code, Counter> {
     register(&format!("kubeproxy_proxy_{endpoint}"), &help, Family::default())
 }
 
+fn label(ipv6: bool) -> Ip {
+    Ip { ip_family: if ipv6 { "IPv6" } else { "IPv4" } }
+}
+
+fn latency() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// A quarter of a second, then each second to a minute, then each five to two minutes, each half minute to five.
+fn programming_latency() -> Histogram {
+    let minutes = linear_buckets(60.0, 5.0, 12).chain(linear_buckets(120.0, 30.0, 7));
+    Histogram::new([0.25, 0.5].into_iter().chain(linear_buckets(1.0, 1.0, 59)).chain(minutes))
+}
+
 impl Metrics {
     pub fn new(mode: Mode, changes: Arc<Changes>) -> Self {
-        let latency = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
-        // As Kubernetes: a quarter of a second, then each second to a minute, then minutes.
-        let steps = [0.25, 0.5].into_iter().chain(linear_buckets(1.0, 1.0, 59)).chain(linear_buckets(60.0, 5.0, 12));
         registry().register_collector(Box::new(Counts(changes)));
-        let failures = match mode {
-            Mode::Iptables => "kubeproxy_sync_proxy_rules_iptables_restore_failures",
-            _ => "kubeproxy_sync_proxy_rules_nftables_sync_failures",
-        };
-        let partial_failures = match mode {
-            Mode::Iptables => "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures",
-            _ => "kubeproxy_sync_proxy_rules_nftables_partial_sync_failures",
+        let histogram = |name: &str, help: &str, make: fn() -> Histogram| {
+            register(&format!("kubeproxy_{name}_duration_seconds"), help, Durations::new_with_constructor(make))
         };
         let rules = "kubeproxy_sync_proxy_rules";
-        Self {
-            sync: register(&format!("{rules}_duration_seconds"), "SyncProxyRules latency in seconds", latency()),
-            full: register(
-                "kubeproxy_sync_full_proxy_rules_duration_seconds",
-                "SyncProxyRules latency in seconds for full resyncs",
-                latency(),
-            ),
-            partial: register(
-                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-                "SyncProxyRules latency in seconds for partial resyncs",
-                latency(),
-            ),
-            programming: register(
-                "kubeproxy_network_programming_duration_seconds",
+        let [failures, partial_failures] = match mode {
+            Mode::Iptables => ["iptables_restore_failures", "iptables_partial_restore_failures"],
+            _ => ["nftables_sync_failures", "nftables_partial_sync_failures"],
+        };
+        let latency_help = "SyncProxyRules latency in seconds";
+        let metrics = Self {
+            sync: histogram("sync_proxy_rules", latency_help, latency),
+            full: histogram("sync_full_proxy_rules", &format!("{latency_help} for full resyncs"), latency),
+            partial: histogram("sync_partial_proxy_rules", &format!("{latency_help} for partial resyncs"), latency),
+            programming: histogram(
+                "network_programming",
                 "In Cluster Network Programming Latency in seconds",
-                Histogram::new(steps),
+                programming_latency,
             ),
             last_timestamp: register(
                 &format!("{rules}_last_timestamp_seconds"),
                 "The last time proxy rules were successfully synced",
-                Gauge::default(),
+                Family::default(),
             ),
             last_queued: register(
                 &format!("{rules}_last_queued_timestamp_seconds"),
                 "The last time a sync of proxy rules was queued",
-                Gauge::default(),
+                Family::default(),
             ),
             no_local: register(
-                &format!("{rules}_no_local_endpoints"),
+                &format!("{rules}_no_local_endpoints_total"),
                 "Number of services with a Local traffic policy and no endpoints",
                 Family::default(),
             ),
-            failures: register(failures, "Cumulative failures to apply the proxy rules", Counter::default()),
-            partial_failures: register(
-                partial_failures,
-                "Cumulative failures to apply differences of the proxy rules, after which all were made anew",
-                Counter::default(),
+            failures: register(
+                &format!("{rules}_{failures}"),
+                "Cumulative failures to apply the proxy rules",
+                Family::default(),
             ),
+            partial_failures: register(
+                &format!("{rules}_{partial_failures}"),
+                "Cumulative failures to apply differences of the proxy rules, after which all were made anew",
+                Family::default(),
+            ),
+            flows: histogram("conntrack_reconciler_sync", "ReconcileConntrackFlowsLatency latency in seconds", latency),
             flows_forgotten: register(
                 "kubeproxy_conntrack_reconciler_deleted_entries",
                 "Cumulative conntrack flows deleted by conntrack reconciler",
-                Counter::default(),
+                Family::default(),
             ),
+            iptables_last: Family::default(),
+            iptables_total: Family::default(),
+        };
+        if mode == Mode::Iptables {
+            let (last, total) = (metrics.iptables_last.clone(), metrics.iptables_total.clone());
+            register(
+                &format!("{rules}_iptables_last"),
+                "Number of iptables rules written by kube-proxy in last sync",
+                last,
+            );
+            register(&format!("{rules}_iptables_total"), "Total number of iptables rules owned by kube-proxy", total);
+        }
+        metrics
+    }
+
+    /// One family's rules were applied, whole or the difference.
+    pub fn applied(&self, ipv6: bool, whole: bool, took: Duration) {
+        let durations = if whole { &self.full } else { &self.partial };
+        durations.get_or_create(&label(ipv6)).observe(took.as_secs_f64());
+    }
+
+    pub fn failed(&self, ipv6: bool, whole: bool) {
+        let failures = if whole { &self.failures } else { &self.partial_failures };
+        failures.get_or_create(&label(ipv6)).inc();
+    }
+
+    pub fn forgotten(&self, ipv6: bool, flows: usize, took: Duration) {
+        self.flows.get_or_create(&label(ipv6)).observe(took.as_secs_f64());
+        self.flows_forgotten.get_or_create(&label(ipv6)).inc_by(flows as u64);
+    }
+
+    /// How many rules of iptables were written, and how many there are.
+    pub fn iptables(&self, ipv6: bool, written: &iptables::Counts, total: &iptables::Counts) {
+        let ip_family = label(ipv6).ip_family;
+        for (gauges, counts) in [(&self.iptables_last, written), (&self.iptables_total, total)] {
+            for (table, count) in counts {
+                gauges.get_or_create(&Table { ip_family, table }).set(*count);
+            }
         }
     }
 
-    /// After the rules were applied.
-    pub fn synced(&self, took: Duration, batch: &Batch, families: &[&Ports]) {
-        self.sync.observe(took.as_secs_f64());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.last_timestamp.set(now.as_secs() as i64);
-        let waited = batch.since.map(|since| since.elapsed()).unwrap_or_default();
-        self.last_queued.set(now.saturating_sub(waited).as_secs() as i64);
-        let stamp = Timestamp::now();
-        for trigger in &batch.triggers {
-            self.programming.observe(stamp.duration_since(*trigger).as_secs_f64().max(0.0));
+    /// Ports that went and came: those with a policy Local that have no endpoint here are counted.
+    pub fn changed<'a>(
+        &self,
+        ipv6: bool,
+        old: impl Iterator<Item = &'a ServicePort>,
+        new: impl Iterator<Item = &'a ServicePort>,
+    ) {
+        let mut counts = [0; 2];
+        for (port, sign) in old.map(|port| (port, -1)).chain(new.map(|port| (port, 1))) {
+            let lonely = port.has_endpoints && port.local_endpoints.is_empty();
+            counts[0] += i64::from(lonely && port.internal_local) * sign;
+            counts[1] += i64::from(lonely && port.external_local && port.is_external()) * sign;
         }
-        let ports = || families.iter().flat_map(|ports| ports.values()).filter(|port| port.has_endpoints);
-        let internal = ports().filter(|port| port.internal_local && port.local_endpoints.is_empty()).count();
-        let external =
-            ports().filter(|port| port.external_local && port.is_external() && port.local_endpoints.is_empty()).count();
-        for (traffic_policy, count) in [("internal", internal), ("external", external)] {
-            self.no_local.get_or_create(&Policy { traffic_policy }).set(count as i64);
+        let ip_family = label(ipv6).ip_family;
+        for (traffic_policy, count) in ["internal", "external"].into_iter().zip(counts) {
+            self.no_local.get_or_create(&Policy { ip_family, traffic_policy }).inc_by(count);
+        }
+    }
+
+    /// After the rules of these families were applied.
+    pub fn synced(&self, took: Duration, batch: &Batch, families: impl Iterator<Item = bool>) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let waited = batch.since.map(|since| since.elapsed()).unwrap_or_default();
+        let stamp = Timestamp::now();
+        for family in families.map(label) {
+            self.sync.get_or_create(&family).observe(took.as_secs_f64());
+            self.last_timestamp.get_or_create(&family).set(now.as_secs() as i64);
+            self.last_queued.get_or_create(&family).set(now.saturating_sub(waited).as_secs() as i64);
+            let programming = self.programming.get_or_create(&family);
+            for trigger in &batch.triggers {
+                programming.observe(stamp.duration_since(*trigger).as_secs_f64().max(0.0));
+            }
         }
     }
 }

@@ -1,12 +1,18 @@
 //! The mode nftables: the rule set of a model. Pure; golden files show what it gives.
 //!
-//! A packet to a Service's address meets `services`, whose verdict maps send it, by address, protocol and port, to the
-//! chain of that port in one look-up however many Services there are. That chain picks an endpoint's chain at random (or
-//! the one that the client had before), which rewrites the destination. What comes from outside is marked on its way and
-//! masqueraded when it leaves, so that answers come back this way. Ports without endpoints are refused in the filter hooks,
-//! and whom a load balancer is closed to is dropped before.
+//! A packet to a Service's address meets `services`, whose verdict maps send it on by address, protocol and port, in one
+//! look-up however many Services there are. For most ports that is to the chain of all ports with as many endpoints, which
+//! picks a number; the map of that number knows the endpoint, by address, protocol and port again. So such a port is a few
+//! elements of maps, which cost the same to change however many others there are. (A chain or a set for each would not: the
+//! kernel and `nft` go through all of those.) A port with session affinity, policies of its own or very many endpoints has
+//! chains of its own, one for each endpoint.
 //!
-//! Each port's part of the table is its own, so the parts of ports that changed, before and after, give the transaction.
+//! What comes from outside is marked on its way and masqueraded when it leaves, so that answers come back this way; so is what
+//! a pod sends to itself. Ports without endpoints are refused in the filter hooks, and whom a load balancer is closed to is
+//! dropped before.
+//!
+//! Each port's part of the table is its own (but for `hairpins`, see there), so the parts of ports that changed, before and
+//! after, give the transaction.
 use crate::{
     model::{Endpoint, PortId, ServicePort},
     settings::{LocalTraffic, Settings},
@@ -21,6 +27,11 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 pub const TABLE: &str = "kube-proxy";
 /// A chain that is there whenever the table is ours.
 pub const LANDMARK: &str = "services";
+/// Ports with at most so many endpoints share the chains of the frame.
+const SLOTS: usize = 16;
+/// Endpoints, twice over: what such a one sends to itself by way of a Service. Several ports may have one endpoint, so it
+/// stays until all is made anew; nothing else matches it.
+const HAIRPINS: &str = "hairpins";
 /// The longest chain name that nftables takes is 127 bytes.
 const NAME_MAX: usize = 120;
 const HASH_LENGTH: usize = 13;
@@ -33,8 +44,21 @@ pub fn table(ipv6: bool) -> String {
 /// The whole table for these ports, all of the family of the settings.
 pub fn render<'a>(ports: impl IntoIterator<Item = &'a ServicePort>, settings: &Settings) -> Ruleset {
     let mut rules = parts(ports, settings);
-    Renderer::of(settings).frame(&mut rules);
+    let renderer = Renderer::of(settings);
+    renderer.frame(&mut rules);
+    renderer.shared(&mut rules);
     rules
+}
+
+/// What leads from the ports `old` to the ports `new`.
+pub fn update<'a>(
+    old: impl IntoIterator<Item = &'a ServicePort>,
+    new: impl IntoIterator<Item = &'a ServicePort>,
+    settings: &Settings,
+) -> String {
+    let mut before = parts(old, settings);
+    before.sets.entry(HAIRPINS.to_owned()).or_default().elements.clear();
+    parts(new, settings).update_from(&before, &table(settings.ipv6))
 }
 
 /// What the ports bring into the table, in sets and chains that the frame names.
@@ -48,6 +72,14 @@ pub fn parts<'a>(ports: impl IntoIterator<Item = &'a ServicePort>, settings: &Se
     let address = renderer.address;
     let by_address = format!("type {address} . inet_proto . inet_service : verdict;");
     let by_port = "type inet_proto . inet_service : verdict;".to_owned();
+    let endpoint = |key: &str| format!("type {key}inet_proto . inet_service : {address} . inet_service;");
+    for (slot, (elements, of_node)) in maps.slots.into_iter().zip(maps.node_slots).enumerate() {
+        let declaration = endpoint(&format!("{address} . "));
+        rules.sets.insert(format!("endpoints-{slot}"), Set { map: true, declaration, elements });
+        rules
+            .sets
+            .insert(format!("node-endpoints-{slot}"), Set { map: true, declaration: endpoint(""), elements: of_node });
+    }
     for (name, map, declaration, elements) in [
         ("service-ips", true, by_address.clone(), maps.service_ips),
         ("no-endpoint-services", true, by_address.clone(), maps.dead_ips),
@@ -55,21 +87,25 @@ pub fn parts<'a>(ports: impl IntoIterator<Item = &'a ServicePort>, settings: &Se
         ("service-nodeports", true, by_port.clone(), maps.node_ports),
         ("no-endpoint-nodeports", true, by_port, maps.dead_node_ports),
         ("cluster-ips", false, format!("type {address};"), maps.cluster_ips),
+        (HAIRPINS, false, format!("type {address} . {address};"), maps.hairpins),
     ] {
         rules.sets.insert(name.to_owned(), Set { map, declaration, elements });
     }
     rules
 }
 
-/// Key to verdict; the last is a set.
+/// Key to verdict or, in slots, to endpoint; the last two are sets.
 #[derive(Default)]
 struct Maps {
+    slots: [BTreeMap<String, String>; SLOTS],
+    node_slots: [BTreeMap<String, String>; SLOTS],
     service_ips: BTreeMap<String, String>,
     dead_ips: BTreeMap<String, String>,
     firewalls: BTreeMap<String, String>,
     node_ports: BTreeMap<String, String>,
     dead_node_ports: BTreeMap<String, String>,
     cluster_ips: BTreeMap<String, String>,
+    hairpins: BTreeMap<String, String>,
 }
 
 struct Renderer<'a> {
@@ -121,11 +157,77 @@ impl<'a> Renderer<'a> {
         rules.chain(
             "masquerading",
             vec![
+                format!("ct status dnat {ip} saddr . {ip} daddr @{HAIRPINS} masquerade fully-random"),
                 format!("meta mark & {mark:#x} == 0 return"),
                 format!("meta mark set meta mark ^ {mark:#x}"),
                 "masquerade fully-random".into(),
             ],
         );
+    }
+
+    /// The chains of ports that share theirs: one for each number of endpoints, one for each slot.
+    fn shared(&self, rules: &mut Ruleset) {
+        let ip = self.ip;
+        let rewrite = format!("meta l4proto {{ tcp, udp, sctp }} dnat {ip} to");
+        for count in 1..=SLOTS {
+            let slot = count - 1;
+            let choose = |kind: &str| {
+                let verdicts: Vec<String> = (0..count).map(|slot| format!("{slot} : goto {kind}-{slot}")).collect();
+                format!("numgen random mod {count} vmap {{ {} }}", verdicts.join(", "))
+            };
+            let mark = || "jump mark-for-masquerade".to_owned();
+            let from = if self.settings.masquerade_all { Some(String::new()) } else { self.foreign() };
+            let own = from.map(|from| format!("{from}{}", mark())).into_iter().chain([choose("slot")]);
+            rules.chain(format!("balance-{count}"), own.collect());
+            rules.chain(format!("outside-{count}"), vec![mark(), choose("slot")]);
+            rules.chain(format!("node-port-{count}"), vec![mark(), choose("node-slot")]);
+            let by_address = format!("{ip} daddr . meta l4proto . th dport map @endpoints-{slot}");
+            rules.chain(format!("slot-{slot}"), vec![format!("{rewrite} {by_address}")]);
+            let by_port = format!("meta l4proto . th dport map @node-endpoints-{slot}");
+            rules.chain(format!("node-slot-{slot}"), vec![format!("{rewrite} {by_port}")]);
+        }
+    }
+
+    /// A port like most: elements of maps are all that it needs.
+    fn shared_port(&self, maps: &mut Maps, port: &ServicePort, dead: &str) {
+        let (protocol, endpoints) = (port.id.protocol.as_str(), port.internal());
+        let count = endpoints.len();
+        let addresses = [(port.cluster_ip, "balance")].into_iter().chain(port.outer_ips().map(|ip| (ip, "outside")));
+        for (address, chain) in addresses {
+            let key = format!("{address} . {protocol} . {}", port.port);
+            for (endpoint, slot) in endpoints.iter().zip(&mut maps.slots) {
+                slot.insert(key.clone(), format!("{} . {}", endpoint.ip, endpoint.port));
+            }
+            match count {
+                0 => maps.dead_ips.insert(key, dead.to_owned()),
+                _ => maps.service_ips.insert(key, format!("goto {chain}-{count}")),
+            };
+        }
+        if port.node_port != 0 {
+            let key = format!("{protocol} . {}", port.node_port);
+            for (endpoint, slot) in endpoints.iter().zip(&mut maps.node_slots) {
+                slot.insert(key.clone(), format!("{} . {}", endpoint.ip, endpoint.port));
+            }
+            match count {
+                0 => maps.dead_node_ports.insert(key, dead.to_owned()),
+                _ => maps.node_ports.insert(key, format!("goto node-port-{count}")),
+            };
+        }
+        maps.hairpins.extend(endpoints.iter().map(|e| (format!("{0} . {0}", e.ip), String::new())));
+    }
+
+    /// Whom a load balancer is closed to.
+    fn firewall(&self, rules: &mut Ruleset, maps: &mut Maps, port: &ServicePort) {
+        if port.source_ranges.is_empty() || port.load_balancer_ips.is_empty() {
+            return;
+        }
+        let chain = chain_name("firewall", &port.id);
+        // A balancer's address that is also this node's own speaks to itself.
+        let hosts = port.load_balancer_ips.iter().map(|ip| Cidr::host(*ip));
+        let allowed: Vec<Cidr> = port.source_ranges.iter().copied().chain(hosts).collect();
+        rules.chain(&chain, vec![format!("{} saddr != {} drop", self.ip, set_of(&allowed))]);
+        let at = |ip: &IpAddr| format!("{ip} . {} . {}", port.id.protocol.as_str(), port.port);
+        maps.firewalls.extend(port.load_balancer_ips.iter().map(|ip| (at(ip), format!("goto {chain}"))));
     }
 
     fn port(&self, rules: &mut Ruleset, maps: &mut Maps, port: &ServicePort) {
@@ -135,13 +237,16 @@ impl<'a> Renderer<'a> {
         let goto = |chain: &str| format!("goto {chain}");
         // Nothing answers: told to the client if nothing could, else only this node is the wrong one.
         let dead = if port.has_endpoints { "drop".to_owned() } else { goto("reject-chain") };
+        maps.cluster_ips.insert(port.cluster_ip.to_string(), String::new());
+        self.firewall(rules, maps, port);
+        if is_plain(port) {
+            return self.shared_port(maps, port, &dead);
+        }
         for endpoint in port.endpoints() {
             self.endpoint(rules, port, endpoint);
         }
-        maps.cluster_ips.insert(port.cluster_ip.to_string(), String::new());
 
-        let [service, within, external, firewall] =
-            ["service", "within", "external", "firewall"].map(|kind| chain_name(kind, &port.id));
+        let [service, within, external] = ["service", "within", "external"].map(|kind| chain_name(kind, &port.id));
         if port.internal().is_empty() {
             maps.dead_ips.insert(at(&port.cluster_ip), dead.clone());
         } else {
@@ -202,13 +307,6 @@ impl<'a> Renderer<'a> {
                 maps.dead_node_ports.insert(key, dead);
             }
         }
-        if !port.source_ranges.is_empty() && !port.load_balancer_ips.is_empty() {
-            // A balancer's address that is also this node's own speaks to itself.
-            let hosts = port.load_balancer_ips.iter().map(|ip| Cidr::host(*ip));
-            let allowed: Vec<Cidr> = port.source_ranges.iter().copied().chain(hosts).collect();
-            rules.chain(&firewall, vec![format!("{ip} saddr != {} drop", set_of(&allowed))]);
-            maps.firewalls.extend(port.load_balancer_ips.iter().map(|address| (at(address), goto(&firewall))));
-        }
     }
 
     /// Matches traffic that is not of pods, with a space behind it; none where that cannot be told.
@@ -253,6 +351,12 @@ impl<'a> Renderer<'a> {
         own.push(format!("meta l4proto {} dnat to {}", port.id.protocol.as_str(), endpoint.socket()));
         rules.chain(endpoint_chain(&port.id, &endpoint), own);
     }
+}
+
+/// All traffic goes to the same few endpoints, each time to any of them.
+fn is_plain(port: &ServicePort) -> bool {
+    let has_policy = port.is_external() && (port.external_local || port.internal_local);
+    port.affinity_seconds.is_none() && !has_policy && port.internal().len() <= SLOTS
 }
 
 fn set_of(ranges: &[Cidr]) -> String {
@@ -302,9 +406,21 @@ mod tests {
 
     #[test]
     fn an_endpoint_more_touches_its_service_only() {
-        let (before, after) = (port("web", &["10.244.0.2"]), port("web", &["10.244.0.2", "10.244.1.2"]));
-        let (before, after) = (parts([&before], &settings()), parts([&after], &settings()));
-        insta::assert_snapshot!(after.update_from(&before, &table(false)));
+        let (mut before, mut after) = (port("web", &["10.244.0.2"]), port("web", &["10.244.0.2", "10.244.1.2"]));
+        let shared = update([&before], [&after], &settings());
+        (before.affinity_seconds, after.affinity_seconds) = (Some(60), Some(60));
+        insta::assert_snapshot!(format!("{shared}\n{}", update([&before], [&after], &settings())));
+    }
+
+    #[test]
+    fn a_port_that_grows_beyond_the_slots_gets_chains_of_its_own() {
+        let ips: Vec<String> = (0..=SLOTS).map(|last| format!("10.244.0.{last}")).collect();
+        let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+        let (few, many) = (port("web", &ips[1..]), port("web", &ips));
+        assert_eq!((is_plain(&few), is_plain(&many)), (true, false));
+        let grown = update([&few], [&many], &settings());
+        assert!(grown.contains("delete element ip kube-proxy endpoints-15 { 10.96.0.5 . tcp . 80"), "{grown}");
+        assert!(grown.contains(&format!("numgen random mod {} vmap", SLOTS + 1)), "{grown}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use parking_lot::RwLock;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -33,6 +34,8 @@ const RETRY_BASE: Duration = Duration::from_millis(500);
 const RETRY_CAP: Duration = Duration::from_secs(30);
 /// A Service and its endpoints change one after the other: so long they are waited for, to be applied together.
 const SETTLE: Duration = Duration::from_millis(2);
+/// There only in a kernel that has IPv6.
+const IPV6: &str = "/proc/net/if_inet6";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// As `ToBeDeletedTaint`: the cluster's autoscaler is about to remove the node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -56,7 +59,8 @@ pub struct Proxier {
     changed: Arc<Notify>,
     health: Arc<RwLock<Health>>,
     node: NodeFacts,
-    families: [Family; 2],
+    /// The second is left out where the kernel has no IPv6.
+    families: Vec<Family>,
     health_checks: HealthChecks,
     metrics: Metrics,
 }
@@ -65,8 +69,9 @@ pub struct Proxier {
 struct Family {
     settings: Settings,
     backend: Backend,
-    /// What the kernel holds, if that is known; else what it held last.
-    applied: Ports,
+    /// What the kernel shall hold.
+    wanted: Ports,
+    /// Whether it does.
     is_known: bool,
 }
 
@@ -111,10 +116,11 @@ impl Proxier {
                 localhost_node_ports: config.localhost_node_ports,
             },
             backend: Backend::new(&config.mode),
-            applied: Ports::new(),
+            wanted: Ports::new(),
             is_known: false,
         };
-        let families = [family(false), family(true)];
+        let mut families = vec![family(false)];
+        families.extend(Path::new(IPV6).exists().then(|| family(true)));
         let node = NodeFacts { name: config.node.clone(), zone: String::new() };
         let metrics = Metrics::new(config.mode.mode, changes.clone());
         let health_checks = HealthChecks::default();
@@ -145,7 +151,6 @@ impl Proxier {
                     self.config.sync_period
                 }
                 Err(cause) => {
-                    self.metrics.failures.inc();
                     error!(error = %cause, retry_ms = backoff.current().as_millis() as u64, "rules not applied");
                     backoff.next_wait()
                 }
@@ -174,37 +179,42 @@ impl Proxier {
             self.changes.put_back(batch);
             return outcome;
         }
-        let [v4, v6] = &self.families;
-        let services = self.services.list();
-        self.health_checks.sync(&services, &[&v4.applied, &v6.applied]).await;
-        self.metrics.synced(started.elapsed(), &batch, &[&v4.applied, &v6.applied]);
+        for key in &batch.dirty {
+            let service = self.services.get(&key.namespace, &key.name);
+            let port = service.and_then(|service| model::health_check_port(&service));
+            self.health_checks.set(key, port, self.families.iter().map(|family| &family.wanted));
+        }
+        self.health_checks.listen().await;
+        self.metrics.synced(started.elapsed(), &batch, self.families.iter().map(|family| family.settings.ipv6));
         self.health.write().last_updated = Some(SystemTime::now());
         Ok(())
     }
 
+    /// What changed is made anew in the model, then in the kernel. A family that fails does not keep the other waiting.
     async fn apply(&mut self, batch: &Batch) -> Result<(), CommandError> {
-        for at in 0..self.families.len() {
-            let ipv6 = self.families[at].settings.ipv6;
-            let mut wanted = self.families[at].applied.clone();
+        let mut outcome = Ok(());
+        for family in &mut self.families {
+            let ipv6 = family.settings.ipv6;
             let (mut old, mut new) = (Vec::new(), Vec::new());
             for key in &batch.dirty {
                 let former: Vec<Arc<ServicePort>> =
-                    world::of_service(&wanted, key).map(|(_, port)| port.clone()).collect();
+                    world::of_service(&family.wanted, key).map(|(_, port)| port.clone()).collect();
                 let mut ports = self.changes.build(key, &self.services, &self.slices, &self.node, ipv6);
                 ports.sort_by(|a, b| a.id.cmp(&b.id));
                 ports.dedup_by(|a, b| a.id == b.id);
                 if former.iter().map(AsRef::as_ref).eq(ports.iter()) {
                     continue;
                 }
-                former.iter().for_each(|port| drop(wanted.remove(&port.id)));
+                former.iter().for_each(|port| drop(family.wanted.remove(&port.id)));
                 let ports: Vec<_> = ports.into_iter().map(Arc::new).collect();
-                wanted.extend(ports.iter().map(|port| (port.id.clone(), port.clone())));
+                family.wanted.extend(ports.iter().map(|port| (port.id.clone(), port.clone())));
                 old.extend(former);
                 new.extend(ports);
             }
-            self.families[at].apply(wanted, &old, &new, &self.metrics).await?;
+            self.metrics.changed(ipv6, old.iter().map(AsRef::as_ref), new.iter().map(AsRef::as_ref));
+            outcome = outcome.and(family.apply(&old, &new, &self.metrics).await);
         }
-        Ok(())
+        outcome
     }
 
     /// What this node says about itself: its zone, its addresses, its pods' range.
@@ -248,58 +258,70 @@ impl Proxier {
 }
 
 impl Family {
-    /// Takes the kernel from what was applied to `wanted`, of which `old` and `new` are the difference.
+    /// Takes the kernel to `wanted`, which came about by `old` becoming `new`.
     async fn apply(
         &mut self,
-        wanted: Ports,
         old: &[Arc<ServicePort>],
         new: &[Arc<ServicePort>],
         metrics: &Metrics,
     ) -> Result<(), CommandError> {
-        let first = self.applied.is_empty() && !self.is_known;
         if self.is_known && old.is_empty() && new.is_empty() {
             return Ok(());
         }
         let (ipv6, started) = (self.settings.ipv6, Instant::now());
-        let all: Vec<Arc<ServicePort>> = wanted.values().cloned().collect();
         if self.is_known {
-            let outcome = self.backend.update(old, new, &all, &self.settings).await;
-            if let Err(cause) = &outcome {
+            if let Err(cause) = self.backend.update(old, new, &self.wanted, &self.settings).await {
                 // Somebody changed our rules, or two Services claim one address: all anew, at once.
                 warn!(ipv6, error = %cause, "the difference does not apply; making all rules anew");
-                metrics.partial_failures.inc();
+                metrics.failed(ipv6, false);
                 self.is_known = false;
             }
-            metrics.partial.observe(started.elapsed().as_secs_f64());
+            metrics.applied(ipv6, false, started.elapsed());
         }
-        if !self.is_known {
-            self.backend.replace(&all, &self.settings).await?;
-            metrics.full.observe(started.elapsed().as_secs_f64());
+        let whole = !self.is_known;
+        if whole {
+            if let Err(cause) = self.backend.replace(&self.wanted, &self.settings).await {
+                metrics.failed(ipv6, true);
+                return Err(cause);
+            }
+            metrics.applied(ipv6, true, started.elapsed());
         }
         self.is_known = true;
-        self.applied = wanted;
+        if let Backend::Iptables([written, total]) = &self.backend {
+            metrics.iptables(ipv6, written, total);
+        }
         info!(
             ipv6,
-            ports = all.len(),
+            ports = self.wanted.len(),
             changed = old.len().max(new.len()),
             ms = started.elapsed().as_millis() as u64,
             "rules applied"
         );
-        let is_udp = |port: &&Arc<ServicePort>| port.id.protocol == Protocol::Udp;
-        let changed = old.iter().chain(new).any(|port| is_udp(&port)) || first && all.iter().any(|port| is_udp(&port));
         // What this process forwards by itself is not rewritten by the kernel.
-        if changed && !matches!(self.backend, Backend::Userspace(_)) {
-            let udp: Vec<&ServicePort> = all.iter().filter(is_udp).map(AsRef::as_ref).collect();
-            match conntrack::reconcile(&udp, ipv6).await {
-                Ok(0) => {}
-                Ok(flows) => {
-                    metrics.flows_forgotten.inc_by(flows as u64);
-                    debug!(ipv6, flows, "stale flows forgotten");
-                }
-                Err(error) => warn!(ipv6, %error, "stale UDP flows run out by themselves"),
-            }
+        if !matches!(self.backend, Backend::Userspace(_)) {
+            let is_udp = |port: &&ServicePort| port.id.protocol == Protocol::Udp;
+            let all = self.wanted.values().map(AsRef::as_ref).filter(|_| whole);
+            let udp: Vec<&ServicePort> = all.chain(new.iter().map(AsRef::as_ref)).filter(is_udp).collect();
+            forget_flows(&udp, ipv6, metrics).await;
         }
         Ok(())
+    }
+}
+
+/// Flows to these ports that go where they should not are forgotten.
+async fn forget_flows(udp: &[&ServicePort], ipv6: bool, metrics: &Metrics) {
+    if udp.is_empty() {
+        return;
+    }
+    let started = Instant::now();
+    match conntrack::reconcile(udp, ipv6).await {
+        Ok(flows) => {
+            metrics.forgotten(ipv6, flows, started.elapsed());
+            if flows > 0 {
+                debug!(ipv6, flows, "stale flows forgotten");
+            }
+        }
+        Err(error) => warn!(ipv6, %error, "stale UDP flows run out by themselves"),
     }
 }
 

@@ -10,6 +10,7 @@ use component_base::{cidr::Cidr, command::CommandError};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -30,7 +31,7 @@ pub const LINK: &str = "kube-proxy0";
 /// Connections of one frontend at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
 const BACKLOG: u32 = 1024;
-/// Clients of one UDP frontend that are remembered at once; what is over is dropped, as a full network would.
+/// Clients of one UDP frontend that are remembered at once; who has been silent longest makes way.
 const MAX_UDP_CLIENTS: usize = 1024;
 const MAX_AFFINITY: usize = 10_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,9 +43,15 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// One address family's frontends.
 #[derive(Default)]
 pub struct Forwarder {
-    frontends: BTreeMap<(SocketAddr, Protocol), Frontend>,
-    addresses: BTreeSet<IpAddr>,
+    frontends: Frontends<Frontend>,
+    /// How many ports want each address on the link.
+    addresses: BTreeMap<IpAddr, usize>,
+    /// This node's own, as they were when last looked at.
+    node_addresses: BTreeSet<IpAddr>,
 }
+
+/// By where they listen.
+type Frontends<T> = BTreeMap<(SocketAddr, Protocol), T>;
 
 struct Frontend {
     backends: Arc<Backends>,
@@ -74,8 +81,8 @@ pub fn plan<'a>(
     ports: impl IntoIterator<Item = &'a ServicePort>,
     settings: &Settings,
     node_addresses: &BTreeSet<IpAddr>,
-) -> (BTreeMap<(SocketAddr, Protocol), Target>, BTreeSet<IpAddr>) {
-    let (mut frontends, mut addresses) = (BTreeMap::new(), BTreeSet::new());
+) -> (Frontends<Target>, BTreeMap<IpAddr, usize>) {
+    let (mut frontends, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for port in ports {
         let target = |endpoints: &[Endpoint], sources: &[Cidr]| Target {
             endpoints: endpoints.iter().map(Endpoint::socket).collect(),
@@ -99,23 +106,28 @@ pub fn plan<'a>(
                 put(*address, port.node_port, target(port.external(), &[]));
             }
         }
-        let own = std::iter::once(port.cluster_ip).chain(port.outer_ips());
-        addresses.extend(own.filter(|address| !node_addresses.contains(address)));
+        for address in std::iter::once(port.cluster_ip).chain(port.outer_ips()) {
+            if !node_addresses.contains(&address) {
+                *addresses.entry(address).or_default() += 1;
+            }
+        }
     }
     (frontends, addresses)
 }
 
 impl Forwarder {
     /// Listens where these ports want it, and nowhere else. Connections that are open go on.
-    pub async fn apply(&mut self, ports: &[Arc<ServicePort>], settings: &Settings) -> Result<(), CommandError> {
-        let node_addresses = link::node_addresses(LINK, settings.ipv6).await?;
-        let (wanted, addresses) = plan(ports.iter().map(AsRef::as_ref), settings, &node_addresses);
+    pub async fn replace<'a>(
+        &mut self,
+        ports: impl IntoIterator<Item = &'a ServicePort>,
+        settings: &Settings,
+    ) -> Result<(), CommandError> {
+        self.node_addresses = link::node_addresses(LINK, settings.ipv6).await?;
+        let (wanted, addresses) = plan(ports, settings, &self.node_addresses);
         link::ensure(LINK).await?;
-        if self.addresses.is_empty() {
-            // What an earlier process has left.
-            self.addresses = link::addresses(LINK, settings.ipv6).await?;
-        }
-        link::change(LINK, &self.addresses, &addresses).await?;
+        // With what an earlier process has left.
+        let present = link::addresses(LINK, settings.ipv6).await?;
+        link::change(LINK, &present, &addresses.keys().copied().collect()).await?;
         self.addresses = addresses;
         self.frontends.retain(|key, frontend| {
             let kept = wanted.contains_key(key) && !frontend.task.is_finished();
@@ -124,6 +136,45 @@ impl Forwarder {
             }
             kept
         });
+        self.serve(wanted).await;
+        Ok(())
+    }
+
+    /// As [`Self::replace`], from the ports `old` to the ports `new`.
+    pub async fn update<'a>(
+        &mut self,
+        old: impl IntoIterator<Item = &'a ServicePort>,
+        new: impl IntoIterator<Item = &'a ServicePort>,
+        settings: &Settings,
+    ) -> Result<(), CommandError> {
+        let (before, gone) = plan(old, settings, &self.node_addresses);
+        let (after, come) = plan(new, settings, &self.node_addresses);
+        let touched: BTreeSet<IpAddr> = gone.keys().chain(come.keys()).copied().collect();
+        let count = |of: &BTreeMap<IpAddr, usize>, address: &IpAddr| of.get(address).copied().unwrap_or(0);
+        let left = |address: &IpAddr| {
+            let counts = (count(&self.addresses, address), count(&come, address), count(&gone, address));
+            (*address, (counts.0 + counts.1).saturating_sub(counts.2))
+        };
+        let left: BTreeMap<IpAddr, usize> = touched.iter().map(left).collect();
+        let there = touched.into_iter().filter(|address| self.addresses.contains_key(address)).collect();
+        let wanted = left.iter().filter(|(_, count)| **count > 0).map(|(address, _)| *address).collect();
+        link::change(LINK, &there, &wanted).await?;
+        for (address, count) in left {
+            match count {
+                0 => drop(self.addresses.remove(&address)),
+                _ => drop(self.addresses.insert(address, count)),
+            }
+        }
+        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+            if let Some(frontend) = self.frontends.remove(key) {
+                frontend.task.abort();
+            }
+        }
+        self.serve(after).await;
+        Ok(())
+    }
+
+    async fn serve(&mut self, wanted: Frontends<Target>) {
         for ((address, protocol), target) in wanted {
             if let Some(frontend) = self.frontends.get(&(address, protocol)) {
                 if *frontend.backends.set.read() != target {
@@ -146,7 +197,6 @@ impl Forwarder {
                 Err(error) => warn!(%address, protocol = protocol.as_str(), %error, "cannot listen for a Service"),
             }
         }
-        Ok(())
     }
 }
 
@@ -246,18 +296,18 @@ struct Session {
     endpoint: SocketAddr,
     socket: Arc<UdpSocket>,
     back: JoinHandle<()>,
+    used: Instant,
 }
 
 async fn datagrams(socket: Arc<UdpSocket>, backends: Arc<Backends>) {
     let mut sessions: HashMap<SocketAddr, Session> = HashMap::new();
-    let mut buffer = vec![0; MAX_DATAGRAM];
-    loop {
-        let (size, client) = match socket.recv_from(&mut buffer).await {
+    while socket.readable().await.is_ok() {
+        let (datagram, client) = match receive(&socket) {
             Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            // Of an earlier send (port unreachable), or the machine is out of memory.
             Err(error) => {
-                // Of an earlier send (port unreachable), or the machine is out of memory.
                 debug!(%error, "receiving failed");
-                tokio::time::sleep(ERROR_PAUSE).await;
                 continue;
             }
         };
@@ -266,12 +316,11 @@ async fn datagrams(socket: Arc<UdpSocket>, backends: Arc<Backends>) {
         }
         let is_good = |s: &Session| !s.back.is_finished() && backends.set.read().endpoints.contains(&s.endpoint);
         if !sessions.get(&client).is_some_and(is_good) {
-            sessions.retain(|_, session| !session.back.is_finished());
             if sessions.len() >= MAX_UDP_CLIENTS {
-                continue;
+                make_room(&mut sessions, MAX_UDP_CLIENTS);
             }
             let Some(endpoint) = backends.pick(client.ip(), Instant::now()) else { continue };
-            match Session::start(endpoint, client, socket.clone()).await {
+            match Session::start(endpoint, client, socket.clone()) {
                 Ok(session) => drop(sessions.insert(client, session)),
                 Err(error) => {
                     warn!(%endpoint, %error, "cannot speak to an endpoint");
@@ -279,29 +328,53 @@ async fn datagrams(socket: Arc<UdpSocket>, backends: Arc<Backends>) {
                 }
             }
         }
-        if let Some(session) = sessions.get(&client)
-            && let Err(error) = session.socket.send(&buffer[..size]).await
-        {
-            debug!(endpoint = %session.endpoint, %error, "datagram not passed on");
+        if let Some(session) = sessions.get_mut(&client) {
+            session.used = Instant::now();
+            if let Err(error) = session.socket.send(&datagram).await {
+                debug!(endpoint = %session.endpoint, %error, "datagram not passed on");
+            }
         }
     }
 }
 
+/// One datagram. The buffer is of the stack: no frontend holds one while it waits.
+fn receive(socket: &UdpSocket) -> std::io::Result<(Vec<u8>, SocketAddr)> {
+    let mut buffer = [0; MAX_DATAGRAM];
+    let (size, client) = socket.try_recv_from(&mut buffer)?;
+    Ok((buffer[..size].to_vec(), client))
+}
+
+/// Forgets the clients that are silent, or, if there are none, a share of those that are silent longest.
+fn make_room(sessions: &mut HashMap<SocketAddr, Session>, limit: usize) {
+    sessions.retain(|_, session| !session.back.is_finished());
+    if sessions.len() < limit {
+        return;
+    }
+    let mut used: Vec<Instant> = sessions.values().map(|session| session.used).collect();
+    let (_, silent, _) = used.select_nth_unstable(limit / 8);
+    let silent = *silent;
+    sessions.retain(|_, session| session.used > silent);
+}
+
 impl Session {
-    async fn start(endpoint: SocketAddr, client: SocketAddr, front: Arc<UdpSocket>) -> std::io::Result<Self> {
+    fn start(endpoint: SocketAddr, client: SocketAddr, front: Arc<UdpSocket>) -> std::io::Result<Self> {
         let any: IpAddr = if endpoint.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
-        let socket = Arc::new(UdpSocket::bind((any, 0)).await?);
-        socket.connect(endpoint).await?;
+        let socket = std::net::UdpSocket::bind((any, 0))?;
+        socket.connect(endpoint)?;
+        socket.set_nonblocking(true)?;
+        let socket = Arc::new(UdpSocket::from_std(socket)?);
         let own = socket.clone();
         let back = tokio::spawn(async move {
-            let mut buffer = vec![0; MAX_DATAGRAM];
-            while let Ok(Ok(size)) = timeout(UDP_IDLE, own.recv(&mut buffer)).await {
-                if front.send_to(&buffer[..size], client).await.is_err() {
-                    break;
+            while let Ok(Ok(())) = timeout(UDP_IDLE, own.readable()).await {
+                let mut buffer = [0; MAX_DATAGRAM];
+                match own.try_recv(&mut buffer).and_then(|size| front.try_send_to(&buffer[..size], client)) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => break,
                 }
             }
         });
-        Ok(Self { endpoint, socket, back })
+        Ok(Self { endpoint, socket, back, used: Instant::now() })
     }
 }
 
@@ -324,7 +397,7 @@ mod tests {
         let lines: Vec<String> = frontends
             .iter()
             .map(|((at, protocol), target)| format!("{at} {} -> {:?}", protocol.as_str(), target))
-            .chain(addresses.iter().map(|address| format!("address {address}")))
+            .chain(addresses.keys().map(|address| format!("address {address}")))
             .collect();
         insta::assert_snapshot!(lines.join("\n"));
     }
@@ -346,6 +419,30 @@ mod tests {
         assert_ne!(backends.pick(a, now), first);
         backends.set.write().endpoints.clear();
         assert_eq!(backends.pick(b, now), None);
+    }
+
+    #[tokio::test]
+    async fn who_is_silent_longest_makes_way() {
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let client = |n: usize| SocketAddr::from(([192, 0, 2, 1], n as u16 + 1));
+        let mut sessions = HashMap::new();
+        let limit = 64;
+        for n in 0..limit {
+            let mut session = Session::start("127.0.0.1:9".parse().unwrap(), client(n), front.clone()).unwrap();
+            session.used += Duration::from_secs(n as u64);
+            sessions.insert(client(n), session);
+        }
+        make_room(&mut sessions, limit);
+        assert!(sessions.len() < limit && sessions.len() > limit / 2);
+        assert!(!sessions.contains_key(&client(0)) && sessions.contains_key(&client(limit - 1)));
+    }
+
+    #[test]
+    fn an_address_stays_as_long_as_a_port_wants_it() {
+        let mut shared = gallery()[3].clone();
+        shared.id.name = "other".into();
+        let (_, addresses) = plan([&gallery()[3], &shared], &settings(), &BTreeSet::new());
+        assert_eq!(addresses["198.51.100.7".parse::<IpAddr>().as_ref().unwrap()], 2);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 /// A pod, or a machine beside the node: the process that holds its namespace.
 pub struct Wire {
     holder: Child,
+    name: String,
     pub address: IpAddr,
 }
 
@@ -38,6 +39,7 @@ pub fn is_root() -> bool {
 pub fn become_node() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     run("ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit");
+    run("echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; echo 0 >/proc/sys/net/ipv6/icmp/ratelimit");
 }
 
 impl Wire {
@@ -59,6 +61,22 @@ impl Wire {
         wire
     }
 
+    /// A pod's address of IPv6 beside the other.
+    pub fn and_pod(self, address: &str) -> Wire {
+        run(&format!("ip addr add fd00:169::1/128 dev w-{0} nodad; ip route add {address}/128 dev w-{0}", self.name));
+        self.run(&format!(
+            "ip addr add {address}/128 dev eth0 nodad; ip route add fd00:169::1 dev eth0; ip route add default via fd00:169::1"
+        ));
+        self
+    }
+
+    /// A machine's address of IPv6, and the node's, beside the others.
+    pub fn and_machine(self, address: &str, node: &str) -> Wire {
+        run(&format!("ip addr add {node}/120 dev w-{} nodad", self.name));
+        self.run(&format!("ip addr add {address}/120 dev eth0 nodad; ip route add default via {node}"));
+        self
+    }
+
     fn new(name: &str, address: &str) -> Wire {
         let holder = Command::new("unshare")
             .args(["--net", "--kill-child", "sleep", "600"])
@@ -70,7 +88,7 @@ impl Wire {
             std::fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|found| *found != own)
         });
         run(&format!("ip link add name w-{name} type veth peer name eth0 netns {pid}; ip link set w-{name} up"));
-        let wire = Wire { holder, address: address.parse().expect("an address") };
+        let wire = Wire { holder, name: name.to_owned(), address: address.parse().expect("an address") };
         wire.run("ip link set lo up; ip link set eth0 up");
         wire
     }
