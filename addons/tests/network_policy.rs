@@ -15,6 +15,7 @@ use common::{FakeApi, Program};
 use serde_json::{Value, json};
 use wires::{Wire, ask, ask_on_tcp, become_node, is_root, output, run};
 
+const NODES: &str = "/api/v1/nodes";
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 const PODS: &str = "/api/v1/pods";
 const NAMESPACES: &str = "/api/v1/namespaces";
@@ -41,6 +42,11 @@ impl Lab {
         let outside = Wire::machine("outside", "192.0.2.2", "192.0.2.1");
         outside.serve("outside", 80);
         let lab = Self { api: FakeApi::start(), server, client, other, outside };
+        lab.api.apply(
+            NODES,
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.0.0/24"},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+        );
         lab.namespace("a", json!({"kubernetes.io/metadata.name": "a"}));
         lab.namespace("b", json!({"kubernetes.io/metadata.name": "b", "team": "b"}));
         lab.pod("server", "a", "10.244.0.2", json!({"app": "server"}));
@@ -62,6 +68,15 @@ impl Lab {
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
                 "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80}]}]},
                 "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}),
+        );
+    }
+
+    /// A pod that is on its way: its address is not in its status yet.
+    fn coming(&self, name: &str, namespace: &str, labels: Value) {
+        self.api.apply(
+            PODS,
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
+                "spec": {"nodeName": "n1", "containers": [{"name": "c"}]}, "status": {"phase": "Pending"}}),
         );
     }
 
@@ -209,6 +224,28 @@ fn policies_hold_for_real_packets() {
     until("to its namespace", goes, "client silence silence silence");
     lab.policy("out", egress(json!([{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"namespaceSelector": {"matchLabels": {"team": "b"}}}]}])));
     until("to a block and another namespace", goes, "silence other outside silence");
+    lab.policy("out", egress(json!([{"ports": [{"port": "web"}]}])));
+    until("to ports by their names", goes, "client other silence silence");
+
+    // A pod has its policies from the first packet on, though its address is told later.
+    lab.no_policy("out");
+    let late = Wire::pod("late", "10.244.0.9");
+    late.serve("late", 80);
+    let late_is = || lab.client.ask("tcp:10.244.0.9:80").split(' ').next().unwrap_or_default().to_owned();
+    lab.policy("deny", ingress(json!([])));
+    lab.reaches("a policy of others", nobody);
+    lab.coming("late", "a", json!({"app": "none"}));
+    until("no policy speaks of it", late_is, "late");
+    lab.coming("late", "a", json!({"app": "server"}));
+    until("nobody knows its address yet", late_is, "silence");
+    assert!(late.ask("tcp:10.244.0.3:80").starts_with("client"), "egress is not the policy's");
+    lab.pod("late", "a", "10.244.0.9", json!({"app": "server"}));
+    until("its policy is in force", late_is, "silence");
+    lab.policy("pods", ingress(json!([{"from": [client]}])));
+    until("and lets the client in", late_is, "late");
+    lab.api.delete(PODS, "a", "late");
+    lab.no_policy("pods");
+    lab.no_policy("deny");
     lab.policy("out", egress(json!([{"ports": [{"port": "web"}]}])));
     until("to ports by their names", goes, "client other silence silence");
 

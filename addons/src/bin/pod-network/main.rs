@@ -59,7 +59,7 @@ struct Flags {
     /// Directory of the CNI plugins.
     #[arg(long, default_value = "/usr/lib/cni")]
     cni_bin_dir: PathBuf,
-    /// MTU of the pods' links; default: the kernel's, less what a tunnel takes where there is one.
+    /// MTU of the pods' links; default: that of the node's, less what a tunnel takes where there is one.
     #[arg(long)]
     mtu: Option<u32>,
     /// Remove routes, rules and configuration, and end.
@@ -71,7 +71,7 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags: Flags = cli::parse(&[]);
-    daemon::run("pod-network", flags.common.v, async |shutdown| run(flags, shutdown).await)
+    daemon::run_on_one_thread("pod-network", flags.common.v, async |shutdown| run(flags, shutdown).await)
 }
 
 async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -100,7 +100,7 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         }
     });
     // It ends with the shutdown, and its rules stay.
-    tokio::spawn(policy::run(client, own.clone(), shutdown.clone()));
+    tokio::spawn(policy::run(client, own.clone(), nodes.clone(), shutdown.clone()));
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         () = nodes.synced() => {}

@@ -101,7 +101,7 @@ fn hardware_address(node: IpAddr) -> String {
 
 /// For `ip -batch`, to make the tunnel's link; what is there already does no harm.
 pub(crate) fn tunnel_link(node: IpAddr, cidrs: &[Cidr], link_mtu: u32) -> String {
-    let mtu = link_mtu - OVERHEAD[usize::from(node.is_ipv6())];
+    let mtu = link_mtu.saturating_sub(OVERHEAD[usize::from(node.is_ipv6())]);
     let mut batch = format!(
         "link add {TUNNEL} type vxlan id {TUNNEL_ID} local {node} dstport {TUNNEL_PORT} nolearning\n\
          link set {TUNNEL} address {} mtu {mtu} up\n",
@@ -124,10 +124,10 @@ pub(crate) fn tunnel_neighbors(tunnels: &BTreeMap<Cidr, IpAddr>) -> (String, Str
     (neighbors, forwarding)
 }
 
-/// The MTU of pods' links: what is left by the tunnel, if packets may go through one.
+/// The MTU of pods' links: that of the node's, less what a tunnel takes if packets may go through one.
 pub(crate) fn pod_mtu(given: Option<u32>, link_mtu: Option<u32>, node: Option<IpAddr>, tunneled: bool) -> Option<u32> {
-    let room = || Some(link_mtu? - OVERHEAD[usize::from(node?.is_ipv6())]);
-    given.or_else(|| if tunneled { room() } else { None })
+    let taken = if tunneled { node.map_or(0, |node| OVERHEAD[usize::from(node.is_ipv6())]) } else { 0 };
+    given.or_else(|| link_mtu.map(|mtu| mtu.saturating_sub(taken)))
 }
 
 /// This node's own addresses, as `ip -o addr` shows them: link, address, and the range of the link.
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(pod_mtu(None, Some(1500), own, true), Some(1450));
         assert_eq!(
             (pod_mtu(None, Some(1500), own, false), pod_mtu(Some(1400), Some(1500), own, true)),
-            (None, Some(1400))
+            (Some(1500), Some(1400))
         );
     }
 

@@ -87,6 +87,12 @@ pub(crate) struct Compiled {
     pub peers: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Who has a named port, by its number.
     pub named: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// This node's ranges of pods, and who is known to have an address of them.
+    pub ranges: Vec<Cidr>,
+    pub known: BTreeSet<IpAddr>,
+    /// Where a pod that policies speak of is about to get an address here: until it is known which, nobody who is not known
+    /// takes or sends anything. So no pod is open before its policies hold.
+    pub awaited: BTreeSet<Direction>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,9 +121,9 @@ pub(crate) enum PortMatch {
 // === impl Pod ===
 
 impl Pod {
-    /// None for pods that policies do not touch: on the host's network, ended, or without an address.
+    /// None for pods that policies do not touch: on the host's network, ended, or without an address and not here.
     pub(crate) fn read(pod: &ApiPod, node: &str) -> Option<Pod> {
-        let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
+        let (spec, status) = (pod.spec.as_ref()?, pod.status.clone().unwrap_or_default());
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         if spec.host_network == Some(true) || ended {
             return None;
@@ -130,12 +136,13 @@ impl Pod {
             let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase();
             Some((port.name.clone()?, protocol, u16::try_from(port.container_port).ok()?))
         });
-        (!ips.is_empty()).then(|| Pod {
+        let local = spec.node_name.as_deref() == Some(node);
+        (local || !ips.is_empty()).then(|| Pod {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
             ips: ips.into_iter().collect(),
             ports: ports.collect(),
-            local: spec.node_name.as_deref() == Some(node),
+            local,
         })
     }
 }
@@ -223,14 +230,20 @@ impl Port {
 // === impl Compiled ===
 
 impl Compiled {
-    /// Of one family.
+    /// Of one family; `ranges` are this node's own, of both.
     pub(crate) fn new(
         policies: &[Policy],
         pods: &[Pod],
         namespaces: &BTreeMap<String, Labels>,
+        ranges: &[Cidr],
         ipv6: bool,
     ) -> Compiled {
-        let mut compiled = Compiled::default();
+        let here = pods.iter().filter(|pod| pod.local).flat_map(|pod| &pod.ips).filter(|ip| ip.is_ipv6() == ipv6);
+        let mut compiled = Compiled {
+            ranges: ranges.iter().filter(|range| range.is_ipv6() == ipv6).copied().collect(),
+            known: here.copied().collect(),
+            ..Compiled::default()
+        };
         for (at, direction) in [Direction::Ingress, Direction::Egress].into_iter().enumerate() {
             for pod in pods.iter().filter(|pod| pod.local) {
                 let own: Vec<(&Policy, &Vec<Rule>)> = policies
@@ -239,6 +252,9 @@ impl Compiled {
                     .filter_map(|policy| Some((policy, policy.rules[at].as_ref()?)))
                     .collect();
                 let ips = pod.ips.iter().filter(|ip| ip.is_ipv6() == ipv6);
+                if !own.is_empty() && pod.ips.is_empty() {
+                    compiled.awaited.insert(direction);
+                }
                 if own.is_empty() || ips.clone().next().is_none() {
                     continue;
                 }

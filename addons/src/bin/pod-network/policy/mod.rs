@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use component_base::command::CommandError;
 use component_base::informer::Informer;
 use component_base::nftables::{self, Ruleset};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::plan;
 use compile::Compiled;
 
 /// How often the rules are looked for, changes or none.
@@ -30,54 +31,49 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Keeps the policies of this node's pods in force until `shutdown`. The rules stay.
-pub(crate) async fn run(client: Client, own: String, shutdown: CancellationToken) {
-    let config = watcher::Config::default;
-    let policies = Informer::start_with_transform(Api::<NetworkPolicy>::all(client.clone()), config(), |policy| {
+/// Keeps the policies of this node's pods in force until `shutdown`. The rules stay. `nodes` tell this node's ranges.
+pub(crate) async fn run(client: Client, own: String, nodes: Informer<Node>, shutdown: CancellationToken) {
+    let policies = Api::<NetworkPolicy>::all(client.clone());
+    let policies = Informer::start_with_transform(policies, watcher::Config::default(), |policy| {
         policy.metadata.annotations = None;
         policy.metadata.labels = None;
     });
-    let pods = Informer::start_with_transform(Api::<Pod>::all(client.clone()), config(), slim);
-    let namespaces = Informer::start_with_transform(Api::<Namespace>::all(client), config(), |namespace| {
-        namespace.metadata.annotations = None;
-    });
     let changed = Arc::new(Notify::new());
+    let (notify, node) = (changed.clone(), own.clone());
+    nodes.on_change(move |change| {
+        let ranges = |node: Option<&Arc<Node>>| node.map(|node| plan::pod_cidrs(node));
+        let is_own = change.latest().is_some_and(|latest| latest.metadata.name.as_ref() == Some(&node));
+        if is_own && ranges(change.old) != ranges(change.new) {
+            notify.notify_one();
+        }
+    });
     let notify = changed.clone();
     policies.on_change(move |_| notify.notify_one());
-    let (notify, node) = (changed.clone(), own.clone());
-    pods.on_change(move |change| {
-        let essence = |pod: Option<&Arc<Pod>>| pod.and_then(|pod| compile::Pod::read(pod, &node));
-        if essence(change.old) != essence(change.new) {
-            notify.notify_one();
-        }
-    });
-    let notify = changed.clone();
-    namespaces.on_change(move |change| {
-        let labels = |namespace: Option<&Arc<Namespace>>| namespace.map(|n| n.metadata.labels.clone());
-        if labels(change.old) != labels(change.new) {
-            notify.notify_one();
-        }
-    });
     tokio::select! {
         () = shutdown.cancelled() => return,
-        // From half of the pods a policy's peers would be cut off.
-        () = async { tokio::join!(policies.synced(), pods.synced(), namespaces.synced()); } => {}
+        () = async { tokio::join!(nodes.synced(), policies.synced()); } => {}
     }
+    let mut peers: Option<Peers> = None;
     let mut applied: Option<Ruleset> = None;
     loop {
         let started = Instant::now();
+        if policies.is_empty() {
+            peers = None;
+        } else if peers.is_none() {
+            let watched = Peers::watch(&client, &own, &changed);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                // From half of the pods a policy's peers would be cut off.
+                () = async { tokio::join!(watched.pods.synced(), watched.namespaces.synced()); } => {}
+            }
+            peers = Some(watched);
+        }
         let wanted = {
             let policies: Vec<_> = policies.list().iter().map(|policy| compile::Policy::read(policy)).collect();
-            let pods: Vec<_> = match policies.as_slice() {
-                [] => Vec::new(),
-                _ => pods.list().iter().filter_map(|pod| compile::Pod::read(pod, &own)).collect(),
-            };
-            let labels = |namespace: &Arc<Namespace>| {
-                let meta = &namespace.metadata;
-                (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
-            };
-            let namespaces: BTreeMap<_, _> = namespaces.list().iter().map(labels).collect();
-            let families = [false, true].map(|ipv6| (ipv6, Compiled::new(&policies, &pods, &namespaces, ipv6)));
+            let (pods, namespaces) = peers.as_ref().map(|peers| peers.read(&own)).unwrap_or_default();
+            let ranges = nodes.get("", &own).map(|node| plan::pod_cidrs(&node)).unwrap_or_default();
+            let families =
+                [false, true].map(|ipv6| (ipv6, Compiled::new(&policies, &pods, &namespaces, &ranges, ipv6)));
             render::render(&families)
         };
         let pause = match apply(&mut applied, wanted).await {
@@ -109,6 +105,46 @@ pub(crate) async fn run(client: Client, own: String, shutdown: CancellationToken
                 }
             }
         }
+    }
+}
+
+/// Of whom policies speak: all pods and namespaces of the cluster, watched while there are policies.
+struct Peers {
+    pods: Informer<Pod>,
+    namespaces: Informer<Namespace>,
+}
+
+impl Peers {
+    fn watch(client: &Client, own: &str, changed: &Arc<Notify>) -> Peers {
+        let config = watcher::Config::default;
+        let pods = Informer::start_with_transform(Api::<Pod>::all(client.clone()), config(), slim);
+        let namespaces = Informer::start_with_transform(Api::<Namespace>::all(client.clone()), config(), |namespace| {
+            namespace.metadata.annotations = None;
+        });
+        let (notify, node) = (changed.clone(), own.to_owned());
+        pods.on_change(move |change| {
+            let essence = |pod: Option<&Arc<Pod>>| pod.and_then(|pod| compile::Pod::read(pod, &node));
+            if essence(change.old) != essence(change.new) {
+                notify.notify_one();
+            }
+        });
+        let notify = changed.clone();
+        namespaces.on_change(move |change| {
+            let labels = |namespace: Option<&Arc<Namespace>>| namespace.map(|n| n.metadata.labels.clone());
+            if labels(change.old) != labels(change.new) {
+                notify.notify_one();
+            }
+        });
+        Peers { pods, namespaces }
+    }
+
+    fn read(&self, own: &str) -> (Vec<compile::Pod>, BTreeMap<String, compile::Labels>) {
+        let labels = |namespace: &Arc<Namespace>| {
+            let meta = &namespace.metadata;
+            (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
+        };
+        let pods = self.pods.list().iter().filter_map(|pod| compile::Pod::read(pod, own)).collect();
+        (pods, self.namespaces.list().iter().map(labels).collect())
     }
 }
 

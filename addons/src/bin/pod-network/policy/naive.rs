@@ -104,7 +104,7 @@ impl World {
     fn compiled(&self) -> Compiled {
         let pods: Vec<Pod> = self.pods.iter().filter_map(|pod| Pod::read(pod, NODE)).collect();
         let policies: Vec<Policy> = self.policies.iter().map(Policy::read).collect();
-        Compiled::new(&policies, &pods, &self.namespaces, false)
+        Compiled::new(&policies, &pods, &self.namespaces, &["10.0.0.0/24".parse().expect("a range")], false)
     }
 }
 
@@ -155,6 +155,36 @@ fn all_that_a_policy_can_say() {
     };
     let rules = render::render(&[(false, world.compiled()), (true, Compiled::default())]);
     insta::assert_snapshot!(rules.create(render::TABLE));
+}
+
+#[test]
+fn while_a_pod_of_a_policy_awaits_its_address_nobody_unknown_speaks() {
+    let mut world = World {
+        policies: vec![policy(
+            "deny",
+            "a",
+            json!({"podSelector": {"matchLabels": {"app": "x"}}, "policyTypes": ["Ingress"]}),
+        )],
+        pods: vec![pod("a", "y", "10.0.0.2", NODE, 82), pod("a", "x", "", "n2", 81)],
+        namespaces: namespaces(),
+    };
+    let rules = |world: &World| {
+        let rules = render::render(&[(false, world.compiled()), (true, Compiled::default())]);
+        rules.chains[render::LANDMARK].rules.join("\n")
+    };
+    assert_eq!(rules(&world), "", "elsewhere");
+    world.pods.push(pod("a", "z", "", NODE, 81));
+    assert_eq!(rules(&world), "", "no policy speaks of it");
+    world.pods.push(pod("a", "x", "", NODE, 81));
+    assert!(
+        rules(&world).contains("ct reply ip saddr 10.0.0.0/24 ct reply ip saddr != @known drop"),
+        "{}",
+        rules(&world)
+    );
+    assert!(!rules(&world).contains("ct original ip saddr 10.0.0.0/24"), "egress is not the policy's");
+    assert_eq!(world.compiled().known, ["10.0.0.2".parse().expect("an address")].into());
+    world.pods[3] = pod("a", "x", "10.0.0.3", NODE, 81);
+    assert!(!rules(&world).contains("@known"));
 }
 
 fn selectors() -> impl Strategy<Value = Value> {

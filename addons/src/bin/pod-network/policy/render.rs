@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use component_base::cidr::Cidr;
 use component_base::nftables::{Ruleset, Set};
 
 use super::compile::{Compiled, Direction, Matcher, PeerMatch, PortMatch};
@@ -23,7 +24,7 @@ pub(crate) fn render(families: &[(bool, Compiled)]) -> Ruleset {
     for (ipv6, compiled) in families {
         family(&mut rules, &mut forward, compiled, *ipv6);
     }
-    let idle = families.iter().all(|(_, compiled)| compiled.subjects.is_empty());
+    let idle = families.iter().all(|(_, compiled)| compiled.subjects.is_empty() && compiled.awaited.is_empty());
     // Behind the rewriting of addresses, beside others' filters.
     let rules_of_forward = if idle { Vec::new() } else { forward };
     rules.base_chain(LANDMARK, "type filter hook forward priority 0; policy accept;", rules_of_forward);
@@ -46,10 +47,18 @@ fn family(rules: &mut Ruleset, forward: &mut Vec<String>, compiled: &Compiled, i
         own.iter().map(|ip| (format!("{ip} . {ip}"), String::new())).collect(),
     );
     forward.push(format!("{begins} . {answers} @itself{six} accept"));
+    if !compiled.awaited.is_empty() {
+        let known = compiled.known.iter().map(|ip| (ip.to_string(), String::new()));
+        put("known", false, format!("type {kind};"), known.collect());
+    }
     for (direction, name, end) in [(Direction::Egress, "egress", &begins), (Direction::Ingress, "ingress", &answers)] {
         let subjects = compiled.subjects.iter().filter(|((of, _), _)| *of == direction);
         let elements = subjects.map(|((_, ip), profile)| (ip.to_string(), format!("jump {profile}{six}"))).collect();
         put(name, true, format!("type {kind} : verdict;"), elements);
+        if compiled.awaited.contains(&direction) {
+            let unknown = |range: &Cidr| format!("{end} {range} {end} != @known{six} drop");
+            forward.extend(compiled.ranges.iter().map(unknown));
+        }
         forward.push(format!("{end} vmap @{name}{six}"));
     }
     for (name, members) in compiled.peers.iter().chain(&compiled.named) {
