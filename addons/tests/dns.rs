@@ -80,6 +80,13 @@ async fn a_cluster_is_resolved_and_followed() {
     let elsewhere = FakeApi::start();
     elsewhere.apply(NAMESPACES, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}));
     elsewhere.apply(SERVICES, service("far", json!({"clusterIP": "10.97.0.1", "ports": ports})));
+    let hosts = directory.path().join("hosts");
+    std::fs::write(&hosts, "192.0.2.7 printer.test\n").expect("written");
+    api.apply(
+        "/api/v1/pods",
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
+            "status": {"podIPs": [{"ip": "10.1.0.9"}]}}),
+    );
     let run = |api: &FakeApi, domain: &str, upstream: &str| {
         let home = directory.path().join(domain);
         std::fs::create_dir(&home).expect("a directory");
@@ -92,7 +99,9 @@ async fn a_cluster_is_resolved_and_followed() {
             .arg(format!("--health-bind-address=127.0.0.1:{}", ports[1]))
             .arg(format!("--ready-bind-address=127.0.0.1:{}", ports[2]))
             .arg(format!("--metrics-bind-address=127.0.0.1:{}", ports[3]))
-            .args((!upstream.is_empty()).then(|| format!("--upstream={upstream}")))
+            .args((!upstream.is_empty()).then(|| format!("--stub-domain=far.local={upstream}")))
+            .args(["--rewrite=old.test=web.default.svc.cluster.local", "--pods=verified"])
+            .arg(format!("--hosts={}", hosts.display()))
             .stderr(Stdio::inherit())
             .spawn()
             .expect("started");
@@ -105,7 +114,7 @@ async fn a_cluster_is_resolved_and_followed() {
 
     let (udp, tcp) = (resolver(address, false), resolver(address, true));
     use RecordType::{A, AAAA, PTR, SRV};
-    let cases: [(&str, RecordType, &[&str]); 9] = [
+    let cases: [(&str, RecordType, &[&str]); 13] = [
         ("web.default.svc.cluster.local.", A, &["10.96.0.20"]),
         ("web.default.svc.cluster.local.", AAAA, &["NODATA"]),
         ("none.default.svc.cluster.local.", A, &["NXDOMAIN"]),
@@ -113,6 +122,10 @@ async fn a_cluster_is_resolved_and_followed() {
         ("db-0.db.default.svc.cluster.local.", A, &["10.1.0.1"]),
         ("_http._tcp.web.default.svc.cluster.local.", SRV, &["0 100 80 web.default.svc.cluster.local."]),
         ("20.0.96.10.in-addr.arpa.", PTR, &["web.default.svc.cluster.local."]),
+        ("10-1-0-9.default.pod.cluster.local.", A, &["10.1.0.9"]),
+        ("10-1-0-8.default.pod.cluster.local.", A, &["NXDOMAIN"]),
+        ("printer.test.", A, &["192.0.2.7"]),
+        ("old.test.", A, &["10.96.0.20"]),
         // Asked upstream.
         ("far.default.svc.far.local.", A, &["10.97.0.1"]),
         ("none.default.svc.far.local.", A, &["NXDOMAIN"]),
@@ -149,7 +162,9 @@ async fn a_cluster_is_resolved_and_followed() {
     assert!(http(health, "/health").is_some_and(|answer| answer.ends_with("OK")));
     let shown = http(metrics, "/metrics").expect("metrics");
     assert!(shown.contains("coredns_dns_requests_total{proto=\"udp\",type=\"A\"}"), "{shown}");
-    assert!(shown.contains("coredns_cache_hits_total"), "{shown}");
+    for name in ["coredns_cache_hits_total", "coredns_cache_entries", "coredns_forward_requests_total{to="] {
+        assert!(shown.contains(name), "{name}: {shown}");
+    }
     let server: IpAddr = address.ip();
     assert!(server.is_loopback());
 }

@@ -2,12 +2,15 @@
 //! much fits.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forwarder;
+use crate::hosts::Hosts;
 use crate::resolve::{Outcome, Zone};
 use crate::telemetry::Telemetry;
 use crate::world::World;
@@ -30,6 +33,17 @@ pub(crate) struct Answerer {
     pub zone: Zone,
     pub world: Arc<RwLock<World>>,
     pub forwarder: Forwarder,
+    /// Of a file, ahead of everything else.
+    pub hosts: RwLock<Hosts>,
+    /// Names that stand for others.
+    pub rewrites: Vec<(Name, Name)>,
+    /// Whether lists begin elsewhere each time.
+    pub spread: bool,
+    /// Whether each question is logged.
+    pub log: bool,
+    /// The question by which we find that we forward to ourselves, and how that is told.
+    pub own_question: Name,
+    pub looped: CancellationToken,
     /// Whether the world is complete; before, its absences mean nothing.
     pub is_ready: Box<dyn Fn() -> bool + Send + Sync>,
     pub telemetry: Telemetry,
@@ -83,18 +97,29 @@ impl Answerer {
         if in_zone && !(self.is_ready)() {
             return refuse(ResponseCode::ServFail);
         }
-        let question = query.clone();
+        if kind == RecordType::HINFO && *query.name() == self.own_question {
+            self.looped.cancel();
+            return refuse(ResponseCode::ServFail);
+        }
+        let mut question = query.clone();
+        if let Some(other) = self.rewritten(query.name()) {
+            question.set_name(other.clone());
+        }
         self.resolve(request, question, transport)
     }
 
     fn resolve(&self, request: Message, mut question: Query, transport: Transport) -> Step {
         let mut response = refusal(&request, ResponseCode::NoError);
         for _ in 0..MAX_ALIASES {
-            let outcome = self.zone.resolve(&self.world.read(), question.name(), question.query_type());
+            let (name, kind) = (question.name(), question.query_type());
+            let outcome = self.zone.hosts(&self.hosts.read(), name, kind);
+            let outcome = outcome.unwrap_or_else(|| self.zone.resolve(&self.world.read(), name, kind));
             response.metadata.authoritative = true;
             match outcome {
                 Outcome::Answer { mut answers, additionals } => {
-                    spread(&mut answers);
+                    if self.spread {
+                        spread(&mut answers);
+                    }
                     response.answers.extend(answers);
                     response.additionals = additionals;
                 }
@@ -123,8 +148,9 @@ impl Answerer {
     pub(crate) async fn forward(&self, pending: Pending) -> Vec<u8> {
         let Pending { request, question, answers, transport } = pending;
         let dnssec_ok = request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
-        let (upstream, cached) = self.forwarder.ask(&question, dnssec_ok).await;
-        self.telemetry.forwarded(cached);
+        let began = Instant::now();
+        let upstream = self.forwarder.ask(&question, dnssec_ok).await;
+        self.telemetry.took(began.elapsed());
         let mut response = refusal(&request, upstream.metadata.response_code);
         response.metadata.authentic_data = upstream.metadata.authentic_data && answers.is_empty();
         response.answers = answers;
@@ -132,6 +158,17 @@ impl Answerer {
         response.authorities = upstream.authorities;
         response.additionals = upstream.additionals;
         self.finish(&request, transport, response)
+    }
+
+    /// Too many questions are on their way upstream.
+    pub(crate) fn refuse(&self, pending: &Pending) -> Vec<u8> {
+        self.telemetry.refused();
+        self.finish(&pending.request, pending.transport, refusal(&pending.request, ResponseCode::Refused))
+    }
+
+    /// What a name stands for, where it stands for another.
+    fn rewritten(&self, name: &Name) -> Option<&Name> {
+        self.rewrites.iter().find(|(from, _)| from == name).map(|(_, to)| to)
     }
 
     /// The bytes, cut to what the client takes.
@@ -145,7 +182,19 @@ impl Answerer {
             edns.set_rcode_high(response.metadata.response_code.high());
             response.set_edns(edns);
         }
+        // A client that asked for one name gets no answer to another.
+        if let Some(asked) = request.queries.first().map(Query::name)
+            && let Some(other) = self.rewritten(asked)
+        {
+            let renamed = response.answers.iter_mut().filter(|record| record.name == *other);
+            renamed.for_each(|record| record.name = asked.clone());
+        }
         self.telemetry.response(response.metadata.response_code);
+        if self.log {
+            let question = request.queries.first().map(ToString::to_string).unwrap_or_default();
+            let (code, answers) = (response.metadata.response_code, response.answers.len());
+            tracing::info!(question, %code, answers, ?transport, "answered");
+        }
         let limit = match transport {
             Transport::Tcp => usize::from(u16::MAX),
             Transport::Udp => {
@@ -213,14 +262,13 @@ fn spread(answers: &mut [Record]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::str::FromStr;
 
     use apimachinery::meta::NamespacedName;
-    use hickory_proto::rr::Name;
     use serde_json::json;
 
     use super::*;
+    use crate::resolve::Options;
 
     fn answerer(endpoints: usize, ready: bool) -> Answerer {
         let mut world = World::default();
@@ -240,9 +288,15 @@ mod tests {
         let slice = crate::world::tests::slice("s", "big", json!(list));
         world.set_slice(&NamespacedName::new("ns", "s"), None, Some(&slice));
         Answerer {
-            zone: Zone::new("cluster.local", 30, Vec::new()).expect("a zone"),
+            zone: Zone::new("cluster.local", 30, Vec::new(), Options::default()).expect("a zone"),
             world: Arc::new(RwLock::new(world)),
-            forwarder: Forwarder::new(Vec::new(), PathBuf::from("/nonexistent"), Vec::new()),
+            forwarder: Forwarder::new(crate::forward::tests::settings(Vec::new()), Telemetry::default()),
+            hosts: RwLock::default(),
+            rewrites: Vec::new(),
+            spread: true,
+            log: false,
+            own_question: Name::from_str("1.2.").expect("a name"),
+            looped: CancellationToken::new(),
             is_ready: Box::new(move || ready),
             telemetry: Telemetry::default(),
         }
@@ -313,6 +367,23 @@ mod tests {
         assert_eq!(response.metadata.response_code, ResponseCode::ServFail);
         assert_eq!(response.answers[0].record_type(), RecordType::CNAME);
         assert_eq!(response.queries[0].name().to_string(), "out.ns.svc.cluster.local.");
+    }
+
+    #[test]
+    fn hosts_rewrites_and_our_own_question_go_ahead_of_the_cluster() {
+        let name = |text: &str| Name::from_str(text).expect("a name");
+        let mut all = answerer(1, true);
+        *all.hosts.write() = Hosts::parse("192.0.2.7 printer.example web.ns.svc.cluster.local");
+        all.rewrites = vec![(name("old.example."), name("printer.example."))];
+        for asked in ["printer.example.", "old.example.", "web.ns.svc.cluster.local."] {
+            let (response, _) = answer(&all, &request(asked, None), Transport::Udp);
+            let answered: Vec<String> = response.answers.iter().map(|r| format!("{} {}", r.name, r.data)).collect();
+            assert_eq!(answered, [format!("{asked} 192.0.2.7")]);
+        }
+        let mut own = request("1.2.", None);
+        own.queries[0].set_query_type(RecordType::HINFO);
+        answer(&all, &own, Transport::Udp);
+        assert!(all.looped.is_cancelled(), "we forward to ourselves");
     }
 
     #[test]

@@ -3,15 +3,38 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use clap::ValueEnum;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
+use crate::hosts::Hosts;
 use crate::world::{Endpoint, Port, ServiceKind, World, dashed};
 
 /// The version of the specification that is followed, as the record `dns-version` tells it.
 const DNS_SCHEMA_VERSION: &str = "1.1.0";
 /// How long an absence may be remembered, in seconds.
 const NEGATIVE_TTL: u32 = 5;
+
+/// What is answered to names of pods (`10-0-0-5.ns.pod`). As CoreDNS' `pods`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pods {
+    Disabled,
+    /// The address that the name spells, whoever has it.
+    #[default]
+    Insecure,
+    /// Only where a pod of the namespace has it.
+    Verified,
+}
+
+/// What of the cluster is answered, beside the specification.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    pub pods: Pods,
+    /// A Service without ready endpoints is not there.
+    pub ignore_empty_service: bool,
+    /// Names of the zone that are not there are asked upstream.
+    pub fallthrough: bool,
+}
 
 /// The zone that is answered for.
 #[derive(Debug, Clone)]
@@ -21,6 +44,7 @@ pub(crate) struct Zone {
     pub ttl: u32,
     /// The addresses of the DNS server, for `ns.dns.<zone>`, where it has no Service.
     pub server_addresses: Vec<IpAddr>,
+    pub options: Options,
 }
 
 /// What the world says to a question.
@@ -67,13 +91,13 @@ struct Target {
 // === impl Zone ===
 
 impl Zone {
-    pub(crate) fn new(domain: &str, ttl: u32, server_addresses: Vec<IpAddr>) -> Result<Zone, String> {
+    pub(crate) fn new(domain: &str, ttl: u32, server_addresses: Vec<IpAddr>, options: Options) -> Result<Zone, String> {
         let mut name = Name::from_str(domain).map_err(|error| format!("{domain:?} is not a domain: {error}"))?;
         name.set_fqdn(true);
         if name.is_root() {
             return Err("the cluster's domain must not be empty".into());
         }
-        Ok(Zone { name: name.to_lowercase(), ttl, server_addresses })
+        Ok(Zone { name: name.to_lowercase(), ttl, server_addresses, options })
     }
 
     /// Answer `name`, `kind`.
@@ -88,6 +112,7 @@ impl Zone {
         labels.reverse();
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         match self.locate(world, &labels) {
+            Place::Missing if self.options.fallthrough => Outcome::NotOurs,
             Place::Missing => Outcome::NoSuchName,
             Place::Between => Outcome::NoData,
             Place::Apex => self.apex(world, name, kind),
@@ -140,10 +165,14 @@ impl Zone {
             ["dns"] | ["svc"] | ["pod"] => Place::Between,
             ["dns", "ns"] => Place::Host(self.server_addresses(world)),
             ["svc" | "pod", namespace] if world.has_namespace(namespace) => Place::Between,
-            ["pod", namespace, address] if world.has_namespace(namespace) => match undashed(address) {
-                Some(address) => Place::Host(vec![address]),
-                None => Place::Missing,
-            },
+            ["pod", namespace, address] if world.has_namespace(namespace) => {
+                let is_there = |address: &IpAddr| match self.options.pods {
+                    Pods::Disabled => false,
+                    Pods::Insecure => true,
+                    Pods::Verified => world.has_pod(namespace, *address),
+                };
+                undashed(address).filter(is_there).map_or(Place::Missing, |address| Place::Host(vec![address]))
+            }
             ["svc", namespace, service] => self.service(world, namespace, service, |_| true),
             ["svc", namespace, service, protocol] if protocol.starts_with('_') => {
                 match self.service(world, namespace, service, |port| port.protocol == protocol[1..]) {
@@ -174,6 +203,11 @@ impl Zone {
         let host = |labels: &str| Name::from_str(labels).and_then(|name| name.append_domain(&self.name)).ok();
         match &service.kind {
             ServiceKind::ExternalName(target) => Place::Alias(target.clone()),
+            ServiceKind::ClusterIp(_)
+                if self.options.ignore_empty_service && endpoints(world, namespace, name).next().is_none() =>
+            {
+                Place::Missing
+            }
             ServiceKind::ClusterIp(addresses) => {
                 let own = host(&format!("{name}.{namespace}.svc"));
                 let ports = service.ports.iter().filter(|port| wanted(port));
@@ -194,7 +228,8 @@ impl Zone {
                 }
                 addresses.sort();
                 addresses.dedup();
-                Place::Service { addresses, targets }
+                // By the specification: without ready endpoints the name is not there.
+                if addresses.is_empty() { Place::Missing } else { Place::Service { addresses, targets } }
             }
         }
     }
@@ -254,6 +289,16 @@ impl Zone {
         }
         answers.dedup();
         self.answer(answers, additionals)
+    }
+
+    /// Of a hosts file: what it says of a name, or of an address. None where it says nothing.
+    pub(crate) fn hosts(&self, hosts: &Hosts, name: &Name, kind: RecordType) -> Option<Outcome> {
+        if let Some(addresses) = hosts.addresses(name) {
+            return Some(self.answer(self.addresses(name, addresses, kind), []));
+        }
+        let names = hosts.names(reverse_address(name).filter(|_| kind == RecordType::PTR)?)?;
+        let records: Vec<Record> = names.iter().map(|host| self.record(name, RData::PTR(PTR(host.clone())))).collect();
+        Some(self.answer(records, []))
     }
 
     fn addresses(&self, name: &Name, addresses: &[IpAddr], kind: RecordType) -> Vec<Record> {
@@ -338,11 +383,16 @@ mod tests {
 
     /// An answer in short: data of answers, `+` those of additionals.
     fn ask(name: &str, kind: RecordType) -> String {
-        let zone = Zone::new("cluster.local", 30, vec!["10.96.0.10".parse().expect("an address")]).expect("a zone");
+        ask_with(Options::default(), &world(), name, kind)
+    }
+
+    fn ask_with(options: Options, world: &World, name: &str, kind: RecordType) -> String {
+        let server = vec!["10.96.0.10".parse().expect("an address")];
+        let zone = Zone::new("cluster.local", 30, server, options).expect("a zone");
         let name = Name::from_str(name).expect("a name");
         let list =
             |records: &[Record]| records.iter().map(|record| record.data.to_string()).collect::<Vec<_>>().join(" | ");
-        match zone.resolve(&world(), &name, kind) {
+        match zone.resolve(world, &name, kind) {
             Outcome::Answer { answers, additionals } if additionals.is_empty() => list(&answers),
             Outcome::Answer { answers, additionals } => format!("{} + {}", list(&answers), list(&additionals)),
             Outcome::NoData => "no data".into(),
@@ -387,7 +437,8 @@ mod tests {
                 SRV,
                 "0 50 8080 db-0.db.ns.svc.cluster.local. | 0 50 8080 10-1-0-2.db.ns.svc.cluster.local. + 10.1.0.1 | 10.1.0.2",
             ),
-            ("empty.ns.svc.cluster.local.", A, "no data"),
+            ("empty.ns.svc.cluster.local.", A, "no such name"),
+            ("_http._tcp.empty.ns.svc.cluster.local.", SRV, "no such name"),
             ("ext.ns.svc.cluster.local.", A, "alias example.com."),
             ("ext.ns.svc.cluster.local.", CNAME, "example.com."),
             ("inner.ns.svc.cluster.local.", A, "alias web.ns.svc.cluster.local."),
@@ -410,5 +461,37 @@ mod tests {
             assert_eq!(ask(name, kind), want, "{name} {kind}");
         }
         assert!(ask("cluster.local.", SOA).starts_with("ns.dns.cluster.local. hostmaster.cluster.local."));
+    }
+
+    #[test]
+    fn options_change_what_is_answered() {
+        let mut world = world();
+        world.set_pod("ns", &[], &["10.1.2.3".parse().expect("an address")]);
+        let options = |pods| Options { pods, ..Options::default() };
+        let strict = Options { ignore_empty_service: true, fallthrough: true, ..Options::default() };
+        for (options, name, want) in [
+            (options(Pods::Verified), "10-1-2-3.ns.pod.cluster.local.", "10.1.2.3"),
+            (options(Pods::Verified), "10-1-2-4.ns.pod.cluster.local.", "no such name"),
+            (options(Pods::Disabled), "10-1-2-3.ns.pod.cluster.local.", "no such name"),
+            (strict.clone(), "web.ns.svc.cluster.local.", "not ours"),
+            (strict.clone(), "db.ns.svc.cluster.local.", "10.1.0.1 | 10.1.0.2"),
+            (strict, "none.ns.svc.cluster.local.", "not ours"),
+        ] {
+            assert_eq!(ask_with(options, &world, name, RecordType::A), want, "{name}");
+        }
+        world.set_pod("ns", &["10.1.2.3".parse().expect("an address")], &[]);
+        let gone = ask_with(options(Pods::Verified), &world, "10-1-2-3.ns.pod.cluster.local.", RecordType::A);
+        assert_eq!(gone, "no such name");
+    }
+
+    #[test]
+    fn endpoints_may_be_named_by_their_pods() {
+        let mut world = World::new(true);
+        let service = serde_json::from_value(json!({"spec": {"clusterIP": "None"}})).expect("a service");
+        world.set_service(NamespacedName::new("ns", "db"), Some(&service));
+        let endpoints = json!([{"addresses": ["10.1.0.1"], "targetRef": {"kind": "Pod", "name": "db-x7"}}]);
+        world.set_slice(&NamespacedName::new("ns", "s"), None, Some(&slice("s", "db", endpoints)));
+        let asked = ask_with(Options::default(), &world, "db-x7.db.ns.svc.cluster.local.", RecordType::A);
+        assert_eq!(asked, "10.1.0.1");
     }
 }

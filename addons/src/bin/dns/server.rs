@@ -13,8 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answerer, Step, Transport};
 
-/// Questions that are on their way upstream at once; more are dropped, as a full network would.
-const MAX_PENDING: usize = 1024;
 const MAX_CONNECTIONS: usize = 256;
 /// A connection without a question for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,18 +40,17 @@ impl Sockets {
         self.udp.local_addr()
     }
 
-    /// Answer until shutdown.
-    pub(crate) async fn serve(self, answerer: Arc<Answerer>, shutdown: CancellationToken) {
+    /// Answer until shutdown. `pending` is how many questions may be on their way upstream at once.
+    pub(crate) async fn serve(self, answerer: Arc<Answerer>, pending: Arc<Semaphore>, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = datagrams(self.udp, answerer.clone()) => {}
+            () = datagrams(self.udp, answerer.clone(), pending) => {}
             () = connections(self.tcp, answerer) => {}
         }
     }
 }
 
-async fn datagrams(socket: Arc<UdpSocket>, answerer: Arc<Answerer>) {
-    let pending = Arc::new(Semaphore::new(MAX_PENDING));
+async fn datagrams(socket: Arc<UdpSocket>, answerer: Arc<Answerer>, pending: Arc<Semaphore>) {
     let mut buffer = vec![0u8; MAX_DATAGRAM];
     loop {
         let (size, client) = match socket.recv_from(&mut buffer).await {
@@ -70,7 +67,7 @@ async fn datagrams(socket: Arc<UdpSocket>, answerer: Arc<Answerer>) {
             Step::Done(response) => send(&socket, &response, client).await,
             Step::Forward(question) => {
                 let Ok(permit) = pending.clone().try_acquire_owned() else {
-                    answerer.telemetry.dropped();
+                    send(&socket, &answerer.refuse(&question), client).await;
                     continue;
                 };
                 let (socket, answerer) = (socket.clone(), answerer.clone());

@@ -55,17 +55,38 @@ pub(crate) struct World {
     service_ips: HashMap<IpAddr, NamespacedName>,
     /// The Services and slices in which an address is.
     endpoint_ips: HashMap<IpAddr, BTreeSet<(NamespacedName, String)>>,
+    /// Pods' addresses with their namespaces, where pods' names are verified.
+    pods: HashSet<(IpAddr, String)>,
+    /// Whether endpoints without a hostname are named as their pods are, not by their addresses.
+    endpoint_pod_names: bool,
 }
 
 // === impl World ===
 
 impl World {
+    pub(crate) fn new(endpoint_pod_names: bool) -> World {
+        World { endpoint_pod_names, ..World::default() }
+    }
+
     pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&ServiceRecord> {
         self.services.get(&NamespacedName::new(namespace, name))
     }
 
     pub(crate) fn slices(&self, namespace: &str, name: &str) -> impl Iterator<Item = &Slice> {
         self.slices.get(&NamespacedName::new(namespace, name)).into_iter().flat_map(BTreeMap::values)
+    }
+
+    pub(crate) fn has_pod(&self, namespace: &str, address: IpAddr) -> bool {
+        self.pods.contains(&(address, namespace.to_owned()))
+    }
+
+    /// A pod that had the addresses `old` has the addresses `new`.
+    pub(crate) fn set_pod(&mut self, namespace: &str, old: &[IpAddr], new: &[IpAddr]) {
+        let member = |address: &IpAddr| (*address, namespace.to_owned());
+        for address in old {
+            self.pods.remove(&member(address));
+        }
+        self.pods.extend(new.iter().map(member));
     }
 
     pub(crate) fn has_namespace(&self, name: &str) -> bool {
@@ -118,7 +139,11 @@ impl World {
         if let Some(service) = old.and_then(service_of) {
             self.remove_slice(&service, &key.name);
         }
-        let Some((service, slice)) = new.and_then(|new| Some((service_of(new)?, slice_record(new)))) else { return };
+        let Some((service, slice)) =
+            new.and_then(|new| Some((service_of(new)?, slice_record(new, self.endpoint_pod_names))))
+        else {
+            return;
+        };
         // A replay after a lost watch has no old object.
         self.remove_slice(&service, &key.name);
         for endpoint in &slice.endpoints {
@@ -174,7 +199,7 @@ fn service_record(service: &Service) -> Option<ServiceRecord> {
 }
 
 /// The endpoints that are ready; the slices of a Service that publishes not-ready addresses say so of all.
-fn slice_record(slice: &EndpointSlice) -> Slice {
+fn slice_record(slice: &EndpointSlice, pod_names: bool) -> Slice {
     let ports = slice.ports.iter().flatten().filter_map(|port| {
         Some(Port {
             name: port.name.clone().unwrap_or_default().to_lowercase(),
@@ -188,8 +213,10 @@ fn slice_record(slice: &EndpointSlice) -> Slice {
             continue;
         }
         for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-            let hostname = endpoint.hostname.as_deref().filter(|name| !name.is_empty()).map(str::to_lowercase);
-            endpoints.push(Endpoint { name: hostname.unwrap_or_else(|| dashed(address)), address });
+            let pod = endpoint.target_ref.as_ref().filter(|target| pod_names && target.kind.as_deref() == Some("Pod"));
+            let hostname = endpoint.hostname.as_deref().filter(|name| !name.is_empty());
+            let name = hostname.or_else(|| pod?.name.as_deref()).map(str::to_lowercase);
+            endpoints.push(Endpoint { name: name.unwrap_or_else(|| dashed(address)), address });
         }
     }
     Slice { ports: ports.collect(), endpoints }
