@@ -1,5 +1,5 @@
 //! Benchmarks. `bench micro` measures the hot pure paths; `bench api` puts a load on an API server, `bench proxy`
-//! and `bench dns` on the node's network. Figures are CPU time per
+//! and `bench dns` on the node's network, `bench pods` on nodes as a whole. Figures are CPU time per
 //! unit of work and memory rather than wall time, which says little on a shared machine.
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod api;
 mod api_stand_in;
 mod micro;
 mod network;
+mod pods;
 mod scheduling;
 mod table;
 
@@ -31,6 +32,8 @@ enum Command {
     Api(api::Options),
     /// Endpoint to rule, and memory, of kube-proxy in each mode
     Proxy(network::Options),
+    /// Pods on nodes: starts, ends, the kubelet's processor time and memory
+    Pods(pods::Options),
     /// Answers of dns
     Dns(network::Options),
 }
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Scheduler(options) => scheduling::run(options),
         Command::Api(options) => api::run(options),
         Command::Proxy(options) => network::proxy(&options),
+        Command::Pods(options) => pods::run(&options),
         Command::Dns(options) => network::dns(&options),
     }
 }

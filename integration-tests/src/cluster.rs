@@ -36,6 +36,10 @@ impl Cluster {
             Setup::BareHost => 1,
         };
         let hosts: Vec<Host> = (1..=count).map(|number| Host::start(&lab, number)).collect();
+        for host in &hosts {
+            host.exec(&format!("mkdir -p /etc/kubernetes/kubelet.conf.d; echo '{EVICTION}' >/etc/kubernetes/kubelet.conf.d/eviction.conf"))
+                .success();
+        }
         let programs = gather_programs(&lab);
         let mut cluster = Self { hosts, client: None, programs, _lab: lab };
         if let Setup::Hosts(_) = setup {
@@ -163,6 +167,11 @@ fn gather_programs(lab: &Lab) -> PathBuf {
     programs
 }
 
+/// All hosts are on one disk, which the machine's other work may have filled far: that is not what tests are about.
+const EVICTION: &str = r#"{"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+ "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+ "imageGCHighThresholdPercent": 99, "imageGCLowThresholdPercent": 98}"#;
+
 const PROGRAMS: [&str; 10] = [
     "apiserver",
     "controller-manager",
@@ -176,10 +185,11 @@ const PROGRAMS: [&str; 10] = [
     "httpd",
 ];
 
-/// `target/PROFILE` of `target/PROFILE/deps/TEST`.
+/// `target/PROFILE` of `target/PROFILE/deps/TEST`, and of a program there.
 fn beside_this_program() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this program");
-    test.ancestors().nth(2).expect("target/PROFILE").to_owned()
+    let own = std::env::current_exe().expect("the path of this program");
+    let directory = own.parent().expect("a directory");
+    if directory.ends_with("deps") { directory.with_file_name("") } else { directory.to_owned() }
 }
 
 fn is_ready(node: &Node) -> bool {

@@ -106,6 +106,11 @@ impl Host {
         if direct.exists() { direct } else { self.directory.join("upper").join(path) }
     }
 
+    /// Any path of the host as seen from outside, sockets included, while it is on.
+    pub fn inside(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init()))
+    }
+
     /// Ends every process on the host at once, as pulling the plug does.
     pub fn power_off(&mut self) {
         if let Some(mut running) = self.running.take() {

@@ -174,19 +174,22 @@ impl Housekeeping {
     }
 
     async fn rotate_logs(&self) {
+        let (max_bytes, max_files) = (self.config.container_log_max_size_bytes, self.config.container_log_max_files);
+        let mut pods = self.workers.pods();
+        let base = self.runtime.node.pod_logs_dir.clone();
+        // Only of pods that have a log to rotate the runtime is asked.
+        let large = tokio::task::spawn_blocking(move || {
+            pods.retain(|pod| logs::any_large(&logs::pod_dir(&base, pod), max_bytes));
+            pods
+        });
         let stamp = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-        for pod in self.workers.pods() {
+        for pod in large.await.unwrap_or_default() {
             let Ok(observed) = self.runtime.observe(uid_of(&pod)).await else { continue };
-            for container in observed.containers.iter().filter(|c| c.state == State::Running && !c.log_path.is_empty())
-            {
-                let path = container.log_path.clone();
-                let (max_bytes, max_files) =
-                    (self.config.container_log_max_size_bytes, self.config.container_log_max_files);
-                let stamp = stamp.clone();
-                let rotated =
-                    tokio::task::spawn_blocking(move || logs::rotate(Path::new(&path), max_bytes, max_files, &stamp))
-                        .await;
-                match rotated {
+            let running = observed.containers.iter().filter(|c| c.state == State::Running && !c.log_path.is_empty());
+            for container in running {
+                let (path, stamp) = (container.log_path.clone(), stamp.clone());
+                let rotate = move || logs::rotate(Path::new(&path), max_bytes, max_files, &stamp);
+                match tokio::task::spawn_blocking(rotate).await {
                     Ok(Ok(true)) => {
                         if let Err(error) = self.runtime.cri.reopen_container_log(&container.id).await {
                             warn!(container = %container.id, %error, "container log not reopened");

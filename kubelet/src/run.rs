@@ -28,6 +28,7 @@ use crate::eviction::{Evictor, Shortage};
 use crate::hollow;
 use crate::housekeeping::Housekeeping;
 use crate::images::providers::Providers;
+use crate::images::pulled::PulledRecords;
 use crate::images::{Puller, collector};
 use crate::node::{self, Facts, NodeKeeper, machine};
 use crate::objects::Objects;
@@ -109,23 +110,26 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         (false, None) => 16,
     };
     let image_events = events.clone();
-    tokio::spawn(collector::run(cri.clone(), config.clone(), shutdown.clone()));
-    let puller =
-        Puller::new(cri.clone(), objects.clone()).with_parallel_pulls(parallel).with_events(move |pod, event| {
-            use component_base::events::Type::{Normal, Warning};
-            image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
-        });
+    let root_dir = absolute(&flags.root_dir);
+    let pulled = PulledRecords::new(&root_dir, config.image_pull_verification.clone()).context("image pull records")?;
+    let pulled = Arc::new(pulled);
+    tokio::spawn(collector::run(cri.clone(), config.clone(), pulled.clone(), shutdown.clone()));
+    let puller = Puller::new(cri.clone(), objects.clone()).with_records(pulled);
+    let puller = puller.with_parallel_pulls(parallel).with_events(move |pod, event| {
+        use component_base::events::Type::{Normal, Warning};
+        image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
+    });
     let providers = match (&flags.image_credential_provider_config, &flags.image_credential_provider_bin_dir) {
         (Some(config), Some(directory)) => Some(Providers::read(config, directory)?),
         _ => None,
     };
     let puller = Arc::new(puller.with_providers(providers));
-    let root_dir = absolute(&flags.root_dir);
     let csi = Csi::new(client.clone(), &name, &root_dir);
     let dra = Dra::new(client.clone(), &root_dir);
     let volumes = Volumes::new(objects, &name).with(
         csi.clone(),
         puller.clone(),
+        runtime::has_image_volumes(&runtime_name, &runtime_version),
         runtime.node.features("").recursive_read_only_mounts,
     );
     volumes.set_allocatable(allocatable.clone());

@@ -220,6 +220,10 @@ fn kubelet(layout: &Layout, cluster: &ClusterFlags, node: &NodeFlags) -> Result<
         flag("config", layout.kubelet().join("config.yaml").display()),
         flag("node-ip", address),
     ];
+    let drop_ins = layout.kubernetes().join("kubelet.conf.d");
+    if drop_ins.is_dir() {
+        arguments.push(flag("config-dir", drop_ins.display()));
+    }
     if cluster.node_name.is_some() {
         arguments.push(flag("hostname-override", cluster.node_name()?));
     }

@@ -1,6 +1,7 @@
 //! `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1): defaults, the file, drop-ins, and the flags over them.
 
 mod fields;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,12 @@ use std::time::Duration;
 
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::Taint;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::allocation::topology::{self, Policy};
 use crate::eviction::Amount;
+use crate::images::pulled::Verification;
 use crate::options::Flags;
 use fields::Fields;
 
@@ -25,8 +28,14 @@ pub enum ConfigError {
 }
 
 /// The kubelet's settings after file, drop-ins and flags: what the rest of the kubelet reads.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// Serialized it has Kubernetes' names (`shown` adds what is not of this form).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct KubeletConfiguration {
+    /// As the files have it.
+    #[serde(skip)]
+    pub stated: Map<String, Value>,
     pub static_pod_path: Option<PathBuf>,
     pub sync_frequency: Duration,
     pub file_check_frequency: Duration,
@@ -36,13 +45,19 @@ pub struct KubeletConfiguration {
     pub healthz_bind_address: String,
     pub tls_cert_file: Option<PathBuf>,
     pub tls_private_key_file: Option<PathBuf>,
+    #[serde(rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: bool,
     pub rotate_certificates: bool,
+    #[serde(skip)]
     pub client_ca_file: Option<PathBuf>,
+    #[serde(skip)]
     pub anonymous_auth: bool,
+    #[serde(skip)]
     pub webhook_authentication: bool,
     /// false: AlwaysAllow.
+    #[serde(skip)]
     pub webhook_authorization: bool,
+    #[serde(rename = "clusterDNS")]
     pub cluster_dns: Vec<String>,
     pub cluster_domain: String,
     /// Empty: none; the default is /etc/resolv.conf.
@@ -52,15 +67,20 @@ pub struct KubeletConfiguration {
     pub node_status_report_frequency: Duration,
     pub node_lease_duration_seconds: i32,
     pub cgroup_root: String,
+    #[serde(rename = "cgroupsPerQOS")]
     pub cgroups_per_qos: bool,
     /// "cgroupfs" or "systemd".
     pub cgroup_driver: String,
     pub max_pods: i32,
+    #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
     pub pod_pids_limit: i64,
+    #[serde(rename = "cpuCFSQuota")]
     pub cpu_cfs_quota: bool,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
     pub cpu_cfs_quota_period: Duration,
     pub fail_swap_on: bool,
+    #[serde(skip)]
     pub container_log_max_size_bytes: i64,
     pub container_log_max_files: i32,
     pub container_log_monitor_interval: Duration,
@@ -74,22 +94,32 @@ pub struct KubeletConfiguration {
     pub eviction_max_pod_grace_period: i32,
     pub eviction_pressure_transition_period: Duration,
     pub allowed_unsafe_sysctls: Vec<String>,
+    #[serde(rename = "registryPullQPS")]
     pub registry_pull_qps: i32,
     pub registry_burst: i32,
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<i32>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
     pub image_gc_high_threshold_percent: i32,
+    #[serde(rename = "imageGCLowThresholdPercent")]
     pub image_gc_low_threshold_percent: i32,
+    #[serde(rename = "imageMinimumGCAge")]
     pub image_minimum_gc_age: Duration,
     /// Zero: unused images stay, whatever their age.
+    #[serde(rename = "imageMaximumGCAge")]
     pub image_maximum_gc_age: Duration,
+    #[serde(skip)]
+    pub image_pull_verification: Verification,
     pub register_node: bool,
     pub register_with_taints: Vec<Taint>,
     pub seccomp_default: bool,
     pub enable_debugging_handlers: bool,
+    /// The host's log files are served.
+    pub enable_system_log_handler: bool,
     pub shutdown_grace_period: Duration,
     pub shutdown_grace_period_critical_pods: Duration,
     /// Priorities and seconds, in place of the two above.
+    #[serde(skip)]
     pub shutdown_grace_period_by_pod_priority: Vec<(i32, u64)>,
     /// What a cgroup of version 2 may use before it is slowed down: this share of what lies between request and limit. Only with
     /// the feature gate MemoryQoS.
@@ -97,10 +127,13 @@ pub struct KubeletConfiguration {
     /// `None`, or `TieredReservation`: requests are kept from being taken back.
     pub memory_reservation_policy: String,
     /// `NoSwap` or `LimitedSwap`.
+    #[serde(skip)]
     pub swap_behavior: String,
     pub container_runtime_endpoint: String,
     pub image_service_endpoint: String,
+    #[serde(rename = "providerID")]
     pub provider_id: String,
+    #[serde(skip)]
     pub max_container_restart_period: Duration,
     pub feature_gates: BTreeMap<String, bool>,
     /// `static`: whole processors for containers that ask for them.
@@ -111,14 +144,17 @@ pub struct KubeletConfiguration {
     pub topology_manager_policy: String,
     pub topology_manager_scope: String,
     /// As `0-1,4`.
+    #[serde(rename = "reservedSystemCPUs")]
     pub reserved_system_cpus: String,
     /// Memory kept back: by node (NUMA), amounts by kind.
+    #[serde(skip)]
     pub reserved_memory: BTreeMap<u32, BTreeMap<String, String>>,
 }
 
 impl Default for KubeletConfiguration {
     fn default() -> Self {
         Self {
+            stated: Map::new(),
             static_pod_path: None,
             sync_frequency: Duration::from_secs(60),
             file_check_frequency: Duration::from_secs(20),
@@ -174,16 +210,18 @@ impl Default for KubeletConfiguration {
             allowed_unsafe_sysctls: Vec::new(),
             registry_pull_qps: 5,
             registry_burst: 10,
-            serialize_image_pulls: true,
+            serialize_image_pulls: false,
             max_parallel_image_pulls: None,
             image_gc_high_threshold_percent: 85,
             image_gc_low_threshold_percent: 80,
             image_minimum_gc_age: Duration::from_secs(120),
             image_maximum_gc_age: Duration::ZERO,
+            image_pull_verification: Verification::default(),
             register_node: true,
             register_with_taints: Vec::new(),
             seccomp_default: false,
             enable_debugging_handlers: true,
+            enable_system_log_handler: true,
             shutdown_grace_period: Duration::ZERO,
             shutdown_grace_period_critical_pods: Duration::ZERO,
             shutdown_grace_period_by_pod_priority: Vec::new(),
@@ -292,6 +330,7 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
         Some(stated) => stated,
     };
     Ok(KubeletConfiguration {
+        stated: fields.config.clone(),
         static_pod_path: path("staticPodPath")?,
         sync_frequency: fields.duration("syncFrequency")?.unwrap_or(default.sync_frequency),
         file_check_frequency: fields.duration("fileCheckFrequency")?.unwrap_or(default.file_check_frequency),
@@ -376,9 +415,13 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
             .unwrap_or(default.image_gc_low_threshold_percent),
         image_minimum_gc_age: fields.duration("imageMinimumGCAge")?.unwrap_or(default.image_minimum_gc_age),
         image_maximum_gc_age: fields.duration("imageMaximumGCAge")?.unwrap_or_default(),
+        image_pull_verification: verification(fields)?,
         register_node: fields.boolean("registerNode")?.unwrap_or(default.register_node),
         register_with_taints: fields.object("registerWithTaints", "[]v1.Taint")?.unwrap_or_default(),
         seccomp_default: fields.boolean("seccompDefault")?.unwrap_or(default.seccomp_default),
+        enable_system_log_handler: fields
+            .boolean("enableSystemLogHandler")?
+            .unwrap_or(default.enable_system_log_handler),
         enable_debugging_handlers: fields
             .boolean("enableDebuggingHandlers")?
             .unwrap_or(default.enable_debugging_handlers),
@@ -523,6 +566,18 @@ fn apply_flags(config: &mut KubeletConfiguration, flags: &Flags) -> Result<(), C
         config.feature_gates.insert(name, on);
     }
     Ok(())
+}
+
+fn verification(fields: &Fields<'_>) -> Result<Verification, ConfigError> {
+    const POLICY: &str = "imagePullCredentialsVerificationPolicy";
+    const ALLOWED: &str = "preloadedImagesVerificationAllowlist";
+    let policy = fields.string(POLICY)?.unwrap_or_default();
+    let allowed = fields.strings(ALLOWED)?.unwrap_or_default();
+    if !allowed.is_empty() && policy != "NeverVerifyAllowlistedImages" {
+        let reason = format!("can't set `{ALLOWED}` if `{POLICY}` is not \"NeverVerifyAllowlistedImages\"");
+        return Err(invalid(ALLOWED, reason));
+    }
+    Verification::parse(&policy, allowed).ok_or_else(|| invalid(POLICY, format!("unknown policy {policy:?}")))
 }
 
 fn pairs(flag: &str, items: &[String], separator: char) -> Result<BTreeMap<String, String>, ConfigError> {

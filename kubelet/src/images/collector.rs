@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use containerd_client::services::v1::ListImagesRequest;
+use containerd_client::services::v1::images_client::ImagesClient;
 use proto::cri as pb;
 use tokio_util::sync::CancellationToken;
 
 use super::gc::{DiskUse, GcPolicy, ImageRecord, ImageUsage};
+use super::pulled::PulledRecords;
 use crate::config::KubeletConfiguration;
 use crate::runtime::cri::{Cri, CriError};
 
@@ -16,7 +19,12 @@ use crate::runtime::cri::{Cri, CriError};
 const PERIOD: Duration = Duration::from_secs(5 * 60);
 
 /// Collect until shutdown.
-pub async fn run(cri: Cri, config: Arc<KubeletConfiguration>, shutdown: CancellationToken) {
+pub async fn run(
+    cri: Cri,
+    config: Arc<KubeletConfiguration>,
+    records: Arc<PulledRecords>,
+    shutdown: CancellationToken,
+) {
     let percent = |percent: i32| u64::try_from(percent).unwrap_or(100);
     let policy = GcPolicy {
         high_threshold_percent: percent(config.image_gc_high_threshold_percent),
@@ -26,7 +34,7 @@ pub async fn run(cri: Cri, config: Arc<KubeletConfiguration>, shutdown: Cancella
     };
     let mut usage = ImageUsage::default();
     loop {
-        match collect(&cri, &policy, &mut usage).await {
+        match collect(&cri, &policy, &mut usage, &records).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "images removed to free disk space"),
             Err(error) => tracing::warn!(%error, "image garbage collection failed"),
@@ -50,20 +58,43 @@ pub async fn free_unused(cri: &Cri) -> Result<usize, CriError> {
 
 /// The images, and which of them are used.
 async fn look(cri: &Cri) -> Result<(Vec<pb::Image>, HashSet<String>), CriError> {
-    let images = cri.list_images().await?;
+    let mut images = cri.list_images().await?;
+    if !images.iter().any(|image| image.pinned) {
+        let pinned = pinned_names(cri).await;
+        for image in &mut images {
+            image.pinned = image.repo_tags.iter().chain(&image.repo_digests).any(|name| pinned.contains(name));
+        }
+    }
     let containers = cri.list_containers_with(BTreeMap::new()).await?;
     let sandbox_image = sandbox_image(&cri.status(true).await?);
     let in_use = images_in_use(&images, &containers, sandbox_image.as_deref());
     Ok((images, in_use))
 }
 
+/// The images that are pinned in containerd's own store: before 1.7 its CRI part does not tell. None where it is another runtime.
+async fn pinned_names(cri: &Cri) -> HashSet<String> {
+    let filters = vec![r#"labels."io.cri-containerd.pinned"==pinned"#.to_owned()];
+    let mut request = tonic::Request::new(ListImagesRequest { filters });
+    request.metadata_mut().insert("containerd-namespace", tonic::metadata::MetadataValue::from_static("k8s.io"));
+    match ImagesClient::new(cri.channel()).list(request).await {
+        Ok(answer) => answer.into_inner().images.into_iter().map(|image| image.name).collect(),
+        Err(_) => HashSet::new(),
+    }
+}
+
 /// One round; gives the number of images removed.
-async fn collect(cri: &Cri, policy: &GcPolicy, usage: &mut ImageUsage) -> Result<usize, CriError> {
+async fn collect(
+    cri: &Cri,
+    policy: &GcPolicy,
+    usage: &mut ImageUsage,
+    pulled: &PulledRecords,
+) -> Result<usize, CriError> {
     let (images, in_use) = look(cri).await?;
     let records: Vec<ImageRecord> = images
         .iter()
         .map(|image| ImageRecord { id: image.id.clone(), size_bytes: image.size, pinned: image.pinned })
         .collect();
+    pulled.prune(&images.iter().map(|image| image.id.clone()).collect());
     let now = Instant::now();
     usage.observe(&records, &in_use, now);
     let Some(disk) = disk_use(&cri.image_fs_info().await?) else { return Ok(0) };

@@ -7,6 +7,7 @@ use base64::Engine;
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 
+use super::pulled::{self, SecretSource};
 use super::reference::ImageReference;
 
 /// What a registry asks for.
@@ -21,6 +22,9 @@ pub struct Credentials {
     pub identity_token: String,
     #[serde(rename = "registrytoken")]
     pub registry_token: String,
+    /// The secret that they are of.
+    #[serde(skip)]
+    pub source: Option<SecretSource>,
 }
 
 #[derive(Deserialize)]
@@ -64,6 +68,18 @@ impl Credentials {
         self.auth.clear();
         self
     }
+
+    /// What is remembered of them when they opened a registry.
+    fn of(&self, secret: &Secret) -> SecretSource {
+        let all = [&self.username, &self.password, &self.identity_token, &self.registry_token];
+        let meta = &secret.metadata;
+        SecretSource {
+            uid: meta.uid.clone().unwrap_or_default(),
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            credential_hash: pulled::hash(&all.map(String::as_str).join("\0")),
+        }
+    }
 }
 
 // === impl Keyring ===
@@ -82,7 +98,9 @@ impl Keyring {
             };
             for (url, credentials) in auths {
                 if let Some(pattern) = RegistryPattern::parse(&url) {
-                    entries.push((pattern, credentials.complete()));
+                    let mut credentials = credentials.complete();
+                    credentials.source = Some(credentials.of(secret));
+                    entries.push((pattern, credentials));
                 }
             }
         }

@@ -8,6 +8,7 @@ pub mod collector;
 pub mod credentials;
 pub mod gc;
 pub mod providers;
+pub mod pulled;
 pub mod reference;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use crate::objects::Objects;
 use crate::runtime::cri::{Cri, CriError};
 use credentials::{Credentials, Keyring};
 use providers::Providers;
+use pulled::{Access, PulledRecords, SecretSource};
 use reference::{ImageReference, PullPolicy};
 
 /// What [`Images`] asks of the container runtime. The CRI client is the real one.
@@ -108,7 +110,8 @@ struct BackOffState {
     last_error: PullError,
 }
 
-type PullOutcome = Result<String, FetchError>;
+/// The image's reference, and the secret that opened the registry.
+type PullOutcome = Result<(String, Option<SecretSource>), FetchError>;
 
 /// Makes images present for pods: [`Images`] over CRI, with the pod's pull secrets and its events.
 pub struct Puller {
@@ -139,6 +142,12 @@ impl Puller {
     /// With programs of the host's that know how to log in to registries.
     pub fn with_providers(mut self, providers: Option<Providers>) -> Self {
         self.providers = providers;
+        self
+    }
+
+    /// With records of what was fetched with whose credentials.
+    pub fn with_records(mut self, records: Arc<PulledRecords>) -> Self {
+        self.images.records = Some(records);
         self
     }
 
@@ -218,6 +227,7 @@ impl ImageService for Cri {
 pub struct Images<S> {
     service: Arc<S>,
     pulls: Arc<Semaphore>,
+    records: Option<Arc<PulledRecords>>,
     back_off: Mutex<HashMap<BackOffKey, BackOffState>>,
     /// Fetches under way, by image and credentials' user: those who want the same wait for the same.
     running: Mutex<HashMap<(String, Vec<String>), watch::Receiver<Option<PullOutcome>>>>,
@@ -231,6 +241,7 @@ impl<S: ImageService> Images<S> {
         Images {
             service,
             pulls: Arc::new(Semaphore::new(parallel_pulls.max(1))),
+            records: None,
             back_off: Mutex::default(),
             running: Mutex::default(),
         }
@@ -260,22 +271,29 @@ impl<S: ImageService> Images<S> {
             warn("InspectFailed", message.clone());
             PullError { reason: PullReason::ImageInspectError, message }
         })?;
+        let never = || {
+            let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+            warn("ErrImageNeverPull", message.clone());
+            PullError { reason: PullReason::ErrImageNeverPull, message }
+        };
+        let (mut credentials, mut own) = (Some(credentials), None);
         match (policy, present) {
             (PullPolicy::IfNotPresent | PullPolicy::Never, Some(found)) => {
-                record(ImageEvent {
-                    warning: false,
-                    reason: "Pulled",
-                    message: format!(
-                        "Container image \"{image}\" already present on machine and can be accessed by the pod"
-                    ),
-                });
-                return Ok(found.image);
+                if self.may_use(&reference, &found.image.id, &mut credentials, &mut own).await {
+                    record(ImageEvent {
+                        warning: false,
+                        reason: "Pulled",
+                        message: format!(
+                            "Container image \"{image}\" already present on machine and can be accessed by the pod"
+                        ),
+                    });
+                    return Ok(found.image);
+                }
+                if policy == PullPolicy::Never {
+                    return Err(never());
+                }
             }
-            (PullPolicy::Never, None) => {
-                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
-                warn("ErrImageNeverPull", message.clone());
-                return Err(PullError { reason: PullReason::ErrImageNeverPull, message });
-            }
+            (PullPolicy::Never, None) => return Err(never()),
             (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {}
         }
 
@@ -287,15 +305,25 @@ impl<S: ImageService> Images<S> {
             return Err(PullError { reason: PullReason::ImagePullBackOff, message });
         }
         record(ImageEvent { warning: false, reason: "Pulling", message: format!("Pulling image \"{image}\"") });
-        let credentials = credentials(reference).await;
+        if let Some(ask) = credentials.take() {
+            own = Some(ask(reference.clone()).await);
+        }
         let asked = Instant::now();
-        match self.pull(&name, credentials).await {
-            Ok((pulled, pull_time)) => {
+        if let Some(records) = &self.records {
+            records.begun(&name);
+        }
+        let outcome = self.pull(&name, own.unwrap_or_default()).await;
+        match outcome {
+            Ok((pulled, opened_by, pull_time)) => {
                 self.back_off.lock().remove(&key);
                 let found = match self.service.status(&pulled).await {
                     Ok(Some(found)) => found,
                     _ => PresentImage { image: ImageRef { id: pulled, ..Default::default() }, size_bytes: 0 },
                 };
+                if let Some(records) = &self.records {
+                    records.opened(&reference, &found.image.id, opened_by.as_ref());
+                    records.ended(&name);
+                }
                 record(ImageEvent {
                     warning: false,
                     reason: "Pulled",
@@ -309,6 +337,9 @@ impl<S: ImageService> Images<S> {
                 Ok(found.image)
             }
             Err(error) => {
+                if let Some(records) = self.records.as_ref().filter(|_| !self.is_pulling(&name)) {
+                    records.ended(&name);
+                }
                 warn("Failed", format!("Failed to pull image \"{image}\": {error}"));
                 let error = if error.registry_unavailable {
                     PullError {
@@ -322,6 +353,27 @@ impl<S: ImageService> Images<S> {
                 Err(error)
             }
         }
+    }
+
+    /// Whether the pod may use an image that is there. Its credentials are looked for only if that depends on them.
+    async fn may_use(
+        &self,
+        reference: &ImageReference,
+        id: &str,
+        ask: &mut Option<impl AsyncFnOnce(ImageReference) -> Vec<Credentials>>,
+        own: &mut Option<Vec<Credentials>>,
+    ) -> bool {
+        let Some(records) = &self.records else { return true };
+        let Access::Secrets(known) = records.access(reference, id) else { return true };
+        let Some(ask) = ask.take() else { return false };
+        let own = own.insert(ask(reference.clone()).await);
+        let Some(secret) = pulled::admitted(own, &known) else { return false };
+        records.opened(reference, id, Some(secret));
+        true
+    }
+
+    fn is_pulling(&self, name: &str) -> bool {
+        self.running.lock().keys().any(|(image, _)| image == name)
     }
 
     /// When the pod may next try to fetch any of its images: the earliest end of a back-off.
@@ -359,8 +411,13 @@ impl<S: ImageService> Images<S> {
         back_off.insert(key, BackOffState { delay, since: now, last_error });
     }
 
-    /// Fetch, or wait for the same fetch that is under way. Gives the time that the fetch itself took.
-    async fn pull(&self, name: &str, credentials: Vec<Credentials>) -> Result<(String, Duration), FetchError> {
+    /// Fetch, or wait for the same fetch that is under way. Gives the image, the secret that opened the registry, and the time
+    /// that the fetch itself took.
+    async fn pull(
+        &self,
+        name: &str,
+        credentials: Vec<Credentials>,
+    ) -> Result<(String, Option<SecretSource>, Duration), FetchError> {
         let users = credentials.iter().map(|c| format!("{}\n{}", c.username, c.registry_token)).collect();
         let key = (name.to_owned(), users);
         let begun = Instant::now();
@@ -378,17 +435,21 @@ impl<S: ImageService> Images<S> {
         };
         let Some(sender) = leader else {
             return match outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
-                Ok(Some(outcome)) => outcome.map(|pulled| (pulled, begun.elapsed())),
+                Ok(Some(outcome)) => outcome.map(|(pulled, by)| (pulled, by, begun.elapsed())),
                 _ => Err(FetchError { message: "the fetch was cancelled".into(), registry_unavailable: false }),
             };
         };
         let result = self.pull_with(name, credentials).await;
         self.running.lock().remove(&key);
-        sender.send_replace(Some(result.clone().map(|(pulled, _)| pulled)));
+        sender.send_replace(Some(result.clone().map(|(pulled, by, _)| (pulled, by))));
         result
     }
 
-    async fn pull_with(&self, name: &str, credentials: Vec<Credentials>) -> Result<(String, Duration), FetchError> {
+    async fn pull_with(
+        &self,
+        name: &str,
+        credentials: Vec<Credentials>,
+    ) -> Result<(String, Option<SecretSource>, Duration), FetchError> {
         let failed = |message: &str| FetchError { message: message.to_owned(), registry_unavailable: false };
         let _permit = self.pulls.acquire().await.map_err(|_| failed("the kubelet is shutting down"))?;
         let begun = Instant::now();
@@ -396,8 +457,9 @@ impl<S: ImageService> Images<S> {
             if credentials.is_empty() { vec![None] } else { credentials.into_iter().map(Some).collect() };
         let mut last = failed("no attempt was made");
         for auth in attempts {
+            let source = auth.as_ref().and_then(|auth| auth.source.clone());
             match tokio::time::timeout(PULL_TIMEOUT, self.service.pull(name, auth)).await {
-                Ok(Ok(pulled)) => return Ok((pulled, begun.elapsed())),
+                Ok(Ok(pulled)) => return Ok((pulled, source, begun.elapsed())),
                 Ok(Err(error)) => last = error,
                 Err(_) => return Err(failed("the fetch did not end in time")),
             }
@@ -528,6 +590,30 @@ mod tests {
         assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300, 300]);
         images.forget_pod("uid");
         assert!(images.next_attempt("uid").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_private_image_that_is_there_is_fetched_again_by_strangers() {
+        let root = tempfile::tempdir().expect("a directory");
+        let records = PulledRecords::new(root.path(), pulled::Verification::default()).expect("directories");
+        let runtime = Arc::new(FakeRuntime::default());
+        let mut images = Images::new(runtime.clone(), 1);
+        images.records = Some(Arc::new(records));
+        let as_pod = async |secret: Option<&str>, policy: &str| {
+            let source = secret.map(|uid| SecretSource { uid: uid.into(), ..Default::default() });
+            let own = source.map(|s| Credentials { source: Some(s), ..Default::default() });
+            let ask = async |_| own.into_iter().collect();
+            images.ensure("uid", "app:1", Some(policy), ask, |_| {}).await.map(|i| i.id).map_err(|e| e.reason)
+        };
+        let fetches = || runtime.pulls.lock().len();
+        assert!(as_pod(Some("a"), "IfNotPresent").await.is_ok() && fetches() == 1);
+        runtime.present.lock().insert("docker.io/library/app:1".into(), present("sha256:pulled"));
+        assert!(as_pod(Some("a"), "IfNotPresent").await.is_ok() && fetches() == 1, "its own");
+        assert_eq!(as_pod(None, "Never").await, Err(PullReason::ErrImageNeverPull));
+        assert!(as_pod(Some("b"), "IfNotPresent").await.is_ok() && fetches() == 2, "the registry decides");
+        assert!(as_pod(Some("b"), "Never").await.is_ok() && fetches() == 2, "and is remembered");
+        assert!(as_pod(None, "IfNotPresent").await.is_ok() && fetches() == 3);
+        assert!(as_pod(None, "Never").await.is_ok(), "open to all");
     }
 
     #[tokio::test]

@@ -102,10 +102,15 @@ impl Objects {
 
     async fn service_informer(&self) -> Option<&Informer<Service>> {
         let inner = self.inner.as_ref()?;
-        let start =
-            async || Informer::start(kube::Api::<Service>::all(inner.client.clone()), watcher::Config::default());
+        let services = kube::Api::<Service>::all(inner.client.clone());
+        let start = async || Informer::start_with_transform(services, watcher::Config::default(), slim);
         Some(inner.services.get_or_init(start).await)
     }
+}
+
+/// Of a Service only what becomes variables of containers is kept.
+fn slim(service: &mut Service) {
+    (service.metadata.annotations, service.metadata.labels, service.status) = (None, None, None);
 }
 
 impl From<Option<kube::Client>> for Objects {

@@ -15,7 +15,7 @@ use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
 use crate::runtime::pods::{ContainerKind, ephemeral_as_container, host_network, init_containers};
 
 pub use backoff::RestartBackoff;
-pub use restart::{restarts_after, restarts_on_failure};
+pub use restart::{begin_anew, may_begin_anew, restarts_after, restarts_on_failure};
 
 /// What probes and hooks say of a container's current attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +44,8 @@ pub enum KillReason {
     StartupProbe,
     /// The runtime lost sight of it.
     Unknown,
+    /// Another one ended so that all begin anew.
+    BeginAnew,
 }
 
 /// A container that is to be started.
@@ -81,12 +83,19 @@ pub struct Actions {
     /// In order; a container that cannot be started does not keep the later ones back.
     pub start: Vec<Start>,
     pub held_back: Vec<HeldBack>,
+    /// Ended containers to remove, in this order: the pod begins anew without them.
+    pub remove: Vec<String>,
 }
 
 impl Actions {
+    fn of(sandbox: SandboxAction) -> Actions {
+        Actions { sandbox, kill: Vec::new(), start: Vec::new(), held_back: Vec::new(), remove: Vec::new() }
+    }
+
     /// Whether nothing is to be done now.
     pub fn is_idle(&self) -> bool {
-        matches!(self.sandbox, SandboxAction::Keep(_)) && self.kill.is_empty() && self.start.is_empty()
+        let nothing = self.kill.is_empty() && self.start.is_empty() && self.remove.is_empty();
+        matches!(self.sandbox, SandboxAction::Keep(_)) && nothing
     }
 
     /// When a held-back container may start again.
@@ -126,18 +135,21 @@ fn sandbox_to_use(pod: &Pod, observed: &ObservedPod) -> Result<String, u32> {
 }
 
 fn plan_new_sandbox(input: &Input<'_>, spec: &PodSpec, attempt: u32) -> Actions {
-    let stop = Actions { sandbox: SandboxAction::Stop, kill: Vec::new(), start: Vec::new(), held_back: Vec::new() };
+    let stop = Actions::of(SandboxAction::Stop);
     let observed = input.observed;
     // A pod that ran and does not restart is over with its sandbox.
     if attempt > 0 && !observed.containers.is_empty() && !restart::any_restarts(spec) {
         return stop;
     }
     let mut actions = Actions { sandbox: SandboxAction::Create { attempt }, ..stop.clone() };
+    let anew = !begin_anew(spec, observed).is_empty();
     let wanted: Vec<&Container> = spec
         .containers
         .iter()
         .filter(|c| {
-            observed.latest(&c.name).is_none_or(|s| s.state != State::Exited || restarts_after(spec, c, s.exit_code))
+            anew || observed
+                .latest(&c.name)
+                .is_none_or(|s| s.state != State::Exited || restarts_after(spec, c, s.exit_code))
         })
         .collect();
     if wanted.is_empty() && init::finished_before(spec, observed) {
@@ -157,12 +169,12 @@ fn plan_new_sandbox(input: &Input<'_>, spec: &PodSpec, attempt: u32) -> Actions 
 
 fn plan_in_sandbox(input: &Input<'_>, spec: &PodSpec, sandbox: String) -> Actions {
     let observed = input.observed;
-    let mut actions = Actions {
-        sandbox: SandboxAction::Keep(sandbox.clone()),
-        kill: Vec::new(),
-        start: Vec::new(),
-        held_back: Vec::new(),
-    };
+    let mut actions = Actions::of(SandboxAction::Keep(sandbox.clone()));
+    let causes = begin_anew(spec, observed);
+    if !causes.is_empty() {
+        plan_beginning_anew(input, &causes, &mut actions);
+        return actions;
+    }
     for ephemeral in spec.ephemeral_containers.iter().flatten() {
         if observed.latest(&ephemeral.name).is_none() {
             let container = ephemeral_as_container(ephemeral);
@@ -194,6 +206,28 @@ fn plan_in_sandbox(input: &Input<'_>, spec: &PodSpec, sandbox: String) -> Action
         actions.held_back.clear();
     }
     actions
+}
+
+/// All that runs is killed; then, when the back-off of what caused it is over, all is removed: those causes last, so that it
+/// goes on if it is interrupted.
+fn plan_beginning_anew(input: &Input<'_>, causes: &[(&Container, &ObservedContainer)], actions: &mut Actions) {
+    let all = &input.observed.containers;
+    for alive in all.iter().filter(|c| matches!(c.state, State::Running | State::Unknown)) {
+        let (id, name) = (alive.id.clone(), alive.name.clone());
+        let message = format!("Container {name} is restarted with all containers of its pod");
+        actions.kill.push(Kill { id, name, reason: KillReason::BeginAnew, message });
+    }
+    for (container, ended) in causes {
+        let held = input.backoff.held_until(&container.name, container_hash(container), ended.finished_at);
+        if let Some((delay, until)) = held.filter(|(_, until)| input.now < *until) {
+            actions.held_back.push(HeldBack { name: container.name.clone(), delay, until });
+        }
+    }
+    if actions.kill.is_empty() && actions.held_back.is_empty() {
+        let is_cause = |c: &&ObservedContainer| causes.iter().any(|(_, cause)| cause.id == c.id);
+        let (last, first): (Vec<_>, Vec<_>) = all.iter().partition(is_cause);
+        actions.remove = first.into_iter().chain(last).map(|c| c.id.clone()).collect();
+    }
 }
 
 /// What became of a container in this step.

@@ -2,21 +2,27 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
-use crate::runtime::pods::is_sidecar;
+use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
+use crate::runtime::pods::{init_containers, is_sidecar};
+
+/// A rule's action: the pod begins anew in its sandbox, init containers and all.
+const RESTART_ALL: &str = "RestartAllContainers";
+
+/// What the first of a container's rules that fits an exit says.
+fn action(container: &Container, exit_code: i32) -> Option<&str> {
+    let fits = |rule: &&k8s_openapi::api::core::v1::ContainerRestartRule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
+            matches!((codes.operator.as_str(), listed), ("In", true) | ("NotIn", false))
+        })
+    };
+    container.restart_policy_rules.iter().flatten().find(fits).map(|rule| rule.action.as_str())
+}
 
 /// Whether `container` runs again after ending with `exit_code`. As `ShouldContainerBeRestarted`.
 pub fn restarts_after(spec: &PodSpec, container: &Container, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-        let matches = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
+    if matches!(action(container, exit_code), Some("Restart" | RESTART_ALL)) {
+        return true;
     }
     match policy(spec, container) {
         "Never" => false,
@@ -28,6 +34,24 @@ pub fn restarts_after(spec: &PodSpec, container: &Container, exit_code: i32) -> 
 /// Whether a failed container runs again.
 pub fn restarts_on_failure(spec: &PodSpec, container: &Container) -> bool {
     policy(spec, container) != "Never" || container.restart_policy_rules.as_ref().is_some_and(|r| !r.is_empty())
+}
+
+fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    init_containers(spec).iter().chain(&spec.containers)
+}
+
+/// Whether an exit can make the whole pod begin anew.
+pub fn may_begin_anew(spec: &PodSpec) -> bool {
+    all_containers(spec).flat_map(|c| c.restart_policy_rules.iter().flatten()).any(|rule| rule.action == RESTART_ALL)
+}
+
+/// The containers that ended so that all of the pod is to begin anew. As `ShouldAllContainersRestart`.
+pub fn begin_anew<'a>(spec: &'a PodSpec, observed: &'a ObservedPod) -> Vec<(&'a Container, &'a ObservedContainer)> {
+    let ended = |c: &'a Container| {
+        let latest = observed.latest(&c.name).filter(|seen| seen.state == State::Exited)?;
+        (action(c, latest.exit_code) == Some(RESTART_ALL)).then_some((c, latest))
+    };
+    all_containers(spec).filter_map(ended).collect()
 }
 
 /// Whether anything of the pod can run again after failing.

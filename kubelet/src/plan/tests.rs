@@ -62,7 +62,8 @@ fn show(actions: &Actions) -> String {
     };
     let kills: Vec<_> = actions.kill.iter().map(|k| format!("-{}", k.name)).collect();
     let starts: Vec<_> = actions.start.iter().map(|s| format!("+{}#{}", s.container.name, s.restart_count)).collect();
-    [vec![sandbox], kills, starts].concat().join(" ")
+    let removed: Vec<_> = actions.remove.iter().map(|id| format!("x{id}")).collect();
+    [vec![sandbox], kills, starts, removed].concat().join(" ")
 }
 
 fn apps(policy: &str) -> serde_json::Value {
@@ -271,6 +272,34 @@ fn exit_code_rules_restart_what_the_pod_would_not() {
         let observed = observed(vec![sandbox(0, true)], vec![seen("a", State::Exited, code)]);
         assert_eq!(show(&run(&pod(spec.clone()), &observed, &started)), want, "{code}");
     }
+}
+
+#[test]
+fn a_rule_can_restart_all_containers() {
+    let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a", "restartPolicy": "Never",
+        "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]}, {"name": "b"}]});
+    let pod = pod(spec);
+    let spec = pod.spec.as_ref().unwrap();
+    let init = || seen("i", State::Exited, 0);
+    let (cause, backoff) = (seen("a", State::Exited, 42), RestartBackoff::new(Duration::from_secs(300)));
+    for (containers, want) in [
+        (vec![init(), cause.clone(), seen("b", State::Running, 0)], "keep -b"),
+        (vec![init(), cause.clone(), seen("b", State::Exited, 137)], "keep xi-0 xb-0 xa-0"),
+        (vec![cause.clone()], "keep xa-0"),
+        (vec![], "keep +i#0"),
+        (vec![init(), seen("a", State::Exited, 1), seen("b", State::Running, 0)], "keep"),
+    ] {
+        assert_eq!(show(&run(&pod, &observed(vec![sandbox(0, true)], containers), &started)), want);
+    }
+    let gone = observed(vec![sandbox(0, false)], vec![init(), cause.clone(), seen("b", State::Exited, 0)]);
+    assert_eq!(show(&run(&pod, &gone, &started)), "create1 +i#1");
+    // The next time it has to wait for its back-off.
+    let mut slow = backoff;
+    slow.restarted("a", container_hash(&spec.containers[0]), 0, SECOND);
+    let ended = observed(vec![sandbox(0, true)], vec![cause]);
+    let input = |now| Input { pod: &pod, observed: &ended, health: &started, backoff: &slow, now };
+    assert_eq!((plan(&input(2 * SECOND)).held_back.len(), show(&plan(&input(2 * SECOND)))), (1, "keep".to_owned()));
+    assert_eq!(show(&plan(&input(30 * SECOND))), "keep xa-0");
 }
 
 fn any_container(name: &'static str) -> impl Strategy<Value = Option<ObservedContainer>> {

@@ -38,7 +38,7 @@ pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<St
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
         warn!(directory = %config.log_directory, %error, "log directory not made");
     }
-    let id = means.runtime.cri.run_pod_sandbox(config, &handler).await.map_err(|e| e.message())?;
+    let id = means.runtime.run_pod_sandbox(config, &handler).await.map_err(|e| e.message())?;
     info!(pod = %full_name(pod), sandbox = %id, attempt, "sandbox runs");
     Ok(id)
 }
@@ -131,6 +131,12 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         termination_mount(declared, &pod_dir).map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?,
     );
 
+    let node = &means.runtime.node;
+    // Of a container that the runtime has nothing of, the logs tell how often it began.
+    let restart_count = match prepared.observed.latest(name) {
+        Some(_) => start.restart_count,
+        None => logs::next_attempt(&node.pod_logs_dir, pod, name),
+    };
     let target = target_id(prepared, start);
     let prepared_container = container::Prepared {
         image: &image,
@@ -138,13 +144,12 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         mounts,
         given,
         ids,
-        restart_count: start.restart_count,
+        restart_count,
         target_id: target.as_deref(),
     };
     let config = container::config(pod, declared, prepared_container, &means.runtime.node)
         .map_err(|e| failed("CreateContainerConfigError")(e.to_string()))?;
-    let node = &means.runtime.node;
-    let log = logs::container_log(&node.pod_logs_dir, pod, name, start.restart_count);
+    let log = logs::container_log(&node.pod_logs_dir, pod, name, restart_count);
     if let Some(dir) = log.parent() {
         std::fs::create_dir_all(dir).map_err(|e| failed("CreateContainerError")(e.to_string()))?;
     }
@@ -158,7 +163,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
     events.pod(pod, Some(name), Type::Normal, "Created", "Container created");
     cri.start_container(&id).await.map_err(|e| failed("RunContainerError")(short(&e)))?;
     events.pod(pod, Some(name), Type::Normal, "Started", "Container started");
-    info!(pod = %full_name(pod), container = name, id = %id, restarts = start.restart_count, "container started");
+    info!(pod = %full_name(pod), container = name, id = %id, restarts = restart_count, "container started");
     if let Err(error) = logs::link(&node.container_logs_dir, pod, name, &id, &log) {
         debug!(%error, "no link to the container's log");
     }

@@ -8,7 +8,7 @@ use component_base::backoff::Backoff;
 use component_base::events::Type;
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
@@ -111,7 +111,8 @@ impl Worker {
         }
     }
 
-    /// Runs until the pod is gone from its source and from this node.
+    /// Runs until the pod is gone from its source and from this node. What its steps need is there while they are taken: most
+    /// of the time a worker waits.
     pub(super) async fn run(mut self) {
         self.wait_for_predecessor().await;
         loop {
@@ -121,7 +122,7 @@ impl Worker {
             }
             self.over |= apimachinery::pod::is_terminal(&desired.pod);
             let wait = if desired.removed {
-                match self.take_down(&desired).await {
+                match Box::pin(self.take_down(&desired)).await {
                     Ok(()) => {
                         info!(pod = %full_name(&desired.pod), uid = %self.uid, "pod is gone");
                         return;
@@ -132,13 +133,13 @@ impl Worker {
                     }
                 }
             } else if self.over || must_end(&desired) {
-                self.terminate(&desired).await
+                Box::pin(self.terminate(&desired)).await
             } else {
                 let mut changes = self.desired.clone();
                 let synced = tokio::select! {
                     // What is being done for a pod that is to end is dropped: pulls, hooks, waits.
                     () = becomes_ending(&mut changes) => continue,
-                    synced = self.sync(&desired.pod) => synced,
+                    synced = Box::pin(self.sync(&desired.pod)) => synced,
                 };
                 match synced {
                     Synced::Wait(wait) => wait,
@@ -355,6 +356,9 @@ impl Worker {
                 return Err(self.retry.next_wait());
             }
         }
+        if !actions.remove.is_empty() {
+            return self.begin_anew(pod, observed, &actions.remove).await;
+        }
         if self.sources.is_none() {
             self.prepare(pod).await?;
             self.mount(pod, observed).await?;
@@ -394,6 +398,23 @@ impl Worker {
             }
         }
         pause.map_or(Ok(()), Err)
+    }
+
+    /// Removes all containers, ended as they are, so that the pod begins anew in its sandbox. Their logs stay.
+    async fn begin_anew(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, remove: &[String]) -> Result<(), Duration> {
+        info!(pod = %full_name(pod), "a container ended so that all begin anew");
+        for (cause, ended) in plan::begin_anew(pod.spec.as_ref().unwrap_or(&PodSpec::default()), observed) {
+            self.backoff.restarted(&cause.name, container_hash(cause), ended.finished_at, now_nanos());
+        }
+        for id in remove {
+            if let Err(error) = self.means.runtime.cri.remove_container(id).await {
+                warn!(pod = %full_name(pod), container = %id, %error, "container not removed");
+                return Err(self.retry.next_wait());
+            }
+            self.means.runtime.forget(id);
+        }
+        self.waiting.clear();
+        Ok(())
     }
 
     async fn new_sandbox(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, attempt: u32) -> Result<(), Duration> {
@@ -609,10 +630,14 @@ fn active_deadline(pod: &Pod, status: &PodStatus) -> Option<Duration> {
 
 /// A probe may set a grace of its own for the kill it causes.
 fn grace_of_kill(pod: &Pod, name: &str, reason: KillReason) -> i64 {
+    if reason == KillReason::BeginAnew {
+        // At once, without hooks.
+        return 0;
+    }
     let own = find_container(pod, name).and_then(|(_, container)| match reason {
         KillReason::LivenessProbe => container.liveness_probe.and_then(|p| p.termination_grace_period_seconds),
         KillReason::StartupProbe => container.startup_probe.and_then(|p| p.termination_grace_period_seconds),
-        KillReason::Changed | KillReason::Unknown => None,
+        KillReason::Changed | KillReason::Unknown | KillReason::BeginAnew => None,
     });
     own.unwrap_or_else(|| grace_seconds(pod))
 }

@@ -106,7 +106,7 @@ impl PodProbes {
 
     /// Starts probes of containers that have begun to run, ends those of containers that are gone. What was reported of a
     /// container before the kubelet came (`old`) is the starting point: a kubelet restart makes no pod unready.
-    pub fn reconcile(&mut self, pod: &Pod, observed: &ObservedPod, old: &PodStatus) {
+    pub fn reconcile(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, old: &PodStatus) {
         let Some(spec) = pod.spec.as_ref() else { return };
         let mut alive: HashSet<(String, Kind)> = HashSet::new();
         let sidecars = init_containers(spec).iter().filter(|c| is_sidecar(c));
@@ -202,7 +202,7 @@ pub fn pod_ip(pod: &Pod, observed: &ObservedPod, host_ip: &str) -> String {
 
 struct ProbeTask {
     means: Arc<Means>,
-    pod: Pod,
+    pod: Arc<Pod>,
     pod_ip: String,
     container: Container,
     probe: Probe,
@@ -225,7 +225,8 @@ impl ProbeTask {
         tokio::time::sleep(self.first_wait()).await;
         let (mut successes, mut failures) = (0, 0);
         loop {
-            let checked = self.check().await;
+            // What a check needs is there while it runs, not between checks.
+            let checked = Box::pin(self.check()).await;
             self.count(checked.is_ok());
             match checked {
                 Ok(()) => {

@@ -30,6 +30,32 @@ pub fn container_log(base: &Path, pod: &Pod, container: &str, restart_count: u32
     pod_dir(base, pod).join(container).join(format!("{restart_count}.log"))
 }
 
+/// The number of a container's next attempt, by the logs of those before. All but the last of them go. As `calcRestartCountByLogDir`.
+pub fn next_attempt(base: &Path, pod: &Pod, container: &str) -> u32 {
+    let directory = pod_dir(base, pod).join(container);
+    let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+    let number = |name: &str| name.split('.').next()?.parse::<u32>().ok();
+    let mut logs: Vec<(u32, PathBuf)> =
+        entries.filter_map(|e| Some((number(e.file_name().to_str()?)?, e.path()))).collect();
+    logs.sort();
+    let Some((last, _)) = logs.last().cloned() else { return 0 };
+    for (_, old) in logs.iter().filter(|(number, _)| *number < last) {
+        let _ = fs::remove_file(old);
+    }
+    last.saturating_add(1)
+}
+
+/// Whether a log of the pod has so many bytes that it is to be rotated (negative: never).
+pub fn any_large(pod_dir: &Path, bytes: i64) -> bool {
+    let Ok(bytes) = u64::try_from(bytes) else { return false };
+    let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut logs = entries(pod_dir.to_owned()).flat_map(|container| entries(container.path()));
+    logs.any(|log| {
+        let is_log = log.path().extension().is_some_and(|e| e == "log");
+        is_log && log.metadata().is_ok_and(|meta| meta.len() >= bytes)
+    })
+}
+
 /// Links the log from the directory in which log collectors look.
 pub fn link(links: &Path, pod: &Pod, container: &str, id: &str, log: &Path) -> io::Result<()> {
     fs::create_dir_all(links)?;
@@ -169,6 +195,20 @@ fn compress(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logs_tell_how_often_a_container_began() {
+        let base = tempfile::tempdir().expect("a directory");
+        let pod = Pod::default();
+        assert_eq!(next_attempt(base.path(), &pod, "c"), 0);
+        let directory = pod_dir(base.path(), &pod).join("c");
+        fs::create_dir_all(&directory).expect("a directory");
+        for name in ["0.log", "9.log", "10.log", "10.log.20260101-000000.gz"] {
+            fs::write(directory.join(name), "").expect("a log");
+        }
+        assert_eq!(next_attempt(base.path(), &pod, "c"), 11);
+        assert_eq!(fs::read_dir(&directory).expect("a directory").count(), 2);
+    }
 
     #[test]
     fn messages_come_from_the_file_then_from_the_log() {

@@ -21,8 +21,11 @@ mod watch;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use proto::cri as pb;
+use tokio::sync::Semaphore;
 
 use cgroups::Cgroups;
 use cri::{Cri, CriError};
@@ -31,8 +34,22 @@ use observed::{ObservedContainer, ObservedPod, State};
 use user_ids::UserIds;
 pub use watch::{PodStates, RuntimeWatch};
 
+/// How long a sandbox that is being made holds the next ones up: one that hangs harms none.
+const SANDBOX_TURN: Duration = Duration::from_secs(1);
 /// How many ended containers' statuses are remembered (they never change).
 const ENDED_CACHE: usize = 4096;
+
+/// Whether a runtime of this name and version mounts images as volumes: CRI does not tell. Of others than those known the
+/// runtime's own word is waited for.
+pub fn has_image_volumes(name: &str, version: &str) -> bool {
+    let mut numbers = version.split(['.', '-', '~', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match name {
+        "containerd" => version >= (2, 1),
+        "cri-o" => version >= (1, 31),
+        _ => true,
+    }
+}
 
 /// Facts of the node that a pod's translation depends on; fixed while the kubelet runs.
 #[derive(Debug, Clone)]
@@ -70,6 +87,8 @@ pub struct Runtime {
     pub node: NodeSettings,
     pub cgroups: Cgroups,
     pub user_ids: UserIds,
+    /// Sandboxes keep processors busy: a few at a time are made sooner than all at once.
+    sandboxes: Semaphore,
     /// Statuses of ended containers by ID.
     ended: Mutex<HashMap<String, ObservedContainer>>,
 }
@@ -77,7 +96,20 @@ pub struct Runtime {
 impl Runtime {
     pub fn new(cri: Cri, node: NodeSettings, cgroups: Cgroups) -> Arc<Self> {
         let user_ids = UserIds::read(&node.root_dir.join("pods"));
-        Arc::new(Self { cri, node, cgroups, user_ids, ended: Mutex::default() })
+        let at_once = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let sandboxes = Semaphore::new(at_once.max(4));
+        Arc::new(Self { cri, node, cgroups, user_ids, sandboxes, ended: Mutex::default() })
+    }
+
+    /// Makes a sandbox, when it is its turn.
+    pub async fn run_pod_sandbox(&self, config: pb::PodSandboxConfig, handler: &str) -> Result<String, CriError> {
+        let turn = self.sandboxes.acquire().await;
+        let mut made = std::pin::pin!(self.cri.run_pod_sandbox(config, handler));
+        tokio::select! {
+            made = &mut made => return made,
+            () = tokio::time::sleep(SANDBOX_TURN) => drop(turn),
+        }
+        made.await
     }
 
     /// All that the runtime has of one pod, right now.
@@ -143,5 +175,20 @@ impl Runtime {
     /// Forgets removed containers.
     pub fn forget(&self, container_id: &str) {
         self.ended.lock().remove(container_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn runtimes_that_mount_images_are_known() {
+        for (name, version, want) in [
+            ("containerd", "1.6.20~ds1", false),
+            ("containerd", "2.1.0", true),
+            ("cri-o", "1.30.2", false),
+            ("other", "", true),
+        ] {
+            assert_eq!(super::has_image_volumes(name, version), want, "{name} {version}");
+        }
     }
 }

@@ -6,10 +6,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use apimachinery::status::StatusError;
 use bytes::Bytes;
-use component_base::serving::{BoxError, Response};
+use component_base::serving::{self, BoxError, Response};
 use futures::StreamExt as _;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::ReaderStream;
 use tracing::debug;
 
 use super::{query_flag, query_one};
@@ -92,6 +94,36 @@ where
     let mut response = http::Response::new(http_body_util::BodyExt::boxed(StreamBody::new(frames)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+/// A file of the host's logs, or what is in a directory of them. As Go's `http.FileServer`.
+pub(super) async fn system(base: &Path, below: &[&str]) -> Result<Response, StatusError> {
+    let missing = || StatusError::not_found("", "logs", &below.join("/"));
+    if below.contains(&"..") {
+        return Err(missing());
+    }
+    let path = below.iter().fold(base.to_owned(), |path, part| path.join(part));
+    let meta = tokio::fs::metadata(&path).await.map_err(|_| missing())?;
+    if meta.is_file() {
+        let file = File::open(&path).await.map_err(|_| missing())?;
+        // What is written meanwhile is not waited for.
+        let blocks = ReaderStream::with_capacity(file.take(meta.len()), BLOCK);
+        let frames = blocks.map(|block| block.map(Frame::data).map_err(BoxError::from));
+        let mut response = http::Response::new(http_body_util::BodyExt::boxed(StreamBody::new(frames)));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        return Ok(response);
+    }
+    let mut names = Vec::new();
+    let mut entries = tokio::fs::read_dir(&path).await.map_err(|_| missing())?;
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let slash = if entry.file_type().await.is_ok_and(|kind| kind.is_dir()) { "/" } else { "" };
+        names.push(format!("{}{slash}", entry.file_name().to_string_lossy()));
+    }
+    names.sort();
+    let plain = |name: &str| name.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&#34;");
+    let line = |name: &String| format!("<a href=\"{0}\">{0}</a>\n", plain(name));
+    let page = format!("<!doctype html>\n<pre>\n{}</pre>\n", names.iter().map(line).collect::<String>());
+    Ok(serving::respond(StatusCode::OK, "text/html; charset=utf-8", page))
 }
 
 async fn send<F, Fut>(path: &Path, options: &Options, is_running: F, out: &mpsc::Sender<Bytes>) -> std::io::Result<()>

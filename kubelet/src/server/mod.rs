@@ -5,7 +5,7 @@ mod logs;
 mod stats;
 mod streaming;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -26,6 +26,8 @@ use crate::runtime::observed::{ObservedPod, State};
 use crate::runtime::pods::{find_container, uid_of};
 use crate::runtime::{Runtime, RuntimeWatch};
 
+/// What `/logs/` shows.
+const SYSTEM_LOGS: &str = "/var/log";
 const MAX_CONNECTIONS: usize = 1024;
 /// How long a command may take whose output is one answer.
 const RUN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
@@ -55,7 +57,7 @@ pub async fn serve(parts: Parts, serving: (PathBuf, PathBuf), shutdown: Cancella
     let reviews = parts.client.clone().filter(|_| config.webhook_authentication || config.webhook_authorization);
     let watch = parts.watch.clone();
     let endpoints =
-        serving::Endpoints { configz: Some(("kubeletconfig".to_owned(), configz(&config))), ..Default::default() }
+        serving::Endpoints { configz: Some(("kubeletconfig".to_owned(), config.shown())), ..Default::default() }
             .with_check("ping", || Ok(()))
             .with_check("pleg", move || watch.unhealthy().map_or(Ok(()), Err));
     let server = Arc::new(Server {
@@ -76,36 +78,6 @@ pub async fn serve(parts: Parts, serving: (PathBuf, PathBuf), shutdown: Cancella
     })
     .await;
     Ok(())
-}
-
-/// The settings as `/configz` shows them.
-fn configz(config: &KubeletConfiguration) -> serde_json::Value {
-    json!({
-        "kind": "KubeletConfiguration",
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "staticPodPath": config.static_pod_path,
-        "address": config.address,
-        "port": config.port,
-        "healthzPort": config.healthz_port,
-        "clusterDNS": config.cluster_dns,
-        "clusterDomain": config.cluster_domain,
-        "cgroupRoot": config.cgroup_root,
-        "cgroupDriver": config.cgroup_driver,
-        "cgroupsPerQOS": config.cgroups_per_qos,
-        "maxPods": config.max_pods,
-        "podPidsLimit": config.pod_pids_limit,
-        "containerRuntimeEndpoint": config.container_runtime_endpoint,
-        "evictionHard": config.eviction_hard,
-        "systemReserved": config.system_reserved,
-        "kubeReserved": config.kube_reserved,
-        "nodeLeaseDurationSeconds": config.node_lease_duration_seconds,
-        "nodeStatusUpdateFrequency": apimachinery::time::format_duration(config.node_status_update_frequency),
-        "nodeStatusReportFrequency": apimachinery::time::format_duration(config.node_status_report_frequency),
-        "syncFrequency": apimachinery::time::format_duration(config.sync_frequency),
-        "containerLogMaxSize": config.container_log_max_size_bytes.to_string(),
-        "containerLogMaxFiles": config.container_log_max_files,
-        "featureGates": config.feature_gates,
-    })
 }
 
 /// The subresources of the node by which a path may be reached: any one will do. As `fineGrainedAuthz`.
@@ -199,7 +171,7 @@ impl Server {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let query = request.uri().query().unwrap_or_default().to_owned();
         if !self.parts.config.enable_debugging_handlers
-            && matches!(parts.first(), Some(&("exec" | "attach" | "portForward" | "containerLogs" | "run")))
+            && matches!(parts.first(), Some(&("exec" | "attach" | "portForward" | "containerLogs" | "run" | "logs")))
         {
             return Err(StatusError::forbidden("", "nodes", &self.parts.node_name, "debugging handlers are disabled"));
         }
@@ -240,6 +212,9 @@ impl Server {
             }
             ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
                 self.checkpoint(namespace, pod, container, &query).await
+            }
+            ["logs", below @ ..] if self.parts.config.enable_system_log_handler => {
+                logs::system(Path::new(SYSTEM_LOGS), below).await
             }
             ["runningpods"] => self.running_pods().await,
             ["stats", "summary"] => self.stats.summary(&self.parts, query_flag(&query, "only_cpu_and_memory")).await,

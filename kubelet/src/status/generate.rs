@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::containers::{self, ProbeView, Source, Waiting};
-use crate::plan::restarts_on_failure;
+use crate::plan::{begin_anew, may_begin_anew, restarts_on_failure};
 use crate::runtime::observed::{ObservedContainer, ObservedPod};
 use crate::runtime::pods::{ContainerKind, ephemeral_as_container, host_network, init_containers, is_sidecar};
 
@@ -250,6 +250,7 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodC
         containers_ready,
         Condition::new("PodScheduled", true),
     ];
+    let anew = may_begin_anew(spec).then(|| beginning_anew(input, spec, phase));
     let resize = input.resize.map(|r| Condition {
         kind: r.kind,
         truth: true,
@@ -261,7 +262,7 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodC
         ..Condition::because("DisruptionTarget", true, "TerminationByKubelet")
     });
     let mut out: Vec<PodCondition> = Vec::with_capacity(own.len());
-    for condition in own.into_iter().chain(resize).chain(disrupted) {
+    for condition in own.into_iter().chain(anew).chain(resize).chain(disrupted) {
         let before = old.iter().find(|c| c.type_ == condition.kind);
         let truth = if condition.truth { "True" } else { "False" };
         let since = before.filter(|b| b.status == truth).and_then(|b| b.last_transition_time.clone());
@@ -320,6 +321,20 @@ fn containers_ready(spec: &PodSpec, status: &PodStatus, phase: &str) -> Conditio
     }
     let message = format!("containers with unready status: [{}]", unready.join(" "));
     Condition { message: Some(message), ..Condition::because(CONTAINERS_READY, false, "ContainersNotReady") }
+}
+
+/// As `GenerateAllContainersRestartingCondition`.
+fn beginning_anew(input: &Input<'_>, spec: &PodSpec, phase: &str) -> Condition {
+    const KIND: &str = "AllContainersRestarting";
+    match phase {
+        "Succeeded" => Condition::because(KIND, false, "PodCompleted"),
+        "Failed" => Condition::because(KIND, false, "PodFailed"),
+        _ if begin_anew(spec, input.observed).is_empty() => Condition::new(KIND, false),
+        _ => Condition {
+            message: Some("container exited with restart policy rule".to_owned()),
+            ..Condition::because(KIND, true, "RestartAllContainersStarted")
+        },
+    }
 }
 
 /// Ready: its containers are, and so are its readiness gates.

@@ -173,8 +173,11 @@ impl StatusManager {
     /// Marks pods whose object in the API does not say what was written (another's write, a lost one).
     fn mark_drifted(&self) {
         for entry in self.entries.lock().values_mut() {
-            entry.written = None;
-            entry.dirty = true;
+            let told = self.target(&entry.pod).is_some_and(|target| target.status.as_ref() == Some(&entry.status));
+            if !told || (entry.finished && !entry.delete_sent) {
+                entry.written = None;
+                entry.dirty = true;
+            }
         }
     }
 

@@ -62,6 +62,8 @@ pub struct Volumes {
     allocatable: arc_swap::ArcSwap<BTreeMap<String, apimachinery::quantity::Quantity>>,
     csi: Option<Arc<Csi>>,
     images: Option<Arc<Puller>>,
+    /// The runtime can mount images.
+    image_volumes: bool,
     /// The runtime's default handler can make whole trees of mounts read-only.
     recursive_read_only: bool,
     /// Of each pod: volumes that must not be detached from this node.
@@ -81,6 +83,7 @@ impl Volumes {
             allocatable: arc_swap::ArcSwap::default(),
             csi: None,
             images: None,
+            image_volumes: false,
             recursive_read_only: false,
             in_use: parking_lot::Mutex::default(),
             claimed: parking_lot::Mutex::default(),
@@ -88,8 +91,9 @@ impl Volumes {
     }
 
     /// With CSI drivers, with images as volumes, and with what the runtime can do.
-    pub fn with(mut self, csi: Arc<Csi>, images: Arc<Puller>, recursive_read_only: bool) -> Self {
-        (self.csi, self.images, self.recursive_read_only) = (Some(csi), Some(images), recursive_read_only);
+    pub fn with(mut self, csi: Arc<Csi>, images: Arc<Puller>, image_volumes: bool, recursive_read_only: bool) -> Self {
+        (self.csi, self.images) = (Some(csi), Some(images));
+        (self.image_volumes, self.recursive_read_only) = (image_volumes, recursive_read_only);
         self
     }
 
@@ -111,8 +115,10 @@ impl Volumes {
     pub async fn mount_pod(&self, pod: &Pod, pod_dir: &Path) -> Result<BTreeMap<String, MountSource>, VolumeError> {
         let mut sources = BTreeMap::new();
         let mut failed = None;
-        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-            match self.mount(pod, volume, pod_dir).await {
+        let wanted = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let mounting = wanted.map(async |volume| (volume, self.mount(pod, volume, pod_dir).await));
+        for (volume, mounted) in futures::future::join_all(mounting).await {
+            match mounted {
                 Ok(source) => {
                     sources.insert(volume.name.clone(), source);
                 }
@@ -169,7 +175,8 @@ impl Volumes {
             return Ok(MountSource { path, read_only: source.read_only == Some(true), ..Default::default() });
         }
         if let Some(source) = &volume.image {
-            let images = self.images.as_ref().ok_or("images cannot be volumes here")?;
+            let images = self.images.as_ref().filter(|_| self.image_volumes);
+            let images = images.ok_or("the container runtime cannot mount images as volumes")?;
             let reference = source.reference.as_deref().unwrap_or_default();
             let found = images.ensure(pod, reference, source.pull_policy.as_deref()).await.map_err(|e| e.message)?;
             return Ok(MountSource { image: Some(found.id), read_only: true, ..Default::default() });

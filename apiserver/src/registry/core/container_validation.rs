@@ -177,8 +177,8 @@ fn restarts(container: &Field<'_, '_>, errors: &mut Errors) {
     }
     for rule in rules.items() {
         let (action, codes) = (rule.at("action"), rule.at("exitCodes"));
-        if action.str() != "Restart" {
-            errors.not_supported(&action, &["Restart"]);
+        if !matches!(action.str(), "Restart" | "RestartAllContainers") {
+            errors.not_supported(&action, &["Restart", "RestartAllContainers"]);
         }
         if !codes.is_set() {
             errors.required(&codes, "must be specified");

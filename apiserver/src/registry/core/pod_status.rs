@@ -39,7 +39,7 @@ pub fn validate(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
     if class.str() != before.str() {
         errors.invalid(&class, "field is immutable");
     }
-    for (statuses, containers) in STATUSES {
+    for (statuses, containers) in STATUSES.into_iter().filter(|_| !may_begin_anew(spec.value)) {
         transitions(&now.at(statuses), &was.at(statuses), &spec, containers, errors);
     }
     claim_statuses(&now, &spec, errors);
@@ -57,6 +57,14 @@ pub fn validate(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
             }
         }
     }
+}
+
+/// Whether a container's exit may restart all of them, whatever their own policy.
+fn may_begin_anew(spec: &Value) -> bool {
+    let list = |of: &'static str| move |value: &Value| value.get(of).and_then(Value::as_array).cloned();
+    let containers = ["initContainers", "containers"].into_iter().filter_map(|of| list(of)(spec)).flatten();
+    let mut rules = containers.filter_map(|c| list("restartPolicyRules")(&c)).flatten();
+    rules.any(|rule| rule.get("action").and_then(Value::as_str) == Some("RestartAllContainers"))
 }
 
 /// A container that has ended, and is not to be restarted, stays so.
