@@ -102,6 +102,8 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let own_node = client.as_ref().map(|client| Informer::start(Api::<Node>::all(client.clone()), only));
     let labels = node::labels(&name, &flags.node_labels);
     let objects = Objects::new(client.clone());
+    // So that the first pod need not wait for the Services that its containers are told of.
+    objects.services_known().await;
     let env = env::Sources::new(objects.clone());
     env.set_allocatable(allocatable.clone());
     let parallel = match (config.serialize_image_pulls, config.max_parallel_image_pulls) {

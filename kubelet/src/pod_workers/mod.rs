@@ -141,6 +141,17 @@ impl PodWorkers {
         self.workers.lock().values().map(|h| h.desired.borrow().pod.clone()).collect()
     }
 
+    /// The pods that hold what they asked for: not those that are over, nor those whose object is gone. As
+    /// `filterOutInactivePods`.
+    pub(crate) fn active_pods(&self) -> Vec<Arc<Pod>> {
+        let wanted = |handle: &Handle| {
+            let desired = handle.desired.borrow();
+            (!desired.removed).then(|| desired.pod.clone())
+        };
+        let pods: Vec<Arc<Pod>> = self.workers.lock().values().filter_map(wanted).collect();
+        pods.into_iter().filter(|pod| !self.means.statuses.is_over(pod)).collect()
+    }
+
     /// Whether another pod of this name is still being taken down.
     pub(crate) fn has_ending_namesake(&self, pod: &Pod) -> bool {
         self.workers.lock().values().any(|handle| {

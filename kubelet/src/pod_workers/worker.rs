@@ -270,14 +270,14 @@ impl Worker {
         self.means.going_down.admit()?;
         self.means.shortage.admit(pod)?;
         let node = self.means.node.as_ref().and_then(|nodes| nodes.get("", &self.means.node_name));
-        let admitted = admission::admit(pod, &self.pool.pods(), &self.means.allocatable, node.as_deref());
+        let admitted = admission::admit(pod, &self.pool.active_pods(), &self.means.allocatable, node.as_deref());
         let (Err(rejected), Some(client)) = (&admitted, &self.means.client) else { return admitted };
         if rejected.reason != "NodeAffinity" {
             return admitted;
         }
         // The label that brought the pod here may be newer than our copy of the node.
         match kube::Api::<Node>::all(client.clone()).get(&self.means.node_name).await {
-            Ok(node) => admission::admit(pod, &self.pool.pods(), &self.means.allocatable, Some(&node)),
+            Ok(node) => admission::admit(pod, &self.pool.active_pods(), &self.means.allocatable, Some(&node)),
             Err(_) => admitted,
         }
     }

@@ -221,9 +221,8 @@ impl Server {
             ["metrics", "resource"] => Ok(self.stats.resource_metrics(&self.parts).await),
             ["metrics", "cadvisor"] => self.stats.cadvisor_metrics(&self.parts).await,
             ["metrics", "probes"] => {
-                let mut out = stats::Exposition::default();
-                let help = "Cumulative number of a liveness, readiness or startup probe for a container by result.";
-                out.family("prober_probe_total", "counter", help, crate::probes::counts());
+                let mut out = stats::Exposition::new(stats::PROBES);
+                out.add("prober_probe_total", crate::probes::counts());
                 Ok(serving::text(StatusCode::OK, out.text))
             }
             _ => Ok(self.endpoints.answer(request.method(), path, &query)),

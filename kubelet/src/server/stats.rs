@@ -200,7 +200,7 @@ impl Samples {
         let failed = u64::from(usages.is_err());
         let usages = usages.unwrap_or_default();
         let node = NodeUsage::read();
-        let mut out = Exposition::default();
+        let mut out = Exposition::new(RESOURCE);
         let containers = || usages.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
         let of_container = |(p, c): (&PodUsage, &ContainerUsage)| {
             format!("{{container={:?},namespace={:?},pod={:?}}}", c.name, p.namespace, p.name)
@@ -210,70 +210,16 @@ impl Samples {
             |f: &dyn Fn(&ContainerUsage) -> String| containers().map(|both| (of_container(both), f(both.1))).collect();
         let pods = |f: &dyn Fn(&PodUsage) -> String| usages.iter().map(|p| (of_pod(p), f(p))).collect();
         let alone = |value: String| vec![(String::new(), value)];
-        for (name, kind, help, samples) in [
-            (
-                "container_cpu_usage_seconds_total",
-                "counter",
-                "Cumulative cpu time consumed by the container in core-seconds",
-                each(&|c| seconds(c.usage.cpu_nanos)),
-            ),
-            (
-                "container_memory_working_set_bytes",
-                "gauge",
-                "Current working set of the container in bytes",
-                each(&|c| c.usage.working_set.to_string()),
-            ),
-            (
-                "container_start_time_seconds",
-                "gauge",
-                "Start time of the container since unix epoch in seconds",
-                each(&|c| seconds(u64::try_from(c.created_at).unwrap_or(0))),
-            ),
-            (
-                "container_swap_usage_bytes",
-                "gauge",
-                "Current amount of the container swap usage in bytes. Reported only on non-windows systems",
-                each(&|c| c.usage.swap.to_string()),
-            ),
-            (
-                "pod_cpu_usage_seconds_total",
-                "counter",
-                "Cumulative cpu time consumed by the pod in core-seconds",
-                pods(&|p| seconds(p.usage.cpu_nanos)),
-            ),
-            (
-                "pod_memory_working_set_bytes",
-                "gauge",
-                "Current working set of the pod in bytes",
-                pods(&|p| p.usage.working_set.to_string()),
-            ),
-            (
-                "pod_swap_usage_bytes",
-                "gauge",
-                "Current amount of the pod swap usage in bytes. Reported only on non-windows systems",
-                pods(&|p| p.usage.swap.to_string()),
-            ),
-            (
-                "node_cpu_usage_seconds_total",
-                "counter",
-                "Cumulative cpu time consumed by the node in core-seconds",
-                alone(seconds(node.cpu_nanos)),
-            ),
-            (
-                "node_memory_working_set_bytes",
-                "gauge",
-                "Current working set of the node in bytes",
-                alone((node.total - node.available).to_string()),
-            ),
-            (
-                "resource_scrape_error",
-                "gauge",
-                "1 if there was an error while getting container metrics, 0 otherwise",
-                alone(failed.to_string()),
-            ),
-        ] {
-            out.family(name, kind, &format!("[STABLE] {help}"), samples);
-        }
+        out.add("container_cpu_usage_seconds_total", each(&|c| seconds(c.usage.cpu_nanos)));
+        out.add("container_memory_working_set_bytes", each(&|c| c.usage.working_set.to_string()));
+        out.add("container_start_time_seconds", each(&|c| seconds(u64::try_from(c.created_at).unwrap_or(0))));
+        out.add("container_swap_usage_bytes", each(&|c| c.usage.swap.to_string()));
+        out.add("pod_cpu_usage_seconds_total", pods(&|p| seconds(p.usage.cpu_nanos)));
+        out.add("pod_memory_working_set_bytes", pods(&|p| p.usage.working_set.to_string()));
+        out.add("pod_swap_usage_bytes", pods(&|p| p.usage.swap.to_string()));
+        out.add("node_cpu_usage_seconds_total", alone(seconds(node.cpu_nanos)));
+        out.add("node_memory_working_set_bytes", alone((node.total - node.available).to_string()));
+        out.add("resource_scrape_error", alone(failed.to_string()));
         serving::text(StatusCode::OK, out.text)
     }
 
@@ -294,103 +240,41 @@ impl Samples {
             )
         };
         type Read = fn(&Usage) -> String;
-        let table: [(&str, &str, &str, &str, Read); 14] = [
-            (
-                "container_cpu_usage_seconds_total",
-                "counter",
-                "Cumulative cpu time consumed in seconds.",
-                ",cpu=\"total\"",
-                |u| seconds(u.cpu_nanos),
-            ),
-            (
-                "container_cpu_cfs_periods_total",
-                "counter",
-                "Number of elapsed enforcement period intervals.",
-                "",
-                |u| u.cpu_periods.to_string(),
-            ),
-            (
-                "container_cpu_cfs_throttled_periods_total",
-                "counter",
-                "Number of throttled period intervals.",
-                "",
-                |u| u.cpu_throttled_periods.to_string(),
-            ),
-            (
-                "container_cpu_cfs_throttled_seconds_total",
-                "counter",
-                "Total time duration the container has been throttled.",
-                "",
-                |u| seconds(u.cpu_throttled_nanos),
-            ),
-            (
-                "container_memory_usage_bytes",
-                "gauge",
-                "Current memory usage in bytes, including all memory regardless of when it was accessed",
-                "",
-                |u| u.memory.to_string(),
-            ),
-            ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", "", |u| {
-                u.working_set.to_string()
-            }),
-            ("container_memory_rss", "gauge", "Size of RSS in bytes.", "", |u| u.rss.to_string()),
-            ("container_memory_cache", "gauge", "Number of bytes of page cache memory.", "", |u| u.cache.to_string()),
-            ("container_memory_mapped_file", "gauge", "Size of memory mapped files in bytes.", "", |u| {
-                u.mapped.to_string()
-            }),
-            ("container_memory_swap", "gauge", "Container swap usage in bytes.", "", |u| u.swap.to_string()),
-            (
-                "container_memory_failures_total",
-                "counter",
-                "Cumulative count of memory allocation failures.",
-                ",failure_type=\"pgfault\",scope=\"container\"",
-                |u| u.page_faults.to_string(),
-            ),
-            ("container_processes", "gauge", "Number of processes running inside the container.", "", |u| {
-                u.pids.to_string()
-            }),
-            ("container_threads", "gauge", "Number of threads running inside the container", "", |u| {
-                u.pids.to_string()
-            }),
-            ("container_memory_major_failures_total", "counter", "Cumulative count of major page faults.", "", |u| {
-                u.major_page_faults.to_string()
-            }),
+        let table: [(&str, &str, Read); 14] = [
+            ("container_cpu_usage_seconds_total", ",cpu=\"total\"", |u| seconds(u.cpu_nanos)),
+            ("container_cpu_cfs_periods_total", "", |u| u.cpu_periods.to_string()),
+            ("container_cpu_cfs_throttled_periods_total", "", |u| u.cpu_throttled_periods.to_string()),
+            ("container_cpu_cfs_throttled_seconds_total", "", |u| seconds(u.cpu_throttled_nanos)),
+            ("container_memory_usage_bytes", "", |u| u.memory.to_string()),
+            ("container_memory_working_set_bytes", "", |u| u.working_set.to_string()),
+            ("container_memory_rss", "", |u| u.rss.to_string()),
+            ("container_memory_cache", "", |u| u.cache.to_string()),
+            ("container_memory_mapped_file", "", |u| u.mapped.to_string()),
+            ("container_memory_swap", "", |u| u.swap.to_string()),
+            ("container_memory_failures_total", FAULTS, |u| u.page_faults.to_string()),
+            ("container_memory_major_failures_total", "", |u| u.major_page_faults.to_string()),
+            ("container_processes", "", |u| u.pids.to_string()),
+            ("container_threads", "", |u| u.pids.to_string()),
         ];
-        let mut out = Exposition::default();
-        for (name, kind, help, more, read) in table {
+        let mut out = Exposition::new(CADVISOR);
+        for (name, more, read) in table {
             let samples = usages.iter().flat_map(|pod| {
                 let own = (format!("{{{}{more}}}", labels(pod, None)), read(&pod.usage));
                 let each =
                     pod.containers.iter().map(|c| (format!("{{{}{more}}}", labels(pod, Some(c))), read(&c.usage)));
                 std::iter::once(own).chain(each).collect::<Vec<_>>()
             });
-            out.family(name, kind, help, samples.collect());
+            out.add(name, samples.collect());
         }
         let of_containers = |f: &dyn Fn(&ContainerUsage) -> String| {
             let all = usages.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
             all.map(|(pod, c)| (format!("{{{}}}", labels(pod, Some(c))), f(c))).collect::<Vec<_>>()
         };
         let start = of_containers(&|c| seconds(u64::try_from(c.created_at).unwrap_or(0)));
-        out.family(
-            "container_start_time_seconds",
-            "gauge",
-            "Start time of the container since unix epoch in seconds.",
-            start,
-        );
-        let seen = of_containers(&|_| seconds(u64::try_from(now).unwrap_or(0)));
-        out.family("container_last_seen", "gauge", "Last time a container was seen by the exporter", seen);
-        out.family(
-            "container_fs_usage_bytes",
-            "gauge",
-            "Number of bytes that are consumed by the container on this filesystem.",
-            of_containers(&|c| c.root.bytes.to_string()),
-        );
-        out.family(
-            "container_fs_inodes_total",
-            "gauge",
-            "Number of Inodes",
-            of_containers(&|c| c.root.inodes.to_string()),
-        );
+        out.add("container_start_time_seconds", start);
+        out.add("container_last_seen", of_containers(&|_| seconds(u64::try_from(now).unwrap_or(0))));
+        out.add("container_fs_usage_bytes", of_containers(&|c| c.root.bytes.to_string()));
+        out.add("container_fs_inodes_total", of_containers(&|c| c.root.inodes.to_string()));
         let interfaces: Vec<(&PodUsage, Interface)> = usages
             .iter()
             .flat_map(|pod| {
@@ -398,50 +282,88 @@ impl Samples {
             })
             .collect();
         type Count = fn(&Interface) -> u64;
-        let counts: [(&str, &str, Count); 4] = [
-            ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| i.received_bytes),
-            ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", |i| {
-                i.received_errors
-            }),
-            ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |i| i.sent_bytes),
-            (
-                "container_network_transmit_errors_total",
-                "Cumulative count of errors encountered while transmitting",
-                |i| i.sent_errors,
-            ),
+        let counts: [(&str, Count); 4] = [
+            ("container_network_receive_bytes_total", |i| i.received_bytes),
+            ("container_network_receive_errors_total", |i| i.received_errors),
+            ("container_network_transmit_bytes_total", |i| i.sent_bytes),
+            ("container_network_transmit_errors_total", |i| i.sent_errors),
         ];
-        for (name, help, read) in counts {
+        for (name, read) in counts {
             let sample = |(pod, i): &(&PodUsage, Interface)| {
                 (format!("{{{},interface={:?}}}", labels(pod, None), i.name), read(i).to_string())
             };
-            out.family(name, "counter", help, interfaces.iter().map(sample).collect());
+            out.add(name, interfaces.iter().map(sample).collect());
         }
         let node = NodeUsage::read();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        out.family(
-            "machine_cpu_cores",
-            "gauge",
-            "Number of logical CPU cores.",
-            vec![(String::new(), cpus.to_string())],
-        );
-        out.family(
-            "machine_memory_bytes",
-            "gauge",
-            "Amount of memory installed on the machine.",
-            vec![(String::new(), node.total.to_string())],
-        );
+        let alone = |value: String| vec![(String::new(), value)];
+        out.add("machine_cpu_cores", alone(cpus.to_string()));
+        out.add("machine_memory_bytes", alone(node.total.to_string()));
         Ok(serving::text(StatusCode::OK, out.text))
     }
 }
 
+/// Labels of the faults that are counted.
+const FAULTS: &str = ",failure_type=\"pgfault\",scope=\"container\"";
+
+/// Families of metrics, a line each: name, type, help.
+const RESOURCE: &str = "\
+container_cpu_usage_seconds_total counter [STABLE] Cumulative cpu time consumed by the container in core-seconds
+container_memory_working_set_bytes gauge [STABLE] Current working set of the container in bytes
+container_start_time_seconds gauge [STABLE] Start time of the container since unix epoch in seconds
+container_swap_usage_bytes gauge [STABLE] Current amount of the container swap usage in bytes. Reported only on non-windows systems
+pod_cpu_usage_seconds_total counter [STABLE] Cumulative cpu time consumed by the pod in core-seconds
+pod_memory_working_set_bytes gauge [STABLE] Current working set of the pod in bytes
+pod_swap_usage_bytes gauge [STABLE] Current amount of the pod swap usage in bytes. Reported only on non-windows systems
+node_cpu_usage_seconds_total counter [STABLE] Cumulative cpu time consumed by the node in core-seconds
+node_memory_working_set_bytes gauge [STABLE] Current working set of the node in bytes
+resource_scrape_error gauge [STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
+
+const CADVISOR: &str = "\
+container_cpu_usage_seconds_total counter Cumulative cpu time consumed in seconds.
+container_cpu_cfs_periods_total counter Number of elapsed enforcement period intervals.
+container_cpu_cfs_throttled_periods_total counter Number of throttled period intervals.
+container_cpu_cfs_throttled_seconds_total counter Total time duration the container has been throttled.
+container_memory_usage_bytes gauge Current memory usage in bytes, including all memory regardless of when it was accessed
+container_memory_working_set_bytes gauge Current working set in bytes.
+container_memory_rss gauge Size of RSS in bytes.
+container_memory_cache gauge Number of bytes of page cache memory.
+container_memory_mapped_file gauge Size of memory mapped files in bytes.
+container_memory_swap gauge Container swap usage in bytes.
+container_memory_failures_total counter Cumulative count of memory allocation failures.
+container_memory_major_failures_total counter Cumulative count of major page faults.
+container_processes gauge Number of processes running inside the container.
+container_threads gauge Number of threads running inside the container
+container_start_time_seconds gauge Start time of the container since unix epoch in seconds.
+container_last_seen gauge Last time a container was seen by the exporter
+container_fs_usage_bytes gauge Number of bytes that are consumed by the container on this filesystem.
+container_fs_inodes_total gauge Number of Inodes
+container_network_receive_bytes_total counter Cumulative count of bytes received
+container_network_receive_errors_total counter Cumulative count of errors encountered while receiving
+container_network_transmit_bytes_total counter Cumulative count of bytes transmitted
+container_network_transmit_errors_total counter Cumulative count of errors encountered while transmitting
+machine_cpu_cores gauge Number of logical CPU cores.
+machine_memory_bytes gauge Amount of memory installed on the machine.";
+
+pub(super) const PROBES: &str =
+    "prober_probe_total counter Cumulative number of a liveness, readiness or startup probe for a container by result.";
+
 /// Metrics as text.
-#[derive(Default)]
 pub(super) struct Exposition {
+    families: &'static str,
     pub text: String,
 }
 
 impl Exposition {
-    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str, samples: Vec<(String, String)>) {
+    /// Of these families.
+    pub(super) fn new(families: &'static str) -> Self {
+        Self { families, text: String::new() }
+    }
+
+    /// Adds the samples of a family: labels and value.
+    pub(super) fn add(&mut self, name: &str, samples: Vec<(String, String)>) {
+        let family = self.families.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let (kind, help) = family.and_then(|family| family.split_once(' ')).unwrap_or(("untyped", ""));
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for (labels, value) in samples {
             let _ = writeln!(self.text, "{name}{labels} {value}");

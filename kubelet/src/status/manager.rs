@@ -70,6 +70,12 @@ impl StatusManager {
         }
     }
 
+    /// Whether the pod's phase, as told here, is a final one.
+    pub fn is_over(&self, pod: &Pod) -> bool {
+        let phase = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        self.entries.lock().get(uid_of(pod)).is_some_and(|entry| phase(&entry.status))
+    }
+
     /// Sets a pod's status; it is written if it differs.
     pub fn set(&self, pod: &Arc<Pod>, status: PodStatus) {
         let mut entries = self.entries.lock();

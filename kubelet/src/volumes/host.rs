@@ -1,4 +1,4 @@
-//! The host's own programs for volumes: `mount`, `blkid`, `mkfs`. What they need (an NFS client, say) is the host's to have.
+//! The host's own programs for volumes: `mount`, `blkid`, `mkfs`, `iscsiadm`. What they need (an NFS client, say) is the host's to have.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -56,7 +56,7 @@ pub(super) async fn format_and_mount(
 }
 
 /// A program's exit code and what it said.
-async fn run(program: &str, arguments: &[&str]) -> Result<(i32, String), String> {
+pub(super) async fn run(program: &str, arguments: &[&str]) -> Result<(i32, String), String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(TIMEOUT, command.output())

@@ -6,6 +6,7 @@
 
 mod atomic_writer;
 mod host;
+mod iscsi;
 mod local;
 mod mounts;
 mod payload;
@@ -174,6 +175,13 @@ impl Volumes {
             persistent::mount_nfs(&source.server, &source.path, &[], &path).await?;
             return Ok(MountSource { path, read_only: source.read_only == Some(true), ..Default::default() });
         }
+        if let Some(source) = &volume.iscsi {
+            let path = volume_dir(pod_dir, "kubernetes.io~iscsi", &volume.name);
+            let target = iscsi::Target::of(source)?;
+            let secret = self.session_secret(pod, &target).await?;
+            iscsi::mount(&target, &secret, &[], pod_dir, (&volume.name, &path)).await?;
+            return Ok(MountSource { path, read_only: target.read_only, ..Default::default() });
+        }
         if let Some(source) = &volume.image {
             let images = self.images.as_ref().filter(|_| self.image_volumes);
             let images = images.ok_or("the container runtime cannot mount images as volumes")?;
@@ -247,7 +255,34 @@ impl Volumes {
             persistent::mount_nfs(&found.server, &found.path, &options, &at).await?;
             return Ok(MountSource { read_only: read_only || found.read_only == Some(true), ..source(at, false) });
         }
+        if let Some(found) = &spec.iscsi {
+            let target = iscsi::Target::of(found)?;
+            let secret = self.session_secret(pod, &target).await?;
+            let read_only = read_only || target.read_only;
+            if claimed.is_block() {
+                let path = iscsi::attach(&target, &secret, pod_dir, claimed.name()).await?;
+                return Ok(MountSource { read_only, ..source(path, true) });
+            }
+            let at = self::volume_dir(pod_dir, "kubernetes.io~iscsi", claimed.name());
+            iscsi::mount(&target, &secret, &options, pod_dir, (claimed.name(), &at)).await?;
+            if let Some(group) = local::GroupOwnership::of(pod).filter(|_| !read_only) {
+                let volume = at.clone();
+                blocking(move || local::give_to_group(&volume, group)).await?;
+            }
+            return Ok(MountSource { read_only, ..source(at, false) });
+        }
         Err(format!("no volume plugin matched name of PV {}", claimed.name()))
+    }
+
+    /// What opens an iSCSI target.
+    async fn session_secret(&self, pod: &Pod, target: &iscsi::Target) -> Result<BTreeMap<String, String>, String> {
+        let Some(reference) = &target.secret_ref else { return Ok(BTreeMap::new()) };
+        let own = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let namespace = reference.namespace.as_deref().unwrap_or(own);
+        let found = self.objects.secret(namespace, &reference.name).await.map_err(|error| error.to_string())?;
+        let found = found.ok_or_else(|| format!("secret {namespace}/{} does not exist", reference.name))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(found.data.iter().flatten().map(|(key, value)| (key.clone(), text(&value.0))).collect())
     }
 
     /// A volume that a driver makes for this pod alone.
@@ -450,6 +485,9 @@ impl Volumes {
         if let Some(csi) = &self.csi {
             csi.unmount_pod(uid, &pod_dir).await.map_err(VolumeError::TearDown)?;
         }
+        let volumes = pod_dir.join("volumes");
+        blocking(move || mounts::unmount_below(&volumes)).await.map_err(VolumeError::TearDown)?;
+        iscsi::end_sessions(&pod_dir).await.map_err(VolumeError::TearDown)?;
         blocking(move || remove_volumes(&pod_dir)).await.map_err(VolumeError::TearDown)?;
         self.in_use.lock().remove(uid);
         Ok(())
