@@ -95,12 +95,15 @@ impl PodWorkers {
         &self.means
     }
 
-    /// A pod as its source has it now.
+    /// A pod as its source has it now. The echo of a status that was written here is no news to its worker.
     pub fn update(self: &Arc<Self>, pod: Arc<Pod>) {
         let uid = uid_of(&pod).to_owned();
         let mut workers = self.workers.lock();
         if let Some(handle) = workers.get(&uid) {
-            handle.desired.send_modify(|desired| desired.pod = pod);
+            handle.desired.send_if_modified(|desired| {
+                let before = std::mem::replace(&mut desired.pod, pod);
+                !asks_the_same(&before, &desired.pod) || !self.means.statuses.has_told(&desired.pod)
+            });
             return;
         }
         let desired = Desired { pod, ended: None, grace: None, removed: false };
@@ -197,4 +200,14 @@ impl PodWorkers {
             pool.means.runtime.user_ids.forget(&name);
         });
     }
+}
+
+/// Whether two states of a pod ask for the same.
+fn asks_the_same(a: &Pod, b: &Pod) -> bool {
+    let meta = |pod: &Pod| {
+        let meta = &pod.metadata;
+        (meta.generation, meta.deletion_timestamp.clone(), meta.deletion_grace_period_seconds)
+    };
+    let (of_a, of_b) = (&a.metadata, &b.metadata);
+    meta(a) == meta(b) && of_a.labels == of_b.labels && of_a.annotations == of_b.annotations && a.spec == b.spec
 }

@@ -95,7 +95,7 @@ impl Resizes {
             self.state = None;
             return false;
         }
-        if let Err(rejected) = admission::admit(pod, &pool.pods(), &means.allocatable, None) {
+        if let Err(rejected) = admission::admit(pod, &pool.active_pods(), &means.allocatable, None) {
             let alone = admission::admit(pod, &[], &means.allocatable, None);
             let reason = if alone.is_err() { "Infeasible" } else { "Deferred" };
             let message = rejected.message.trim_start_matches("Pod was rejected: ").to_owned();

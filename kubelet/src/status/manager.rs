@@ -70,6 +70,13 @@ impl StatusManager {
         }
     }
 
+    /// Whether the pod has, in the API, the status that was last set here, or that was last written.
+    pub fn has_told(&self, pod: &Pod) -> bool {
+        let entries = self.entries.lock();
+        let told = |entry: &Entry, status: &PodStatus| entry.status == *status || entry.written.as_ref() == Some(status);
+        entries.get(uid_of(pod)).zip(pod.status.as_ref()).is_some_and(|(entry, status)| told(entry, status))
+    }
+
     /// Whether the pod's phase, as told here, is a final one.
     pub fn is_over(&self, pod: &Pod) -> bool {
         let phase = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));

@@ -117,7 +117,7 @@ impl Volumes {
         let mut sources = BTreeMap::new();
         let mut failed = None;
         let wanted = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        let mounting = wanted.map(async |volume| (volume, self.mount(pod, volume, pod_dir).await));
+        let mounting = wanted.map(|volume| async move { (volume, self.mount(pod, volume, pod_dir).await) });
         for (volume, mounted) in futures::future::join_all(mounting).await {
             match mounted {
                 Ok(source) => {
