@@ -401,10 +401,10 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
         allowed_unsafe_sysctls: fields.strings("allowedUnsafeSysctls")?.unwrap_or_default(),
         registry_pull_qps: fields.int("registryPullQPS")?.unwrap_or(default.registry_pull_qps),
         registry_burst: positive(fields.int("registryBurst")?, default.registry_burst),
-        // More than one at a time is meant where a number is stated.
+        // Several at a time, unless otherwise stated: a slow registry holds up nothing of others.
         serialize_image_pulls: match fields.boolean("serializeImagePulls")? {
             Some(stated) => stated,
-            None => fields.int("maxParallelImagePulls")?.is_none_or(|pulls| pulls < 2),
+            None => fields.int("maxParallelImagePulls")?.is_some_and(|pulls| pulls < 2),
         },
         max_parallel_image_pulls: fields.int("maxParallelImagePulls")?,
         image_gc_high_threshold_percent: fields
@@ -764,6 +764,7 @@ volumeStatsAggPeriod: 0s
     fn what_kubeadm_writes_is_understood() {
         let config = load_text(&format!("{HEAD}{KUBEADM}"), Flags::default()).expect("a configuration");
         let want = KubeletConfiguration {
+            stated: config.stated.clone(),
             cgroup_driver: "systemd".into(),
             client_ca_file: Some("/etc/kubernetes/pki/ca.crt".into()),
             cluster_dns: vec!["10.96.0.10".into()],
