@@ -80,6 +80,14 @@ impl StatusError {
             .about(group, resource, name)
     }
 
+    /// No free name was found behind a generateName. As `NewGenerateNameConflict`.
+    pub fn no_free_name(group: &str, resource: &str, name: &str) -> Self {
+        let mut error = Self::already_exists(group, resource, name).retry_after(1);
+        let message = format!("{}, the server was not able to generate a unique name for the object", error.message());
+        error.0.message = Some(message);
+        error
+    }
+
     /// `Operation cannot be fulfilled on pods "x": cause`.
     pub fn conflict(group: &str, resource: &str, name: &str, cause: &str) -> Self {
         let what = qualified(group, resource);
@@ -99,7 +107,13 @@ impl StatusError {
 
     /// `Pod "x" is invalid: …` with a cause for each field.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        // What is said twice is read once.
+        let mut texts: Vec<String> = Vec::new();
+        for text in errors.iter().map(ToString::to_string) {
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
         let list = match texts.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),

@@ -3,6 +3,7 @@
 
 use super::set::FieldSet;
 use super::typing::Typing;
+use super::versions::{Changes, Convert, Versions};
 use super::{Entry, Fields, Ignored, ManagedFields, NOBODYS, Operation, Writer, walk};
 use serde_json::Value;
 
@@ -68,12 +69,13 @@ pub fn apply<T: Typing, E>(
     force: bool,
     ignored: &Ignored,
     now: &str,
+    convert: Option<Convert<'_, T>>,
     finish: impl FnOnce(Value) -> Result<Value, E>,
 ) -> Result<Applied, ApplyError<E>> {
     if managed.is_empty() && exists {
         let before = Writer { manager: BEFORE_FIRST_APPLY, subresource: "", ..*writer };
         let nothing = Value::Object(serde_json::Map::new());
-        managed.update(at, &nothing, live, &before, &Ignored::Nothing, now);
+        managed.update(at, &nothing, live, &before, &Ignored::Nothing, now, convert);
     }
     let mut wanted = walk::fields(at, config);
     ignored.filter(&mut wanted);
@@ -84,24 +86,23 @@ pub fn apply<T: Typing, E>(
             managed.entries.len() - 1
         }
     };
-    let last = managed.entries[own].fields.set();
-    managed.entries[own].fields = Fields::Set(wanted);
+    let versions = Versions { at, own: writer.api_version, convert };
+    let entry = &mut managed.entries[own];
+    let last = (entry.fields.set(), std::mem::replace(&mut entry.api_version, writer.api_version.to_owned()));
+    entry.fields = Fields::Set(wanted);
 
-    let merged = prune(at, walk::merge(at, live, config), &managed, last);
+    let merged = prune(&versions, walk::merge(at, live, config), &managed, last);
     let mut object = finish(merged).map_err(ApplyError::Invalid)?;
     let changed = object != *live;
-    let mut difference = walk::compare(at, live, &object);
-    ignored.filter(&mut difference.changed);
-    ignored.filter(&mut difference.removed);
+    let mut changes = Changes::between(versions, live, &object, ignored);
     if !force {
-        let found = conflicts(at, live, &managed, own, &difference.changed, writer);
+        let found = conflicts(at, live, &managed, own, &mut changes, writer);
         if !found.is_empty() {
             return Err(ApplyError::Conflicts(found));
         }
     }
     {
         let entry = &mut managed.entries[own];
-        entry.api_version = writer.api_version.to_owned();
         if let Fields::Set(fields) = &mut entry.fields {
             fields.subtract(&NOBODYS);
         }
@@ -110,8 +111,7 @@ pub fn apply<T: Typing, E>(
         }
     }
     for (_, entry) in managed.entries.iter_mut().enumerate().filter(|(at, _)| *at != own) {
-        entry.lose(&difference.changed);
-        entry.lose(&difference.removed);
+        changes.leave(entry);
     }
     managed.entries.retain(|entry| !entry.fields.is_empty());
     managed.sort();
@@ -126,13 +126,15 @@ fn conflicts<T: Typing>(
     live: &Value,
     managed: &ManagedFields,
     own: usize,
-    changed: &FieldSet,
+    changes: &mut Changes<'_, T>,
     writer: &Writer<'_>,
 ) -> Vec<Conflict> {
     let mut by_others: Vec<(String, FieldSet)> = Vec::new();
     for (number, entry) in managed.entries.iter().enumerate() {
-        if number != own {
-            let both = entry.fields.set().intersection(changed);
+        if number != own
+            && let Some(seen) = changes.seen_by(entry)
+        {
+            let both = entry.fields.set().intersection(&seen.changed);
             by_others.extend((!both.is_empty()).then(|| (entry.to_string(), both)));
         }
     }
@@ -165,28 +167,50 @@ fn note_last_applied(object: &mut Value, config: &Value) {
     }
 }
 
-/// Takes out of `merged` what its author applied last time and not this time, unless someone else owns it.
-fn prune<T: Typing>(at: T, merged: Value, managed: &ManagedFields, last: FieldSet) -> Value {
+/// Takes out of `merged` what its author applied last time, in a version, and not this time, unless someone else owns it.
+fn prune<T: Typing>(
+    versions: &Versions<'_, T>,
+    merged: Value,
+    managed: &ManagedFields,
+    (last, last_version): (FieldSet, String),
+) -> Value {
+    let last_version = if versions.convert.is_some() { last_version.as_str() } else { versions.own };
     if last.is_empty() {
         return merged;
     }
-    let named = |set: FieldSet| walk::with_named_fields(Some(at), set);
-    let last = named(last);
-    let pruned = walk::without(at, &merged, &last);
-    if pruned == merged {
+    let Some((at, then)) = versions.view(&merged, last_version) else { return merged };
+    let named = |at: T, set: FieldSet| walk::with_named_fields(Some(at), set);
+    let last = named(at, last);
+    let pruned = walk::without(at, &then, &last);
+    if pruned == *then {
+        drop(then);
         return merged;
     }
-    let mut owned = FieldSet::default();
-    managed.entries.iter().for_each(|entry| owned.add(entry.fields.set()));
+    let mut pruned = versions.back(pruned, last_version);
     // What is owned comes back,
-    let all = named(walk::fields(at, &merged));
-    let mut gone = all.clone();
-    let mut kept = named(walk::fields(at, &pruned));
-    kept.add(named(owned));
-    gone.subtract(&kept);
-    let pruned = walk::without(at, &merged, &gone);
+    let mut owners = vec![last_version];
+    for entry in &managed.entries {
+        if !owners.contains(&versions.of(entry)) {
+            owners.push(versions.of(entry));
+        }
+    }
+    for version in owners {
+        let (Some((at, all)), Some((_, left))) = (versions.view(&merged, version), versions.view(&pruned, version))
+        else {
+            continue;
+        };
+        let mut owned = FieldSet::default();
+        let of_version = managed.entries.iter().filter(|entry| versions.of(entry) == version);
+        of_version.for_each(|entry| owned.add(entry.fields.set()));
+        let mut gone = named(at, walk::fields(at, &all));
+        let mut kept = named(at, walk::fields(at, &left));
+        kept.add(named(at, owned));
+        gone.subtract(&kept);
+        pruned = versions.back(walk::without(at, &all, &gone), version);
+    }
     // and so does what its author never owned.
-    let mut gone = all;
-    gone.subtract(&named(walk::fields(at, &pruned)));
-    walk::without(at, &merged, &gone.intersection(&last))
+    let Some((_, left)) = versions.view(&pruned, last_version) else { return pruned };
+    let mut gone = named(at, walk::fields(at, &then));
+    gone.subtract(&named(at, walk::fields(at, &left)));
+    versions.back(walk::without(at, &then, &gone.intersection(&last)), last_version)
 }

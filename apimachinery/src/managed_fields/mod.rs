@@ -17,11 +17,13 @@ mod set;
 mod tests;
 mod text;
 mod typing;
+mod versions;
 mod walk;
 
 pub use apply::{Applied, ApplyError, Conflict, apply};
 pub use set::FieldSet;
 pub use typing::{Form, Place, Scalar, Typing};
+pub use versions::Convert;
 pub use walk::{fields, mistakes};
 
 use serde::Deserialize;
@@ -30,6 +32,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
+use versions::{Changes, Versions};
 
 /// More managers that update than this are lumped together, the oldest first. As `DefaultMaxUpdateManagers`.
 const UPDATE_MANAGERS_MAX: usize = 10;
@@ -387,7 +390,8 @@ impl ManagedFields {
             && self.entries.iter().all(|a| other.entries.iter().any(|b| same(a, b)))
     }
 
-    /// Notes an update of `old` to `new` at a time. Gives false if no entry changes by it.
+    /// Notes an update of `old` to `new` at a time. Gives false if no entry changes by it. `convert` is for kinds that there
+    /// are several versions of.
     pub fn update<T: Typing>(
         &mut self,
         at: T,
@@ -396,6 +400,7 @@ impl ManagedFields {
         writer: &Writer<'_>,
         ignored: &Ignored,
         now: &str,
+        convert: Option<Convert<'_, T>>,
     ) -> bool {
         let writer = &Writer { manager: if writer.manager.is_empty() { UNKNOWN } else { writer.manager }, ..*writer };
         if self.entries.is_empty()
@@ -409,19 +414,18 @@ impl ManagedFields {
             }
             return true;
         }
-        let mut difference = walk::compare(at, old, new);
-        ignored.filter(&mut difference.changed);
-        ignored.filter(&mut difference.removed);
-        if difference.is_empty() {
+        let mut changes = Changes::between(Versions { at, own: writer.api_version, convert }, old, new, ignored);
+        if changes.own.is_empty() {
             return false;
         }
-        let mut taken = difference.changed.clone();
+        let mut taken = changes.own.changed.clone();
         taken.subtract(&NOBODYS);
         for entry in &mut self.entries {
-            if !entry.is_by(writer, Operation::Update) {
-                entry.lose(&difference.changed);
+            if entry.is_by(writer, Operation::Update) {
+                entry.lose(&changes.own.removed);
+            } else {
+                changes.leave(entry);
             }
-            entry.lose(&difference.removed);
         }
         self.take(taken, writer, now);
         self.entries.retain(|entry| !entry.fields.is_empty());

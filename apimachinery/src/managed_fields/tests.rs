@@ -35,7 +35,7 @@ impl Managed {
     pub fn update_of(&mut self, subresource: &str, ignored: &Ignored, manager: &str, new: Value) {
         let now = self.tick();
         let writer = Writer { manager, api_version: self.version, subresource };
-        self.managed.update(self.place, &self.object, &new, &writer, ignored, &now);
+        self.managed.update(self.place, &self.object, &new, &writer, ignored, &now, None);
         self.object = new;
         self.reread();
     }
@@ -54,6 +54,7 @@ impl Managed {
             force,
             &Ignored::Nothing,
             &now,
+            None,
             |merged| Ok::<_, ()>(plain(merged)),
         );
         match applied {
@@ -312,7 +313,7 @@ fn ignored_fields_come_to_nobody() {
     let writer = Writer { manager: "m", api_version: "v1", subresource: "resize" };
     let ignored = Ignored::AllBut(&[&["f:spec", "f:containers", "*", "f:resources"]]);
     let new = json!({"spec": {"nodeName": "n", "containers": [{"name": "a", "image": "b", "resources": {"limits": {"cpu": "1"}}}]}});
-    managed.update(place, &json!({"spec": {"containers": [{"name": "a"}]}}), &new, &writer, &ignored, NOW);
+    managed.update(place, &json!({"spec": {"containers": [{"name": "a"}]}}), &new, &writer, &ignored, NOW, None);
     assert!(managed.write().contains(r#""fieldsV1":{"f:spec":{"f:containers":{"k:{\"name\":\"a\"}":{"f:resources":{"f:limits":{".":{},"f:cpu":{}}}}}}}"#), "{}", managed.write());
 }
 
@@ -362,4 +363,58 @@ fn every_field_of_every_kind_can_be_owned() {
     } else {
         assert!(seen > 50, "{seen}");
     }
+}
+
+/// A kind of two versions: what is `data` in v1 is `binaryData` in v2.
+fn renamed(object: &Value, from: &str, to: &str) -> Option<(Place, Value)> {
+    let place = Place::Struct(facts::schema("core.v1.ConfigMap").unwrap());
+    let (was, is) = match (from, to) {
+        ("v1", "v2") => ("data", "binaryData"),
+        ("v2", "v1") => ("binaryData", "data"),
+        (a, b) if a == b => ("data", "data"),
+        _ => return None,
+    };
+    let mut object = object.clone();
+    if let Some(value) = object.as_object_mut().and_then(|map| map.remove(was)) {
+        object[is] = value;
+    }
+    Some((place, object))
+}
+
+#[test]
+fn fields_are_compared_in_the_version_in_which_they_are_owned() {
+    let place = Place::Struct(facts::schema("core.v1.ConfigMap").unwrap());
+    let writer = |manager, api_version| Writer { manager, api_version, subresource: "" };
+    let applied = |live: &Value, managed: &ManagedFields, config: Value, by: &Writer<'_>, force| {
+        let exists = *live != json!({});
+        let finish = |merged| Ok::<_, ()>(merged);
+        apply(place, live, exists, &config, managed.clone(), by, force, &Ignored::Nothing, NOW, Some(&renamed), finish)
+    };
+    let one = writer("one", "v1");
+    let made =
+        applied(&json!({}), &ManagedFields::default(), json!({"data": {"a": "x", "b": "y"}}), &one, false).unwrap();
+    // Another says otherwise of it, in the other version.
+    let (_, live) = renamed(&made.object, "v1", "v2").unwrap();
+    let two = writer("two", "v2");
+    let error = applied(&live, &made.managed, json!({"binaryData": {"a": "z"}}), &two, false).unwrap_err();
+    assert_eq!(
+        error,
+        ApplyError::Conflicts(vec![Conflict { manager: "\"one\"".to_owned(), path: ".data.a".to_owned() }])
+    );
+    let forced = applied(&live, &made.managed, json!({"binaryData": {"a": "z"}}), &two, true).unwrap();
+    let text = forced.managed.write();
+    assert!(text.contains(r#"{"f:data":{".":{},"f:b":{}}}"#) || text.contains(r#"{"f:data":{"f:b":{}}}"#), "{text}");
+    // Who applies anew in the other version drops what was applied in the first.
+    let anew = writer("one", "v2");
+    let dropped = applied(&live, &made.managed, json!({"binaryData": {"a": "x"}}), &anew, false).unwrap();
+    assert_eq!(dropped.object, json!({"binaryData": {"a": "x"}}));
+    // And an update takes from the owner what it changes. A version that is no more owns nothing.
+    let mut managed =
+        ManagedFields::parse(&made.managed.write().replace("\"one\"", "\"gone\"").replace("v1\"", "v0\"")).unwrap();
+    managed.entries.extend(made.managed.entries.clone());
+    let new = json!({"binaryData": {"a": "x", "b": "changed"}});
+    managed.update(place, &live, &new, &two, &Ignored::Nothing, NOW, Some(&renamed));
+    let text = managed.write();
+    assert!(!text.contains("gone") && !text.contains(r#"f:data":{".":{},"f:a":{},"f:b"#), "{text}");
+    assert!(text.contains(r#""f:binaryData":{"f:b":{}}"#), "{text}");
 }

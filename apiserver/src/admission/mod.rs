@@ -240,7 +240,7 @@ impl AdmissionChain {
         }
         // Granting more than one holds is forbidden whatever plugins are on; in Kubernetes the roles' storage sees to it.
         let escalation: Box<dyn Plugin> = Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()));
-        let mut plugins = vec![("RBACEscalation", escalation)];
+        let mut plugins = vec![("RBACEscalation", escalation), ("DeviceAdmin", simple::DEVICE_ADMIN.equip(&parts))];
         for plugin in PLUGINS {
             let wanted = enabled.iter().any(|name| name == plugin.name);
             if (!plugin.default && !wanted) || disabled.iter().any(|name| name == plugin.name) {

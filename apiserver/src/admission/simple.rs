@@ -1,5 +1,5 @@
 //! Plugins of a few lines: when they are asked, and what they do to an object or hold against it.
-use apimachinery::status::StatusError;
+use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -23,6 +23,7 @@ struct Equipped(Simple, Parts);
 
 const NOTHING: Step = |_, _| Ok(());
 const POD: fn(&AdmissionRequest<'_>) -> bool = |request| request.writes() && request.is("", "pods", "");
+const DEVICE_ADMIN_LABEL: &str = "resource.kubernetes.io/admin-access";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const NODE_SELECTOR: &str = "scheduler.alpha.kubernetes.io/node-selector";
 /// What a pod learns of where its node stands.
@@ -225,6 +226,45 @@ pub const OWNER_REFERENCES: Simple = Simple {
     },
 };
 
+/// Devices are used with an administrator's access only where the namespace is marked for it. In Kubernetes the strategies see
+/// to it: `AuthorizedForAdmin`.
+pub const DEVICE_ADMIN: Simple = Simple {
+    handles: |request| {
+        let a = request.attributes;
+        a.group == "resource.k8s.io"
+            && match (a.resource.as_str(), a.subresource.as_str()) {
+                ("resourceclaims" | "resourceclaimtemplates", "") => request.creates(),
+                ("resourceclaims", "status") => request.updates(),
+                _ => false,
+            }
+    },
+    mutate: NOTHING,
+    validate: |parts, request| {
+        let a = request.attributes;
+        let (place, flag, shown) = match (a.resource.as_str(), a.subresource.as_str()) {
+            (_, "status") => {
+                ("/status/allocation/devices/results", "/adminAccess", "status.allocation.devices.results")
+            }
+            ("resourceclaims", _) => ("/spec/devices/requests", "/exactly/adminAccess", "spec.devices.requests"),
+            _ => ("/spec/spec/devices/requests", "/exactly/adminAccess", "spec.devices.requests"),
+        };
+        let asks = |object: &Value| {
+            list(object, place).iter().position(|item| item.pointer(flag).is_some_and(|asked| *asked == true))
+        };
+        let Some(at) = asks(request.new_object()).filter(|_| asks(request.old()).is_none()) else { return Ok(()) };
+        let namespace = parts.lister.get(NAMESPACES, "", request.namespace());
+        if namespace.is_some_and(|namespace| namespace.identity.label(DEVICE_ADMIN_LABEL) == Some("true")) {
+            return Ok(());
+        }
+        let why = format!(
+            "admin access to devices requires the `{DEVICE_ADMIN_LABEL}: true` label on the containing namespace"
+        );
+        let errors = [FieldError::forbidden(format!("{shown}[{at}].adminAccess"), why)];
+        let kind = request.resource.map_or("", |resource| resource.kind.as_str());
+        Err(StatusError::invalid(&a.group, kind, request.name(), &errors))
+    },
+};
+
 fn images(pod: &Value) -> Vec<String> {
     let members = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"];
     let containers = members.into_iter().flat_map(|member| list(pod, member));
@@ -344,6 +384,15 @@ mod tests {
             (POD_TOPOLOGY_LABELS, "/pods/binding", binding, "/metadata/labels", Ok(json!({TOPOLOGY_LABELS[1]: "z"}))),
             (POD_TOPOLOGY_LABELS, "/pods", pod(json!({"nodeName": "gone"})), "/metadata", Ok(json!({"name": "p"}))),
             (NAMESPACE_EXISTS, "/pods", pod(json!({})), "/spec", Ok(json!({}))),
+            (
+                DEVICE_ADMIN,
+                "resource.k8s.io/resourceclaims",
+                json!({"metadata": {"name": "c"}, "spec": {"devices": {"requests": [{"exactly": {}}, {"exactly": {"adminAccess": true}}]}}}),
+                "",
+                Err(
+                    ".resource.k8s.io \"c\" is invalid: spec.devices.requests[1].adminAccess: Forbidden: admin access to devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace",
+                ),
+            ),
         ] {
             let got = made(simple, what, "a", object).await;
             let got = got.map(|object| object.pointer(pointer).cloned().unwrap_or_default());

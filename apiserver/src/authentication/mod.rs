@@ -27,7 +27,7 @@ use request_header::RequestHeaders;
 use rustls_pki_types::CertificateDer;
 use service_account::TokenVerifier;
 use static_tokens::StaticTokens;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use x509::Authorities;
 
@@ -169,6 +169,11 @@ impl Authenticator {
             return Ok((user.authenticated(), matching));
         }
         Err(INVALID_TOKEN.to_owned())
+    }
+
+    /// Secrets whose tokens have been used and are to be labelled so: namespaces and names, told once.
+    pub fn take_used_secrets(&self) -> BTreeSet<(String, String)> {
+        self.tokens.take_used()
     }
 
     /// Those that a token for the API itself is for.

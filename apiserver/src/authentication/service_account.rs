@@ -1,6 +1,6 @@
 //! ServiceAccount tokens: signed claims that hold as long as the objects they are bound to exist. As `serviceaccount/jwt.go` and
 //! its validators.
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::UserInfo;
 use super::keys::{self, SigningKey, VerifyingKey};
 use crate::authorization::lister::{Lister, NODES, PODS, ResourceId, SECRETS, SERVICE_ACCOUNTS, deletion_time};
+use crate::storage::StoredObject;
 
 /// The issuer of tokens that live in Secrets.
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
@@ -21,6 +22,12 @@ const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
 const DELETION_LEEWAY_SECONDS: i64 = 60;
 /// Tokens whose signature is known to be good; all are forgotten at the limit.
 const PROVEN_MAX: usize = 16_384;
+
+/// Secrets whose tokens have been used and are to be labelled so; further ones are labelled when they are used again.
+const USED_MAX: usize = 1024;
+/// On which day the token in a Secret was used last, and since when it is no longer to be used.
+pub const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
 pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -108,6 +115,8 @@ pub struct TokenVerifier {
     issuers: Vec<String>,
     keys: Vec<VerifyingKey>,
     proven: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
+    /// Namespaces and names of Secrets whose label does not tell yet that they have been used.
+    used: Mutex<BTreeSet<(String, String)>>,
 }
 
 // === impl Audience ===
@@ -153,7 +162,7 @@ impl TokenIssuer {
 
 impl TokenVerifier {
     pub fn new(lister: Arc<dyn Lister>, issuers: Vec<String>, keys: Vec<VerifyingKey>) -> Self {
-        Self { lister, issuers, keys, proven: Mutex::default() }
+        Self { lister, issuers, keys, proven: Mutex::default(), used: Mutex::default() }
     }
 
     /// Who holds the token, with the audiences of `audiences` that it is for. None if it is no token of ours at all.
@@ -179,7 +188,7 @@ impl TokenVerifier {
             }
         };
         Some(match claims.iss.as_str() {
-            LEGACY_ISSUER => self.check_legacy(token, &claims, audiences),
+            LEGACY_ISSUER => self.check_legacy(token, &claims, audiences, now),
             _ => self.check(&claims, audiences, now),
         })
     }
@@ -289,6 +298,7 @@ impl TokenVerifier {
         token: &str,
         claims: &Claims,
         audiences: &[String],
+        now: i64,
     ) -> Result<(UserInfo, Vec<String>), String> {
         let claim =
             |claim: &Option<String>, name: &str| claim.clone().ok_or_else(|| format!("{name} claim is missing"));
@@ -310,8 +320,39 @@ impl TokenVerifier {
         if *account.identity.uid != *uid {
             return Err(format!("ServiceAccount UID ({}) does not match claim ({uid})", account.identity.uid));
         }
+        self.note_use(&secret, &namespace, &secret_name, now);
+        if secret.identity.label(INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
+            return Err(format!(
+                "the token in secret {namespace}/{secret_name} for service account {namespace}/{name} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
+            ));
+        }
         Ok((user(&namespace, &name, &uid), audiences.to_vec()))
     }
+
+    /// As `patchSecretWithLastUsedDate`: a server whose clock is ahead may have been quicker.
+    fn note_use(&self, secret: &StoredObject, namespace: &str, name: &str, now: i64) {
+        let noted = secret.identity.label(LAST_USED);
+        if noted.is_some_and(|day| [now, now + DAY_SECONDS].iter().any(|then| *day == *day_of(*then))) {
+            return;
+        }
+        let mut used = self.used.lock();
+        if used.len() < USED_MAX {
+            used.insert((namespace.to_owned(), name.to_owned()));
+        }
+    }
+
+    /// The Secrets that are to be labelled as used; they are told once.
+    pub fn take_used(&self) -> BTreeSet<(String, String)> {
+        std::mem::take(&mut self.used.lock())
+    }
+}
+
+const DAY_SECONDS: i64 = 24 * 60 * 60;
+
+/// `2026-01-31`, of UTC.
+pub fn day_of(seconds: i64) -> String {
+    let time = jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX);
+    time.strftime("%Y-%m-%d").to_string()
 }
 
 /// The user that a ServiceAccount is.
@@ -455,7 +496,19 @@ mod tests {
         let verifier = TokenVerifier::new(objects.clone(), vec![], keys::verifying_keys(key.path()).unwrap());
         assert!(verifier.verify(&token, &[], NOW).unwrap().is_err());
         let data = base64::engine::general_purpose::STANDARD.encode(&token);
-        objects.put(SECRETS, json!({"metadata": {"name": "t", "namespace": "a"}, "data": {"token": data}}));
-        assert!(verifier.verify(&token, &[], NOW).unwrap().is_ok());
+        let used = BTreeSet::from([("a".to_owned(), "t".to_owned())]);
+        // A use is noted where the label does not tell it; what is marked invalid is not believed.
+        for (labels, valid, noted) in [
+            (json!({}), true, true),
+            (json!({LAST_USED: "2026-01-15"}), true, true),
+            (json!({LAST_USED: "2027-01-15"}), true, false),
+            (json!({LAST_USED: "2027-01-16"}), true, false),
+            (json!({INVALID_SINCE: "2026-12-01"}), false, true),
+        ] {
+            let meta = json!({"name": "t", "namespace": "a", "labels": labels});
+            objects.put(SECRETS, json!({"metadata": meta, "data": {"token": data}}));
+            assert_eq!(verifier.verify(&token, &[], NOW).unwrap().is_ok(), valid, "{labels}");
+            assert_eq!(verifier.take_used(), if noted { used.clone() } else { BTreeSet::new() }, "{labels}");
+        }
     }
 }

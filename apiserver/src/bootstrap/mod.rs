@@ -8,6 +8,8 @@ mod loopback;
 mod objects;
 pub mod rbac;
 
+use crate::authentication::service_account;
+use crate::registry::object::{child, set};
 use crate::server::Context;
 use apimachinery::status::StatusError;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -16,7 +18,7 @@ use loopback::Loopback;
 use rbac::BindingChange;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -107,9 +109,27 @@ async fn lasting(api: &Loopback) -> Result<(), StatusError> {
             api.keep(&part, objects::same_endpoints).await?;
         }
     }
+    let today = service_account::day_of(jiff::Timestamp::now().as_second());
+    api.keep(&objects::token_tracking(&today), objects::tracks_tokens).await?;
+    label_used(api, &today).await?;
     let (client_ca, request_header_ca) = api.context().authenticator.ca_texts();
     let authentication = objects::authentication_config(options, client_ca.as_deref(), request_header_ca.as_deref());
     api.keep(&authentication, |current, wanted| current["data"] == wanted["data"]).await
+}
+
+/// Says on Secrets on which day their tokens were used last.
+async fn label_used(api: &Loopback, today: &str) -> Result<(), StatusError> {
+    for (namespace, name) in api.context().authenticator.take_used_secrets() {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": namespace, "name": name}});
+        let Some(mut secret) = api.get(&secret).await? else { continue };
+        set(child(child(&mut secret, "metadata"), "labels"), service_account::LAST_USED, today);
+        match api.update(secret).await {
+            // It is noted again when it is used again.
+            Err(error) if error.code() == 409 || error.code() == 404 => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// As `rbac/bootstrap-roles`.

@@ -125,6 +125,20 @@ pub fn authentication_config(options: &Options, client_ca: Option<&str>, request
     })
 }
 
+/// Since when the use of tokens in Secrets is noted. As the controller `legacytokentracking`.
+pub fn token_tracking(today: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
+        "data": {"since": today},
+    })
+}
+
+/// Whether it says a day, whichever.
+pub fn tracks_tokens(current: &Value, _wanted: &Value) -> bool {
+    current["data"]["since"].as_str().is_some_and(|day| day.parse::<jiff::civil::Date>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

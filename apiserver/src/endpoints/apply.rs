@@ -9,7 +9,7 @@ use crate::registry::reset_fields::ignored;
 use crate::registry::strategy::Part;
 use apimachinery::decode::{DecodeError, FieldValidation, decode_value};
 use apimachinery::facts::TypeFacts;
-use apimachinery::managed_fields::{self, ApplyError, Conflict, Place, Writer};
+use apimachinery::managed_fields::{self, ApplyError, Conflict, Place};
 use apimachinery::meta::{Gvk, split_api_version};
 use apimachinery::status::StatusError;
 use serde_json::{Value, json};
@@ -26,12 +26,8 @@ pub struct Configuration {
 
 /// Applies a configuration to whatever stands there.
 pub struct Applying<'a> {
-    resource: &'a Resource,
-    namespace: String,
+    request: &'a ResourceRequest<'a>,
     config: &'a Configuration,
-    writer: Writer<'a>,
-    part: Part,
-    force: bool,
 }
 
 // === impl Configuration ===
@@ -96,19 +92,13 @@ fn parse(body: &[u8]) -> Result<(Value, Option<String>), StatusError> {
 // === impl Applying ===
 
 impl<'a> Applying<'a> {
-    pub fn new(request: &'a ResourceRequest<'_>, config: &'a Configuration) -> Self {
-        Self {
-            resource: request.resource,
-            namespace: request.namespace().to_owned(),
-            config,
-            writer: ownership::writer(request),
-            part: request.part,
-            force: request.info.query.flag("force"),
-        }
+    pub fn new(request: &'a ResourceRequest<'a>, config: &'a Configuration) -> Self {
+        Self { request, config }
     }
 
     fn apply(&self, live: &Value, exists: bool, managed: &str) -> Result<Produced, StatusError> {
-        let resource = self.resource;
+        let (request, resource) = (self.request, self.request.resource);
+        let convert = |object: &Value, from: &str, to: &str| ownership::converted(request, object, from, to);
         let schema = resource.schema.ok_or_else(StatusError::no_such_resource)?;
         let finish = |merged| decode_value(merged, schema, FieldValidation::Ignore).map(|decoded| decoded.value);
         let applied = managed_fields::apply(
@@ -117,15 +107,16 @@ impl<'a> Applying<'a> {
             exists,
             &self.config.object,
             ownership::parse(managed),
-            &self.writer,
-            self.force,
-            ignored(resource, self.part),
+            &ownership::writer(request),
+            request.info.query.flag("force"),
+            ignored(resource, request.part),
             &ownership::now(),
+            Some(&convert),
             finish,
         );
         let applied = applied.map_err(|error| refusal(error, resource))?;
         let mut object = applied.object;
-        metadata::ensure_namespace(&mut object, &self.namespace)?;
+        metadata::ensure_namespace(&mut object, request.namespace())?;
         let warnings = self.config.warnings.clone();
         Ok(Produced { object, warnings, ownership: Ownership::Given(applied.managed.write()) })
     }

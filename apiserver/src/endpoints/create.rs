@@ -8,7 +8,7 @@ use crate::authorization::{Attributes, Decision, forbidden};
 use crate::registry::strategy::HookContext;
 use crate::server::negotiation::Incoming;
 use crate::storage::Put;
-use apimachinery::status::{FieldError, StatusError};
+use apimachinery::status::StatusError;
 use serde_json::{Map, Value, json};
 
 /// Attempts to find a free name behind a generateName.
@@ -53,10 +53,6 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
     strategy.defaults(&mut object);
 
     let generated = metadata::text(&object, "name").is_empty() && metadata::generate_name(&mut object);
-    if metadata::text(&object, "name").is_empty() {
-        let errors = [FieldError::required("metadata.name", "name or generateName is required")];
-        return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
-    }
     if resource.has_status
         && !strategy.keeps_status_on_create()
         && let Some(map) = object.as_object_mut()
@@ -65,13 +61,15 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
     }
     metadata::fill_system_fields(&mut object, strategy.tracks_generation());
     strategy.note_creator(&mut object, &request.attributes.user);
+    let told = strategy.warnings(&object, None);
     strategy.prepare_for_create(&mut object);
     let name = metadata::text(&object, "name").to_owned();
     let errors = strategy.validate(&object);
     if !errors.is_empty() {
         return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, &name, &errors));
     }
-    warnings.extend(strategy.warnings(&object, None));
+    warnings.extend(told);
+    strategy.canonicalize(&mut object);
     let hooks = HookContext { store: &context.store, dry_run: request.dry_run };
     let reservation = strategy.reserve(hooks, &mut object, None).await?;
     request.attributes.name = name;
@@ -104,7 +102,7 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
         }
     }
     let name = metadata::text(&object, "name");
-    Err(StatusError::already_exists(&resource.gvr.group, &resource.gvr.resource, name))
+    Err(StatusError::no_free_name(&resource.gvr.group, &resource.gvr.resource, name))
 }
 
 fn exists(request: &ResourceRequest<'_>, current: Option<&Value>) -> StatusError {

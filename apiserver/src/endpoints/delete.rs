@@ -119,15 +119,28 @@ pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> R
     let resource = request.resource;
     let orphans_said_no = options.orphan_dependents == Some(false);
     let deleted = delete_named(request, &request.info.name, options).await?;
+    let outcome = answer(request, deleted, if orphans_said_no { 202 } else { 200 });
+    Ok(outcome.with_warnings(warnings(resource, options)))
+}
+
+/// What of it the deleter should know.
+fn warnings(resource: &Resource, options: &DeleteOptions) -> Vec<String> {
+    let silent = options.propagation_policy.is_none() && options.orphan_dependents.is_none();
+    resource.strategy.deletion_warning().filter(|_| silent).map(ToOwned::to_owned).into_iter().collect()
+}
+
+/// `code` is that of an object that is still there.
+fn answer(request: &ResourceRequest<'_>, deleted: Deleted, code: u16) -> Outcome {
+    let resource = request.resource;
     let uid = match &deleted {
         Deleted::Gone(object) | Deleted::Marked(object) => object.identity.uid.to_string(),
         Deleted::WouldGo(object) | Deleted::WouldBe(object) => metadata::text(object, "uid").to_owned(),
     };
     match deleted {
-        Deleted::Marked(object) => Ok(Outcome::stored(if orphans_said_no { 202 } else { 200 }, resource, object)),
-        Deleted::WouldBe(object) => Ok(Outcome::object(if orphans_said_no { 202 } else { 200 }, resource, object)),
-        Deleted::Gone(object) if returns_object(resource.facts) => Ok(Outcome::stored(200, resource, object)),
-        Deleted::WouldGo(object) if returns_object(resource.facts) => Ok(Outcome::object(200, resource, object)),
+        Deleted::Marked(object) => Outcome::stored(code, resource, object),
+        Deleted::WouldBe(object) => Outcome::object(code, resource, object),
+        Deleted::Gone(object) if returns_object(resource.facts) => Outcome::stored(200, resource, object),
+        Deleted::WouldGo(object) if returns_object(resource.facts) => Outcome::object(200, resource, object),
         Deleted::Gone(_) | Deleted::WouldGo(_) => {
             let mut details = json!({"name": request.info.name, "kind": resource.gvr.resource, "uid": uid});
             if !resource.gvr.group.is_empty() {
@@ -135,7 +148,7 @@ pub async fn delete(request: &ResourceRequest<'_>, options: &DeleteOptions) -> R
             }
             let status =
                 json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
-            Ok(Outcome { code: 200, payload: super::Payload::Object(None, status), warnings: Vec::new() })
+            Outcome { code: 200, payload: super::Payload::Object(None, status), warnings: Vec::new() }
         }
     }
 }
@@ -172,7 +185,8 @@ pub async fn delete_collection(
         result?;
     }
     drop(deletions);
-    list::render(request, selected, wanted, include)
+    let outcome = list::render(request, selected, wanted, include)?;
+    Ok(outcome.with_warnings(warnings(request.resource, options)))
 }
 
 async fn delete_named(

@@ -64,17 +64,11 @@ impl Selectors {
         for requirement in fields.requirements() {
             let field = requirement.field.as_str();
             if !matches!(field, "metadata.name" | "metadata.namespace") && !known.contains(&field) {
-                let why = if known.is_empty() {
+                return Err(StatusError::bad_request(if known.is_empty() {
                     format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
                 } else {
                     format!("field label not supported: {field}")
-                };
-                return Err(StatusError::bad_request(format!(
-                    "Unable to find {:?} that match label selector {:?}, field selector {:?}: {why}",
-                    request.resource.gvr.to_string(),
-                    query.get("labelSelector"),
-                    query.get("fieldSelector"),
-                )));
+                }));
             }
         }
         Ok(Self { labels, fields })

@@ -89,6 +89,11 @@ pub fn check_name(object: &Value, name: &str) -> Result<(), StatusError> {
     if own == name {
         return Ok(());
     }
+    if own.is_empty() {
+        return Err(StatusError::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        )));
+    }
     Err(StatusError::bad_request(format!("the name of the object ({own}) does not match the name on the URL ({name})")))
 }
 
@@ -123,6 +128,9 @@ pub fn generate_name(object: &mut Value) -> bool {
     true
 }
 
+/// What of metadata goes into the store with a status, or is checked against what is there.
+const STATUS_WRITES: [&str; 6] = ["labels", "annotations", "finalizers", "ownerReferences", "resourceVersion", "uid"];
+
 /// Carries over from `old` what an update cannot change, by the part it addresses. `new` is the object as sent.
 pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
     let empty = Map::new();
@@ -130,25 +138,23 @@ pub fn prepare_update(resource: &Resource, part: Part, new: &mut Value, old: &Va
     if let (Some(map), Some(old)) = (new.as_object_mut(), old.as_object()) {
         if part == Part::Status {
             keep_all_but(map, old, &["status", "metadata"]);
-            keep_all_but(of(new), old_meta, &["labels", "annotations", "finalizers", "resourceVersion", "uid"]);
+            keep_all_but(of(new), old_meta, &STATUS_WRITES);
         } else if resource.has_status && part == Part::Main {
             carry(map, old, "status");
         }
     }
     let meta = of(new);
-    for field in [
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "selfLink",
-        "managedFields",
-        "generateName",
-    ] {
+    for field in ["creationTimestamp", "generation", "selfLink", "managedFields"] {
         carry(meta, old_meta, field);
     }
-    if meta.get("uid").and_then(Value::as_str).unwrap_or("").is_empty() {
-        carry(meta, old_meta, "uid");
+    // What is there stays; what an update brings of it where there was none is refused.
+    if old_meta.contains_key("deletionTimestamp") {
+        carry(meta, old_meta, "deletionTimestamp");
+    }
+    for field in ["uid", "deletionGracePeriodSeconds"] {
+        if crate::registry::object::is_blank(meta.get(field)) {
+            carry(meta, old_meta, field);
+        }
     }
 }
 

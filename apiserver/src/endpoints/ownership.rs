@@ -79,7 +79,9 @@ pub fn updated(request: &ResourceRequest<'_>, old: &Value, stored: &str, new: &V
         return String::new();
     }
     let ignored = ignored(request.resource, request.part);
-    changed |= managed.update(Place::Struct(schema), old, new, &writer(request), ignored, &now());
+    let convert = |object: &Value, from: &str, to: &str| converted(request, object, from, to);
+    let (at, writer) = (Place::Struct(schema), writer(request));
+    changed |= managed.update(at, old, new, &writer, ignored, &now(), Some(&convert));
     if changed { managed.write() } else { stored.to_owned() }
 }
 
@@ -107,6 +109,16 @@ pub fn parse(stored: &str) -> ManagedFields {
 /// Do two texts say the same, but for the times?
 pub fn equal_but_for_times(a: &str, b: &str) -> bool {
     a == b || parse(a).equals_but_for_times(&parse(b))
+}
+
+/// An object of the request's resource, of one version, in another.
+pub fn converted(request: &ResourceRequest<'_>, object: &Value, from: &str, to: &str) -> Option<(Place, Value)> {
+    let versions = || request.context.registry.versions_of(request.resource);
+    let (from, to) = (versions().find(|v| v.api_version == from)?, versions().find(|v| v.api_version == to)?);
+    let mut object = object.clone();
+    from.strategy.to_stored(&mut object);
+    to.strategy.from_stored(&mut object);
+    Some((Place::Struct(to.schema?), object))
 }
 
 /// Who writes by this request.

@@ -4,8 +4,11 @@ use crate::registry::Resource;
 use crate::registry::strategy::Column;
 use crate::server::negotiation::Wanted;
 use crate::server::respond::metadata_only;
+use apimachinery::facts::{self, Docs};
 use apimachinery::status::StatusError;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// What of the object comes with its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -93,37 +96,46 @@ fn definition(of: &str, column: &Column) -> Value {
     json!({"name": name, "type": kind, "format": format, "description": description(of, name), "priority": priority})
 }
 
-/// What a column is, where it is not just a field that the schema describes.
+/// What a column is.
 fn description(kind: &str, column: &str) -> &'static str {
-    match (kind, column) {
-        (_, "Name") => {
-            "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
+    let known = [kind, "*"].iter().find_map(|kind| DESCRIPTIONS.get(&(*kind, column)));
+    known.map_or("", String::as_str)
+}
+
+/// By kind (`*` for all) and column, gathered when the first table is made: most of it stands in the schema's descriptions.
+static DESCRIPTIONS: LazyLock<HashMap<(&str, &str), String>> = LazyLock::new(|| {
+    let docs = Docs::inflate();
+    let types = docs.types();
+    let of_field = |place: &str| {
+        let (name, path) = place.split_once(' ')?;
+        let (parents, field) = path.rsplit_once('.').unwrap_or(("", path));
+        let steps = parents.split('.').filter(|step| !step.is_empty());
+        let owner = steps.into_iter().try_fold(facts::schema(name)?, |at, step| at.field(step)?.kind.object())?;
+        Some(types.get(owner.name)?.field(field)?.description().into_owned())
+    };
+    let line = |line: &'static str| {
+        let mut cells = line.splitn(3, " | ");
+        let (kind, column, said) = (cells.next()?, cells.next()?, cells.next()?);
+        let text = said.strip_prefix('.').map_or_else(|| Some(said.to_owned()), of_field)?;
+        Some(((kind, column), text))
+    };
+    include_str!("columns.txt").lines().filter_map(line).collect()
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_is_described() {
+        let lines = include_str!("columns.txt").lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(DESCRIPTIONS.len(), lines, "fields that there are");
+        for kind in facts::kinds().iter().filter(|kind| kind.is_stored()) {
+            for column in facts::columns(kind.group, kind.kind).into_iter().flatten() {
+                assert!(!description(kind.kind, column.name).is_empty(), "{} {}", kind.kind, column.name);
+            }
         }
-        (_, "Age" | "Created At") => {
-            "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"
-        }
-        (_, "Containers") => "Names of each container in the template.",
-        (_, "Images") => "Images referenced by each container in the template.",
-        (_, "Users") => "Users in the roleBinding",
-        (_, "Groups") => "Groups in the roleBinding",
-        (_, "ServiceAccounts") => "ServiceAccounts in the roleBinding",
-        ("Pod", "Ready") => "The aggregate readiness state of this pod for accepting traffic.",
-        ("Pod", "Status") => "The aggregate status of the containers in this pod.",
-        ("Pod", "Restarts") => {
-            "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted."
-        }
-        ("Node", "Status") => "The status of the node",
-        ("Node", "Roles") => "The roles of the node",
-        ("Namespace", "Status") => "The status of the namespace",
-        ("Ingress", "Hosts") => "Hosts that incoming requests are matched against before the ingress rule",
-        ("Ingress", "Address") => "Address is a list containing ingress points for the load-balancer",
-        ("Ingress", "Ports") => "Ports of TLS configurations that open",
-        ("PersistentVolume", "StorageClass") => "StorageClass of the pv",
-        ("PersistentVolumeClaim", "StorageClass") => "StorageClass of the pvc",
-        ("ControllerRevision", "Controller") => "Controller of the object",
-        ("ComponentStatus", "Status") => "Status of the component conditions",
-        ("ComponentStatus", "Message") => "Message of the component conditions",
-        ("ComponentStatus", "Error") => "Error of the component conditions",
-        _ => "",
+        assert_eq!(description("Pod", "Ready"), "The aggregate readiness state of this pod for accepting traffic.");
+        assert!(description("Pod", "Node").starts_with("NodeName indicates in which node this pod is scheduled."));
     }
 }

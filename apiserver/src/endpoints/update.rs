@@ -54,14 +54,8 @@ pub async fn update(
     mut incoming: Incoming,
     again: &(dyn Fn() -> Result<Incoming, StatusError> + Send + Sync),
 ) -> Result<Outcome, StatusError> {
-    let name = metadata::text(&incoming.object, "name");
-    if name.is_empty() {
-        let errors = [FieldError::required("metadata.name", "name or generateName is required")];
-        let resource = request.resource;
-        return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, "", &errors));
-    }
-    metadata::check_name(&incoming.object, &request.info.name)?;
     metadata::ensure_namespace(&mut incoming.object, request.namespace())?;
+    metadata::check_name(&incoming.object, &request.info.name)?;
     let uid = metadata::text(&incoming.object, "uid");
     let current = match newest(request).await? {
         Some(current) => current,
@@ -159,6 +153,7 @@ async fn attempt(
         return Err(StatusError::invalid(&resource.gvr.group, &resource.kind, &request.info.name, &errors));
     }
     warnings.extend(strategy.warnings(&new, Some(&old)));
+    strategy.canonicalize(&mut new);
     let hooks = HookContext { store: &context.store, dry_run: request.dry_run };
     let reservation = strategy.reserve(hooks, &mut new, Some(&old)).await?;
     let mut admitted = request.admit(Operation::Update, Some(&mut new), Some(&old), &options, false).await?;

@@ -3,13 +3,13 @@
 
 use super::apply::Configuration;
 use super::patch::{APPLY_PATCH, Patch};
+use super::write_options::WriteOptions;
 use super::{Call, Endpoint, Outcome, Payload};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::authorization::Attributes;
 use crate::server::Context;
 use crate::server::negotiation::{content_type, decode};
 use crate::server::request_info::RequestInfo;
-use apimachinery::decode::FieldValidation;
 use apimachinery::facts;
 use apimachinery::meta::join_api_version;
 use apimachinery::status::StatusError;
@@ -27,37 +27,33 @@ struct Spoken {
     schema: Option<&'static facts::TypeFacts>,
 }
 
+/// A request on an endpoint, authorized, with its body still to be read.
+#[derive(Clone, Copy)]
+pub struct VirtualRequest<'a> {
+    pub context: &'a Arc<Context>,
+    pub info: &'a RequestInfo,
+    pub attributes: &'a Attributes,
+    pub endpoint: &'a Arc<dyn Endpoint>,
+    pub headers: &'a HeaderMap,
+    pub body: &'a [u8],
+    pub options: WriteOptions,
+}
+
 /// Calls an endpoint. A patch is tried again when another write came between its reading and its writing.
-pub async fn call(
-    context: &Arc<Context>,
-    info: &RequestInfo,
-    attributes: &Attributes,
-    endpoint: &Arc<dyn Endpoint>,
-    headers: &HeaderMap,
-    body: &[u8],
-    field_validation: FieldValidation,
-    dry_run: bool,
-) -> Result<Outcome, StatusError> {
-    let mut left = if info.verb == "patch" { PATCH_ATTEMPTS } else { 1 };
+pub async fn call(request: VirtualRequest<'_>) -> Result<Outcome, StatusError> {
+    let mut left = if request.info.verb == "patch" { PATCH_ATTEMPTS } else { 1 };
     loop {
         left -= 1;
-        match call_once(context, info, attributes, endpoint, headers, body, field_validation, dry_run).await {
+        match call_once(request).await {
             Err(error) if left > 0 && error.reason() == "Conflict" => {}
             outcome => return outcome,
         }
     }
 }
 
-async fn call_once(
-    context: &Arc<Context>,
-    info: &RequestInfo,
-    attributes: &Attributes,
-    endpoint: &Arc<dyn Endpoint>,
-    headers: &HeaderMap,
-    body: &[u8],
-    field_validation: FieldValidation,
-    dry_run: bool,
-) -> Result<Outcome, StatusError> {
+async fn call_once(request: VirtualRequest<'_>) -> Result<Outcome, StatusError> {
+    let VirtualRequest { context, info, attributes, endpoint, headers, body, options } = request;
+    let WriteOptions { field_validation, dry_run } = options;
     let mut spoken = spoken(info).ok_or_else(StatusError::no_such_resource)?;
     let names = |version: &&str| body.windows(version.len()).any(|window| window == version.as_bytes());
     if let Some(version) = endpoint.also_speaks().iter().copied().find(names) {

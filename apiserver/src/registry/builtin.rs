@@ -231,6 +231,10 @@ impl Strategy for Builtin {
         })
     }
 
+    fn canonicalize(&self, object: &mut Value) {
+        (self.rules.canonicalize)(object);
+    }
+
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
         (self.rules.warnings)(new, old)
     }
@@ -290,6 +294,12 @@ impl Strategy for Builtin {
             (_, "Event") => GarbagePolicy::Unsupported,
             _ => GarbagePolicy::DeleteDependents,
         }
+    }
+
+    fn deletion_warning(&self) -> Option<&'static str> {
+        (self.facts.group == "batch" && self.facts.kind == "Job").then_some(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
+        )
     }
 
     fn on_deletion_mark(&self, object: &mut Value) {

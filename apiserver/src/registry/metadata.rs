@@ -3,8 +3,9 @@
 
 use super::field::{Errors, Field};
 use apimachinery::names::{is_dns1123_label, is_label_value, is_qualified_name};
-use apimachinery::status::{FieldError, FieldErrorKind};
+use apimachinery::status::FieldError;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// Keys and values of all annotations together.
 pub const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
@@ -18,7 +19,8 @@ pub fn validate_identity(meta: &Field<'_, '_>, namespaced: bool, name_rule: Name
     if !generate_name.is_blank() {
         // The suffix will stand in the place of a trailing dash.
         let stem = generate_name.str();
-        let probe = stem.strip_suffix('-').map_or_else(|| stem.to_owned(), |s| format!("{s}a"));
+        let cut = stem.strip_suffix('-').filter(|stem| !stem.is_empty());
+        let probe = cut.map_or_else(|| stem.to_owned(), |s| format!("{s}a"));
         errors.all(&generate_name, name_rule(&probe));
     }
     let name = meta.at("name");
@@ -143,18 +145,14 @@ fn finalizers(finalizers: &Field<'_, '_>, errors: &mut Errors) {
 
 /// What an update must leave as it was.
 pub fn validate_update(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
-    for (name, finalizer) in new.at("finalizers").items().map(|f| (f.str(), f.value)).collect::<Vec<_>>() {
-        let had = old.at("finalizers").items().any(|f| f.str() == name);
-        if old.at("deletionTimestamp").is_set() && !had {
-            errors.0.push(FieldError::new(
-                FieldErrorKind::Forbidden,
-                new.at("finalizers").path(),
-                finalizer.clone(),
-                format!(
-                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{name:?}}}"
-                ),
-            ));
-        }
+    let finalizers = |meta: &Field<'_, '_>| -> BTreeSet<String> {
+        meta.at("finalizers").items().map(|finalizer| finalizer.str().to_owned()).collect()
+    };
+    let had = finalizers(old);
+    let added: Vec<String> = finalizers(new).difference(&had).map(|name| format!("{name:?}")).collect();
+    if old.at("deletionTimestamp").is_set() && !added.is_empty() {
+        let why = "no new finalizers can be added if the object is being deleted, found new finalizers";
+        errors.forbidden(&new.at("finalizers"), format!("{why} []string{{{}}}", added.join(", ")));
     }
     if new.at("resourceVersion").is_blank() {
         errors.invalid(&new.at("resourceVersion"), "must be specified for an update");

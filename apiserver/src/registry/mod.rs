@@ -164,6 +164,12 @@ impl Registry {
         found.map(|(_, _, endpoint)| endpoint)
     }
 
+    /// The versions of what a resource stores, itself among them.
+    pub fn versions_of<'r>(&'r self, resource: &'r Resource) -> impl Iterator<Item = &'r Arc<Resource>> {
+        let named = self.resources.get(&resource.gvr.resource).into_iter().flatten();
+        named.filter(|other| other.storage_prefix == resource.storage_prefix)
+    }
+
     pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
         self.resources.values().flatten()
     }

@@ -27,6 +27,8 @@ pub struct Rules {
     pub prepare_create: fn(&mut Value),
     pub prepare_update: fn(&mut Value, &Value),
     pub prepare_status: fn(&mut Value, &Value),
+    /// Gives what has been checked the form in which it is stored.
+    pub canonicalize: fn(&mut Value),
     /// Everything but metadata, which is checked alike for all kinds.
     pub validate: Check,
     /// What holds for new objects only.
@@ -60,6 +62,7 @@ impl Rules {
         prepare_create: |_| {},
         prepare_update: |_, _| {},
         prepare_status: |_, _| {},
+        canonicalize: |_| {},
         validate: |_, _| {},
         validate_create: |_, _| {},
         validate_update: |_, _, _| {},

@@ -87,6 +87,9 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Gives what has been checked the form in which it is stored.
+    fn canonicalize(&self, _object: &mut Value) {}
+
     /// Deprecations and the like, for `Warning` headers.
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
@@ -134,6 +137,11 @@ pub trait Strategy: Send + Sync + 'static {
 
     fn default_garbage_policy(&self) -> GarbagePolicy {
         GarbagePolicy::DeleteDependents
+    }
+
+    /// What a deleter should know who says nothing of dependents.
+    fn deletion_warning(&self) -> Option<&'static str> {
+        None
     }
 
     /// An object has been marked as being deleted: what else changes on it?

@@ -282,11 +282,7 @@ pub fn typed(mut object: Value, api_version: &str, kind: &str) -> Result<Value, 
                 map.insert(field.to_owned(), expected.into());
             }
             text if text == expected => {}
-            text if field == "kind" => {
-                return Err(StatusError::bad_request(format!(
-                    "the kind in the data ({text}) does not match the expected kind ({expected})"
-                )));
-            }
+            text if field == "kind" => return Err(other_kind(text, api_version, expected)),
             text => {
                 return Err(StatusError::bad_request(format!(
                     "the API version in the data ({text}) does not match the expected API version ({expected})"
@@ -295,6 +291,19 @@ pub fn typed(mut object: Value, api_version: &str, kind: &str) -> Result<Value, 
         }
     }
     Ok(object)
+}
+
+/// As the codecs say it, packages of Go and all.
+fn other_kind(kind: &str, api_version: &str, expected: &str) -> StatusError {
+    let (group, version) = apimachinery::meta::split_api_version(api_version);
+    let why = if apimachinery::facts::kind(group, version, kind).is_some() {
+        let package = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) };
+        format!("converting ({version}.{kind}) to ({package}.{expected}): unknown conversion")
+    } else {
+        let scheme = "pkg/api/legacyscheme/scheme.go:30";
+        format!("no kind {kind:?} is registered for version {api_version:?} in scheme {scheme:?}")
+    };
+    StatusError::bad_request(format!("{kind} in version {version:?} cannot be handled as a {expected}: {why}"))
 }
 
 /// How deep brackets nest, outside of strings.
@@ -387,7 +396,18 @@ mod tests {
                 r#"{"apiVersion":"apps/v2","kind":"Thing"}"#,
                 Err("the API version in the data (apps/v2) does not match the expected API version (apps/v1)"),
             ),
-            (r#"{"kind":"Other"}"#, Err("the kind in the data (Other) does not match the expected kind (Thing)")),
+            (
+                r#"{"kind":"Other"}"#,
+                Err(
+                    r#"Other in version "v1" cannot be handled as a Thing: no kind "Other" is registered for version "apps/v1" in scheme "pkg/api/legacyscheme/scheme.go:30""#,
+                ),
+            ),
+            (
+                r#"{"kind":"DaemonSet"}"#,
+                Err(
+                    r#"DaemonSet in version "v1" cannot be handled as a Thing: converting (v1.DaemonSet) to (apps.Thing): unknown conversion"#,
+                ),
+            ),
         ] {
             let got = decode(&headers, body.as_bytes(), None, "apps/v1", "Thing", FieldValidation::Warn);
             assert_eq!(got.map(|_| ()).map_err(|e| e.message().to_owned()), expected.map_err(str::to_owned), "{body}");

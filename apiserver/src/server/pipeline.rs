@@ -7,6 +7,7 @@ use super::{Context, State, metrics, respond};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::authentication::{self, UserInfo};
 use crate::authorization::{Attributes, Decision, forbidden};
+use crate::endpoints::virtual_resource::VirtualRequest;
 use crate::endpoints::write_options::WriteOptions;
 use crate::endpoints::{
     Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, openapi, ownership, patch, table,
@@ -254,15 +255,16 @@ async fn resource(
     let wanted = wanted?;
     let include = table::Include::parse(info.query.get("includeObject"))?;
     let render = |outcome| Rendered { wanted, include, outcome };
-    let WriteOptions { field_validation, mut dry_run } = WriteOptions::of(info, request.headers())?;
+    let options = WriteOptions::of(info, request.headers())?;
+    let WriteOptions { field_validation, mut dry_run } = options;
 
     if let Some(endpoint) = context.registry.endpoint(group, version, &info.resource, &info.subresource) {
         let endpoint = endpoint.clone();
         let (parts, body) = request.into_parts();
         let (headers, body) = (parts.headers, read(body).await?);
-        let outcome =
-            virtual_resource::call(context, info, &attributes, &endpoint, &headers, &body, field_validation, dry_run);
-        return Box::pin(outcome).await.map(render);
+        let (attributes, endpoint, headers, body) = (&attributes, &endpoint, &headers, &body[..]);
+        let request = VirtualRequest { context, info, attributes, endpoint, headers, body, options };
+        return Box::pin(virtual_resource::call(request)).await.map(render);
     }
     let resource = context.registry.get(group, version, &info.resource).ok_or_else(StatusError::no_such_resource)?;
     let part = part(info)?;

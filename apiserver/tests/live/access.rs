@@ -78,6 +78,16 @@ async fn the_server_sets_up_what_a_cluster_begins_with() {
     ] {
         server.get(path).await.unwrap();
     }
+    let services = server.get("/api/v1/services").await.unwrap();
+    let kubernetes =
+        services["items"].as_array().unwrap().iter().find(|s| s["metadata"]["name"] == "kubernetes").unwrap();
+    assert_eq!(
+        (&kubernetes["metadata"]["namespace"], &kubernetes["spec"]["ports"][0]["port"]),
+        (&json!("default"), &json!(443))
+    );
+    let tracking = "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
+    let since = server.get(tracking).await.unwrap()["data"]["since"].as_str().unwrap().to_owned();
+    assert!(since.len() == 10 && since.starts_with("20"), "{since}");
     let config = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
     let config = server.get(config).await.unwrap();
     assert!(config["data"]["client-ca-file"].as_str().unwrap().contains("BEGIN CERTIFICATE"));

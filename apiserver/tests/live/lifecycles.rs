@@ -1,4 +1,4 @@
-//! The API operations of every kind beside the core group's, as the conformance programme describes them kind by kind
+//! The API operations of every kind, as the conformance programme describes them kind by kind
 //! ("… API operations", "… lifecycle", "… status sub-resource"): made with nearly every field set and nothing of it lost,
 //! read, listed here and everywhere, watched, changed by update and by three patches, its status written on its own, deleted,
 //! and deleted by collection. And Kubernetes' own full objects, which are no valid ones, are understood and refused by name.
@@ -85,7 +85,8 @@ impl Life<'_> {
         assert_eq!(has(&format!("{}/status", kind.resource)), kind.subresource("status").is_some(), "{}", self.what);
     }
 
-    async fn live(&self, object: &Value, change: Option<&Value>, status: Option<&Value>, alone: bool) {
+    async fn live(&self, object: &Value, case: &Value) {
+        let (change, status) = (case.get("change"), case.get("status"));
         self.discovered().await;
         let what = &self.what;
         let name = object["metadata"]["name"].as_str().unwrap();
@@ -168,8 +169,12 @@ impl Life<'_> {
         }
         let changes = told.len() - 1;
         assert!(changes >= 4 && told[..changes].iter().all(|kind| kind == "MODIFIED"), "{what}: {told:?}");
-        if !alone && self.kind.has_verb("deletecollection") {
-            self.collection_goes(object).await;
+        if case["alone"] != true && self.kind.has_verb("deletecollection") {
+            let names = match case["names"].as_array() {
+                Some(names) => names.iter().map(|name| name.as_str().unwrap().to_owned()).collect(),
+                None => (1..=3).map(|number| format!("{name}-{number}")).collect(),
+            };
+            self.collection_goes(object, &names).await;
         }
     }
 
@@ -189,10 +194,8 @@ impl Life<'_> {
     }
 
     /// Of three objects the two with a label go.
-    async fn collection_goes(&self, object: &Value) {
+    async fn collection_goes(&self, object: &Value, names: &[String]) {
         let what = &self.what;
-        let name = object["metadata"]["name"].as_str().unwrap();
-        let names = ["-1", "-2", "-3"].map(|suffix| format!("{name}{suffix}"));
         for (at, name) in names.iter().enumerate() {
             let mut one = object.clone();
             one["metadata"]["name"] = json!(name);
@@ -210,8 +213,9 @@ impl Life<'_> {
 }
 
 fn collection_of(kind: &KindFacts) -> String {
+    let root = if kind.group.is_empty() { "/api/v1".into() } else { format!("/apis/{}", kind.api_version()) };
     let namespace = if kind.namespaced { format!("/namespaces/{NAMESPACE}") } else { String::new() };
-    format!("/apis/{}/{}{namespace}/{}", kind.group, kind.version, kind.resource)
+    format!("{root}{namespace}/{}", kind.resource)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,7 +233,7 @@ async fn every_kind_serves_the_operations_of_its_conformance_entry() {
         let kind = kind_of(&object);
         let what = format!("{} {}", kind.api_version(), kind.kind);
         let life = Life { server: &server, kind, what, collection: collection_of(kind) };
-        life.live(&object, case.get("change"), case.get("status"), case["alone"] == true).await;
+        life.live(&object, &case).await;
     }
 }
 
@@ -278,6 +282,53 @@ async fn a_workload_s_generations_and_labels_are_kept_as_kubernetes_keeps_them()
     let undone = json!({"status": {"conditions": []}});
     let (code, message) = server.merge(&format!("{jobs}/j/status"), &undone).await.unwrap_err();
     assert!(code == 422 && message.contains("cannot disable the terminal Complete=True condition"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_settled_is_not_changed() {
+    if !has_etcd() {
+        return;
+    }
+    let server = Server::start().await;
+    server.namespace(NAMESPACE).await;
+    let core = format!("/api/v1/namespaces/{NAMESPACE}");
+    for (kind, value) in [("configmaps", "b"), ("secrets", "Yg==")] {
+        let collection = format!("{core}/{kind}");
+        let nameless = json!({"metadata": {"name": "n"}, "data": {"": value}});
+        assert_eq!(server.post(&collection, &nameless).await.unwrap_err().0, 422, "{kind}");
+        server.post(&collection, &json!({"metadata": {"name": "n"}, "data": {"a": value}})).await.unwrap();
+        let path = format!("{collection}/n");
+        let why = "field is immutable when `immutable` is set";
+        for (change, refused) in [
+            (json!({"data": {"c": value}}), false),
+            (json!({"immutable": true}), false),
+            (json!({"data": {"d": value}}), true),
+            (json!({"immutable": false}), true),
+            (json!({"immutable": null}), true),
+            (json!({"metadata": {"labels": {"l": "x"}}}), false),
+        ] {
+            match server.merge(&path, &change).await {
+                Ok(_) => assert!(!refused, "{kind}: {change}"),
+                Err((code, message)) => assert!(refused && code == 422 && message.contains(why), "{message}"),
+            }
+        }
+        server.delete(&path, &Value::Null).await.unwrap();
+    }
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    for (name, value) in [("p1", 1), ("p2", 2)] {
+        server.post(classes, &json!({"metadata": {"name": name}, "value": value})).await.unwrap();
+        let path = format!("{classes}/{name}");
+        let described = server.merge(&path, &json!({"description": "d"})).await.unwrap();
+        assert_eq!(described["description"], "d");
+        for change in [json!({"value": value + 1}), json!({"preemptionPolicy": "Never"})] {
+            assert_eq!(server.merge(&path, &change).await.unwrap_err().0, 422);
+            let mut put = described.clone();
+            put.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            assert_eq!(server.put(&path, &put).await.unwrap_err().0, 422);
+        }
+    }
+    let listed = server.names(classes).await;
+    assert!(["p1", "p2"].iter().all(|name| listed.contains(&(*name).to_owned())), "{listed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -354,9 +405,6 @@ async fn kubernetes_own_full_objects_are_understood_and_refused_by_field() {
         };
         let gvk = Gvk::from_api_version(api_version, kind);
         let Some(kind) = facts::kind(&gvk.group, &gvk.version, &gvk.kind).filter(|k| k.is_stored()) else { continue };
-        if kind.group.is_empty() {
-            continue;
-        }
         let meta = object["metadata"].as_object_mut().unwrap();
         meta.remove("resourceVersion");
         meta.insert("namespace".to_owned(), json!(if kind.namespaced { NAMESPACE } else { "" }));

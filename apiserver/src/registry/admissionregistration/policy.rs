@@ -20,6 +20,7 @@ const ANNOTATION_EXPRESSION_MAX_BYTES: usize = 5 * 1024;
 
 pub const POLICY: Rules = Rules {
     generation: true,
+    status_keeps_metadata: true,
     unconditional_update: false,
     default: |object| {
         let spec = child(object, "spec");

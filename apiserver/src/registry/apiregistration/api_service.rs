@@ -9,7 +9,7 @@ use crate::registry::rules::Rules;
 use apimachinery::facts::Column;
 use apimachinery::names::{is_dns1035_label, is_dns1123_subdomain};
 use apimachinery::status::FieldError;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const COLUMNS: [Column; 4] = [
     Column { name: "Name", kind: "string", format: "name", priority: 0 },
@@ -29,6 +29,13 @@ pub const RULES: Rules = Rules {
             set(service, "port", 443);
         }
     },
+    // What is served here is there.
+    initial_status: Some(|object| match object.pointer("/spec/service") {
+        Some(service) if !service.is_null() => Value::Null,
+        _ => json!({"conditions": [{"type": "Available", "status": "True", "reason": "Local",
+            "message": "Local APIServices are always available",
+            "lastTransitionTime": apimachinery::time::rfc3339(jiff::Timestamp::now())}]}),
+    }),
     validate,
     validate_status: |new, _, errors| {
         check(new, &[("status.conditions[].status", Is::OneOf(&["True", "False", "Unknown"]))], errors);

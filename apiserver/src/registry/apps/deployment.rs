@@ -1,7 +1,7 @@
 //! Deployments.
 
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, count_change, default, int, semantically_equal, set};
+use crate::registry::object::{child, copy_field, count_change, default, int, semantically_equal, set};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
 use crate::registry::workload::{self, at_most_all, int_or_percent, is_zero};
@@ -24,6 +24,8 @@ pub const RULES: Rules = Rules {
         let changed = !semantically_equal(&annotations(new), &annotations(old));
         count_change(new, old, changed);
     },
+    // Labels are not its controller's.
+    prepare_status: |new, old| copy_field(child(new, "metadata"), &old["metadata"], "labels"),
     warnings: workload::name_warnings,
     row: Some(row),
     ..Rules::DEFAULT

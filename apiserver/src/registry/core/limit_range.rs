@@ -2,13 +2,20 @@
 
 use super::resources;
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, items_mut, set};
+use crate::registry::object::{child, default, items_mut, set};
 use crate::registry::rules::Rules;
 use apimachinery::names::is_qualified_name;
 use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
-pub const RULES: Rules = Rules { default: defaults, validate, ..Rules::DEFAULT };
+pub const RULES: Rules = Rules {
+    default: defaults,
+    // It need not have a name given.
+    prepare_create: |object| default(child(object, "metadata"), "name", uuid::Uuid::new_v4().to_string()),
+    create_on_update: true,
+    validate,
+    ..Rules::DEFAULT
+};
 
 /// As `SetDefaults_LimitRangeItem`: a default is no more than the maximum, a default request what is the limit.
 fn defaults(object: &mut Value) {

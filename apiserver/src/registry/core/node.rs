@@ -24,7 +24,9 @@ pub const RULES: Rules = Rules {
         // One and the same thing, told twice.
         let (one, many) = (text(object, "/spec/podCIDR").to_owned(), list(object, "/spec/podCIDRs").to_vec());
         match (one.is_empty(), many.first()) {
-            (false, None) => set(child(object, "spec"), "podCIDRs", vec![one]),
+            (false, first) if first.is_none_or(|first| *first != *one) => {
+                set(child(object, "spec"), "podCIDRs", vec![one])
+            }
             (true, Some(first)) => set(child(object, "spec"), "podCIDR", first.clone()),
             _ => {}
         }

@@ -18,7 +18,7 @@ pub const RULES: Rules = Rules {
     validate_update: pod_update::validate,
     validate_status: pod_status::validate,
     warnings: |new, old| if old.is_none() { pod_warnings::of_new_pod(new) } else { Vec::new() },
-    selectable_names: &SELECTABLE,
+    selectable_names: &KNOWN,
     selectable,
     row: Some(pod_row::row),
     ..Rules::DEFAULT
@@ -35,6 +35,17 @@ const SELECTABLE: [&str; 8] = [
     "status.nominatedNodeName",
 ];
 
+/// What may be selected by; the last of them no pod has.
+const KNOWN: [&str; 9] = {
+    let mut known = ["status.podIPs"; 9];
+    let mut at = 0;
+    while at < SELECTABLE.len() {
+        known[at] = SELECTABLE[at];
+        at += 1;
+    }
+    known
+};
+
 /// As `podStrategy.PrepareForCreate`.
 fn initial_status(pod: &Value) -> Value {
     let mut status = json!({"phase": "Pending", "qosClass": qos_class_of(&pod["spec"])});
@@ -47,10 +58,11 @@ fn initial_status(pod: &Value) -> Value {
 }
 
 fn prepare_create(pod: &mut Value) {
-    // Constraints that are matched by the pod's own labels are written out, as `mutatePodAffinity` and
-    // `mutateTopologySpreadConstraints`.
     const TERMS: [&str; 2] =
         ["requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"];
+    pod_annotations::apply_apparmor(pod);
+    // Constraints that are matched by the pod's own labels are written out, as `mutatePodAffinity` and
+    // `mutateTopologySpreadConstraints`.
     if pod.pointer("/spec/affinity").is_none() && pod.pointer("/spec/topologySpreadConstraints").is_none() {
         return;
     }
@@ -180,6 +192,23 @@ mod tests {
             pod["spec"]["topologySpreadConstraints"][0]["labelSelector"],
             json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]})
         );
+    }
+
+    #[test]
+    fn a_profile_that_an_annotation_names_becomes_a_field() {
+        let key = |name: &str| format!("{}{name}", pod_annotations::APPARMOR);
+        let mut pod = json!({"metadata": {"annotations": {key("a"): "localhost/p", key("b"): "runtime/default", key("c"): "?", key("d"): "unconfined"}},
+            "spec": {"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}, "containers": [{"name": "a"}, {"name": "b"},
+                {"name": "c"}, {"name": "d", "securityContext": {"appArmorProfile": {"type": "Unconfined"}}}]}});
+        assert_eq!(
+            pod_warnings::of_new_pod(&pod).iter().filter(|w| w.contains("use the \"appArmorProfile\" field")).count(),
+            2,
+            "of the one that differs and the one that is wrong"
+        );
+        prepare_create(&mut pod);
+        let profile = |at: usize| pod["spec"]["containers"][at].pointer("/securityContext/appArmorProfile").cloned();
+        assert_eq!(profile(0), Some(json!({"type": "Localhost", "localhostProfile": "p"})));
+        assert_eq!((profile(1), profile(2), profile(3)), (None, None, Some(json!({"type": "Unconfined"}))));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Annotations that say something of a pod: mirror pods, costs of deletion, and the profiles of before there were fields for
 //! them. As `ValidatePodSpecificAnnotations` and `ValidatePodSpecificAnnotationUpdates`.
 
+use super::pod_defaults::CONTAINER_FIELDS;
 use super::pod_scheduling::tolerations;
 use super::pod_security::each_container;
 use super::volume_sources::relative_path;
 use crate::registry::field::{Errors, Field};
-use serde_json::Value;
+use crate::registry::object::{child, items_mut, map, set, text};
+use serde_json::{Value, json};
 
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerations";
@@ -56,6 +58,42 @@ fn seccomp(value: &Field<'_, '_>, errors: &mut Errors) {
             Some(path) => relative_path(&value.with(&Value::from(path)), errors),
             None => errors.invalid(value, "must be a valid seccomp profile"),
         },
+    }
+}
+
+/// The profile that an annotation of old stands for; None for one that is wrong. As `ApparmorFieldForAnnotation`.
+pub fn apparmor_field(annotation: &str) -> Option<Value> {
+    const PROFILE_MAX: usize = 4095;
+    match (annotation, annotation.strip_prefix("localhost/")) {
+        ("runtime/default", _) => Some(json!({"type": "RuntimeDefault"})),
+        ("unconfined", _) => Some(json!({"type": "Unconfined"})),
+        (_, Some(profile)) if profile.trim() == profile && !profile.is_empty() && profile.len() <= PROFILE_MAX => {
+            Some(json!({"type": "Localhost", "localhostProfile": profile}))
+        }
+        _ => None,
+    }
+}
+
+/// Gives containers the profiles that annotations name and no field. As `applyAppArmorVersionSkew`.
+pub fn apply_apparmor(pod: &mut Value) {
+    let Some(annotations) = map(pod, "/metadata/annotations") else { return };
+    let named: Vec<(String, Value)> = annotations
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix(APPARMOR)?.to_owned(), apparmor_field(value.as_str()?)?)))
+        .collect();
+    if named.is_empty() || text(pod, "/spec/os/name") == "windows" {
+        return;
+    }
+    let of_pod = pod.pointer("/spec/securityContext/appArmorProfile").cloned();
+    let spec = child(pod, "spec");
+    for field in CONTAINER_FIELDS {
+        for container in items_mut(spec, field) {
+            let profile = named.iter().find(|(name, _)| name == text(container, "/name")).map(|(_, profile)| profile);
+            let own = container.pointer("/securityContext/appArmorProfile").is_some_and(|own| !own.is_null());
+            if let Some(profile) = profile.filter(|profile| !own && Some(*profile) != of_pod.as_ref()) {
+                set(child(container, "securityContext"), "appArmorProfile", profile.clone());
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is allowed in a pod, or in a template, and surely not meant. As `GetWarningsForPod`.
 
-use super::pod_annotations::{APPARMOR, SECCOMP_CONTAINER, SECCOMP_POD};
+use super::pod_annotations::{APPARMOR, SECCOMP_CONTAINER, SECCOMP_POD, apparmor_field};
 use super::pod_security::each_container;
 use crate::registry::field::Field;
 use apimachinery::names::is_dns1123_label;
@@ -106,8 +106,12 @@ fn collect(root: &Field<'_, '_>, is_template: bool, warnings: &mut Vec<String>) 
                 warn(warnings, &annotations.key(&key), seccomp_message);
             }
             let key = format!("{APPARMOR}{name}");
-            let has_field = context.at("appArmorProfile").is_set() || own.at("appArmorProfile").is_set();
-            if is_template && annotations.value.get(&key).is_some() && !has_field {
+            let (of_pod, of_container) = (context.at("appArmorProfile"), own.at("appArmorProfile"));
+            // A pod's annotation becomes a field, unless the pod says the same.
+            let same =
+                annotations.value.get(&key).and_then(|a| apparmor_field(a.as_str()?)).as_ref() == Some(of_pod.value);
+            let told = if is_template { of_pod.is_set() } else { same };
+            if annotations.value.get(&key).is_some() && !told && !of_container.is_set() {
                 let what = "deprecated since v1.30; use the \"appArmorProfile\" field instead";
                 warn(warnings, &annotations.key(&key), what);
             }

@@ -14,6 +14,7 @@ const CLIENT_IP_TIMEOUT_SECONDS: i64 = 10_800;
 
 pub const RULES: Rules = Rules {
     name: metadata::dns1035_label,
+    create_on_update: true,
     default: defaults,
     prepare_update: |new, old| {
         drop_type_dependent(new, old);

@@ -2,7 +2,7 @@
 
 use crate::registry::core::endpoints::{endpoint_ip, first_few};
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{count_change, int, items_mut, list, semantically_equal, set, text};
+use crate::registry::object::{count_change, int, items_mut, list, remove, semantically_equal, set, text};
 use crate::registry::print::{self, Clock, UNSET};
 use crate::registry::rules::Rules;
 use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_label_value, is_qualified_name};
@@ -29,8 +29,10 @@ pub const RULES: Rules = Rules {
         }
     },
     validate,
+    prepare_create: |object| drop_topology(object, None),
     // Labels say whose slice it is.
     prepare_update: |new, old| {
+        drop_topology(new, Some(old));
         let labels = |object: &Value| object.pointer("/metadata/labels").cloned().unwrap_or_default();
         let changed = !semantically_equal(&labels(new), &labels(old));
         count_change(new, old, changed);
@@ -43,6 +45,24 @@ pub const RULES: Rules = Rules {
     row: Some(row),
     ..Rules::DEFAULT
 };
+
+/// Topology is of a version that is no more. A node that was told there alone is told as it is today. As `dropTopologyOnV1`.
+fn drop_topology(new: &mut Value, old: Option<&Value>) {
+    let host = |endpoint: &Value| {
+        endpoint.get("deprecatedTopology").and_then(|t| t.get("kubernetes.io/hostname")?.as_str().map(str::to_owned))
+    };
+    let before = old.map_or(&[][..], |old| list(old, "/endpoints"));
+    if old.is_some() && list(new, "/endpoints") == before {
+        return;
+    }
+    for endpoint in items_mut(new, "endpoints").filter(|endpoint| endpoint.get("deprecatedTopology").is_some()) {
+        let node = host(endpoint).filter(|_| endpoint.get("nodeName").is_none_or(Value::is_null));
+        if let Some(node) = node.filter(|node| before.iter().any(|e| host(e).as_ref() == Some(node))) {
+            set(endpoint, "nodeName", node);
+        }
+        remove(endpoint, "deprecatedTopology");
+    }
+}
 
 fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     let family = root.at("addressType");

@@ -9,6 +9,7 @@ use apimachinery::status::FieldError;
 use serde_json::Value;
 
 pub const RULES: Rules = Rules {
+    status_keeps_metadata: true,
     validate,
     validate_update: |new, old, errors| fixed(new, old, &["spec.cidrs"], errors),
     row: Some(|object, clock: &Clock| {

@@ -6,7 +6,7 @@ use super::names::{binding, opaque, pool_name, raw_object};
 use crate::registry::checks::{Is, Table, check, driver_name};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata::label;
-use crate::registry::object::{list, text};
+use crate::registry::object::{child, list, remove, set, text};
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -24,6 +24,22 @@ fn device_id(device: &Value) -> String {
         "" => id,
         share => format!("{id}/{share}"),
     }
+}
+
+/// What drivers said of a device goes with its allocation. As `dropDeallocatedStatusDevices`.
+pub fn prepare_status(new: &mut Value, old: &Value) {
+    let allocated = |claim: &Value| -> HashSet<String> {
+        list(claim, "/status/allocation/devices/results").iter().map(device_id).collect()
+    };
+    let (before, now) = (allocated(old), allocated(new));
+    let gone: HashSet<&String> = before.difference(&now).collect();
+    let status = child(new, "status");
+    if gone.is_empty() || status.get("devices").is_none() {
+        return;
+    }
+    let mut left = list(status, "/devices").to_vec();
+    left.retain(|device| !gone.contains(&device_id(device)));
+    if left.is_empty() { _ = remove(status, "devices") } else { set(status, "devices", left) }
 }
 
 pub fn validate_status(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {

@@ -26,6 +26,8 @@ pub const CLAIM: Rules = Rules {
             device_defaults(devices);
         }
     },
+    status_keeps_metadata: true,
+    prepare_status: allocation::prepare_status,
     validate_create: |root, errors| claim_spec(&root.at("spec"), errors),
     validate_update: |new, old, errors| errors.immutable(&new.at("spec"), &old.at("spec")),
     validate_status: allocation::validate_status,
