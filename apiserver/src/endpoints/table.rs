@@ -98,12 +98,12 @@ fn definition(of: &str, column: &Column) -> Value {
 
 /// What a column is.
 fn description(kind: &str, column: &str) -> &'static str {
-    let known = [kind, "*"].iter().find_map(|kind| DESCRIPTIONS.get(&(*kind, column)));
+    let known = [kind, "*"].iter().find_map(|kind| DESCRIPTIONS.get(*kind)?.get(column));
     known.map_or("", String::as_str)
 }
 
 /// By kind (`*` for all) and column, gathered when the first table is made: most of it stands in the schema's descriptions.
-static DESCRIPTIONS: LazyLock<HashMap<(&str, &str), String>> = LazyLock::new(|| {
+static DESCRIPTIONS: LazyLock<HashMap<&str, HashMap<&str, String>>> = LazyLock::new(|| {
     let docs = Docs::inflate();
     let types = docs.types();
     let of_field = |place: &str| {
@@ -117,9 +117,13 @@ static DESCRIPTIONS: LazyLock<HashMap<(&str, &str), String>> = LazyLock::new(|| 
         let mut cells = line.splitn(3, " | ");
         let (kind, column, said) = (cells.next()?, cells.next()?, cells.next()?);
         let text = said.strip_prefix('.').map_or_else(|| Some(said.to_owned()), of_field)?;
-        Some(((kind, column), text))
+        Some((kind, column, text))
     };
-    include_str!("columns.txt").lines().filter_map(line).collect()
+    let mut descriptions: HashMap<&str, HashMap<&str, String>> = HashMap::new();
+    for (kind, column, text) in include_str!("columns.txt").lines().filter_map(line) {
+        descriptions.entry(kind).or_default().insert(column, text);
+    }
+    descriptions
 });
 
 #[cfg(test)]
@@ -129,7 +133,7 @@ mod tests {
     #[test]
     fn every_column_is_described() {
         let lines = include_str!("columns.txt").lines().filter(|line| !line.starts_with('#')).count();
-        assert_eq!(DESCRIPTIONS.len(), lines, "fields that there are");
+        assert_eq!(DESCRIPTIONS.values().map(HashMap::len).sum::<usize>(), lines, "fields that there are");
         for kind in facts::kinds().iter().filter(|kind| kind.is_stored()) {
             for column in facts::columns(kind.group, kind.kind).into_iter().flatten() {
                 assert!(!description(kind.kind, column.name).is_empty(), "{} {}", kind.kind, column.name);

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What needs webhooks, definitions of kinds, policies or a server beside this one.
-const BEYOND: [&str; 10] = [
+const BEYOND: [&str; 11] = [
     "AdmissionWebhook",
     "Aggregator",
     "CustomResource",
     "CRDs",
     " a CR ",
+    " of a CR",
     " CRD ",
     "Policy should allow",
     "Policy should mutate",

@@ -138,6 +138,10 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         if list(spec, "/clusterIPs").is_empty() && spec.get("clusterIP") == old["spec"].get("clusterIP") {
             copy_field(spec, &old["spec"], "clusterIPs");
         }
+        // Who names the addresses, or leaves them, has said the families: as `initIPFamilyFields` finds them.
+        if list(spec, "/ipFamilies").is_empty() && spec.get("clusterIPs") == old["spec"].get("clusterIPs") {
+            copy_field(spec, &old["spec"], "ipFamilies");
+        }
     }
     if both(&needs_node_ports, new) {
         let spec = child(new, "spec");
