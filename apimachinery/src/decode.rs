@@ -453,14 +453,19 @@ impl Seed<'_> {
     }
 
     fn object<'de, A: MapAccess<'de>>(&self, facts: &'static TypeFacts, mut map: A) -> Result<Option<Value>, A::Error> {
-        let mut object = Map::new();
+        let (mut object, owner) = (Map::new(), facts.struct_name());
+        // The fields that have been read: those of the first places as bits.
+        let mut read = 0_u64;
         while let Some(key) = map.next_key_seed(FieldName(facts))? {
             match key {
-                Ok(field) => {
-                    if object.contains_key(field.name) {
+                Ok(at) => {
+                    let field = &facts.fields[at];
+                    let bit = 1_u64.checked_shl(at as u32).unwrap_or(0);
+                    if read & bit != 0 || (bit == 0 && object.contains_key(field.name)) {
                         self.context.note_field("duplicate", field.name);
                     }
-                    let seed = Seed { kind: Shape::of(&field.kind), context: self.context, owner: facts.struct_name() };
+                    read |= bit;
+                    let seed = Seed { kind: Shape::of(&field.kind), context: self.context, owner };
                     let mut value = None;
                     self.context.enter(Segment::Field(Cow::Borrowed(field.name)), || {
                         value = if self.context.managed_fields_as_text && field.name == MANAGED_FIELDS {
@@ -634,11 +639,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
-/// A key of an object of known type: its field, or the unknown name.
+/// A key of an object of known type: the place of its field, or the unknown name.
 struct FieldName(&'static TypeFacts);
 
 impl<'de> DeserializeSeed<'de> for FieldName {
-    type Value = Result<&'static FieldFacts, String>;
+    type Value = Result<usize, String>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
@@ -646,14 +651,14 @@ impl<'de> DeserializeSeed<'de> for FieldName {
 }
 
 impl Visitor<'_> for FieldName {
-    type Value = Result<&'static FieldFacts, String>;
+    type Value = Result<usize, String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a field name")
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.field(name).ok_or_else(|| name.to_owned()))
+        Ok(self.0.position(name).ok_or_else(|| name.to_owned()))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod cron;
 pub mod decode;
 pub mod facts;
 pub mod fields;
+pub mod json;
 pub mod labels;
 pub mod managed_fields;
 pub mod meta;

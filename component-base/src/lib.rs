@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod backoff;
+mod batched;
 pub mod cidr;
 pub mod cli;
 pub mod client;

@@ -2,9 +2,11 @@
 //! endpoints that they all have: `/healthz`, `/livez`, `/readyz`, `/metrics`, `/configz`.
 use crate::{
     auth::{Access, DelegatedAuth},
+    batched::Batched,
     metrics,
 };
 use apimachinery::status::StatusError;
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
@@ -48,6 +50,20 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The verified client certificate and its chain, leaf first; empty if none was shown.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// The SHA-256 of the chain, by which what is known of it can be found.
+    pub digest: [u8; 32],
+}
+
+// === impl Peer ===
+
+impl Peer {
+    pub fn new(address: SocketAddr, certificates: Arc<[CertificateDer<'static>]>) -> Self {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        certificates.iter().for_each(|certificate| hash.update(certificate));
+        let mut digest = [0; 32];
+        digest.copy_from_slice(hash.finish().as_ref());
+        Self { address, certificates, digest }
+    }
 }
 
 /// Where and how to serve.
@@ -144,14 +160,17 @@ async fn connection<H, Fut, B>(
     // Failing only costs latency.
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        let peer = Peer { address, certificates: Arc::new([]) };
+        let peer = Peer::new(address, Arc::new([]));
         return http_connection(TokioIo::new(stream), peer, max_streams, shutdown, handler).await;
     };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Batched::new(stream))).await {
+        Ok(Ok(mut stream)) => {
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                stream.get_mut().0.start();
+            }
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
-            let peer = Peer { address, certificates };
+            let peer = Peer::new(address, certificates);
             http_connection(TokioIo::new(stream), peer, max_streams, shutdown, handler).await;
         }
         Ok(Err(error)) => debug!(%address, %error, "TLS handshake failed"),

@@ -19,7 +19,14 @@ pub struct TypeFacts {
     defaulted: Vec<u16>,
     /// The fields that Go always has: structs that are no pointers, and required ones.
     constant: Vec<u16>,
+    /// The fields by their names.
+    by_name: Names,
 }
+
+/// Fields by the hashes of their names: a table with open addressing, at least half of which is free. Every name of every
+/// object that comes or goes is looked up, several times.
+#[derive(Debug, Default)]
+struct Names(Box<[u16]>);
 
 /// One field of a type.
 #[derive(Debug)]
@@ -101,7 +108,12 @@ pub struct TypeId(u16);
 
 impl TypeFacts {
     pub fn field(&self, name: &str) -> Option<&FieldFacts> {
-        self.fields.binary_search_by(|field| field.name.cmp(name)).ok().map(|at| &self.fields[at])
+        self.position(name).map(|at| &self.fields[at])
+    }
+
+    /// Where the field of this name stands among all.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.by_name.find(name, |at| self.fields.get(at).is_some_and(|field| field.name == name))
     }
 
     /// The field at a path of protobuf numbers; or the first of those that lie below it, where Go inlines a struct.
@@ -124,6 +136,50 @@ impl TypeFacts {
     /// The Go struct's name: `Container`.
     pub fn struct_name(&self) -> &'static str {
         self.name.rsplit('.').next().unwrap_or(self.name)
+    }
+}
+
+// === impl Names ===
+
+impl Names {
+    const FREE: u16 = u16::MAX;
+
+    fn of(fields: &[FieldFacts]) -> Self {
+        let mut names = Self(vec![Self::FREE; (fields.len() * 2).next_power_of_two()].into());
+        for (at, field) in (0_u16..).zip(fields) {
+            let mut slot = names.slot(field.name);
+            while names.0[slot] != Self::FREE {
+                slot = (slot + 1) & (names.0.len() - 1);
+            }
+            names.0[slot] = at;
+        }
+        names
+    }
+
+    fn find(&self, name: &str, is: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut slot = self.slot(name);
+        loop {
+            let at = *self.0.get(slot)?;
+            if at == Self::FREE {
+                return None;
+            }
+            if is(usize::from(at)) {
+                return Some(usize::from(at));
+            }
+            slot = (slot + 1) & (self.0.len() - 1);
+        }
+    }
+
+    /// Where to begin to look. Names begin alike or end alike, but seldom both, with the same length.
+    fn slot(&self, name: &str) -> usize {
+        let bytes = name.as_bytes();
+        let word = |at: &[u8; 4]| u32::from_le_bytes(*at);
+        let mixed = match (bytes.first_chunk(), bytes.last_chunk()) {
+            (Some(first), Some(last)) => word(first) ^ word(last).rotate_left(13),
+            _ => bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)),
+        };
+        let hash = (mixed ^ bytes.len() as u32).wrapping_mul(0x9e37_79b1);
+        (hash >> 16) as usize & self.0.len().wrapping_sub(1)
     }
 }
 
@@ -221,6 +277,7 @@ fn parse(text: &'static str) -> Schema {
         facts.by_number = by_number;
         let constant = (0_u16..).zip(&facts.fields).filter(|(_, field)| field.inline || field.required);
         facts.constant = constant.map(|(at, _)| at).collect();
+        facts.by_name = Names::of(&facts.fields);
     }
     find_defaulted(&mut types);
     Schema { types, by_name, by_kind }
@@ -257,6 +314,7 @@ fn parse_head(head: &'static str) -> TypeFacts {
         by_number: Vec::new(),
         defaulted: Vec::new(),
         constant: Vec::new(),
+        by_name: Names::default(),
     };
     for word in words {
         if let Some(gvk) = word.strip_prefix("gvk=") {

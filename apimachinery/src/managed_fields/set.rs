@@ -223,7 +223,7 @@ pub fn value(item: &Value) -> Box<str> {
 /// The element of an item of a keyed list.
 pub fn keyed(mut keys: Vec<(&str, Cow<'_, Value>)>) -> Box<str> {
     keys.sort_unstable_by_key(|(name, _)| *name);
-    let mut element = String::with_capacity(64);
+    let mut element = String::with_capacity(128);
     element.push_str("k:{");
     for (at, (name, value)) in keys.into_iter().enumerate() {
         if at > 0 {
@@ -237,24 +237,15 @@ pub fn keyed(mut keys: Vec<(&str, Cow<'_, Value>)>) -> Box<str> {
         }
     }
     element.push('}');
-    element.into()
+    // A copy costs less than to shrink it.
+    element.as_str().into()
 }
 
 /// JSON text of two texts together, of which the first needs no escapes, as most need none.
 pub fn write_text(prefix: &str, text: &str, out: &mut String) {
     out.push('"');
     out.push_str(prefix);
-    let mut rest = text;
-    while let Some(at) = rest.bytes().position(|b| b < 0x20 || b == b'"' || b == b'\\') {
-        out.push_str(&rest[..at]);
-        match rest.as_bytes()[at] {
-            b'"' => out.push_str("\\\""),
-            b'\\' => out.push_str("\\\\"),
-            _ => out.push_str(Value::from(&rest[at..=at]).to_string().trim_matches('"')),
-        }
-        rest = &rest[at + 1..];
-    }
-    out.push_str(rest);
+    crate::json::write_escaped(text, out);
     out.push('"');
 }
 

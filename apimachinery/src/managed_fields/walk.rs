@@ -121,7 +121,8 @@ fn indexed<T: Typing>(list: T, items: &[Value]) -> Vec<(Box<str>, Vec<&Value>)> 
 
 /// In which fields `new` differs from `old`.
 pub fn compare<T: Typing>(at: T, old: &Value, new: &Value) -> Difference {
-    let diff = difference(at, Some(old), Some(new));
+    // Whoever asks has changed something.
+    let diff = parts_difference(at, Some(old), Some(new));
     Difference { changed: diff.changed.children, removed: diff.removed.children }
 }
 
@@ -130,6 +131,10 @@ fn difference<T: Typing>(at: T, old: Option<&Value>, new: Option<&Value>) -> Dif
     if old.is_some() && old == new {
         return Diff::default();
     }
+    parts_difference(at, old, new)
+}
+
+fn parts_difference<T: Typing>(at: T, old: Option<&Value>, new: Option<&Value>) -> Diff {
     let mut diff = match at.form() {
         Form::Struct if !(is_empty_struct(at, old) && is_empty_struct(at, new)) => struct_difference(at, old, new),
         Form::Map(item) if !(old.is_none_or(is_hollow) && new.is_none_or(is_hollow)) => {

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem, PodSpec};
 use serde_json::{Value, json};
 
-use super::{AdmissionRequest, Plugin, entry, list, object_in, text};
+use super::{AdmissionRequest, Plugin, at, entry, list, object_in, text};
 use crate::authorization::lister::{LIMIT_RANGES, Lister, typed};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -39,7 +39,7 @@ impl Plugin for LimitRanger {
         let kind = (request.creates() && request.is("", "pods", ""))
             || (request.updates() && request.is("", "pods", "resize"))
             || (request.writes() && request.is("", "persistentvolumeclaims", ""));
-        kind && request.old().pointer("/metadata/deletionTimestamp").is_none()
+        kind && at(request.old(), "/metadata/deletionTimestamp").is_none()
     }
 
     fn mutate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {

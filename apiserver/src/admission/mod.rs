@@ -21,9 +21,9 @@ mod toleration_seconds;
 use crate::authorization::lister::Lister;
 use crate::authorization::{Attributes, Authorizer};
 use crate::options::Options;
-use crate::registry::object::{list, text};
+use crate::registry::object::{at, list, text};
 use crate::registry::{Registry, Resource};
-use crate::server::metrics;
+use crate::server::metrics::AdmissionTimes;
 use crate::storage::Store;
 use anyhow::Context as _;
 use apimachinery::status::StatusError;
@@ -98,8 +98,9 @@ impl<P: Plugin> Plugin for Arc<P> {
 
 /// The admission plugins that are on, in Kubernetes' order.
 pub struct AdmissionChain {
-    /// With their names.
-    plugins: Vec<(&'static str, Box<dyn Plugin>)>,
+    /// With what is counted of each.
+    plugins: Vec<(AdmissionTimes, Box<dyn Plugin>)>,
+    steps: AdmissionTimes,
 }
 
 /// Whether a plugin is on without being named, and how to make it; None for one that is not built.
@@ -240,21 +241,29 @@ impl AdmissionChain {
         }
         // Granting more than one holds is forbidden whatever plugins are on; in Kubernetes the roles' storage sees to it.
         let escalation: Box<dyn Plugin> = Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()));
-        let mut plugins = vec![("RBACEscalation", escalation), ("DeviceAdmin", simple::DEVICE_ADMIN.equip(&parts))];
+        let mut plugins = vec![
+            (AdmissionTimes::of_plugin("RBACEscalation"), escalation),
+            (AdmissionTimes::of_plugin("DeviceAdmin"), simple::DEVICE_ADMIN.equip(&parts)),
+        ];
         for plugin in PLUGINS {
             let wanted = enabled.iter().any(|name| name == plugin.name);
             if (!plugin.default && !wanted) || disabled.iter().any(|name| name == plugin.name) {
                 continue;
             }
             match plugin.make {
-                Some(make) => plugins.push((plugin.name, make(&parts))),
+                Some(make) => plugins.push((AdmissionTimes::of_plugin(plugin.name), make(&parts))),
                 None if wanted => {
                     tracing::warn!(plugin = plugin.name, "admission plugin is not available; it is passed over")
                 }
                 None => {}
             }
         }
-        Ok(Self { plugins })
+        Ok(Self { plugins, steps: AdmissionTimes::of_steps() })
+    }
+
+    /// Has any plugin to do with a request?
+    pub fn concerns(&self, request: &AdmissionRequest<'_>) -> bool {
+        self.plugins.iter().any(|(_, plugin)| plugin.handles(request))
     }
 
     pub async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), StatusError> {
@@ -267,21 +276,21 @@ impl AdmissionChain {
 
     /// One step: every plugin that has to do with the request, until one refuses it.
     async fn run(&self, request: &mut AdmissionRequest<'_>, mutating: bool) -> Result<(), StatusError> {
-        let (operation, began) = (request.operation.name(), Instant::now());
+        let (operation, began) = (request.operation, Instant::now());
         let (mut result, mut last) = (Ok(()), began);
-        for (name, plugin) in &self.plugins {
+        for (times, plugin) in &self.plugins {
             if !plugin.handles(request) {
                 continue;
             }
             result = if mutating { plugin.mutate(request) } else { plugin.validate(request) }.await;
             let now = Instant::now();
-            metrics::admission_plugin(name, operation, mutating, result.is_err(), now - last);
+            times.observe(operation, mutating, result.is_err(), now - last);
             last = now;
             if result.is_err() {
                 break;
             }
         }
-        metrics::admission_step(operation, mutating, result.is_err(), last - began);
+        self.steps.observe(operation, mutating, result.is_err(), last - began);
         result
     }
 }
@@ -368,7 +377,7 @@ fn entry<'v>(value: &'v mut Value, key: &str) -> &'v mut Value {
 
 /// A static pod's image in the API.
 fn is_mirror_pod(pod: &Value) -> bool {
-    pod.pointer("/metadata/annotations").is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some())
+    at(pod, "/metadata/annotations").is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::{AdmissionRequest, Plugin, entry, is_mirror_pod, list, list_in, text};
+use super::{AdmissionRequest, Plugin, at, entry, is_mirror_pod, list, list_in, text};
 use crate::authorization::lister::{Lister, SERVICE_ACCOUNTS};
 use crate::authorization::node;
 use crate::storage::StoredObject;
@@ -174,7 +174,7 @@ fn mirror_pod_refusal(pod: &Value) -> Option<&'static str> {
 }
 
 fn should_automount(account: &Value, pod: &Value) -> bool {
-    let of = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_bool);
+    let of = |value: &Value, pointer: &str| at(value, pointer).and_then(Value::as_bool);
     of(pod, "/spec/automountServiceAccountToken").or(of(account, "/automountServiceAccountToken")).unwrap_or(true)
 }
 

@@ -21,10 +21,10 @@ use crate::storage::Store;
 use apimachinery::meta::Gvr;
 use apimachinery::status::StatusError;
 use base64::Engine as _;
+use component_base::serving::Peer;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use request_header::RequestHeaders;
-use rustls_pki_types::CertificateDer;
 use service_account::TokenVerifier;
 use static_tokens::StaticTokens;
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,34 +109,31 @@ impl Authenticator {
     }
 
     /// The user; `Err` (401) for credentials that are there and wrong, or when nobody may be anonymous.
-    pub async fn authenticate(
-        &self,
-        parts: &http::request::Parts,
-        peer_certificates: &[CertificateDer<'static>],
-    ) -> Result<UserInfo, StatusError> {
-        self.identify(&parts.headers, peer_certificates)
+    pub fn authenticate(&self, parts: &http::request::Parts) -> Result<UserInfo, StatusError> {
+        self.identify(&parts.headers, parts.extensions.get())
     }
 
-    fn identify(
-        &self,
-        headers: &HeaderMap,
-        peer_certificates: &[CertificateDer<'static>],
-    ) -> Result<UserInfo, StatusError> {
+    fn identify(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<UserInfo, StatusError> {
         let mut refusals: Vec<String> = Vec::new();
-        if !peer_certificates.is_empty() {
-            if let Some(request_headers) = &self.request_headers {
-                match request_headers.user(headers, peer_certificates) {
-                    Ok(Some(user)) => return Ok(user.authenticated()),
-                    Ok(None) => {}
-                    Err(why) => refusals.push(why),
-                }
+        if let Some(peer) = peer.filter(|peer| !peer.certificates.is_empty()) {
+            let ask = |proxy: &RequestHeaders| proxy.user(headers, peer);
+            // Of those that no header names it is asked last whether they are a proxy.
+            let (first, last) = match &self.request_headers {
+                Some(proxy) if proxy.may_name(headers) => (Some(proxy), None),
+                proxy => (None, proxy.as_ref()),
+            };
+            match first.map_or(Ok(None), ask) {
+                Ok(Some(user)) => return Ok(user.authenticated()),
+                Ok(None) => {}
+                Err(why) => refusals.push(why),
             }
             if let Some(client_ca) = &self.client_ca {
-                match client_ca.verify(peer_certificates) {
+                match client_ca.verify(&peer.certificates, peer.digest) {
                     Ok(identity) => return Ok(identity.user().authenticated()),
                     Err(why) => refusals.push(why),
                 }
             }
+            refusals.extend(last.and_then(|proxy| ask(proxy).err()));
         }
         if let Some(token) = bearer_token(headers) {
             match self.authenticate_token(&token, &self.audiences) {
@@ -244,17 +241,17 @@ mod tests {
         let options =
             Options::parse_from(["apiserver", "--etcd-servers=http://127.0.0.1:1", "--authorization-mode=RBAC"]);
         let authenticator = Authenticator::with(&options, Objects::of([])).unwrap();
-        let user = authenticator.identify(&HeaderMap::new(), &[]).unwrap();
+        let user = authenticator.identify(&HeaderMap::new(), None).unwrap();
         assert_eq!((user.name.as_str(), user.groups.as_slice()), (ANONYMOUS, &[UNAUTHENTICATED.to_owned()][..]));
         // Another scheme is not ours to judge.
-        assert!(authenticator.identify(&headers(&[("authorization", "Basic eDp5")]), &[]).is_ok());
-        let error = authenticator.identify(&headers(&[("authorization", "Bearer x")]), &[]).unwrap_err();
+        assert!(authenticator.identify(&headers(&[("authorization", "Basic eDp5")]), None).is_ok());
+        let error = authenticator.identify(&headers(&[("authorization", "Bearer x")]), None).unwrap_err();
         assert_eq!((error.code(), error.message()), (401, "Unauthorized"));
         let strict = Options { anonymous_auth: false, ..options.clone() };
         let open = Options { authorization_mode: vec!["AlwaysAllow".to_owned()], ..options };
         for options in [strict, open] {
             let authenticator = Authenticator::with(&options, Objects::of([])).unwrap();
-            assert!(authenticator.identify(&HeaderMap::new(), &[]).is_err());
+            assert!(authenticator.identify(&HeaderMap::new(), None).is_err());
         }
     }
 

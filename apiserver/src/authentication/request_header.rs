@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use component_base::serving::Peer;
 use http::HeaderMap;
 use percent_encoding::percent_decode_str;
-use rustls_pki_types::CertificateDer;
 
 use super::UserInfo;
 use super::x509::Authorities;
@@ -44,9 +44,14 @@ impl RequestHeaders {
         }))
     }
 
+    /// Is there a header that may name a user?
+    pub fn may_name(&self, headers: &HeaderMap) -> bool {
+        self.names.user.iter().any(|name| headers.contains_key(name))
+    }
+
     /// The user that the proxy names; None if it names none; why not if the proxy is not to be believed.
-    pub fn user(&self, headers: &HeaderMap, chain: &[CertificateDer<'static>]) -> Result<Option<UserInfo>, String> {
-        let proxy = self.ca.verify(chain)?;
+    pub fn user(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<UserInfo>, String> {
+        let proxy = self.ca.verify(&peer.certificates, peer.digest)?;
         if !self.allowed_names.is_empty() && !self.allowed_names.contains(&proxy.common_name) {
             return Err(format!("x509: subject with cn={} is not in the allowed list", proxy.common_name));
         }

@@ -50,7 +50,6 @@ pub async fn create_owned(request: &mut ResourceRequest<'_>, produced: Produced)
     let options = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
     let admitted = request.admit(Operation::Create, Some(&mut object), None, &options, true).await?;
     warnings.extend(admitted.warnings);
-    strategy.defaults(&mut object);
 
     let generated = metadata::text(&object, "name").is_empty() && metadata::generate_name(&mut object);
     if resource.has_status

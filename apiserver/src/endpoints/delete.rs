@@ -197,10 +197,12 @@ async fn delete_named(
     let (store, resource) = (&request.context.store, request.resource);
     let mut current = update::newest(request).await?.ok_or_else(|| request.not_found())?;
     let options_value = serde_json::to_value(options).unwrap_or(Value::Null);
+    let is_seen = request.dry_run || request.concerns_admission_of_deletion();
+    let unread = if is_seen { &[] } else { resource.strategy.unread_by_deletion() };
     let mut admitted = false;
     let mut certain = false;
     for _ in 0..ATTEMPTS {
-        let (old, managed) = resource.split(&current);
+        let (mut old, mut managed) = resource.split_but(&current, unread);
         if let Err(error) = check_preconditions(request, &old, options) {
             if certain {
                 return Err(error);
@@ -215,7 +217,12 @@ async fn delete_named(
                 request.admit(Operation::Delete, None, Some(&old), &options_value, mutating).await?;
             }
         }
-        let outcome = match decide(resource, &old, options) {
+        let mut decision = decide(resource, &old, options);
+        if matches!(decision, Decision::Mark(_)) && !unread.is_empty() {
+            (old, managed) = resource.split(&current);
+            decision = decide(resource, &old, options);
+        }
+        let outcome = match decision {
             Decision::Nothing if certain => return Ok(Deleted::Marked(current)),
             // Nothing to do, it seems: make sure.
             Decision::Nothing => Err(store.get_uncached(resource, request.namespace(), name).await?),
@@ -231,7 +238,6 @@ async fn delete_named(
                 }
             }
             Decision::Remove if request.dry_run => {
-                let mut old = old;
                 ownership::put_list(&mut old, &managed);
                 return Ok(Deleted::WouldGo(old));
             }

@@ -113,9 +113,14 @@ pub fn fill_system_fields(object: &mut Value, tracks_generation: bool) {
     if tracks_generation {
         meta.insert("generation".to_owned(), 1.into());
     }
-    meta.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
+    meta.insert("uid".to_owned(), new_uid().into());
     let now = apimachinery::time::rfc3339(apimachinery::time::now().0);
     meta.insert("creationTimestamp".to_owned(), now.into());
+}
+
+/// A random UUID. Its bytes come from the process's own generator: the kernel's would be a system call each.
+pub fn new_uid() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
 }
 
 /// Makes a name from `generateName`, if there is need.
@@ -176,9 +181,6 @@ fn carry(to: &mut Map<String, Value>, from: &Map<String, Value>, field: &str) {
 
 /// Counts a change of anything but metadata and status.
 pub fn bump_generation(new: &mut Value, old: &Value) {
-    if !crate::registry::object::spec_differs(new, old) {
-        return;
-    }
     let generation = number(old, "generation").unwrap_or(0) + 1;
     of(new).insert("generation".to_owned(), generation.into());
 }
@@ -214,6 +216,7 @@ mod tests {
 
     #[test]
     fn a_generation_counts_changes_of_spec_alone() {
+        use crate::registry::object::{Content, compare_content};
         for (new, expected) in [
             (json!({"metadata": {"labels": {"a": "b"}}, "spec": {"x": 1}, "status": {"y": 2}}), None),
             (json!({"spec": {"x": 2}}), Some(4)),
@@ -221,8 +224,10 @@ mod tests {
             (json!({"spec": {"x": 1}, "data": {"a": "b"}}), Some(4)),
             (json!({"spec": {"x": 1}, "data": {}}), None),
         ] {
-            let mut new = new;
-            bump_generation(&mut new, &json!({"metadata": {"generation": 3}, "spec": {"x": 1}}));
+            let (mut new, old) = (new, json!({"metadata": {"generation": 3}, "spec": {"x": 1}}));
+            if compare_content(&new, &old) == Content::Differs {
+                bump_generation(&mut new, &old);
+            }
             assert_eq!(number(&new, "generation"), expected, "{new}");
         }
     }

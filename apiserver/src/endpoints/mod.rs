@@ -132,17 +132,7 @@ impl ResourceRequest<'_> {
         options: &Value,
         mutating: bool,
     ) -> Result<Admitted, StatusError> {
-        let mut admission = AdmissionRequest {
-            attributes: &self.attributes,
-            resource: Some(self.resource),
-            operation,
-            object,
-            old_object,
-            options: Some(options),
-            dry_run: self.dry_run,
-            warnings: Vec::new(),
-            undo: Vec::new(),
-        };
+        let mut admission = self.admission(operation, object, old_object, Some(options));
         let chain = &self.context.admission;
         if mutating {
             chain.mutate(&mut admission).await?
@@ -150,6 +140,31 @@ impl ResourceRequest<'_> {
             chain.validate(&mut admission).await?
         }
         Ok(Admitted { warnings: admission.warnings, undo: admission.undo })
+    }
+
+    /// Has any plugin of admission to do with the deletion of an object?
+    pub fn concerns_admission_of_deletion(&self) -> bool {
+        self.context.admission.concerns(&self.admission(Operation::Delete, None, None, None))
+    }
+
+    fn admission<'a>(
+        &'a self,
+        operation: Operation,
+        object: Option<&'a mut Value>,
+        old_object: Option<&'a Value>,
+        options: Option<&'a Value>,
+    ) -> AdmissionRequest<'a> {
+        AdmissionRequest {
+            attributes: &self.attributes,
+            resource: Some(self.resource),
+            operation,
+            object,
+            old_object,
+            options,
+            dry_run: self.dry_run,
+            warnings: Vec::new(),
+            undo: Vec::new(),
+        }
     }
 
     /// The namespace that objects of this request lie in; empty for cluster-scoped resources.

@@ -4,6 +4,7 @@
 use super::ownership::{self, Ownership};
 use super::{Outcome, ResourceRequest, create, delete, get, metadata};
 use crate::admission::Operation;
+use crate::registry::object::{Content, compare_content};
 use crate::registry::strategy::{HookContext, Part};
 use crate::server::negotiation::Incoming;
 use crate::storage::{Put, StoredObject};
@@ -141,11 +142,11 @@ async fn attempt(
     let options = produce.options();
     let admitted = request.admit(Operation::Update, Some(&mut new), Some(&old), &options, true).await?;
     warnings.extend(admitted.warnings);
-    strategy.defaults(&mut new);
 
     metadata::prepare_update(resource, request.part, &mut new, &old);
     strategy.prepare_for_update(request.part, &mut new, &old);
-    if strategy.tracks_generation() {
+    let content = compare_content(&new, &old);
+    if strategy.tracks_generation() && content == Content::Differs {
         metadata::bump_generation(&mut new, &old);
     }
     let errors = strategy.validate_update(request.part, &new, &old);
@@ -159,7 +160,11 @@ async fn attempt(
     let mut admitted = request.admit(Operation::Update, Some(&mut new), Some(&old), &options, false).await?;
     warnings.append(&mut admitted.warnings);
 
-    if new == old && ownership::equal_but_for_times(&managed, &stored) {
+    // What has been reserved stands in it as well.
+    let content = if reservation.is_some() { compare_content(&new, &old) } else { content };
+    let unchanged =
+        content == Content::Same && ["metadata", "status"].iter().all(|part| new.get(part) == old.get(part));
+    if unchanged && ownership::equal_but_for_times(&managed, &stored) {
         return Ok(Attempt::Unchanged(Outcome::stored(200, resource, current.clone()).with_warnings(warnings)));
     }
     if request.dry_run {

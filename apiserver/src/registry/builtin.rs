@@ -4,12 +4,13 @@ use super::autoscaling::v1 as autoscaling_v1;
 use super::certificates::certificate_signing_request as csr;
 use super::core::{event, namespace, pod, pod_update};
 use super::field::{Errors, Field};
-use super::object::{child, copy_field, remove, schema_defaults, set};
+use super::object::{Content, child, compare_content, copy_field, remove, schema_defaults, set};
 use super::print::Clock;
 use super::rules::Rules;
 use super::strategy::{Column, Deletion, GarbagePolicy, HookContext, Part, Reservation, Strategy};
 use super::{allocation, metadata, table, workload};
 use crate::authentication::UserInfo;
+use crate::storage::object::Path;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
@@ -107,11 +108,18 @@ impl Builtin {
         errors.0
     }
 
-    /// What must hold of an object whether it is new or not, as far as a write of this part concerns it.
-    fn content(&self, part: Part, object: &Field<'_, '_>, errors: &mut Errors) {
+    /// What must hold of an object whether it is new or not, as far as a write of this part concerns it, and unless all but its
+    /// metadata is `settled`.
+    fn content(&self, part: Part, object: &Field<'_, '_>, settled: bool, errors: &mut Errors) {
         metadata::validate_content(&object.at("metadata"), errors);
         if !matches!(part, Part::Main | Part::EphemeralContainers | Part::Resize) {
             return;
+        }
+        if let Some(check) = self.rules.validate_metadata {
+            check(object, errors);
+            if settled {
+                return;
+            }
         }
         (self.rules.validate)(object, errors);
         if !self.settings.allow_privileged
@@ -125,9 +133,10 @@ impl Builtin {
     /// was left as it was. As the ratcheting of Kubernetes' validation.
     fn new_faults(&self, part: Part, new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
         let (mut found, mut known) = (Errors::default(), Errors::default());
-        self.content(part, new, &mut found);
+        let settled = self.rules.validate_metadata.is_some() && compare_content(new.value, old.value) == Content::Same;
+        self.content(part, new, settled, &mut found);
         if !found.0.is_empty() {
-            self.content(part, old, &mut known);
+            self.content(part, old, settled, &mut known);
         }
         errors.0.extend(found.0.into_iter().filter(|fault| !known.0.contains(fault)));
     }
@@ -211,7 +220,7 @@ impl Strategy for Builtin {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         self.check(object, None, |new, _, errors| {
             metadata::validate_identity(&new.at("metadata"), self.facts.namespaced, self.rules.name, errors);
-            self.content(Part::Main, new, errors);
+            self.content(Part::Main, new, false, errors);
             (self.rules.validate_create)(new, errors);
         })
     }
@@ -285,6 +294,10 @@ impl Strategy for Builtin {
             return Deletion::Immediate;
         }
         Deletion::Graceful { grace_seconds: pod::grace_period(object, grace_seconds) }
+    }
+
+    fn unread_by_deletion(&self) -> &'static [Path] {
+        if self.special == Special::Pod { &pod::BULK } else { &[] }
     }
 
     fn default_garbage_policy(&self) -> GarbagePolicy {

@@ -39,6 +39,7 @@ pub mod workload;
 use crate::endpoints::Endpoint;
 use crate::options::Options;
 use crate::storage::StoredObject;
+use crate::storage::object::{Path, split};
 use allocation::Allocator;
 use apimachinery::facts::{self, KindFacts, TypeFacts};
 use apimachinery::meta::Gvr;
@@ -105,7 +106,12 @@ impl Resource {
 
     /// The object in the served version, and the text of its managedFields apart (empty if it has none).
     pub fn split(&self, object: &StoredObject) -> (Value, String) {
-        let (mut value, managed) = crate::storage::object::split(&object.json());
+        self.split_but(object, &[])
+    }
+
+    /// The same without some members.
+    pub fn split_but(&self, object: &StoredObject, unread: &[Path]) -> (Value, String) {
+        let (mut value, managed) = split(&object.json(), unread);
         if self.strategy.converts() {
             self.strategy.from_stored(&mut value);
         }

@@ -8,7 +8,7 @@ pub fn at<'v>(object: &'v Value, pointer: &str) -> Option<&'v Value> {
     if pointer.contains('~') {
         return object.pointer(pointer);
     }
-    pointer.split('/').skip(1).try_fold(object, |value, step| match value {
+    steps(pointer).try_fold(object, |value, step| match value {
         Value::Object(map) => map.get(step),
         Value::Array(list) => list.get(step.parse::<usize>().ok()?),
         _ => None,
@@ -17,10 +17,21 @@ pub fn at<'v>(object: &'v Value, pointer: &str) -> Option<&'v Value> {
 
 /// The same without escapes, to be changed.
 pub fn at_mut<'v>(object: &'v mut Value, pointer: &str) -> Option<&'v mut Value> {
-    pointer.split('/').skip(1).try_fold(object, |value, step| match value {
+    steps(pointer).try_fold(object, |value, step| match value {
         Value::Object(map) => map.get_mut(step),
         Value::Array(list) => list.get_mut(step.parse::<usize>().ok()?),
         _ => None,
+    })
+}
+
+/// The names in a pointer. They are short: to look for the slashes byte by byte is quickest.
+fn steps(pointer: &str) -> impl Iterator<Item = &str> {
+    let mut rest = pointer.strip_prefix('/');
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = text.bytes().position(|byte| byte == b'/');
+        rest = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
     })
 }
 
@@ -157,13 +168,26 @@ pub fn differences(old: &Value, new: &Value) -> String {
     lines.concat()
 }
 
-/// True if anything but metadata and status differs: what bumps a generation.
-pub fn spec_differs(new: &Value, old: &Value) -> bool {
-    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new != old };
-    let matters = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
+/// How two versions of an object compare in what is neither metadata nor status: what bumps a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Content {
+    Same,
+    /// Only absent, null and empty differ.
+    Alike,
+    Differs,
+}
+
+pub fn compare_content(new: &Value, old: &Value) -> Content {
+    let empty = Map::new();
+    let (new, old) = (new.as_object().unwrap_or(&empty), old.as_object().unwrap_or(&empty));
+    let compare = |key: &String| match (new.get(key), old.get(key)) {
+        (a, b) if a == b => Content::Same,
+        (a, b) if alike(a.unwrap_or(&Value::Null), b.unwrap_or(&Value::Null)) => Content::Alike,
+        _ => Content::Differs,
+    };
     let keys = new.keys().chain(old.keys().filter(|key| !new.contains_key(*key)));
-    keys.filter(|key| matters(key))
-        .any(|key| !semantically_equal(new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null)))
+    let content = keys.filter(|key| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion"));
+    content.map(compare).max().unwrap_or(Content::Same)
 }
 
 /// Counts a change that is not one of the spec, for kinds whose generation counts that too.
@@ -232,9 +256,10 @@ mod tests {
     #[test]
     fn only_metadata_and_status_are_beside_the_generation() {
         let old = json!({"metadata": {"a": 1}, "spec": {"x": 1}, "status": {"y": 1}});
-        assert!(!spec_differs(&json!({"metadata": {}, "spec": {"x": 1}}), &old));
-        assert!(spec_differs(&json!({"metadata": {"a": 1}, "spec": {"x": 2}}), &old));
-        assert!(spec_differs(&json!({"metadata": {"a": 1}}), &old));
+        assert_eq!(compare_content(&json!({"metadata": {}, "spec": {"x": 1}}), &old), Content::Same);
+        assert_eq!(compare_content(&json!({"spec": {"x": 1, "y": []}}), &old), Content::Alike);
+        assert_eq!(compare_content(&json!({"metadata": {"a": 1}, "spec": {"x": 2}}), &old), Content::Differs);
+        assert_eq!(compare_content(&json!({"metadata": {"a": 1}}), &old), Content::Differs);
     }
 
     #[test]

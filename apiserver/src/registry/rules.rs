@@ -31,6 +31,9 @@ pub struct Rules {
     pub canonicalize: fn(&mut Value),
     /// Everything but metadata, which is checked alike for all kinds.
     pub validate: Check,
+    /// What depends on metadata that may change, where `validate` looks at none such: it is not asked of an update then that
+    /// leaves all else as it was. None where `validate` is to be asked always.
+    pub validate_metadata: Option<Check>,
     /// What holds for new objects only.
     pub validate_create: Check,
     /// What may not change. `validate` holds as well.
@@ -64,6 +67,7 @@ impl Rules {
         prepare_status: |_, _| {},
         canonicalize: |_| {},
         validate: |_, _| {},
+        validate_metadata: None,
         validate_create: |_, _| {},
         validate_update: |_, _, _| {},
         validate_status: |_, _, _| {},

@@ -3,6 +3,7 @@
 
 use crate::authentication::UserInfo;
 use crate::storage::Store;
+use crate::storage::object::Path;
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -133,6 +134,12 @@ pub trait Strategy: Send + Sync + 'static {
     /// How an object goes. `grace_seconds` is what the deleter asked for.
     fn deletion(&self, _object: &Value, _grace_seconds: Option<i64>) -> Deletion {
         Deletion::Immediate
+    }
+
+    /// What of an object [`Strategy::deletion`], [`Strategy::is_finalized`] and [`Strategy::after_delete`] do not look at and
+    /// need not be read, and is worth it.
+    fn unread_by_deletion(&self) -> &'static [Path] {
+        &[]
     }
 
     fn default_garbage_policy(&self) -> GarbagePolicy {

@@ -5,6 +5,7 @@
 
 use super::body::Body;
 use super::request_info::RequestInfo;
+use crate::admission::Operation;
 use crate::endpoints::health::platform;
 use crate::storage::Store;
 use apimachinery::facts;
@@ -18,8 +19,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use std::hash::Hash;
-use std::sync::LazyLock;
 use std::sync::atomic::AtomicI64;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 /// What a request is about, as far as series tell it.
@@ -275,26 +276,40 @@ pub fn deprecation(info: &RequestInfo) -> Option<&'static str> {
     found.map(|(_, warning)| *warning)
 }
 
-/// One step of admission (all plugins, to mutate or to validate) is done.
-pub fn admission_step(operation: &'static str, mutating: bool, rejected: bool, duration: Duration) {
-    ADMISSION_STEPS.get_or_create(&step(operation, mutating, rejected)).observe(duration.as_secs_f64());
+/// How long a plugin of admission, or all of them, take. What is told apart is found once: to look it up costs more than most
+/// plugins do.
+pub struct AdmissionTimes {
+    /// None for a step: all plugins together.
+    plugin: Option<&'static str>,
+    known: [OnceLock<Histogram>; AdmissionTimes::KINDS],
 }
 
-/// One plugin is done.
-pub fn admission_plugin(
-    name: &'static str,
-    operation: &'static str,
-    mutating: bool,
-    rejected: bool,
-    duration: Duration,
-) {
-    let labels = ControllerLabels { name, step: step(operation, mutating, rejected) };
-    ADMISSION_CONTROLLERS.get_or_create(&labels).observe(duration.as_secs_f64());
-}
+impl AdmissionTimes {
+    const OPERATIONS: usize = 4;
+    const KINDS: usize = Self::OPERATIONS * 4;
 
-fn step(operation: &'static str, mutating: bool, rejected: bool) -> StepLabels {
-    let (rejected, kind) = (if rejected { "true" } else { "false" }, if mutating { "admit" } else { "validate" });
-    StepLabels { operation, rejected, r#type: kind }
+    pub fn of_plugin(name: &'static str) -> Self {
+        Self { plugin: Some(name), known: Default::default() }
+    }
+
+    pub fn of_steps() -> Self {
+        Self { plugin: None, known: Default::default() }
+    }
+
+    /// One is done.
+    pub fn observe(&self, operation: Operation, mutating: bool, rejected: bool, duration: Duration) {
+        let kind = operation as usize * 4 + usize::from(mutating) * 2 + usize::from(rejected);
+        let find = || {
+            let r#type = if mutating { "admit" } else { "validate" };
+            let rejected = if rejected { "true" } else { "false" };
+            let step = StepLabels { operation: operation.name(), rejected, r#type };
+            match self.plugin {
+                Some(name) => ADMISSION_CONTROLLERS.get_or_create(&ControllerLabels { name, step }).clone(),
+                None => ADMISSION_STEPS.get_or_create(&step).clone(),
+            }
+        };
+        self.known[kind].get_or_init(find).observe(duration.as_secs_f64());
+    }
 }
 
 /// A health check has been asked.
@@ -400,8 +415,8 @@ mod tests {
         let get = RequestInfo::parse(&Method::GET, "/api/v1/componentstatuses/x", "");
         answered(&get, false, "", &Response::new(Body::from("ok")), Duration::from_millis(1));
         drop((in_flight(true), long_running(&get)));
-        admission_step("CREATE", true, false, Duration::ZERO);
-        admission_plugin("Priority", "CREATE", true, false, Duration::ZERO);
+        AdmissionTimes::of_steps().observe(Operation::Create, true, false, Duration::ZERO);
+        AdmissionTimes::of_plugin("Priority").observe(Operation::Create, true, false, Duration::ZERO);
         checked("ping", "livez", true);
         storage_size(1);
         OBJECTS.get_or_create(&ResourceLabels { resource: "pods".into() }).set(1);

@@ -10,14 +10,13 @@ use crate::authorization::{Attributes, Decision, forbidden};
 use crate::endpoints::virtual_resource::VirtualRequest;
 use crate::endpoints::write_options::WriteOptions;
 use crate::endpoints::{
-    Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, openapi, ownership, patch, table,
-    update, virtual_resource, watch,
+    Outcome, Payload, ResourceRequest, create, delete, discovery, get, health, list, metadata, openapi, ownership,
+    patch, table, update, virtual_resource, watch,
 };
 use crate::registry::strategy::Part;
 use apimachinery::facts;
 use apimachinery::status::StatusError;
 use bytes::Bytes;
-use component_base::serving::Peer;
 use futures::FutureExt as _;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response};
@@ -84,8 +83,7 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
             respond::status(&StatusError::internal("the request could not be handled"), error_form)
         }
     };
-    let audit_id = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
-    if let Ok(value) = HeaderValue::from_str(&audit_id) {
+    if let Ok(value) = HeaderValue::try_from(metadata::new_uid()) {
         response.headers_mut().insert(AUDIT_ID, value);
     }
     let (code, took) = (response.status().as_u16(), started.elapsed());
@@ -130,8 +128,7 @@ async fn answer(
             .ok_or_else(|| StatusError::service_unavailable("the apiserver is starting").retry_after(1));
     }
     let (parts, body) = request.into_parts();
-    let certificates = parts.extensions.get::<Peer>().map(|peer| peer.certificates.clone());
-    let user = context.authenticator.authenticate(&parts, certificates.as_deref().unwrap_or_default()).await?;
+    let user = context.authenticator.authenticate(&parts)?;
     let user = Arc::new(user);
     let (user, attributes) = authorize(context, info, user, &parts.headers).await?;
     let (_permit, counted) = room(context, info, &user).await?;

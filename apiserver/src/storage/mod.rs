@@ -320,12 +320,23 @@ impl Store {
 
     /// Writes an object, given in its served version, if what stands there has this revision (0: nothing stands there).
     pub async fn put(&self, resource: &Resource, object: &Value, expected: i64) -> Result<Put, StatusError> {
-        let room = self.room(resource)?;
         let stored_form = resource.to_stored(object);
         let bytes = object::encode(&stored_form);
-        let identity = Identity::of(&stored_form, (room.fields_of)(&stored_form));
+        self.put_encoded(resource, &stored_form, bytes, expected).await
+    }
+
+    /// The same of an object as it is stored, with its encoding.
+    async fn put_encoded(
+        &self,
+        resource: &Resource,
+        stored_form: &Value,
+        bytes: Vec<u8>,
+        expected: i64,
+    ) -> Result<Put, StatusError> {
+        let room = self.room(resource)?;
+        let identity = Identity::of(stored_form, (room.fields_of)(stored_form));
         let key = self.full_key(resource, &identity.namespace, &identity.name);
-        let lease = match resource.strategy.time_to_live(&stored_form) {
+        let lease = match resource.strategy.time_to_live(stored_form) {
             Some(seconds) => self.etcd.lease(seconds).await?,
             None => 0,
         };
@@ -384,22 +395,42 @@ impl Store {
         resource: &Resource,
         namespace: &str,
         name: &str,
+        change: impl FnMut(&mut Value) -> Result<bool, StatusError>,
+    ) -> Result<Arc<StoredObject>, StatusError> {
+        self.guaranteed_update_but(resource, namespace, name, &[], change).await
+    }
+
+    /// The same where `change` has nothing to do with some members, nor has how objects are selected: these are not read, and
+    /// stay the texts that they are. For kinds that are stored as they are served.
+    pub async fn guaranteed_update_but(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        unread: &[object::Path],
         mut change: impl FnMut(&mut Value) -> Result<bool, StatusError>,
     ) -> Result<Arc<StoredObject>, StatusError> {
         let gvr = &resource.gvr;
+        let paths = [&[object::MANAGED_FIELDS], unread].concat();
         let mut current = match self.get_cached(resource, namespace, name) {
             Ok(object) => object,
             Err(_) => self.get(resource, namespace, name).await?,
         };
         for _ in 0..UPDATE_ATTEMPTS {
-            let (mut value, managed) = resource.split(&current);
+            let json = current.json();
+            let (mut value, mut apart) = object::split_off(&json, &paths);
+            if resource.strategy.converts() {
+                resource.strategy.from_stored(&mut value);
+            }
             if !change(&mut value)? {
                 return Ok(current);
             }
-            if !managed.is_empty() {
-                value["metadata"]["managedFields"] = managed.into();
+            if let Some(at) = apart.iter().position(|(path, _)| *path == object::MANAGED_FIELDS) {
+                value["metadata"]["managedFields"] = apart.remove(at).1.into_owned().into();
             }
-            match self.put(resource, &value, current.revision).await? {
+            let stored_form = resource.to_stored(&value);
+            let bytes = object::encode_with(&stored_form, &apart);
+            match self.put_encoded(resource, &stored_form, bytes, current.revision).await? {
                 Put::Written(object) => return Ok(object),
                 Put::Conflict(Some(other)) => current = other,
                 Put::Conflict(None) => return Err(StatusError::not_found(&gvr.group, &gvr.resource, name)),

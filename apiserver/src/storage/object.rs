@@ -7,13 +7,11 @@ use apimachinery::decode::{FieldValidation, decode_value};
 use apimachinery::fields::FieldSelector;
 use apimachinery::labels::Selector;
 use apimachinery::meta::split_api_version;
-use apimachinery::{facts, protobuf};
+use apimachinery::{facts, json, protobuf};
 use bytes::Bytes;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::OnceLock;
 
@@ -60,15 +58,16 @@ impl Identity {
         let text =
             |key: &str| -> Box<str> { meta.and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or("").into() };
         let labels = meta.and_then(|m| m.get("labels")).and_then(Value::as_object);
-        let mut labels: Vec<(&str, &str)> =
-            labels.into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or(""))).collect();
-        labels.sort_unstable();
+        // In order, as maps are.
+        let labels = labels.into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or("")));
+        let fields =
+            fields.iter().map(|(field, value)| (*field, value.as_str())).filter(|(_, value)| !value.is_empty());
         Self {
             namespace: text("namespace"),
             name: text("name"),
             uid: text("uid"),
             labels: packed(labels),
-            fields: packed(fields.iter().map(|(field, value)| (*field, value.as_str())).filter(|(_, v)| !v.is_empty())),
+            fields: packed(fields),
         }
     }
 
@@ -101,8 +100,9 @@ impl Identity {
 }
 
 /// `key\0value\0` of each pair. Neither may hold a NUL, and none that is valid does.
-fn packed<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Box<str> {
-    let mut text = String::new();
+fn packed<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Box<str> {
+    let length = pairs.clone().map(|(key, value)| key.len() + value.len() + 2).sum();
+    let mut text = String::with_capacity(length);
     for (key, value) in pairs {
         text.extend([key, "\0", value, "\0"]);
     }
@@ -153,7 +153,7 @@ impl StoredObject {
 
     /// The object, parsed.
     pub fn value(&self) -> Value {
-        serde_json::from_slice(&self.json()).unwrap_or(Value::Null)
+        parse(&self.json()).unwrap_or_default()
     }
 
     /// The event frame for a watcher: the shared bytes where the type is the natural one, a copy else.
@@ -220,7 +220,7 @@ impl StoredObject {
 }
 
 fn to_protobuf(event: &str, json: &[u8]) -> Option<protobuf::Encoded> {
-    let value: Value = serde_json::from_slice(json).ok()?;
+    let value = parse(json).ok()?;
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or("");
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     let (group, version) = split_api_version(api_version);
@@ -232,7 +232,7 @@ fn to_protobuf(event: &str, json: &[u8]) -> Option<protobuf::Encoded> {
 /// the object, and its bytes as JSON.
 pub fn read<'s>(key: &str, stored: &'s [u8]) -> (Value, Cow<'s, [u8]>) {
     if !protobuf::is_protobuf(stored) {
-        let value = serde_json::from_slice(stored).unwrap_or_else(|error| {
+        let value = parse(stored).unwrap_or_else(|error| {
             tracing::error!(key, %error, "what is stored is no JSON");
             Value::Null
         });
@@ -260,116 +260,122 @@ fn read_protobuf(stored: &[u8]) -> Result<Value, String> {
     Ok(decoded.value)
 }
 
-/// Reads an object with its managedFields apart, as text: most who read an object hand them on as they are.
-pub fn split(json: &[u8]) -> (Value, String) {
-    let mut managed = String::new();
-    let seed = Apart { managed: &mut managed, in_metadata: false };
-    // What we have stored is UTF-8.
-    let text = std::str::from_utf8(json).unwrap_or("");
-    let value = seed.deserialize(&mut serde_json::Deserializer::from_str(text)).unwrap_or(Value::Null);
-    (value, managed)
-}
-
-struct Apart<'m> {
-    managed: &'m mut String,
-    in_metadata: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Apart<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_map(self)
+/// Reads JSON that is most likely well.
+fn parse(json: &[u8]) -> Result<Value, serde_json::Error> {
+    match std::str::from_utf8(json).ok().and_then(json::read) {
+        Some(value) => Ok(value),
+        None => serde_json::from_slice(json),
     }
 }
 
-impl<'de> Visitor<'de> for Apart<'_> {
-    type Value = Value;
+/// A member of an object, by the names that lead to it.
+pub type Path = &'static [&'static str];
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
+pub const MANAGED_FIELDS: Path = &["metadata", "managedFields"];
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value = match key.as_str() {
-                "metadata" if !self.in_metadata => {
-                    map.next_value_seed(Apart { managed: &mut *self.managed, in_metadata: true })?
-                }
-                "managedFields" if self.in_metadata => {
-                    let text = map.next_value::<&RawValue>()?.get();
-                    *self.managed = if text == "null" { String::new() } else { text.to_owned() };
-                    continue;
-                }
-                _ => map.next_value()?,
-            };
-            object.insert(key, value);
-        }
-        Ok(Value::Object(object))
-    }
+/// Reads an object with its managedFields apart, as text: most who read an object hand them on as they are; and without some
+/// other members.
+pub fn split(json: &[u8], unread: &[Path]) -> (Value, String) {
+    let (value, apart) = split_off(json, &[&[MANAGED_FIELDS], unread].concat());
+    let managed = apart.into_iter().find(|(path, _)| *path == MANAGED_FIELDS);
+    (value, managed.map(|(_, text)| text.into_owned()).unwrap_or_default())
 }
 
-/// Encodes an object for the store: `kind`, `apiVersion` and `metadata` first, no resourceVersion.
+/// Reads an object without some members, which come apart as the texts that they are, if they are there.
+pub fn split_off<'j>(json: &'j [u8], paths: &[Path]) -> (Value, Vec<(Path, Cow<'j, str>)>) {
+    let read = std::str::from_utf8(json).ok().and_then(|text| json::read_apart(text, paths));
+    if let Some((value, found)) = read {
+        let found = paths.iter().zip(found).filter_map(|(path, text)| Some((*path, text?.into())));
+        return (value, found.filter(|(_, text): &(_, Cow<'_, str>)| text != "null").collect());
+    }
+    let (mut value, mut found) = (parse(json).unwrap_or_default(), Vec::new());
+    for path in paths {
+        let Some((name, parents)) = path.split_last() else { continue };
+        let parent = parents.iter().try_fold(&mut value, |value, name| value.get_mut(name));
+        let member = parent.and_then(Value::as_object_mut).and_then(|parent| parent.remove(*name));
+        found.extend(member.filter(|member| !member.is_null()).map(|member| (*path, member.to_string().into())));
+    }
+    (value, found)
+}
+
+/// Encodes an object for the store: `kind`, `apiVersion` and `metadata` first, no resourceVersion. managedFields may be the text
+/// of a list.
 pub fn encode(object: &Value) -> Vec<u8> {
-    let mut out = Vec::with_capacity(ENCODED);
+    encode_with(object, &[])
+}
+
+/// As [`encode`], with members that are texts already.
+pub fn encode_with(object: &Value, apart: &[(Path, Cow<'_, str>)]) -> Vec<u8> {
+    let mut out = String::with_capacity(ENCODED);
     let empty = Map::new();
     let map = object.as_object().unwrap_or(&empty);
-    out.push(b'{');
-    let mut first = true;
+    out.push('{');
     for key in ["kind", "apiVersion"] {
         if let Some(value) = map.get(key) {
-            member(&mut out, &mut first, key, value);
+            member(key, value, &[], &mut out);
         }
     }
-    if let Some(meta) = map.get("metadata") {
-        match meta.as_object() {
-            Some(meta) => {
-                out.extend_from_slice(if first { b"\"metadata\":{" } else { b",\"metadata\":{" });
-                first = false;
-                write_metadata(&mut out, meta);
-            }
-            None => member(&mut out, &mut first, "metadata", meta),
-        }
+    match map.get("metadata") {
+        Some(Value::Object(meta)) => write_metadata(meta, &mut out),
+        Some(other) => member("metadata", other, &[], &mut out),
+        None => {}
     }
     for (key, value) in map {
         if !matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
-            member(&mut out, &mut first, key, value);
+            let below: Vec<(&[&str], &str)> = apart
+                .iter()
+                .filter(|(path, _)| path.first() == Some(&key.as_str()))
+                .map(|(p, t)| (&p[1..], &**t))
+                .collect();
+            member(key, value, &below, &mut out);
         }
     }
-    out.push(b'}');
-    out
+    out.push('}');
+    out.into_bytes()
 }
 
-fn member(out: &mut Vec<u8>, first: &mut bool, key: &str, value: &Value) {
-    if !std::mem::replace(first, false) {
-        out.push(b',');
+/// The name of a member, behind a comma if it is not the first.
+fn name(key: &str, out: &mut String) {
+    if !out.ends_with('{') {
+        out.push(',');
     }
-    write_json(out, key);
-    out.push(b':');
-    write_json(out, value);
+    json::write_string(key, out);
+    out.push(':');
 }
 
-/// The members of metadata and the closing brace. managedFields may be the text of a list.
-fn write_metadata(out: &mut Vec<u8>, meta: &Map<String, Value>) {
-    let mut first = true;
+/// A member; of an object with those of its own that are apart, which stand directly below it.
+fn member(key: &str, value: &Value, apart: &[(&[&str], &str)], out: &mut String) {
+    name(key, out);
+    let (Value::Object(map), false) = (value, apart.is_empty()) else { return json::write(value, out) };
+    let mut members: Vec<(&str, Result<&Value, &str>)> =
+        map.iter().map(|(key, value)| (key.as_str(), Ok(value))).collect();
+    members.extend(apart.iter().filter_map(|(path, text)| Some((*path.first()?, Err(*text)))));
+    members.sort_by_key(|(key, _)| *key);
+    out.push('{');
+    for (key, member) in members {
+        name(key, out);
+        match member {
+            Ok(value) => json::write(value, out),
+            Err(text) => out.push_str(text),
+        }
+    }
+    out.push('}');
+}
+
+fn write_metadata(meta: &Map<String, Value>, out: &mut String) {
+    name("metadata", out);
+    out.push('{');
     for (key, value) in meta {
         match (key.as_str(), value) {
             ("resourceVersion", _) => {}
             ("managedFields", Value::String(text)) => {
-                out.extend_from_slice(if first { b"\"managedFields\":" } else { b",\"managedFields\":" });
-                out.extend_from_slice(text.as_bytes());
-                first = false;
+                name(key, out);
+                out.push_str(text);
             }
-            _ => member(out, &mut first, key, value),
+            _ => member(key, value, &[], out),
         }
     }
-    out.push(b'}');
-}
-
-fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    // Writing a Value into memory cannot fail: its keys are strings and its numbers finite.
-    let _ = serde_json::to_writer(out, value);
+    out.push('}');
 }
 
 /// `frame_start` + the object with its version + `}\n`. Writes the version behind `"metadata":{` where the bytes begin as
@@ -378,7 +384,7 @@ fn frame_with_version(frame_start: &[u8], stored: &[u8], revision: i64) -> (Byte
     match metadata_start(stored) {
         Some(at) => splice(frame_start, stored, at, revision),
         None => {
-            let encoded = encode(&serde_json::from_slice(stored).unwrap_or(Value::Null));
+            let encoded = encode(&parse(stored).unwrap_or_default());
             match metadata_start(&encoded) {
                 Some(at) => splice(frame_start, &encoded, at, revision),
                 None => (wrap(frame_start, &encoded), frame_start.len() + 1),
@@ -444,6 +450,18 @@ mod tests {
         assert_eq!(stored.value()["metadata"]["resourceVersion"], "42");
         let item = String::from_utf8(stored.list_item().to_vec()).unwrap();
         assert_eq!(item, r#""metadata":{"resourceVersion":"42","name":"a"},"spec":{}}"#);
+    }
+
+    #[test]
+    fn members_may_stay_the_texts_that_they_are() {
+        let object = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a", "managedFields": [{"manager": "m"}]},
+            "spec": {"a": [1], "b": {"c": "d"}, "e": "f"}, "status": {"b": 2}});
+        let encoded = encode(&object);
+        let (mut value, apart) = split_off(&encoded, &[MANAGED_FIELDS, &["spec", "b"], &["spec", "x"], &["spec", "a"]]);
+        assert_eq!(value["spec"], json!({"e": "f"}));
+        assert_eq!(apart.len(), 3);
+        value["metadata"]["managedFields"] = apart[0].1.clone().into_owned().into();
+        assert_eq!(encode_with(&value, &apart[1..]), encoded);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{OnObject, success};
 use crate::endpoints::{Answer, Call, Endpoint, metadata};
+use crate::registry::core::pod::BULK;
 use crate::registry::object::{child, list, map, set, text};
 use apimachinery::status::{FieldError, StatusError};
 use futures::future::BoxFuture;
@@ -25,9 +26,8 @@ impl Endpoint for Binding {
                 let mut pod = pods.resource.value(&*store.get(&pods.resource, namespace, name).await?);
                 bind(&mut pod, body, name)?;
             } else {
-                store
-                    .guaranteed_update(&pods.resource, namespace, name, |pod| bind(pod, body, name).map(|()| true))
-                    .await?;
+                let change = |pod: &mut Value| bind(pod, body, name).map(|()| true);
+                store.guaranteed_update_but(&pods.resource, namespace, name, &BULK, change).await?;
             }
             Ok(Answer::created(success(201)))
         })

@@ -2,8 +2,9 @@
 
 use super::{pod_annotations, pod_defaults, pod_row, pod_status, pod_update, pod_validation, pod_warnings};
 use crate::registry::field::{Errors, Field};
-use crate::registry::object::{child, copy_field, flag, int, items_mut, list, remove, set, text};
+use crate::registry::object::{at, child, copy_field, flag, int, items_mut, list, remove, set, text};
 use crate::registry::rules::Rules;
+use crate::storage::object::Path;
 use apimachinery::pod::qos_class_of;
 use serde_json::{Value, json};
 
@@ -14,6 +15,7 @@ pub const RULES: Rules = Rules {
     prepare_create,
     prepare_status,
     validate: pod_validation::pod,
+    validate_metadata: Some(pod_validation::annotations),
     validate_create,
     validate_update: pod_update::validate,
     validate_status: pod_status::validate,
@@ -46,6 +48,15 @@ const KNOWN: [&str; 9] = {
     known
 };
 
+/// What most of a pod is, and neither its binding nor its deletion looks at.
+pub const BULK: [Path; 5] = [
+    &["spec", "affinity"],
+    &["spec", "containers"],
+    &["spec", "initContainers"],
+    &["spec", "tolerations"],
+    &["spec", "volumes"],
+];
+
 /// As `podStrategy.PrepareForCreate`.
 fn initial_status(pod: &Value) -> Value {
     let mut status = json!({"phase": "Pending", "qosClass": qos_class_of(&pod["spec"])});
@@ -63,7 +74,7 @@ fn prepare_create(pod: &mut Value) {
     pod_annotations::apply_apparmor(pod);
     // Constraints that are matched by the pod's own labels are written out, as `mutatePodAffinity` and
     // `mutateTopologySpreadConstraints`.
-    if pod.pointer("/spec/affinity").is_none() && pod.pointer("/spec/topologySpreadConstraints").is_none() {
+    if at(pod, "/spec/affinity").is_none() && at(pod, "/spec/topologySpreadConstraints").is_none() {
         return;
     }
     let labels = pod.pointer("/metadata/labels").cloned().unwrap_or_default();

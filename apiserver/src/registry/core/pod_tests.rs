@@ -16,7 +16,9 @@ fn errors_of(pod: &Value) -> Vec<String> {
     let mut object = pod.clone();
     pod_defaults::pod(&mut object);
     let mut errors = Errors::default();
-    (pod::RULES.validate)(&Field::root(&object), &mut errors);
+    for check in [Some(pod::RULES.validate), pod::RULES.validate_metadata].into_iter().flatten() {
+        check(&Field::root(&object), &mut errors);
+    }
     errors.0.iter().map(ToString::to_string).collect()
 }
 

@@ -20,10 +20,14 @@ const SEARCHES_MAX_BYTES: usize = 2048;
 /// The longest name that a kernel takes for its host.
 const HOSTNAME_MAX: usize = 64;
 
+/// Annotations that say something of the spec.
+pub fn annotations(root: &Field<'_, '_>, errors: &mut Errors) {
+    pod_annotations::validate(&root.at("metadata").at("annotations"), &root.at("spec"), errors);
+}
+
 /// Everything of a pod but its metadata. As `validatePodMetadataAndSpec`.
 pub fn pod(root: &Field<'_, '_>, errors: &mut Errors) {
     let (meta, spec) = (root.at("metadata"), root.at("spec"));
-    pod_annotations::validate(&meta.at("annotations"), &spec, errors);
     of(&spec, meta.at("name").str(), true, errors);
     if spec.at("serviceAccountName").is_blank() {
         for volume in spec.at("volumes").items() {

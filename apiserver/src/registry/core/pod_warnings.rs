@@ -254,11 +254,15 @@ fn token_paths(spec: &Field<'_, '_>, warnings: &mut Vec<String>) {
 
 /// A variable that is defined again without building on what it was.
 fn environment(env: &Field<'_, '_>, warnings: &mut Vec<String>) {
-    for (at, variable) in env.items().enumerate() {
-        let (name, value) = (variable.at("name").str(), variable.at("value").str());
-        if !env.items().take(at).any(|other| other.at("name").str() == name) {
+    let mut known: Vec<&str> = Vec::with_capacity(env.len());
+    for variable in env.items() {
+        let name = variable.at("name").str();
+        let is_new = !known.contains(&name);
+        known.push(name);
+        if is_new {
             continue;
         }
+        let value = variable.at("value").str();
         let reference = format!("$({name})");
         if variable.at("valueFrom").is_set() || value == reference || !value.contains(&reference) {
             let what = format!("hides previous definition of {name:?}, which may be dropped when using apply");
