@@ -31,9 +31,12 @@ pub struct Options {
     /// Only this load
     #[arg(long)]
     load: Option<Load>,
-    /// Instead: 100 Deployments of 10 on so many hollow nodes, and a rolling update of them
+    /// Instead: 100 Deployments on so many hollow nodes, and a rolling update of them
     #[arg(long, value_name = "NODES")]
     deployments: Option<usize>,
+    /// Pods of each of those Deployments
+    #[arg(long, default_value_t = 10)]
+    replicas: usize,
 }
 
 const TOKEN: &str = "bench";
@@ -43,7 +46,6 @@ const DONE_WITHIN: Duration = Duration::from_secs(900);
 const POLL: Duration = Duration::from_millis(20);
 const PREEMPTORS: usize = 500;
 const DEPLOYMENTS: usize = 100;
-const REPLICAS: usize = 10;
 /// Clock ticks of `/proc/PID/stat` per second.
 const TICKS: f64 = 100.0;
 
@@ -255,12 +257,12 @@ async fn measure(options: &Options, load: Load, nodes: usize) -> anyhow::Result<
     ])
 }
 
-fn deployment(number: usize) -> Value {
+fn deployment(number: usize, replicas: usize) -> Value {
     let labels = json!({"app": format!("web-{number}")});
     let mut pod = Load::Plain.pod(number);
     pod["spec"]["containers"][0]["resources"]["requests"] = json!({"cpu": "1m", "memory": "1Mi"});
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": format!("web-{number}")},
-        "spec": {"replicas": REPLICAS, "selector": {"matchLabels": labels},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": pod["spec"]}}})
 }
 
@@ -293,11 +295,12 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
             Ok(list["items"].as_array().is_some_and(|items| items.iter().filter(ready).count() >= nodes))
         })
         .await?;
-    let pods = DEPLOYMENTS * REPLICAS;
+    let replicas = options.replicas;
+    let pods = DEPLOYMENTS * replicas;
     let finished = async |cluster: &Cluster| {
         let list = cluster.send("GET", "/apis/apps/v1/namespaces/default/deployments", &Value::Null).await?;
         let done = |object: &Value| {
-            let is = |field: &str| object["status"][field] == REPLICAS;
+            let is = |field: &str| object["status"][field] == replicas;
             object["status"]["observedGeneration"] == object["metadata"]["generation"]
                 && is("updatedReplicas")
                 && is("availableReplicas")
@@ -305,13 +308,16 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
         };
         Ok(list["items"].as_array().is_some_and(|items| items.len() == DEPLOYMENTS && items.iter().all(done)))
     };
-    let mut rows = Vec::new();
+    let memory = |of: (&Usage, &Usage)| format!("{:.1} / {:.1}", of.0.memory_mb, of.1.memory_mb);
+    let nothing = || "-".to_owned();
+    let idle = memory((&usage(scheduler)?, &usage(controllers)?));
+    let mut rows = vec![vec!["idle".to_owned(), nothing(), nothing(), nothing(), nothing(), idle]];
     for what in ["creation", "rolling update"] {
         let before = (usage(scheduler)?, usage(controllers)?);
         let started = Instant::now();
         let mut bound = None;
         if what == "creation" {
-            cluster.create("/apis/apps/v1/namespaces/default/deployments", (0..DEPLOYMENTS).map(deployment)).await?;
+            cluster.create("/apis/apps/v1/namespaces/default/deployments", (0..DEPLOYMENTS).map(|number| deployment(number, replicas))).await?;
             cluster
                 .until("all pods are bound", DONE_WITHIN, async |cluster| {
                     let list = cluster.send("GET", PODS, &Value::Null).await?;
@@ -333,12 +339,12 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
         let elapsed = started.elapsed();
         let after = (usage(scheduler)?, usage(controllers)?);
         rows.push(vec![
-            format!("{what} of {DEPLOYMENTS} Deployments of {REPLICAS}"),
-            bound.map_or_else(|| "-".to_owned(), |bound| format!("{:.1}", bound.as_secs_f64())),
+            format!("{what} of {DEPLOYMENTS} Deployments of {replicas}"),
+            bound.map_or_else(nothing, |bound| format!("{:.1}", bound.as_secs_f64())),
             format!("{:.1}", elapsed.as_secs_f64()),
             format!("{:.2}", after.0.cpu_seconds - before.0.cpu_seconds),
             format!("{:.2}", after.1.cpu_seconds - before.1.cpu_seconds),
-            format!("{:.1} / {:.1}", after.0.memory_mb, after.1.memory_mb),
+            memory((&after.0, &after.1)),
         ]);
     }
     let hollow = usage(kubelet)?;
