@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
+use k8s_openapi::api::resource::v1::{DeviceTaint, DeviceToleration};
 
 use crate::labels::{Operator, Requirement};
 
@@ -131,6 +132,27 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
             _ => false,
         },
         _ => false,
+    }
+}
+
+/// A device's taint, as one of a node: they work alike.
+pub fn device_taint(taint: &DeviceTaint) -> Taint {
+    Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.clone(),
+        time_added: taint.time_added.clone(),
+    }
+}
+
+/// What tolerates a device's taint, as what tolerates a node's.
+pub fn device_toleration(toleration: &DeviceToleration) -> Toleration {
+    Toleration {
+        key: toleration.key.clone(),
+        operator: toleration.operator.clone(),
+        value: toleration.value.clone(),
+        effect: toleration.effect.clone(),
+        toleration_seconds: toleration.toleration_seconds,
     }
 }
 

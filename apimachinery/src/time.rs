@@ -3,7 +3,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
     jiff::Timestamp,
 };
-use std::time::Duration;
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 /// Now, to the second: what `metav1.Time` carries on the wire.
 pub fn now() -> Time {
@@ -13,6 +16,13 @@ pub fn now() -> Time {
 /// Now, to the microsecond.
 pub fn now_micro() -> MicroTime {
     MicroTime(Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or_default())
+}
+
+/// Now, by a clock that never jumps: the wall clock's time when it was first asked for, and what has passed since. For
+/// waits of this process; what is written down, or due at a time of day, goes by the wall clock.
+pub fn steady() -> Timestamp {
+    static START: LazyLock<(Timestamp, Instant)> = LazyLock::new(|| (Timestamp::now(), Instant::now()));
+    START.0 + START.1.elapsed()
 }
 
 /// `2026-01-02T03:04:05Z`.

@@ -6,6 +6,7 @@ mod cluster_role_aggregation;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_taint_eviction;
 mod disruption;
 mod endpoints;
 mod endpointslice;
@@ -74,6 +75,7 @@ pub const ALL: &[Entry] = entries! {
     "endpoints-controller", "endpoint" => endpoints::start;
     "node-lifecycle-controller", "nodelifecycle" => node_lifecycle::start;
     "taint-eviction-controller", "taint-eviction-controller" => taint_eviction::start;
+    "device-taint-eviction-controller", "device-taint-eviction-controller" => device_taint_eviction::start;
     "ttl-controller", "ttl" => ttl::start;
     "node-ipam-controller", "nodeipam" => node_ipam::start;
     "service-cidr-controller", "service-cidr-controller" => service_cidr::start;
@@ -110,11 +112,9 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("storageversion-garbage-collector-controller", GATED),
     ("storage-version-migrator-controller", GATED),
     ("selinux-warning-controller", "it is off by default, and no node here relabels volumes"),
-    ("device-taint-eviction-controller", YET),
 ];
 const CLOUD: &str = "it needs a cloud provider, whose own controller-manager has it";
 const GATED: &str = "what it is for is off by default";
-const YET: &str = "it is not made yet";
 
 /// What is wrong with the names that `--controllers` gives.
 pub fn check(names: &[String]) -> Result<(), String> {

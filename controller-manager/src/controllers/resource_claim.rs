@@ -99,12 +99,12 @@ pub async fn start(context: Arc<Context>) {
     run(NAME, queue, controller, context.settings.concurrent_resource_claim_syncs, context.shutdown.clone()).await;
 }
 
-fn asked(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
+pub(super) fn asked(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
     pod.spec.iter().flat_map(|s| s.resource_claims.iter().flatten())
 }
 
 /// The claim's name: the pod's own word, or, for one from a template, what its status says.
-fn name_of(pod: &Pod, asked: &PodResourceClaim) -> Option<String> {
+pub(super) fn name_of(pod: &Pod, asked: &PodResourceClaim) -> Option<String> {
     if asked.resource_claim_name.is_some() {
         return asked.resource_claim_name.clone();
     }

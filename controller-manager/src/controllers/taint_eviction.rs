@@ -1,6 +1,6 @@
 //! Evicts pods from nodes with `NoExecute` taints that they do not tolerate, at once or when their time is up.
 use crate::runtime::{Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, run};
-use apimachinery::{meta::NamespacedName, node::tolerates, pod::is_terminal};
+use apimachinery::{meta::NamespacedName, node::tolerates, pod::is_terminal, time::steady};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
@@ -22,12 +22,10 @@ const NAME: &str = "taint_eviction";
 const WORKERS: usize = 8;
 
 struct Controller {
-    client: Client,
-    recorder: Recorder,
+    evictor: Evictor,
     nodes: Informer<Node>,
     pods: Informer<Pod>,
-    /// Since when pods have borne their node's taints, for those that do for a time. Bounded by the pods there are.
-    waiting: Mutex<HashMap<NamespacedName, Timestamp>>,
+    waiting: Waiting,
 }
 
 /// Runs until shutdown.
@@ -36,11 +34,16 @@ pub async fn start(context: Arc<Context>) {
     let (nodes, pods) = (context.informers.get::<Node>(), context.informers.get::<Pod>());
     let on_node: Arc<Index<Pod>> = context.pods_by_node();
     let controller = Arc::new(Controller {
-        recorder: context.recorder(&client, "taint-eviction-controller"),
-        client,
+        evictor: Evictor {
+            recorder: context.recorder(&client, "taint-eviction-controller"),
+            client,
+            event: "TaintManagerEviction",
+            reason: "DeletionByTaintManager",
+            message: "Taint manager: deleting due to NoExecute taint",
+        },
         nodes: nodes.clone(),
         pods: pods.clone(),
-        waiting: Mutex::default(),
+        waiting: Waiting::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
     let (to, seen) = (queue.clone(), controller.clone());
@@ -49,7 +52,7 @@ pub async fn start(context: Arc<Context>) {
         if let Some(pod) = change.latest() {
             let key = NamespacedName::of(pod.as_ref());
             if change.new.is_none() {
-                seen.waiting.lock().remove(&key);
+                seen.waiting.forget(&key);
             } else if change.old.map(placed) != change.new.map(placed) {
                 to.add(key);
             }
@@ -77,15 +80,27 @@ fn no_execute(node: &Node) -> Vec<Taint> {
 
 /// What is to become of a pod on a node with these taints.
 #[derive(Debug, PartialEq)]
-enum Verdict {
+pub(super) enum Verdict {
     Stays,
     GoesAt(Timestamp),
     Goes,
 }
 
-/// As `processPodOnNode`, with the time counted from when the taint was added, so that a restart does not prolong it; for
-/// a taint that does not say when, from when it was first `seen`.
-fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestamp, now: Timestamp) -> Verdict {
+impl Verdict {
+    /// Of two, the one that comes first.
+    pub(super) fn worse(self, other: Verdict) -> Verdict {
+        match (self, other) {
+            (Verdict::Goes, _) | (_, Verdict::Goes) => Verdict::Goes,
+            (Verdict::GoesAt(a), Verdict::GoesAt(b)) => Verdict::GoesAt(a.min(b)),
+            (at @ Verdict::GoesAt(_), _) | (_, at @ Verdict::GoesAt(_)) => at,
+            _ => Verdict::Stays,
+        }
+    }
+}
+
+/// As `processPodOnNode`, with the time counted from when the taint was added, so that a restart does not prolong it, or
+/// from when it was first `seen` if that was earlier by our clock, which does not jump.
+pub(super) fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestamp, now: Timestamp) -> Verdict {
     let mut verdict = Verdict::Stays;
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
@@ -95,7 +110,7 @@ fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestamp, now: Tim
         }
         // The shortest of the times that apply; without a time it lasts for ever.
         let Some(seconds) = used.iter().filter_map(|t| t.toleration_seconds).min() else { continue };
-        let since = taint.time_added.as_ref().map_or(seen, |t| t.0).min(now);
+        let since = taint.time_added.as_ref().map_or(seen, |t| t.0).min(seen);
         let until = since + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         earliest = Some(earliest.map_or(until, |e| e.min(until)));
     }
@@ -105,20 +120,24 @@ fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestamp, now: Tim
     verdict
 }
 
-impl Controller {
-    async fn evict(&self, key: &NamespacedName, pod: &Pod) -> Result<(), kube::Error> {
-        let about = reference(pod);
-        self.recorder.event(
-            &about,
-            Type::Normal,
-            "TaintManagerEviction",
-            "",
-            format!("Marking for deletion Pod {key}"),
-        );
-        info!(pod = %key, node = pod.spec.as_ref().and_then(|s| s.node_name.clone()), "evicting: taint not tolerated");
+/// Who evicts, in events and conditions.
+pub(super) struct Evictor {
+    pub client: Client,
+    pub recorder: Recorder,
+    pub event: &'static str,
+    pub reason: &'static str,
+    pub message: &'static str,
+}
+
+impl Evictor {
+    pub(super) async fn evict(&self, key: &NamespacedName, pod: &Pod) -> Result<(), kube::Error> {
+        let marking = format!("Marking for deletion Pod {key}");
+        self.recorder.event(&reference(pod), Type::Normal, self.event, "", marking);
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+        info!(pod = %key, node, reason = self.reason, "evicting: taint not tolerated");
         let api = api_in::<Pod>(&self.client, &key.namespace);
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": apimachinery::time::now()});
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": self.reason,
+            "message": self.message, "lastTransitionTime": apimachinery::time::now()});
         let patch =
             Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}));
         gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &patch).await)?;
@@ -127,6 +146,50 @@ impl Controller {
         match gone_is_fine(api.delete(&key.name, &parameters).await) {
             Err(error) if is_code(&error, 409) => Ok(()),
             outcome => outcome.map(|_| ()),
+        }
+    }
+
+    pub(super) fn cancel(&self, key: &NamespacedName, pod: &Pod) {
+        self.recorder.event(&reference(pod), Type::Normal, self.event, "", format!("Cancelling deletion of Pod {key}"));
+    }
+}
+
+/// Since when pods have borne taints, for those that do for a time. Bounded by the pods there are.
+#[derive(Default)]
+pub(super) struct Waiting(Mutex<HashMap<NamespacedName, Timestamp>>);
+
+impl Waiting {
+    pub(super) fn forget(&self, key: &NamespacedName) -> bool {
+        self.0.lock().remove(key).is_some()
+    }
+
+    /// Carries out what `judge` says of a pod, by this process's clock: given when its taints were first seen, and now.
+    pub(super) async fn carry_out(
+        &self,
+        evictor: &Evictor,
+        key: &NamespacedName,
+        pod: &Pod,
+        judge: impl FnOnce(Timestamp, Timestamp) -> Verdict,
+    ) -> Result<Next, SyncError> {
+        let now = steady();
+        let seen = self.0.lock().get(key).copied().unwrap_or(now);
+        match judge(seen, now) {
+            Verdict::Stays => {
+                if self.forget(key) {
+                    evictor.cancel(key, pod);
+                }
+                Ok(Next::Settled)
+            }
+            Verdict::GoesAt(at) => {
+                self.0.lock().insert(key.clone(), seen);
+                let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+                Ok(Next::After(wait.max(Duration::from_millis(100))))
+            }
+            Verdict::Goes => {
+                evictor.evict(key, pod).await?;
+                self.forget(key);
+                Ok(Next::Settled)
+            }
         }
     }
 }
@@ -142,27 +205,8 @@ impl Reconcile for Controller {
         let Some(spec) = &pod.spec else { return Ok(Next::Settled) };
         let node = spec.node_name.as_deref().and_then(|n| self.nodes.get("", n));
         let taints = node.map(|n| no_execute(&n)).unwrap_or_default();
-        let now = Timestamp::now();
-        let seen = self.waiting.lock().get(key).copied().unwrap_or(now);
-        match judge(spec.tolerations.as_deref().unwrap_or_default(), &taints, seen, now) {
-            Verdict::Stays => {
-                if self.waiting.lock().remove(key).is_some() {
-                    let message = format!("Cancelling deletion of Pod {key}");
-                    self.recorder.event(&reference(pod.as_ref()), Type::Normal, "TaintManagerEviction", "", message);
-                }
-                Ok(Next::Settled)
-            }
-            Verdict::GoesAt(at) => {
-                self.waiting.lock().insert(key.clone(), seen);
-                let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-                Ok(Next::After(wait.max(Duration::from_millis(100))))
-            }
-            Verdict::Goes => {
-                self.evict(key, &pod).await?;
-                self.waiting.lock().remove(key);
-                Ok(Next::Settled)
-            }
-        }
+        let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+        self.waiting.carry_out(&self.evictor, key, &pod, |seen, now| judge(tolerations, &taints, seen, now)).await
     }
 }
 

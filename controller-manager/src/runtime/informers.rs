@@ -21,7 +21,7 @@ use k8s_openapi::{
         networking::v1::{IPAddress, IPAddressSpec, ServiceCIDR},
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
-        resource::v1::{ResourceClaim, ResourceClaimTemplate},
+        resource::v1::{Device, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
         storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -252,6 +252,22 @@ impl Watched for VolumeAttributesClass {}
 impl Watched for ResourceClaim {}
 impl Watched for ResourceClaimTemplate {}
 impl Watched for ServiceCIDR {}
+
+impl Watched for ResourceSlice {
+    /// Keeps which devices have taints that evict.
+    fn slim(&mut self) {
+        for device in self.spec.devices.iter_mut().flatten() {
+            let mut taints = device.taints.take().unwrap_or_default();
+            taints.retain(|t| t.effect == "NoExecute");
+            let name = std::mem::take(&mut device.name);
+            *device = Device { name, taints: Some(taints).filter(|t| !t.is_empty()), ..Device::default() };
+        }
+        if let Some(devices) = &mut self.spec.devices {
+            devices.retain(|d| d.taints.is_some());
+        }
+        self.spec.shared_counters = None;
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ mod replicas;
 
 use super::scale::Scales;
 use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, is_code, put_status, run};
-use apimachinery::{labels::Selector, meta::NamespacedName, quantity::Quantity};
+use apimachinery::{labels::Selector, meta::NamespacedName, quantity::Quantity, time::steady};
 use behavior::{Bounds, Memory};
 use component_base::{
     events::{Recorder, Type, reference},
@@ -337,7 +337,7 @@ impl Controller {
         let spec = &autoscaler.spec;
         let current = scale.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0);
         let (least, most) = (spec.min_replicas.unwrap_or(1), spec.max_replicas);
-        let now = Timestamp::now();
+        let now = steady();
         self.memories.lock().entry(key.clone()).or_default().begin(current, now);
         if current == 0 && least != 0 {
             let message = "scaling is disabled since the replica count of the target is zero";
@@ -421,9 +421,8 @@ impl Controller {
                 set_condition(&mut status, "AbleToScale", true, "SucceededRescale", &message);
                 let message = format!("New size: {desired}; reason: {why}");
                 self.recorder.event(&about, Type::Normal, "SuccessfulRescale", "", message);
-                let now = Timestamp::now();
-                self.memories.lock().entry(key.clone()).or_default().scaled(desired - current, now);
-                status.last_scale_time = Some(Time(now));
+                self.memories.lock().entry(key.clone()).or_default().scaled(desired - current, steady());
+                status.last_scale_time = Some(Time(Timestamp::now()));
             }
             // Its own controller wrote between: the next try sees that.
             Err(error) if is_code(&error, 409) => return Err(error.into()),

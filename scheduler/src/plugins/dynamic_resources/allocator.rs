@@ -14,7 +14,7 @@ use serde_json::json;
 use super::selectors::Selectors;
 use crate::cache::{Claims, DeviceId};
 use crate::plugins::taint_toleration::tolerates_node;
-use apimachinery::node::NodeTerms;
+use apimachinery::node::{NodeTerms, device_taint, device_toleration};
 
 /// The search gives up after so many tries.
 const STEPS_MAX: u32 = 200_000;
@@ -95,27 +95,8 @@ fn attribute<'a>(offer: &'a Offer<'_>, name: &str) -> Option<&'a DeviceAttribute
 }
 
 fn tolerated(tolerations: &[DeviceToleration], device: &Device) -> bool {
-    let taints: Vec<Taint> = device
-        .taints
-        .iter()
-        .flatten()
-        .map(|taint| Taint {
-            key: taint.key.clone(),
-            value: taint.value.clone(),
-            effect: taint.effect.clone(),
-            time_added: None,
-        })
-        .collect();
-    let tolerations: Vec<Toleration> = tolerations
-        .iter()
-        .map(|one| Toleration {
-            key: one.key.clone(),
-            operator: one.operator.clone(),
-            value: one.value.clone(),
-            effect: one.effect.clone(),
-            toleration_seconds: None,
-        })
-        .collect();
+    let taints: Vec<Taint> = device.taints.iter().flatten().map(device_taint).collect();
+    let tolerations: Vec<Toleration> = tolerations.iter().map(device_toleration).collect();
     tolerates_node(&tolerations, &taints)
 }
 
