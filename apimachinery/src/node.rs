@@ -32,6 +32,11 @@ impl NodeTerm {
             && self.names.iter().all(|required| required.key == "metadata.name" && required.matches(Some(name)))
     }
 
+    /// Whether it is empty or does not parse.
+    pub fn is_void(&self) -> bool {
+        self.void
+    }
+
     /// The only nodes that the term can match, if it lists them by name.
     pub fn listed_names(&self) -> Option<&[String]> {
         let list = |required: &&Requirement| required.key == "metadata.name" && required.operator == Operator::In;

@@ -81,14 +81,19 @@ pub fn requests_in_force(pod: &Pod) -> Resources {
             (status.name.as_str(), held)
         })
         .collect();
-    if held.is_empty() {
+    let infeasible = condition(pod, "PodResizePending").is_some_and(|c| c.reason.as_deref() == Some("Infeasible"));
+    let of = |container: &Container| requests_of(container.resources.as_ref());
+    // Mostly a container has what it asks for.
+    let differs = |c: &Container| held.get(c.name.as_str()).is_some_and(|held| infeasible || *held != of(c));
+    if !spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(differs) {
         return requests(spec);
     }
     let mut spec = spec.clone();
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         let Some(held) = held.get(container.name.as_str()) else { continue };
         let resources = container.resources.get_or_insert_default();
-        let mut most = requests_of(Some(resources));
+        // What cannot be had is not waited for.
+        let mut most = if infeasible { Resources::new() } else { requests_of(Some(resources)) };
         raise(&mut most, held);
         resources.requests = Some(most.iter().map(|(name, amount)| (name.clone(), amount.to_api())).collect());
     }

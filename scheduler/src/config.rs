@@ -27,15 +27,20 @@ pub enum ConfigError {
 
 /// The configuration, with Kubernetes' defaults in place of what is left out.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Configuration {
     pub api_version: String,
     pub kind: String,
+    /// Checked only: a decision is made by one thread.
+    pub parallelism: i32,
     pub leader_election: LeaderElection,
     pub client_connection: ClientConnection,
-    pub percentage_of_nodes_to_score: Option<u32>,
-    pub pod_initial_backoff_seconds: u64,
-    pub pod_max_backoff_seconds: u64,
+    pub enable_profiling: Option<bool>,
+    pub enable_contention_profiling: Option<bool>,
+    pub delay_cache_until_active: bool,
+    pub percentage_of_nodes_to_score: Option<i32>,
+    pub pod_initial_backoff_seconds: i64,
+    pub pod_max_backoff_seconds: i64,
     pub profiles: Vec<ProfileConfig>,
     pub extenders: Vec<ExtenderConfig>,
 }
@@ -45,8 +50,12 @@ impl Default for Configuration {
         Configuration {
             api_version: API_VERSION.to_owned(),
             kind: KIND.to_owned(),
+            parallelism: 16,
             leader_election: LeaderElection::default(),
             client_connection: ClientConnection::default(),
+            enable_profiling: None,
+            enable_contention_profiling: None,
+            delay_cache_until_active: false,
             percentage_of_nodes_to_score: None,
             pod_initial_backoff_seconds: 1,
             pod_max_backoff_seconds: 10,
@@ -58,9 +67,16 @@ impl Default for Configuration {
 
 /// `leaderElection`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct LeaderElection {
     pub leader_elect: Option<bool>,
+    #[serde(deserialize_with = "duration")]
+    pub lease_duration: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub renew_deadline: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub retry_period: Duration,
+    pub resource_lock: String,
     pub resource_name: String,
     pub resource_namespace: String,
 }
@@ -69,25 +85,38 @@ impl Default for LeaderElection {
     fn default() -> Self {
         LeaderElection {
             leader_elect: None,
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+            resource_lock: "leases".to_owned(),
             resource_name: "kube-scheduler".to_owned(),
             resource_namespace: "kube-system".to_owned(),
         }
     }
 }
 
-/// `clientConnection`.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    apimachinery::time::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+/// `clientConnection`. What it says of encoding and rates has no meaning here.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ClientConnection {
     pub kubeconfig: Option<String>,
+    pub accept_content_types: String,
+    pub content_type: String,
+    pub qps: f32,
+    pub burst: i32,
 }
 
 /// `profiles[]`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ProfileConfig {
     pub scheduler_name: String,
-    pub percentage_of_nodes_to_score: Option<u32>,
+    pub percentage_of_nodes_to_score: Option<i32>,
     pub plugins: Plugins,
     pub plugin_config: Vec<PluginConfig>,
 }
@@ -112,6 +141,7 @@ impl ProfileConfig {
 
 /// `profiles[].pluginConfig[]`.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PluginConfig {
     pub name: String,
     #[serde(default)]
@@ -120,7 +150,7 @@ pub struct PluginConfig {
 
 /// `profiles[].plugins`.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Plugins {
     pub multi_point: Option<PluginSet>,
     pub pre_enqueue: Option<PluginSet>,
@@ -160,8 +190,8 @@ impl Plugins {
 }
 
 /// The plugins of a point.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
 pub struct PluginSet {
     pub enabled: Vec<PluginRef>,
     pub disabled: Vec<PluginRef>,
@@ -175,7 +205,8 @@ impl PluginSet {
 }
 
 /// A plugin's name and weight.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
 pub struct PluginRef {
     pub name: String,
     #[serde(default)]
@@ -184,7 +215,7 @@ pub struct PluginRef {
 
 /// `extenders[]`.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExtenderConfig {
     pub url_prefix: String,
     pub filter_verb: String,
@@ -198,6 +229,8 @@ pub struct ExtenderConfig {
     pub node_cache_capable: bool,
     pub managed_resources: Vec<ManagedResource>,
     pub ignorable: bool,
+    #[serde(rename = "enableHTTPS")]
+    pub enable_https: bool,
 }
 
 impl ExtenderConfig {
@@ -211,7 +244,7 @@ impl ExtenderConfig {
 
 /// `extenders[].tlsConfig`.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExtenderTls {
     pub insecure: bool,
     pub server_name: String,
@@ -225,7 +258,7 @@ pub struct ExtenderTls {
 
 /// `extenders[].managedResources[]`.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ManagedResource {
     pub name: String,
     pub ignored_by_scheduler: bool,
@@ -254,7 +287,8 @@ impl Configuration {
 
     /// The wait before the second attempt, and the longest wait.
     pub fn backoff(&self) -> (Duration, Duration) {
-        (Duration::from_secs(self.pod_initial_backoff_seconds), Duration::from_secs(self.pod_max_backoff_seconds))
+        let seconds = |number: i64| Duration::from_secs(number.unsigned_abs());
+        (seconds(self.pod_initial_backoff_seconds), seconds(self.pod_max_backoff_seconds))
     }
 
     /// NodeResourcesFit does not look at resources that extenders account for.
@@ -283,14 +317,22 @@ impl Configuration {
 
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |field, cause: &str| Err(ConfigError::Invalid { field, cause: cause.to_owned() });
-        if self.pod_initial_backoff_seconds == 0 {
+        if self.parallelism <= 0 {
+            return invalid("parallelism", "should be an integer value greater than zero");
+        }
+        if self.client_connection.burst < 0 {
+            return invalid("clientConnection.burst", "must be non-negative");
+        }
+        self.leader_election.check()?;
+        if self.pod_initial_backoff_seconds <= 0 {
             return invalid("podInitialBackoffSeconds", "must be greater than 0");
         }
         if self.pod_max_backoff_seconds < self.pod_initial_backoff_seconds {
             return invalid("podMaxBackoffSeconds", "must be greater than or equal to podInitialBackoffSeconds");
         }
         let percentages = self.profiles.iter().map(|profile| profile.percentage_of_nodes_to_score);
-        if percentages.chain([self.percentage_of_nodes_to_score]).flatten().any(|percentage| percentage > 100) {
+        let mut percentages = percentages.chain([self.percentage_of_nodes_to_score]).flatten();
+        if percentages.any(|percentage| !(0..=100).contains(&percentage)) {
             return invalid("percentageOfNodesToScore", "not in valid range [0-100]");
         }
         let mut names = BTreeSet::new();
@@ -301,7 +343,14 @@ impl Configuration {
             if !names.insert(&profile.scheduler_name) {
                 return invalid("profiles[].schedulerName", &format!("Duplicate value: {:?}", profile.scheduler_name));
             }
+            profile.check()?;
         }
+        // The pods of all profiles wait in one queue.
+        let queue_sort = |profile: &ProfileConfig| profile.plugins.queue_sort.clone().unwrap_or_default();
+        if self.profiles.windows(2).any(|pair| queue_sort(&pair[0]) != queue_sort(&pair[1])) {
+            return invalid("profiles[].plugins.queueSort", "must be the same for all profiles");
+        }
+        let mut managed = BTreeSet::new();
         for extender in &self.extenders {
             if extender.url_prefix.parse::<http::Uri>().is_err() {
                 return invalid("extenders[].urlPrefix", "must be a URL");
@@ -309,9 +358,78 @@ impl Configuration {
             if !extender.prioritize_verb.is_empty() && extender.weight <= 0 {
                 return invalid("extenders[].weight", "must have a positive weight applied to it");
             }
+            for resource in &extender.managed_resources {
+                if !is_extended(&resource.name) {
+                    let cause = format!("{:?} is an invalid extended resource name", resource.name);
+                    return invalid("extenders[].managedResources[].name", &cause);
+                }
+                if !managed.insert(&resource.name) {
+                    let cause = format!("{:?}: duplicate extender managed resource name", resource.name);
+                    return invalid("extenders[].managedResources[].name", &cause);
+                }
+            }
         }
-        if self.extenders.iter().filter(|extender| !extender.bind_verb.is_empty()).count() > 1 {
-            return invalid("extenders", "only one extender can implement bind");
+        match self.extenders.iter().filter(|extender| !extender.bind_verb.is_empty()).count() {
+            0 | 1 => Ok(()),
+            binders => {
+                let cause = format!("found {binders} extenders implementing bind: only one extender can implement bind");
+                invalid("extenders", &cause)
+            }
+        }
+    }
+}
+
+/// As `IsExtendedResourceName`.
+fn is_extended(name: &str) -> bool {
+    let own = |domain: &str| domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+    let asked = format!("requests.{name}");
+    name.split_once('/').is_some_and(|(domain, _)| !own(domain) && !domain.starts_with("requests."))
+        && apimachinery::names::is_qualified_name(name).is_empty()
+        && apimachinery::names::is_qualified_name(&asked).is_empty()
+}
+
+impl LeaderElection {
+    /// As `ValidateLeaderElectionConfiguration`.
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |field, cause: &str| Err(ConfigError::Invalid { field, cause: cause.to_owned() });
+        if self.leader_elect == Some(false) {
+            return Ok(());
+        }
+        if self.lease_duration <= self.renew_deadline {
+            return invalid("leaderElection.leaseDuration", "LeaseDuration must be greater than RenewDeadline");
+        }
+        if self.renew_deadline <= self.retry_period || self.retry_period.is_zero() {
+            return invalid("leaderElection.renewDeadline", "RenewDeadline must be greater than RetryPeriod");
+        }
+        if self.resource_lock != "leases" {
+            return invalid("leaderElection.resourceLock", "resourceLock value must be \"leases\"");
+        }
+        if self.resource_name.is_empty() || self.resource_namespace.is_empty() {
+            return invalid("leaderElection.resourceName", "resourceName and resourceNamespace are required");
+        }
+        Ok(())
+    }
+}
+
+impl ProfileConfig {
+    /// As `validateKubeSchedulerProfile`; the arguments are checked by their plugins.
+    fn check(&self) -> Result<(), ConfigError> {
+        const REMOVED: [&str; 4] = ["AzureDiskLimits", "CinderLimits", "EBSLimits", "GCEPDLimits"];
+        let invalid = |field, cause: String| Err(ConfigError::Invalid { field, cause });
+        let enabled = self.plugins.points().map(|(.., set)| set).chain(&self.plugins.multi_point);
+        let enabled = enabled.flat_map(|set| set.enabled.iter().map(|plugin| &plugin.name));
+        let mut configured = BTreeSet::new();
+        for name in self.plugin_config.iter().map(|config| &config.name) {
+            if !configured.insert(name) {
+                return invalid("profiles[].pluginConfig", format!("Duplicate value: {name:?}"));
+            }
+        }
+        if let Some(name) = enabled.chain(configured).find(|name| REMOVED.contains(&name.as_str())) {
+            let cause = format!("{name:?} was invalid in version \"v1\" (KubeSchedulerConfiguration is version {API_VERSION:?})");
+            return invalid("profiles[].plugins", cause);
+        }
+        if self.plugins.queue_sort.as_ref().is_some_and(|set| set.enabled.len() > 1) {
+            return invalid("profiles[].plugins.queueSort", "only one queue sort plugin can be enabled".to_owned());
         }
         Ok(())
     }
@@ -332,6 +450,27 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_kubernetes_is_known() {
+        let yaml = "
+parallelism: 8
+leaderElection: {leaderElect: true, leaseDuration: 30s, renewDeadline: 20s, retryPeriod: 5s, resourceLock: leases, resourceName: s, resourceNamespace: n}
+clientConnection: {kubeconfig: /k, acceptContentTypes: a, contentType: application/json, qps: 50, burst: 100}
+enableProfiling: false
+enableContentionProfiling: false
+delayCacheUntilActive: true
+percentageOfNodesToScore: 50
+podInitialBackoffSeconds: 2
+podMaxBackoffSeconds: 20
+profiles: [{schedulerName: x, percentageOfNodesToScore: 0, plugins: {multiPoint: {enabled: [{name: P, weight: 2}], disabled: [{name: '*'}]}}, pluginConfig: [{name: P, args: {a: 1}}]}]
+extenders: [{urlPrefix: 'http://x', filterVerb: f, preemptVerb: p, prioritizeVerb: q, weight: 2, bindVerb: b, enableHTTPS: true, tlsConfig: {insecure: true, serverName: s, certFile: c, keyFile: k, caFile: a, certData: d, keyData: e, caData: g}, httpTimeout: 3s, nodeCacheCapable: true, managedResources: [{name: example.com/gpu, ignoredByScheduler: true}], ignorable: true}]
+";
+        let configuration = Configuration::parse(&format!("{HEAD}{yaml}")).expect("all fields");
+        assert_eq!(configuration.leader_election.lease_duration, Duration::from_secs(30));
+        assert_eq!(configuration.extenders[0].timeout(), Duration::from_secs(3));
+        assert_eq!(configuration.profiles[0].arguments("P"), Some(&serde_json::json!({"a": 1})));
+    }
+
+    #[test]
     fn wrong_values_are_named() {
         let cases = [
             ("profiles: [{schedulerName: a}, {schedulerName: a}]", "Duplicate value: \"a\""),
@@ -340,6 +479,18 @@ mod tests {
             ("extenders: [{urlPrefix: 'http://x', prioritizeVerb: p}]", "extenders[].weight"),
             ("extenders: [{urlPrefix: 'http://x', bindVerb: b}, {urlPrefix: 'http://y', bindVerb: b}]", "only one"),
             ("profiles: 7", "invalid type"),
+            ("percentageOfNodesToScore: -1", "percentageOfNodesToScore"),
+            ("parallelism: 0", "greater than zero"),
+            ("parallelizm: 1", "unknown field `parallelizm`"),
+            ("profiles: [{plugins: {filters: {}}}]", "unknown field `filters`"),
+            ("leaderElection: {leaseDuration: 5s}", "LeaseDuration must be greater"),
+            ("leaderElection: {resourceLock: endpoints}", "must be \"leases\""),
+            ("clientConnection: {burst: -1}", "clientConnection.burst"),
+            ("profiles: [{pluginConfig: [{name: A}, {name: A}]}]", "Duplicate value: \"A\""),
+            ("profiles: [{plugins: {filter: {enabled: [{name: EBSLimits}]}}}]", "was invalid in version"),
+            ("profiles: [{schedulerName: a}, {schedulerName: b, plugins: {queueSort: {enabled: [{name: X}]}}}]", "same for all"),
+            ("extenders: [{urlPrefix: 'http://x', managedResources: [{name: cpu}]}]", "invalid extended resource name"),
+            ("extenders: [{urlPrefix: 'http://x', managedResources: [{name: a.b/c}, {name: a.b/c}]}]", "duplicate extender"),
         ];
         for (yaml, words) in cases {
             let error = Configuration::parse(&format!("{HEAD}{yaml}\n")).expect_err(yaml).to_string();

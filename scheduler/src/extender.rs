@@ -81,6 +81,7 @@ impl Extender {
         let url = config.url_prefix.clone();
         let failed = |cause: String| ExtenderError::Client { url: url.clone(), cause };
         let mut client = kube::Config::new(url.parse().map_err(|error| failed(format!("{error}")))?);
+        client.accept_invalid_certs = config.enable_https && config.tls_config.is_none();
         if let Some(tls) = &config.tls_config {
             client.accept_invalid_certs = tls.insecure;
             client.tls_server_name = Some(tls.server_name.clone()).filter(|name| !name.is_empty());

@@ -39,8 +39,9 @@ async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()
         .profiles
         .iter()
         .map(|profile| {
+            // 0 stands for what the cluster's size asks for.
             let share = profile.percentage_of_nodes_to_score.or(configuration.percentage_of_nodes_to_score);
-            Profile::build(profile, share)
+            Profile::build(profile, share.and_then(|share| u32::try_from(share).ok()))
         })
         .collect::<Result<Vec<_>, _>>()?;
     for profile in &profiles {
@@ -95,8 +96,8 @@ async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()
         leader_election::Config::new(options.leader_elect_resource_name.as_ref().unwrap_or(&defaults.resource_name));
     election.namespace =
         options.leader_elect_resource_namespace.clone().unwrap_or_else(|| defaults.resource_namespace.clone());
-    election.lease_duration = options.leader_elect_lease_duration;
-    election.renew_deadline = options.leader_elect_renew_deadline;
-    election.retry_period = options.leader_elect_retry_period;
+    election.lease_duration = options.leader_elect_lease_duration.unwrap_or(defaults.lease_duration);
+    election.renew_deadline = options.leader_elect_renew_deadline.unwrap_or(defaults.renew_deadline);
+    election.retry_period = options.leader_elect_retry_period.unwrap_or(defaults.retry_period);
     leader_election::run(client, election, shutdown, work).await
 }

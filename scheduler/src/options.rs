@@ -93,12 +93,12 @@ pub struct Options {
     /// Whether to work only while holding the lease
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub leader_elect: Option<bool>,
-    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = apimachinery::time::parse_duration)]
-    pub leader_elect_lease_duration: std::time::Duration,
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = apimachinery::time::parse_duration)]
-    pub leader_elect_renew_deadline: std::time::Duration,
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = apimachinery::time::parse_duration)]
-    pub leader_elect_retry_period: std::time::Duration,
+    #[arg(long, value_name = "DURATION", value_parser = apimachinery::time::parse_duration)]
+    pub leader_elect_lease_duration: Option<std::time::Duration>,
+    #[arg(long, value_name = "DURATION", value_parser = apimachinery::time::parse_duration)]
+    pub leader_elect_renew_deadline: Option<std::time::Duration>,
+    #[arg(long, value_name = "DURATION", value_parser = apimachinery::time::parse_duration)]
+    pub leader_elect_retry_period: Option<std::time::Duration>,
     #[arg(long)]
     pub leader_elect_resource_name: Option<String>,
     #[arg(long)]

@@ -64,6 +64,8 @@ struct Entry {
     /// When the last attempt ended: the back-off counts from here.
     last_attempt: Instant,
     refused: Refused,
+    /// The last attempt ended with an error, not with a refusal.
+    failed: bool,
 }
 
 /// How many pods are where, for the metric `scheduler_pending_pods`.
@@ -113,6 +115,7 @@ impl<P: Policy> Queue<P> {
                 waiting_since_us: now_us,
                 last_attempt: now,
                 refused: Refused::default(),
+                failed: false,
             };
             self.entries.insert(uid.clone(), entry);
             self.activate(&uid);
@@ -141,9 +144,14 @@ impl<P: Policy> Queue<P> {
         self.entries.remove(uid).map(|entry| entry.waiting_since_us)
     }
 
-    /// The next pod to decide on, and how often it was tried before.
+    /// The next pod to decide on, and how often it was tried before. When none is active, one that something may have
+    /// helped need not wait out its back-off.
     pub fn pop(&mut self, now: Instant) -> Option<(Arc<PendingPod>, u32)> {
         self.flush(now);
+        while self.active.is_empty() {
+            let uid = self.first_of_backoff()?;
+            self.activate(&uid);
+        }
         let (_, uid) = self.active.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
@@ -157,6 +165,7 @@ impl<P: Policy> Queue<P> {
     pub fn refused(&mut self, uid: &str, refused: Option<Refused>, now: Instant) {
         let (Some(entry), Some(events)) = (self.entries.get_mut(uid), self.in_flight.remove(uid)) else { return };
         entry.last_attempt = now;
+        entry.failed = refused.is_none();
         let again = refused.as_ref().is_none_or(|refused| refused.helped_by.intersects(events));
         entry.refused = refused.unwrap_or(Refused { helped_by: EventSet::ALL, places: Vec::new() });
         self.sequence += 1;
@@ -228,6 +237,16 @@ impl<P: Policy> Queue<P> {
     fn backoff_of(&self, attempts: u32) -> Duration {
         let doublings = attempts.saturating_sub(1).min(20);
         self.timing.initial_backoff.saturating_mul(1 << doublings).min(self.timing.max_backoff)
+    }
+
+    /// Of the pods whose back-off ends first, within a second, the most urgent. Errors wait. As `popBackoff`.
+    fn first_of_backoff(&self) -> Option<Uid> {
+        let entry = |uid: &Uid| self.entries.get(uid).filter(|entry| !entry.failed);
+        let mut waiting = self.backoff.iter().filter(|(_, uid)| entry(uid).is_some()).peekable();
+        let until = waiting.peek()?.0.0 + Duration::from_secs(1);
+        let soon = waiting.take_while(|((at, _), _)| *at < until);
+        let key = |uid: &Uid| entry(uid).map(|entry| self.policy.key(&entry.pod, entry.waiting_since_us));
+        soon.map(|(_, uid)| uid).min_by_key(|uid| key(uid)).cloned()
     }
 
     /// To the active pods, or to the gated ones if a PreEnqueue plugin holds the pod back.
@@ -359,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_within_the_backoff_waits_for_its_end() {
+    fn an_error_waits_for_the_end_of_the_backoff() {
         let mut fixture = Fixture::new();
         fixture.set(pod("p"), 0);
         for (attempt, backoff) in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (6, 10)] {
@@ -369,8 +388,7 @@ mod tests {
                 fixture.happened(EventSet::NODE_ADD, start);
                 assert_eq!(fixture.pop(start).as_deref(), Some("p"));
             }
-            fixture.refused("p", Some(EventSet::NODE_ADD), start);
-            fixture.happened(EventSet::NODE_ADD, start);
+            fixture.refused("p", None, start);
             assert_eq!(fixture.pop(start + backoff - 1), None, "attempt {attempt}");
             assert_eq!(fixture.queue.depths().backoff, 1);
             assert_eq!(fixture.pop(start + backoff).as_deref(), Some("p"), "attempt {attempt}");
@@ -379,6 +397,22 @@ mod tests {
             let uid: Arc<str> = "uid-p".into();
             fixture.queue.entries.get_mut(&uid).expect("p").attempts = attempt as u32;
         }
+    }
+
+    #[test]
+    fn a_pod_that_an_event_helped_waits_out_its_backoff_only_while_others_are_active() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        fixture.set(pod("urgent").priority(5), 0);
+        for name in ["urgent", "p"] {
+            assert_eq!(fixture.pop(0).as_deref(), Some(name));
+            fixture.refused(name, Some(EventSet::NODE_ADD), 0);
+        }
+        fixture.happened(EventSet::NODE_ADD, 0);
+        assert_eq!(fixture.queue.depths().backoff, 2);
+        fixture.set(pod("new"), 0);
+        let order: Vec<_> = std::iter::from_fn(|| fixture.pop(0)).collect();
+        assert_eq!(order, ["new", "urgent", "p"]);
     }
 
     #[test]

@@ -3,11 +3,26 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 
 /// A device: its driver, pool and name.
 pub type DeviceId = (String, String, String);
+
+/// What allocations hold: whole devices, and parts of those that many may share.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    pub devices: HashSet<DeviceId>,
+    pub shares: HashMap<DeviceId, Shares>,
+}
+
+/// How many have a part of a device, and what they have of its capacity.
+#[derive(Clone, Debug, Default)]
+pub struct Shares {
+    pub users: usize,
+    pub amounts: BTreeMap<String, Quantity>,
+}
 
 /// The picture of claims and devices. Claims are keyed by `namespace/name`.
 #[derive(Debug, Default)]
@@ -26,15 +41,25 @@ impl Claims {
         written.or_else(|| self.in_flight.get(key).map(|(_, allocation)| allocation))
     }
 
-    /// The devices that are taken. Those that are accessed by administrators stay free.
-    pub fn taken(&self) -> HashSet<DeviceId> {
+    /// What is taken. Devices that are accessed by administrators stay free.
+    pub fn taken(&self) -> Held {
         let written = self.claims.values().filter_map(|claim| claim.status.as_ref()?.allocation.as_ref());
         let all = written.chain(self.in_flight.values().map(|(_, allocation)| allocation));
         let results = all.filter_map(|allocation| allocation.devices.as_ref()?.results.as_ref()).flatten();
-        results
-            .filter(|result| result.admin_access != Some(true))
-            .map(|result| (result.driver.clone(), result.pool.clone(), result.device.clone()))
-            .collect()
+        let mut held = Held::default();
+        for result in results.filter(|result| result.admin_access != Some(true)) {
+            let device = (result.driver.clone(), result.pool.clone(), result.device.clone());
+            if result.share_id.is_none() && result.consumed_capacity.is_none() {
+                held.devices.insert(device);
+                continue;
+            }
+            let shares = held.shares.entry(device).or_default();
+            shares.users += 1;
+            for (name, amount) in result.consumed_capacity.iter().flatten() {
+                *shares.amounts.entry(name.clone()).or_default() += Quantity::from(amount);
+            }
+        }
+        held
     }
 
     /// Holds an allocation for a pod until it is written.

@@ -23,7 +23,7 @@ mod workloads;
 
 pub use affinity::{AffinityTerm, PodAffinity};
 pub use budgets::Budgets;
-pub use claims::{Claims, DeviceId, claim_keys};
+pub use claims::{Claims, DeviceId, Held, Shares, claim_keys};
 pub use label_groups::{Count, LabelGroups, PodsPerNode};
 pub use nodes::{Amounts, NodeId, Nodes};
 pub use pod_facts::{

@@ -105,7 +105,7 @@ impl PodFacts {
                 name: meta.name.clone().unwrap_or_default(),
             },
             labels: Arc::new(meta.labels.clone().unwrap_or_default()),
-            requests: spec.map(requests_of).unwrap_or_default(),
+            requests: spec.map(|spec| requests_of(pod, spec)).unwrap_or_default(),
             host_ports: spec.map(host_ports_of).unwrap_or_default(),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
             terminating: meta.deletion_timestamp.is_some(),
@@ -148,9 +148,9 @@ impl PendingPod {
     }
 }
 
-/// As `PodRequests`, in the integers that the columns hold.
-fn requests_of(spec: &PodSpec) -> Requests {
-    let total = apimachinery::pod::requests(spec);
+/// As `PodRequests`, in the integers that the columns hold: of a pod that is being resized the more of what it has and wants.
+fn requests_of(pod: &Pod, spec: &PodSpec) -> Requests {
+    let total = apimachinery::pod::requests_in_force(pod);
     let mut requests = Requests::default();
     let mut extended = Vec::new();
     for (name, quantity) in &total {
@@ -162,7 +162,8 @@ fn requests_of(spec: &PodSpec) -> Requests {
         }
     }
     requests.extended = extended.into();
-    (requests.nonzero_cpu_milli, requests.nonzero_memory) = nonzero_requests(spec, &total);
+    let (cpu, memory) = nonzero_requests(spec, &total);
+    (requests.nonzero_cpu_milli, requests.nonzero_memory) = (cpu.max(requests.cpu_milli), memory.max(requests.memory));
     requests
 }
 
@@ -256,6 +257,24 @@ mod tests {
         assert_eq!(facts.requests.nonzero_cpu_milli, 1500);
         assert_eq!(facts.requests.nonzero_memory, DEFAULT_MEMORY_BYTES);
         assert_eq!(&*facts.requests.extended, &[("example.com/gpu".into(), 2)]);
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_holds_the_more_of_what_it_has_and_wants() {
+        for (spec, has, infeasible, expected) in
+            [("1", "1", false, 1000), ("1", "2", false, 2000), ("2", "1", false, 2000), ("2", "1", true, 1000)]
+        {
+            let mut pod = pod("p").requests(&[("cpu", spec)]).build();
+            let name = &pod.spec.as_ref().expect("a spec").containers[0].name;
+            let mut status = serde_json::json!({"containerStatuses": [{"name": name, "image": "i", "imageID": "i",
+                "ready": true, "restartCount": 0, "allocatedResources": {"cpu": has}, "resources": {"requests": {"cpu": has}}}]});
+            if infeasible {
+                let pending = serde_json::json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+                status["conditions"] = pending;
+            }
+            pod.status = serde_json::from_value(status).ok();
+            assert_eq!(PodFacts::of(&pod).requests.cpu_milli, expected, "{spec} {has} {infeasible}");
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Volumes {
     pub drivers: HashMap<String, Arc<CSIDriver>>,
     pub csi_nodes: HashMap<String, Arc<CSINode>>,
     pub capacities: BTreeMap<String, Arc<CSIStorageCapacity>>,
+    /// The persistent volumes that are attached, whoever uses them: node and volume, by the attachment's name.
+    pub attachments: HashMap<String, (Arc<str>, Arc<str>)>,
     /// By pod UID.
     assumed: HashMap<Arc<str>, Assumption>,
 }
@@ -56,6 +58,11 @@ impl Volumes {
             bindings.into_iter().find(|binding| &*binding.claim == claim).map(|binding| &*binding.volume)
         });
         self.volumes.get(name?)
+    }
+
+    /// The persistent volumes that are attached to a node, with or without a pod.
+    pub fn attached_to(&self, node: &str) -> impl Iterator<Item = &Arc<PersistentVolume>> {
+        self.attachments.values().filter(move |(on, _)| **on == *node).filter_map(|(_, volume)| self.volumes.get(volume))
     }
 
     /// The claim for which a volume is held by an assumption.

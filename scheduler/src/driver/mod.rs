@@ -322,7 +322,12 @@ impl Driver {
         attempts: u32,
     ) {
         let (key, uid) = (&pod.facts.key, &pod.facts.uid);
-        match self.carry_out(profile, pod, node, reserved).await {
+        let none: State = Box::new(());
+        let reserved_by = |place| reserved.iter().find(|(holder, _)| holder == place).map_or(&none, |(_, state)| state);
+        let must = |place: &&u8| profile.plugin(**place).must_pre_bind(reserved_by(*place));
+        let steps: Vec<(u8, &State)> =
+            profile.pre_bind.iter().filter(must).map(|place| (*place, reserved_by(place))).collect();
+        match self.carry_out(profile, pod, node, &steps).await {
             Ok(()) => {
                 {
                     let mut core = self.shared.core.lock();
@@ -363,23 +368,28 @@ impl Driver {
                 self.shared.wake.notify_one();
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Error, started.elapsed());
                 if still_wanted {
+                    if !steps.is_empty() {
+                        self.patch_status(&pod.facts, json!({"nominatedNodeName": null})).await;
+                    }
                     self.tell(pod, "SchedulerError", &format!("binding rejected: {cause}"), &Nomination::Keep).await;
                 }
             }
         }
     }
 
-    /// PreBind and Bind.
+    /// PreBind and Bind. Where PreBind takes its time, others are told which node is expected.
     async fn carry_out(
         &self,
         profile: &Profile,
         pod: &PendingPod,
         node: &str,
-        reserved: &[(u8, State)],
+        steps: &[(u8, &State)],
     ) -> Result<(), String> {
-        let none: State = Box::new(());
-        for place in &profile.pre_bind {
-            let reserved = reserved.iter().find(|(holder, _)| holder == place).map_or(&none, |(_, state)| state);
+        let nominated = pod.pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
+        if !steps.is_empty() && nominated != Some(node) {
+            self.patch_status(&pod.facts, json!({"nominatedNodeName": node})).await;
+        }
+        for (place, reserved) in steps {
             profile.plugin(*place).pre_bind(&self.shared.handle, reserved, pod, node).await?;
         }
         if let Some(outcome) = self.shared.extenders.bind(pod, node).await {

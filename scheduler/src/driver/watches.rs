@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::Api;
 use kube::runtime::watcher;
@@ -43,6 +43,7 @@ struct Others {
     drivers: Informer<CSIDriver>,
     csi_nodes: Informer<CSINode>,
     capacities: Informer<CSIStorageCapacity>,
+    attachments: Informer<VolumeAttachment>,
     resource_claims: Informer<ResourceClaim>,
     resource_slices: Informer<ResourceSlice>,
     device_classes: Informer<DeviceClass>,
@@ -70,6 +71,7 @@ impl Others {
             drivers: watch(client),
             csi_nodes: watch(client),
             capacities: watch(client),
+            attachments: watch(client),
             resource_claims: watch(client),
             resource_slices: watch(client),
             device_classes: watch(client),
@@ -84,6 +86,7 @@ impl Others {
         self.drivers.synced().await;
         self.csi_nodes.synced().await;
         self.capacities.synced().await;
+        self.attachments.synced().await;
         self.resource_claims.synced().await;
         self.resource_slices.synced().await;
         self.device_classes.synced().await;
@@ -119,6 +122,14 @@ impl Others {
         feed(driver, &self.capacities, EventSet::CSI, |snapshot, key, object| match object {
             Some(capacity) => drop(snapshot.volumes.capacities.insert(key.into(), capacity.clone())),
             None => drop(snapshot.volumes.capacities.remove(key)),
+        });
+        feed(driver, &self.attachments, EventSet::CSI, |snapshot, key, object| {
+            let attachments = &mut snapshot.volumes.attachments;
+            let spec = object.map(|attachment| &attachment.spec);
+            match spec.and_then(|spec| Some((&spec.node_name, spec.source.persistent_volume_name.as_deref()?))) {
+                Some((node, volume)) => drop(attachments.insert(key.into(), (node.as_str().into(), volume.into()))),
+                None => drop(attachments.remove(key)),
+            }
         });
         feed(driver, &self.resource_claims, EventSet::RESOURCE_CLAIM, |snapshot, key, object| match object {
             Some(claim) => drop(snapshot.claims.claims.insert(key.into(), claim.clone())),

@@ -299,6 +299,11 @@ pub trait Plugin: Send + Sync {
         Permit::Allow
     }
 
+    /// Whether PreBind has anything to do about what was reserved. As `PreBindPreFlight`.
+    fn must_pre_bind(&self, _reserved: &State) -> bool {
+        true
+    }
+
     fn pre_bind<'a>(
         &'a self,
         _handle: &'a Handle,

@@ -25,7 +25,7 @@ pub struct DefaultPreemption {
 
 /// `DefaultPreemptionArgs`.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     min_candidate_nodes_percentage: i64,
     min_candidate_nodes_absolute: i64,

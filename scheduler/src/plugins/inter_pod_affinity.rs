@@ -22,7 +22,7 @@ pub struct InterPodAffinity {
 
 /// `InterPodAffinityArgs`.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     hard_pod_affinity_weight: i64,
     ignore_preferred_terms_of_existing_pods: bool,

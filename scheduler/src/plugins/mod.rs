@@ -55,6 +55,10 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
     fn plain(plugin: impl Plugin + 'static) -> Result<Arc<dyn Plugin>, String> {
         Ok(Arc::new(plugin))
     }
+    let kind = arguments.and_then(|arguments| arguments["kind"].as_str());
+    if kind.is_some_and(|kind| kind.strip_suffix("Args") != Some(name)) {
+        return Some(Err("args: has to match plugin args".to_owned()));
+    }
     Some(match name {
         "SchedulingGates" => plain(scheduling_gates::SchedulingGates),
         "PrioritySort" => plain(priority_sort::PrioritySort),
@@ -74,17 +78,19 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
         "NodeVolumeLimits" => plain(node_volume_limits::NodeVolumeLimits),
         "VolumeBinding" => volume_binding::VolumeBinding::new(arguments).and_then(plain),
         "VolumeZone" => plain(volume_zone::VolumeZone),
-        "DynamicResources" => plain(dynamic_resources::DynamicResources::default()),
+        "DynamicResources" => dynamic_resources::DynamicResources::new(arguments).and_then(plain),
         "DefaultPreemption" => default_preemption::DefaultPreemption::new(arguments).and_then(plain),
         "DefaultBinder" => plain(default_binder::DefaultBinder),
         _ => return None,
     })
 }
 
-/// A plugin's arguments, or their defaults.
+/// A plugin's arguments, or their defaults. They may say what they are; more than there is they may not.
 pub(crate) fn arguments<T: serde::de::DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, String> {
-    match value {
-        None | Some(Value::Null) => Ok(T::default()),
-        Some(value) => serde_json::from_value(value.clone()).map_err(|error| error.to_string()),
+    let Some(mut value) = value.filter(|value| !value.is_null()).cloned() else { return Ok(T::default()) };
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("apiVersion");
+        fields.remove("kind");
     }
+    serde_json::from_value(value).map_err(|error| error.to_string())
 }

@@ -18,7 +18,7 @@ pub struct NodeAffinity {
 
 /// `NodeAffinityArgs`.
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     added_affinity: Option<ApiNodeAffinity>,
 }
@@ -46,6 +46,10 @@ impl NodeAffinity {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<NodeAffinity, String> {
         let Arguments { added_affinity } = arguments(value)?;
+        let required = added_affinity.iter().filter_map(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        if required.flat_map(|selector| &selector.node_selector_terms).any(|term| NodeTerm::parse(term).is_void()) {
+            return Err("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution: a term is invalid".to_owned());
+        }
         Ok(NodeAffinity { added: added_affinity })
     }
 

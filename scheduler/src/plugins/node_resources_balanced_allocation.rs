@@ -17,7 +17,7 @@ pub struct NodeResourcesBalancedAllocation {
 
 /// `NodeResourcesBalancedAllocationArgs`.
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct Arguments {
     resources: Vec<Resource>,
 }
@@ -26,6 +26,13 @@ impl NodeResourcesBalancedAllocation {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<Self, String> {
         let Arguments { mut resources } = arguments(value)?;
+        let twice = |(at, one): (usize, &Resource)| resources[..at].iter().any(|other| other.name == one.name);
+        if resources.iter().enumerate().any(twice) {
+            return Err("resources: Duplicate value".to_owned());
+        }
+        if resources.iter().any(|resource| resource.weight != 1) {
+            return Err("resources[].weight: must be 1".to_owned());
+        }
         if resources.is_empty() {
             resources = default_resources();
         }

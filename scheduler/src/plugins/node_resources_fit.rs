@@ -45,7 +45,7 @@ enum Strategy {
 
 /// `NodeResourcesFitArgs`.
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     ignored_resources: Vec<String>,
     ignored_resource_groups: Vec<String>,
@@ -53,7 +53,7 @@ struct Arguments {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ScoringStrategy {
     #[serde(rename = "type", default)]
     kind: String,
@@ -81,7 +81,11 @@ impl NodeResourcesFit {
         let mut strategy = Strategy::LeastAllocated;
         if let Some(scoring) = arguments.scoring_strategy {
             strategy = match scoring.kind.as_str() {
-                "" | "LeastAllocated" => Strategy::LeastAllocated,
+                "LeastAllocated" | "MostAllocated" if scoring.requested_to_capacity_ratio.is_some() => {
+                    let cause = "must be nil when type is not RequestedToCapacityRatio";
+                    return Err(format!("scoringStrategy.requestedToCapacityRatio: Forbidden: {cause}"));
+                }
+                "LeastAllocated" => Strategy::LeastAllocated,
                 "MostAllocated" => Strategy::MostAllocated,
                 "RequestedToCapacityRatio" => {
                     Strategy::RequestedToCapacityRatio(shape(scoring.requested_to_capacity_ratio)?)
@@ -91,6 +95,9 @@ impl NodeResourcesFit {
             if !scoring.resources.is_empty() {
                 resources = scoring.resources;
             }
+        }
+        if let Some(group) = arguments.ignored_resource_groups.iter().find(|group| group.contains('/')) {
+            return Err(format!("ignoredResourceGroups: {group:?}: resource group name can't contain '/'"));
         }
         if let Some(resource) = resources.iter().find(|resource| !(1..=100).contains(&resource.weight)) {
             return Err(format!("scoringStrategy.resources: weight of {} not in valid range [1-100]", resource.name));

@@ -3,16 +3,22 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::core::v1::PersistentVolume;
+
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::framework::{EventSet, Plugin, Points, PreFilter, State, Verdict};
 
 pub struct NodeVolumeLimits;
 
+fn csi_volume(volume: &PersistentVolume) -> Option<(String, String)> {
+    let csi = volume.spec.as_ref()?.csi.as_ref()?;
+    Some((csi.driver.clone(), csi.volume_handle.clone()))
+}
+
 /// The driver of a claim's volume, and what makes the volume one and the same for two claims.
 fn driver_and_volume(snapshot: &Snapshot, claim: &str) -> Option<(String, String)> {
     if let Some(volume) = snapshot.volumes.volume_of(claim) {
-        let csi = volume.spec.as_ref()?.csi.as_ref()?;
-        return Some((csi.driver.clone(), csi.volume_handle.clone()));
+        return csi_volume(volume);
     }
     // Not there yet: it will be one of the class's.
     let object = snapshot.volumes.claims.get(claim)?;
@@ -50,10 +56,11 @@ impl Plugin for NodeVolumeLimits {
         if limits.is_empty() {
             return Verdict::Accept;
         }
-        let mut attached: BTreeSet<(String, String)> = snapshot.nodes.claims[node.index()]
-            .iter()
-            .filter_map(|(claim, _)| driver_and_volume(snapshot, claim))
-            .collect();
+        let used = snapshot.nodes.claims[node.index()].iter();
+        let mut attached: BTreeSet<(String, String)> =
+            used.filter_map(|(claim, _)| driver_and_volume(snapshot, claim)).collect();
+        // What a pod has left behind, or another is about to use, takes a place too.
+        attached.extend(snapshot.volumes.attached_to(&snapshot.nodes.name[node.index()]).filter_map(|v| csi_volume(v)));
         for claim in &pod.facts.claims {
             let Some(volume) = driver_and_volume(snapshot, claim) else { continue };
             let Some(limit) = limits.get(volume.0.as_str()) else { continue };
@@ -92,8 +99,14 @@ mod tests {
         snapshot.volumes.csi_nodes.insert("a".into(), serde_json::from_value(csi_node).expect("a CSINode"));
         assert_eq!(accepts(&NodeVolumeLimits, &pod("p").claim("c0").build(), &snapshot), [true, true]);
         placed(&mut snapshot, pod("user").claim("c0").on("a").build());
-        // c1 is the same volume as c0, c2 another.
+        // c1 is the same volume as c0, c2 another, which takes the place of one on b without a pod there.
         assert_eq!(accepts(&NodeVolumeLimits, &pod("p").claim("c1").build(), &snapshot), [true, true]);
+        assert_eq!(accepts(&NodeVolumeLimits, &pod("p").claim("c2").build(), &snapshot), [false, true]);
+        let mut csi_node = (*snapshot.volumes.csi_nodes["a"]).clone();
+        csi_node.metadata.name = Some("b".to_owned());
+        snapshot.volumes.csi_nodes.insert("b".into(), csi_node.into());
+        snapshot.volumes.attachments.insert("va".into(), ("b".into(), "v3".into()));
+        assert_eq!(accepts(&NodeVolumeLimits, &pod("p").claim("c0").build(), &snapshot), [true, false]);
         assert_eq!(accepts(&NodeVolumeLimits, &pod("p").claim("c2").build(), &snapshot), [false, true]);
     }
 }

@@ -35,7 +35,7 @@ enum Defaults {
 
 /// `PodTopologySpreadArgs`.
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     default_constraints: Vec<TopologySpreadConstraint>,
     defaulting_type: String,
@@ -47,16 +47,14 @@ impl PodTopologySpread {
         let arguments: Arguments = arguments(value)?;
         let defaults = match arguments.defaulting_type.as_str() {
             "" | "System" if arguments.default_constraints.is_empty() => Defaults::System,
-            "System" => return Err("defaultingType: when .defaultConstraints are not empty, must be List".into()),
-            "" | "List" => Defaults::List(arguments.default_constraints),
+            "" | "System" => return Err("defaultingType: when .defaultConstraints are not empty, must be List".into()),
+            "List" => Defaults::List(arguments.default_constraints),
             other => return Err(format!("defaultingType: Unsupported value: {other:?}")),
         };
         if let Defaults::List(list) = &defaults
-            && list.iter().any(|constraint| constraint.label_selector.is_some())
+            && let Some(cause) = list.iter().enumerate().find_map(|(at, one)| wrong_default(one, &list[..at]))
         {
-            return Err(
-                "defaultConstraints: constraint must not define a selector, as they deduced for each pod".into()
-            );
+            return Err(format!("defaultConstraints: {cause}"));
         }
         Ok(PodTopologySpread { defaults })
     }
@@ -91,6 +89,25 @@ impl PodTopologySpread {
         let with_selector = |constraint| Constraint { selector: selector.clone(), ..constraint };
         (skeletons.into_iter().map(with_selector).collect(), system)
     }
+}
+
+/// What is wrong with a default constraint after others. As `ValidatePodTopologySpreadArgs`.
+fn wrong_default(constraint: &TopologySpreadConstraint, former: &[TopologySpreadConstraint]) -> Option<String> {
+    let (key, action) = (&constraint.topology_key, constraint.when_unsatisfiable.as_str());
+    if constraint.max_skew <= 0 {
+        return Some("maxSkew: not in valid range (0, inf)".to_owned());
+    }
+    if key.is_empty() {
+        return Some("topologyKey: can not be empty".to_owned());
+    }
+    if !["DoNotSchedule", "ScheduleAnyway"].contains(&action) {
+        return Some(format!("whenUnsatisfiable: Unsupported value: {action:?}"));
+    }
+    if constraint.label_selector.is_some() {
+        return Some("constraint must not define a selector, as they deduced for each pod".to_owned());
+    }
+    let same = |other: &TopologySpreadConstraint| other.topology_key == *key && other.when_unsatisfiable == action;
+    former.iter().any(same).then(|| format!("Duplicate value: {{{key}, {action}}}"))
 }
 
 /// A constraint, parsed.

@@ -37,7 +37,7 @@ pub struct VolumeBinding {
 
 /// `VolumeBindingArgs`.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     bind_timeout_seconds: i64,
 }
@@ -319,6 +319,11 @@ impl Plugin for VolumeBinding {
         snapshot.volumes.forget(&pod.facts.uid);
     }
 
+    fn must_pre_bind(&self, reserved: &State) -> bool {
+        let assumption: &Assumption = state_of(reserved);
+        !assumption.bindings.is_empty() || !assumption.provisions.is_empty()
+    }
+
     fn pre_bind<'a>(
         &'a self,
         handle: &'a Handle,
@@ -328,9 +333,6 @@ impl Plugin for VolumeBinding {
     ) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             let assumption: &Assumption = state_of(reserved);
-            if assumption.bindings.is_empty() && assumption.provisions.is_empty() {
-                return Ok(());
-            }
             write(handle, assumption).await?;
             let deadline = Instant::now() + self.bind_timeout;
             loop {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelector, Taint, Toleration};
 use k8s_openapi::api::resource::v1::{
-    AllocationResult, Device, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceAttribute, DeviceConstraint,
+    AllocationResult, CapacityRequestPolicy, CapacityRequirements, Device, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceAttribute, DeviceConstraint,
     DeviceRequest, DeviceRequestAllocationResult, DeviceSelector, DeviceToleration, ResourceClaim, ResourceSlice,
 };
 use serde_json::json;
 
 use super::selectors::Selectors;
-use crate::cache::{Claims, DeviceId};
+use crate::cache::{Claims, DeviceId, Held, Shares};
 use crate::plugins::taint_toleration::tolerates_node;
 use apimachinery::node::{NodeTerms, device_taint, device_toleration};
 
@@ -39,6 +39,8 @@ struct Alternative<'a> {
     count: Option<usize>,
     admin_access: bool,
     tolerations: &'a [DeviceToleration],
+    /// What it asks of a device's capacity.
+    capacity: Option<&'a CapacityRequirements>,
 }
 
 struct Request<'a> {
@@ -52,7 +54,11 @@ struct Taken {
     request: usize,
     alternative: usize,
     offer: usize,
+    /// Its part, of a device that many may share.
+    part: Option<Amounts>,
 }
+
+type Amounts = BTreeMap<String, Quantity>;
 
 /// Counters of a pool, by driver, pool, set and name: what is left.
 type Counters = HashMap<(String, String, String, String), i128>;
@@ -63,7 +69,7 @@ struct Search<'a> {
     offers: Vec<Offer<'a>>,
     /// Which offers an alternative's class and selectors want, by request and alternative.
     wanted: HashMap<(usize, usize), Vec<usize>>,
-    busy: HashSet<DeviceId>,
+    held: Held,
     counters: Counters,
     taken: Vec<Taken>,
     steps: u32,
@@ -113,6 +119,7 @@ fn alternatives(request: &DeviceRequest) -> Vec<Alternative<'_>> {
             count: count(&exactly.allocation_mode, exactly.count),
             admin_access: exactly.admin_access.unwrap_or(false),
             tolerations: exactly.tolerations.as_deref().unwrap_or_default(),
+            capacity: exactly.capacity.as_ref(),
         }];
     }
     let first_available = request.first_available.iter().flatten();
@@ -124,12 +131,60 @@ fn alternatives(request: &DeviceRequest) -> Vec<Alternative<'_>> {
             count: count(&sub.allocation_mode, sub.count),
             admin_access: false,
             tolerations: sub.tolerations.as_deref().unwrap_or_default(),
+            capacity: sub.capacity.as_ref(),
         })
         .collect()
 }
 
-/// What the pool's counters have left when the busy devices have theirs.
-fn counters_left(claims: &Claims, busy: &HashSet<DeviceId>) -> Counters {
+fn is_shared(device: &Device) -> bool {
+    device.allow_multiple_allocations == Some(true)
+}
+
+/// The amount that a policy makes of what is asked for. As `calculateConsumedCapacity` and `violatesPolicy`.
+fn by_policy(asked: Option<Quantity>, policy: &CapacityRequestPolicy, all: Quantity) -> Option<Quantity> {
+    let Some(asked) = asked else { return Some(policy.default.as_ref().map_or(all, Quantity::from)) };
+    if let Some(values) = &policy.valid_values {
+        return values.iter().map(Quantity::from).filter(|value| *value >= asked).min();
+    }
+    let Some(range) = &policy.valid_range else { return Some(asked) };
+    let least = Quantity::from(&range.min);
+    let mut amount = asked.max(least);
+    if let Some(step) = range.step.as_ref().map(|step| Quantity::from(step).milli_value()).filter(|step| *step > 0) {
+        let above = (amount - least).milli_value();
+        amount = least + Quantity::from_milli(above.div_euclid(step).saturating_mul(step));
+        if above % step > 0 {
+            amount += Quantity::from_milli(step);
+        }
+    }
+    let most = range.max.as_ref().map(Quantity::from);
+    most.is_none_or(|most| amount <= most).then_some(amount)
+}
+
+/// What a request takes of each capacity of a device; `None` if the device has not so much.
+fn part_of(device: &Device, asked: Option<&CapacityRequirements>) -> Option<Amounts> {
+    let asked = asked.and_then(|asked| asked.requests.as_ref());
+    let asked = |name: &str| asked.and_then(|asked| asked.get(name)).map(Quantity::from);
+    let capacities = device.capacity.iter().flatten();
+    let parts = capacities.map(|(name, capacity)| {
+        let all = Quantity::from(&capacity.value);
+        let amount = match &capacity.request_policy {
+            Some(policy) if is_shared(device) => by_policy(asked(name), policy, all)?,
+            _ => asked(name).unwrap_or(all),
+        };
+        (amount <= all).then(|| (name.clone(), amount))
+    });
+    parts.collect()
+}
+
+/// Whether the device has all capacities that are asked for, and enough of them.
+fn has_capacity(device: &Device, asked: Option<&CapacityRequirements>) -> bool {
+    let names = asked.iter().flat_map(|asked| asked.requests.iter().flatten());
+    let known = |name: &String| device.capacity.as_ref().is_some_and(|capacity| capacity.contains_key(name));
+    names.into_iter().all(|(name, _)| known(name)) && part_of(device, asked).is_some()
+}
+
+/// What the pool's counters have left when the held devices have theirs.
+fn counters_left(claims: &Claims, held: &Held) -> Counters {
     let mut left = Counters::new();
     let key = |slice: &ResourceSlice, set: &str, name: &str| {
         (slice.spec.driver.clone(), slice.spec.pool.name.clone(), set.to_owned(), name.to_owned())
@@ -146,7 +201,7 @@ fn counters_left(claims: &Claims, busy: &HashSet<DeviceId>) -> Counters {
     for slice in slices() {
         for device in slice.spec.devices.iter().flatten() {
             let id = (slice.spec.driver.clone(), slice.spec.pool.name.clone(), device.name.clone());
-            if busy.contains(&id) {
+            if held.devices.contains(&id) || held.shares.contains_key(&id) {
                 consume(&mut left, &id, device, 1);
             }
         }
@@ -208,7 +263,9 @@ impl<'a> Search<'a> {
                 return false;
             }
             if self.take(index, alternative, wanted[at]) {
-                if self.pick(index, alternative, wanted, at + 1, left - 1) {
+                // Of a device that is shared there may be another part.
+                let next = if is_shared(self.offers[wanted[at]].device) { at } else { at + 1 };
+                if self.pick(index, alternative, wanted, next, left - 1) {
                     return true;
                 }
                 self.give_back();
@@ -220,28 +277,68 @@ impl<'a> Search<'a> {
     fn take(&mut self, request: usize, alternative: usize, offer: usize) -> bool {
         let claim = self.requests[request].claim;
         let admin = self.requests[request].alternatives[alternative].admin_access;
-        let chosen = &self.offers[offer];
-        if (!admin && self.busy.contains(&chosen.id)) || !self.keeps_constraints(claim, request, alternative, offer) {
+        let (id, device) = (self.offers[offer].id.clone(), self.offers[offer].device);
+        if (!admin && self.held.devices.contains(&id))
+            || !self.keeps_constraints(claim, request, alternative, offer)
+        {
             return false;
         }
-        if !admin {
-            let (id, device) = (chosen.id.clone(), chosen.device);
-            if !consume(&mut self.counters, &id, device, 1) {
-                consume(&mut self.counters, &id, device, -1);
+        let part = match is_shared(device) && !admin {
+            true => match self.share(&id, device, self.requests[request].alternatives[alternative].capacity) {
+                Some(part) => Some(part),
+                None => return false,
+            },
+            false => None,
+        };
+        if part.is_none() && !admin {
+            if !self.consume_counters(&id, device) {
                 return false;
             }
-            self.busy.insert(id);
+            self.held.devices.insert(id);
         }
-        self.taken.push(Taken { claim, request, alternative, offer });
+        self.taken.push(Taken { claim, request, alternative, offer, part });
         true
+    }
+
+    fn consume_counters(&mut self, id: &DeviceId, device: &Device) -> bool {
+        let enough = consume(&mut self.counters, id, device, 1);
+        if !enough {
+            consume(&mut self.counters, id, device, -1);
+        }
+        enough
+    }
+
+    /// Takes a part of a device that many may share, if there is so much left.
+    fn share(&mut self, id: &DeviceId, device: &Device, asked: Option<&CapacityRequirements>) -> Option<Amounts> {
+        let part = part_of(device, asked)?;
+        let used = self.held.shares.get(id).map(|shares| &shares.amounts);
+        let fits = |(name, amount): (&String, &Quantity)| {
+            let used = used.and_then(|used| used.get(name)).copied().unwrap_or_default();
+            device.capacity.as_ref().and_then(|all| all.get(name)).is_some_and(|all| used + *amount <= (&all.value).into())
+        };
+        if !part.iter().all(fits) || (used.is_none() && !self.consume_counters(id, device)) {
+            return None;
+        }
+        let shares = self.held.shares.entry(id.clone()).or_default();
+        shares.users += 1;
+        part.iter().for_each(|(name, amount)| *shares.amounts.entry(name.clone()).or_default() += *amount);
+        Some(part)
     }
 
     fn give_back(&mut self) {
         let Some(last) = self.taken.pop() else { return };
-        if !self.requests[last.request].alternatives[last.alternative].admin_access {
-            let offer = &self.offers[last.offer];
-            consume(&mut self.counters, &offer.id, offer.device, -1);
-            self.busy.remove(&offer.id);
+        let Offer { id, device, .. } = &self.offers[last.offer];
+        if let Some(part) = last.part {
+            let Some(Shares { users, amounts }) = self.held.shares.get_mut(id) else { return };
+            *users -= 1;
+            part.iter().for_each(|(name, amount)| *amounts.entry(name.clone()).or_default() -= *amount);
+            if *users == 0 {
+                self.held.shares.remove(id);
+                consume(&mut self.counters, id, device, -1);
+            }
+        } else if !self.requests[last.request].alternatives[last.alternative].admin_access {
+            consume(&mut self.counters, id, device, -1);
+            self.held.devices.remove(id);
         }
     }
 
@@ -276,7 +373,7 @@ impl<'a> Search<'a> {
 pub fn allocate(
     claims: &Claims,
     wanted: &[(Arc<str>, Arc<ResourceClaim>)],
-    taken: &HashSet<DeviceId>,
+    taken: &Held,
     selectors: &Selectors,
     node: &str,
     labels: &BTreeMap<String, String>,
@@ -301,6 +398,8 @@ pub fn allocate(
             }
         }
     }
+    // What is ready at once comes before what must be made ready.
+    offers.sort_by_key(|offer| offer.device.binding_conditions.as_ref().is_some_and(|all| !all.is_empty()));
     let empty = Vec::new();
     let mut search = Search {
         requests: Vec::new(),
@@ -308,7 +407,7 @@ pub fn allocate(
         offers,
         wanted: HashMap::new(),
         counters: counters_left(claims, taken),
-        busy: taken.clone(),
+        held: taken.clone(),
         taken: Vec::new(),
         steps: 0,
     };
@@ -329,6 +428,7 @@ pub fn allocate(
                 of_class.is_some_and(|of_class| selectors.select(of_class, &offer.id.0, offer.device))
                     && selectors.select(alternative.selectors, &offer.id.0, offer.device)
                     && tolerated(alternative.tolerations, offer.device)
+                    && has_capacity(offer.device, alternative.capacity)
             };
             let found = (0..search.offers.len()).filter(|offer| does(&search.offers[*offer])).collect();
             search.wanted.insert((index, number), found);
@@ -351,6 +451,7 @@ fn allocation(
     let mine: Vec<&Taken> = search.taken.iter().filter(|taken| taken.claim == number).collect();
     let alternative = |taken: &Taken| &search.requests[taken.request].alternatives[taken.alternative];
     let results = mine.iter().map(|taken| {
+        let offered = search.offers[taken.offer].device;
         let (driver, pool, device) = search.offers[taken.offer].id.clone();
         let chosen = alternative(taken);
         DeviceRequestAllocationResult {
@@ -359,6 +460,9 @@ fn allocation(
             pool,
             device,
             admin_access: chosen.admin_access.then_some(true),
+            binding_conditions: offered.binding_conditions.clone(),
+            binding_failure_conditions: offered.binding_failure_conditions.clone(),
+            consumed_capacity: taken.part.as_ref().map(|part| part.iter().map(|(n, q)| (n.clone(), q.to_api())).collect()),
             tolerations: Some(chosen.tolerations.to_vec()).filter(|tolerations| !tolerations.is_empty()),
             ..DeviceRequestAllocationResult::default()
         }
@@ -385,7 +489,7 @@ fn allocation(
         });
     }
     let offers = || mine.iter().map(|taken| &search.offers[taken.offer]);
-    let node_selector = if offers().any(|offer| offer.local) {
+    let node_selector = if offers().any(|offer| offer.local || offer.device.binds_to_node == Some(true)) {
         serde_json::from_value(json!({"nodeSelectorTerms": [
             {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}))
         .ok()

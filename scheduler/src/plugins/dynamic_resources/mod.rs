@@ -4,21 +4,24 @@
 //! among those for whom the claim is reserved, into the claim's status.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use rand::Rng;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cache::{DeviceId, NodeId, PendingPod, Snapshot, claim_keys};
+use super::arguments;
+use crate::cache::{Held, NodeId, PendingPod, Snapshot, claim_keys};
 use crate::framework::{
     Cycle, Diagnosis, EventSet, Handle, Plugin, Points, PostFilter, PreFilter, State, Verdict, state_of,
 };
 use apimachinery::node::NodeTerms;
+use apimachinery::time::parse_duration;
 
 mod allocator;
 mod selectors;
@@ -29,10 +32,22 @@ use selectors::Selectors;
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// How many pods a claim can be reserved for.
 const CONSUMERS_MAX: usize = 256;
+/// How often PreBind looks whether devices are ready.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DynamicResources {
     selectors: Selectors,
+    /// How long a device may take to become ready for its pod.
+    binding_timeout: Duration,
+}
+
+/// `DynamicResourcesArgs`.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Arguments {
+    filter_timeout: Option<String>,
+    binding_timeout: Option<String>,
 }
 
 /// The pod's claims.
@@ -41,7 +56,9 @@ struct PodClaims {
     /// Their allocations say where the pod can be.
     allocated: Vec<(Arc<str>, Option<NodeTerms>)>,
     wanted: Vec<(Arc<str>, Arc<ResourceClaim>)>,
-    taken: HashSet<DeviceId>,
+    /// Devices that were allocated will not become ready.
+    broken: bool,
+    taken: Held,
 }
 
 const DEVICES_REASON: u64 = 1;
@@ -53,6 +70,22 @@ fn reserved_for(claim: &ResourceClaim, uid: &str) -> bool {
 }
 
 impl DynamicResources {
+    /// With the arguments of a profile.
+    pub fn new(value: Option<&Value>) -> Result<DynamicResources, String> {
+        let Arguments { filter_timeout, binding_timeout } = arguments(value)?;
+        let duration = |text: Option<String>, default: Duration| match text {
+            Some(text) => parse_duration(&text).map_err(|error| error.to_string()),
+            None => Ok(default),
+        };
+        // The search is bounded by its steps instead.
+        duration(filter_timeout, Duration::ZERO)?;
+        let binding_timeout = duration(binding_timeout, Duration::from_secs(600))?;
+        if binding_timeout < Duration::from_secs(1) {
+            return Err("bindingTimeout: must be at least 1 second".to_owned());
+        }
+        Ok(DynamicResources { selectors: Selectors::default(), binding_timeout })
+    }
+
     /// The pod's claims, or why it cannot be placed yet.
     fn claims_of(&self, pod: &PendingPod, snapshot: &Snapshot) -> Result<PodClaims, String> {
         let mut claims = PodClaims::default();
@@ -70,6 +103,10 @@ impl DynamicResources {
                 if consumers >= CONSUMERS_MAX && !reserved_for(claim, &pod.facts.uid) {
                     return Err("resourceclaim in use".to_owned());
                 }
+                claims.broken |= match are_ready(claim) {
+                    Ok(ready) => !ready && self.is_late(claim),
+                    Err(_) => true,
+                };
                 claims.allocated.push((key, allocation.node_selector.as_ref().map(NodeTerms::of)));
                 continue;
             }
@@ -94,10 +131,41 @@ impl DynamicResources {
         Ok(claims)
     }
 
+    /// Whether the claim's devices have had their time to become ready.
+    fn is_late(&self, claim: &ResourceClaim) -> bool {
+        let allocation = claim.status.as_ref().and_then(|status| status.allocation.as_ref());
+        let since = allocation.and_then(|allocation| allocation.allocation_timestamp.as_ref());
+        since.is_some_and(|since| apimachinery::time::since(since.0) > self.binding_timeout)
+    }
+
     fn devices(&self, claims: &PodClaims, snapshot: &Snapshot, node: NodeId) -> Option<Vec<AllocationResult>> {
         let (name, labels) = (&snapshot.nodes.name[node.index()], &snapshot.nodes.labels[node.index()]);
         allocate(&snapshot.claims, &claims.wanted, &claims.taken, &self.selectors, name, labels)
     }
+}
+
+/// Whether the allocated devices that must be made ready are; the error says which will not be. As
+/// `isClaimReadyForBinding`.
+fn are_ready(claim: &ResourceClaim) -> Result<bool, String> {
+    let Some(status) = &claim.status else { return Ok(true) };
+    let devices = status.allocation.as_ref().and_then(|allocation| allocation.devices.as_ref());
+    let mut ready = true;
+    for result in devices.into_iter().flat_map(|devices| devices.results.iter().flatten()) {
+        let Some(wanted) = result.binding_conditions.as_ref().filter(|wanted| !wanted.is_empty()) else { continue };
+        let told = status.devices.iter().flatten().find(|told| {
+            (&told.driver, &told.pool, &told.device) == (&result.driver, &result.pool, &result.device)
+                && told.share_id == result.share_id
+        });
+        let holds = |kind: &String| {
+            let conditions = told.iter().flat_map(|told| told.conditions.iter().flatten());
+            conditions.into_iter().any(|condition| condition.type_ == *kind && condition.status == "True")
+        };
+        if let Some(failed) = result.binding_failure_conditions.iter().flatten().find(|kind| holds(kind)) {
+            return Err(format!("device {}/{}/{}: {failed}", result.driver, result.pool, result.device));
+        }
+        ready &= wanted.iter().all(holds);
+    }
+    Ok(ready)
 }
 
 /// What PreBind writes: each claim, with its new allocation if it had none.
@@ -136,6 +204,10 @@ async fn write(
     let mut status = json!({"reservedFor": consumers});
     if let Some(allocation) = allocation {
         status["allocation"] = json!(allocation);
+        let results = allocation.devices.iter().flat_map(|devices| devices.results.iter().flatten());
+        if results.into_iter().any(|result| result.binding_conditions.is_some()) {
+            status["allocation"]["allocationTimestamp"] = json!(apimachinery::time::now());
+        }
     }
     let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
     let written = claims.patch_status(name, &params, &Patch::Merge(patch)).await.map_err(failed)?;
@@ -180,7 +252,7 @@ impl Plugin for DynamicResources {
         let claims: &PodClaims = state_of(state);
         let (name, labels) = (&snapshot.nodes.name[node.index()], &snapshot.nodes.labels[node.index()]);
         let mut terms = claims.allocated.iter().filter_map(|(_, terms)| terms.as_ref());
-        if !terms.all(|terms| terms.matches(name, labels)) {
+        if claims.broken || !terms.all(|terms| terms.matches(name, labels)) {
             return Verdict::unresolvable(NODE_REASON);
         }
         let fits = claims.wanted.is_empty() || self.devices(claims, snapshot, node).is_some();
@@ -225,7 +297,11 @@ impl Plugin for DynamicResources {
         let claims = self.claims_of(pod, snapshot)?;
         let mut reserved: Reserved = claims.allocated.iter().map(|(key, _)| (key.clone(), None)).collect();
         if !claims.wanted.is_empty() {
-            let allocations = self.devices(&claims, snapshot, node).ok_or("the devices are no longer available")?;
+            let mut allocations = self.devices(&claims, snapshot, node).ok_or("the devices are no longer available")?;
+            let results = allocations.iter_mut().filter_map(|allocation| allocation.devices.as_mut()?.results.as_mut());
+            for result in results.flatten().filter(|result| result.consumed_capacity.is_some()) {
+                result.share_id = Some(uuid::Uuid::new_v4().to_string());
+            }
             for ((key, _), allocation) in claims.wanted.iter().zip(allocations) {
                 snapshot.claims.assume(key.clone(), pod.facts.uid.clone(), allocation.clone());
                 reserved.push((key.clone(), Some(allocation)));
@@ -236,6 +312,10 @@ impl Plugin for DynamicResources {
 
     fn unreserve(&self, pod: &PendingPod, snapshot: &mut Snapshot) {
         snapshot.claims.forget(&pod.facts.uid);
+    }
+
+    fn must_pre_bind(&self, reserved: &State) -> bool {
+        !state_of::<Reserved>(reserved).is_empty()
     }
 
     fn pre_bind<'a>(
@@ -251,6 +331,16 @@ impl Plugin for DynamicResources {
                 write(handle, pod, key, allocation.as_ref()).await?;
             }
             handle.look(|snapshot| snapshot.claims.forget(&pod.facts.uid));
+            let deadline = Instant::now() + self.binding_timeout;
+            for (key, _) in reserved {
+                let claim = || handle.look(|snapshot| snapshot.claims.claims.get(key).cloned()).flatten();
+                while !claim().map_or_else(|| Err(format!("claim {key} is gone")), |claim| are_ready(&claim))? {
+                    if Instant::now() >= deadline {
+                        return Err("device binding timeout".to_owned());
+                    }
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                }
+            }
             Ok(())
         })
     }
@@ -269,7 +359,7 @@ pub async fn deallocate(handle: &Handle, key: &str) -> Result<(), kube::Error> {
     let (namespace, name) = key.split_once('/').unwrap_or_default();
     let claims: Api<ResourceClaim> = Api::namespaced(handle.client.clone(), namespace);
     let patch = json!({"metadata": {"resourceVersion": claim.metadata.resource_version},
-        "status": {"allocation": null, "reservedFor": null}});
+        "status": {"allocation": null, "reservedFor": null, "devices": null}});
     claims.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
 }
 

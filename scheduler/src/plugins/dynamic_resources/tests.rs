@@ -1,9 +1,14 @@
 //! What is allocated, case by case.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
 use crate::testing::{accepts, cluster, node, pending, pod};
+
+fn plugin() -> DynamicResources {
+    DynamicResources::new(None).expect("arguments")
+}
 
 fn snapshot() -> Snapshot {
     let mut snapshot = cluster(["a", "b"].map(|name| node(name).build()));
@@ -76,13 +81,13 @@ fn nodes_are_judged_by_their_devices() {
     ] {
         let mut snapshot = snapshot();
         claim(&mut snapshot, "c", devices);
-        assert_eq!(accepts(&DynamicResources::default(), &user("p", "c"), &snapshot), expected, "{what}");
+        assert_eq!(accepts(&plugin(), &user("p", "c"), &snapshot), expected, "{what}");
     }
 }
 
 #[test]
 fn what_is_reserved_is_not_there_for_others() {
-    let (plugin, mut snapshot) = (DynamicResources::default(), snapshot());
+    let (plugin, mut snapshot) = (plugin(), snapshot());
     claim(&mut snapshot, "first", exactly(json!({"count": 2})));
     claim(&mut snapshot, "second", exactly(json!({"count": 1})));
     let first = pending(user("p", "first"));
@@ -116,8 +121,8 @@ fn counters_bound_what_partitions_take_together() {
         serde_json::from_value(json!([{"name": "s", "counters": {"memory": {"value": "40Gi"}}}])).expect("counters");
     claim(&mut snapshot, "two", exactly(json!({"count": 2})));
     claim(&mut snapshot, "three", exactly(json!({"count": 3})));
-    assert_eq!(accepts(&DynamicResources::default(), &user("p", "two"), &snapshot), [true, true]);
-    assert_eq!(accepts(&DynamicResources::default(), &user("p", "three"), &snapshot), [false, false]);
+    assert_eq!(accepts(&plugin(), &user("p", "two"), &snapshot), [true, true]);
+    assert_eq!(accepts(&plugin(), &user("p", "three"), &snapshot), [false, false]);
 }
 
 #[test]
@@ -128,6 +133,74 @@ fn a_tainted_device_needs_a_toleration() {
     slice(&mut snapshot, "a", json!([tainted]));
     claim(&mut snapshot, "plain", exactly(json!({})));
     claim(&mut snapshot, "tolerant", exactly(json!({"tolerations": [{"operator": "Exists"}]})));
-    assert_eq!(accepts(&DynamicResources::default(), &user("p", "plain"), &snapshot), [false, true]);
-    assert_eq!(accepts(&DynamicResources::default(), &user("p", "tolerant"), &snapshot), [true, true]);
+    assert_eq!(accepts(&plugin(), &user("p", "plain"), &snapshot), [false, true]);
+    assert_eq!(accepts(&plugin(), &user("p", "tolerant"), &snapshot), [true, true]);
+}
+
+#[test]
+fn parts_of_a_shared_device_are_bounded_by_its_capacity() {
+    let mut snapshot = snapshot();
+    let mut shared = device("a0", false, 0);
+    shared["allowMultipleAllocations"] = json!(true);
+    shared["capacity"] = json!({"memory": {"value": "10Gi",
+        "requestPolicy": {"default": "1Gi", "validRange": {"min": "1Gi", "step": "2Gi", "max": "9Gi"}}}});
+    slice(&mut snapshot, "a", json!([shared]));
+    slice(&mut snapshot, "b", json!([]));
+    let asks = |memory: &str| exactly(json!({"capacity": {"requests": {"memory": memory}}}));
+    for (name, devices) in [
+        ("four", asks("4Gi")),
+        ("six", asks("6Gi")),
+        ("default", exactly(json!({}))),
+        ("more", asks("10Gi")),
+        ("other", exactly(json!({"capacity": {"requests": {"bandwidth": "1"}}}))),
+        ("twice", exactly(json!({"count": 2, "capacity": {"requests": {"memory": "5Gi"}}}))),
+        ("thrice", exactly(json!({"count": 3, "capacity": {"requests": {"memory": "5Gi"}}}))),
+    ] {
+        claim(&mut snapshot, name, devices);
+    }
+    let fits = |snapshot: &Snapshot, claim: &str| accepts(&plugin(), &user("p", claim), snapshot)[0];
+    for (claim, expected) in
+        [("four", true), ("six", true), ("more", false), ("other", false), ("twice", true), ("thrice", false)]
+    {
+        assert_eq!(fits(&snapshot, claim), expected, "{claim}");
+    }
+    let node = snapshot.nodes.find("a").expect("a");
+    let reserved = plugin().reserve(&pending(user("first", "four")), &mut snapshot, node).expect("reserved");
+    let reserved: &Reserved = state_of(&reserved);
+    let devices = reserved[0].1.as_ref().and_then(|allocation| allocation.devices.as_ref()).expect("devices");
+    let result = &devices.results.as_ref().expect("results")[0];
+    assert!(result.share_id.is_some());
+    // Rounded up to 1 + 2 + 2.
+    assert_eq!(json!(result.consumed_capacity), json!({"memory": "5Gi"}));
+    for (claim, expected) in [("six", false), ("default", true), ("twice", false)] {
+        assert_eq!(fits(&snapshot, claim), expected, "{claim}");
+    }
+}
+
+#[test]
+fn a_claim_whose_devices_will_not_become_ready_is_given_free() {
+    let plugin = plugin();
+    let told = |conditions: Value, since: &str| -> ResourceClaim {
+        let result = json!({"request": "r", "driver": "gpu.io", "pool": "a", "device": "a0",
+            "bindingConditions": ["Attached"], "bindingFailureConditions": ["Failed"]});
+        let status = json!({"allocation": {"devices": {"results": [result]}, "allocationTimestamp": since},
+            "devices": [{"driver": "gpu.io", "pool": "a", "device": "a0", "conditions": conditions}]});
+        serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {}, "status": status})).expect("a claim")
+    };
+    let condition = |kind: &str| {
+        json!([{"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}])
+    };
+    let now = Timestamp::now().to_string();
+    for (conditions, since, ready, broken) in [
+        (json!([]), now.as_str(), Some(false), false),
+        (json!([]), "2020-01-01T00:00:00Z", Some(false), true),
+        (condition("Attached"), "2020-01-01T00:00:00Z", Some(true), false),
+        (condition("Failed"), now.as_str(), None, true),
+    ] {
+        let claim = told(conditions, since);
+        assert_eq!(are_ready(&claim).ok(), ready, "{claim:?}");
+        let mut snapshot = snapshot();
+        snapshot.claims.claims.insert("default/c".into(), Arc::new(claim));
+        assert_eq!(accepts(&plugin, &user("p", "c"), &snapshot), [!broken, !broken]);
+    }
 }
