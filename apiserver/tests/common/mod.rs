@@ -1,6 +1,8 @@
 //! An apiserver over an etcd of its own, for tests, with or without the controllers; all end with the test.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod clock;
+
 use base64::Engine as _;
 use http::Request;
 use serde_json::Value;
@@ -82,9 +84,13 @@ pub async fn eventually<T>(what: &str, check: impl AsyncFn() -> Result<T, String
 }
 
 fn spawn(program: &Path, args: &[String], log: &Path) -> Process {
+    spawn_in(program, args, &[], log)
+}
+
+fn spawn_in(program: &Path, args: &[String], environment: &[(&str, &Path)], log: &Path) -> Process {
     let log = std::fs::File::create(log).unwrap();
     let mut command = Command::new(program);
-    command.args(args).stdout(log.try_clone().unwrap()).stderr(log);
+    command.args(args).envs(environment.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
     Process(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
 }
 
@@ -139,10 +145,15 @@ impl Server {
 
     /// Starts a controller-manager with more flags; gives its place among those that were started.
     pub fn add_controllers(&mut self, flags: &[&str]) -> usize {
+        self.add_controllers_in(&[], flags)
+    }
+
+    /// As [`Server::add_controllers`], with an environment.
+    pub fn add_controllers_in(&mut self, environment: &[(&str, &Path)], flags: &[&str]) -> usize {
         let args: Vec<String> =
             self.controller_args.iter().cloned().chain(flags.iter().map(ToString::to_string)).collect();
         let log = self.directory.path().join(format!("controller-manager-{}.log", self.controllers.len()));
-        self.controllers.push(spawn(&built("controller-manager"), &args, &log));
+        self.controllers.push(spawn_in(&built("controller-manager"), &args, environment, &log));
         self.controllers.len() - 1
     }
 

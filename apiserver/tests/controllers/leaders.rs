@@ -4,16 +4,16 @@ use crate::common::{Server, eventually, has_controllers};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager";
+pub const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager";
 const APPS: &str = "/apis/apps/v1/namespaces/t";
-const ELECT: [&str; 4] = [
+pub const ELECT: [&str; 4] = [
     "--secure-port=0",
     "--leader-elect-lease-duration=6s",
     "--leader-elect-renew-deadline=4s",
     "--leader-elect-retry-period=1s",
 ];
 
-async fn holder(server: &Server, other_than: &str) -> String {
+pub async fn holder(server: &Server, other_than: &str) -> String {
     eventually("there is a leader", async || {
         let lease = server.get(LEASE).await.map_err(|error| format!("{error:?}"))?;
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();

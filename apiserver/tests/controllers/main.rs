@@ -3,6 +3,7 @@
 
 mod accounts;
 mod apps;
+mod clocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod endpoints;

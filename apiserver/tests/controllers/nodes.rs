@@ -4,7 +4,7 @@ use crate::common::{Server, eventually, has_controllers};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const NODES: &str = "/api/v1/nodes";
+pub const NODES: &str = "/api/v1/nodes";
 const PODS: &str = "/api/v1/namespaces/t/pods";
 
 async fn start(flags: &[&str]) -> Option<Server> {
@@ -22,7 +22,7 @@ async fn start(flags: &[&str]) -> Option<Server> {
     Some(server)
 }
 
-async fn node(server: &Server, name: &str) {
+pub async fn node(server: &Server, name: &str) {
     let node = json!({"metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "z"}}});
     server.post(NODES, &node).await.unwrap();
     let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}});
@@ -30,7 +30,7 @@ async fn node(server: &Server, name: &str) {
 }
 
 /// Renews the nodes' leases until it is dropped.
-fn renew(server: &Server, names: &[&str]) -> tokio::task::JoinHandle<()> {
+pub fn renew(server: &Server, names: &[&str]) -> tokio::task::JoinHandle<()> {
     let client = server.client.clone();
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     tokio::spawn(async move {
@@ -49,7 +49,7 @@ fn renew(server: &Server, names: &[&str]) -> tokio::task::JoinHandle<()> {
     })
 }
 
-async fn pod(server: &Server, name: &str, node: &str, tolerations: Value) {
+pub async fn pod(server: &Server, name: &str, node: &str, tolerations: Value) {
     let spec = json!({"nodeName": node, "terminationGracePeriodSeconds": 0, "tolerations": tolerations,
         "containers": [{"name": "c", "image": "x"}]});
     server.post(PODS, &json!({"metadata": {"name": name}, "spec": spec})).await.unwrap();
@@ -57,7 +57,7 @@ async fn pod(server: &Server, name: &str, node: &str, tolerations: Value) {
     server.merge(&format!("{PODS}/{name}/status"), &status).await.unwrap();
 }
 
-fn taints(node: &Value) -> Vec<String> {
+pub fn taints(node: &Value) -> Vec<String> {
     let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
     taints.iter().map(|t| format!("{}:{}", t["key"].as_str().unwrap(), t["effect"].as_str().unwrap())).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Lab, PODS, common::eventually, end, pod};
+use super::{Lab, PODS, common::clock::Clock, common::eventually, end, pod};
 
 const NODES: usize = 5;
 const PER_NODE: usize = 20;
@@ -69,4 +69,26 @@ async fn no_node_is_overcommitted_whoever_schedules_and_whenever_it_ends() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_holds_no_pod_back() {
+    let (Some(clock), Some(mut lab)) = (Clock::new(), Lab::without_scheduler("clock", false).await) else { return };
+    let flags = ["--secure-port=0", "--leader-elect-lease-duration=6s", "--leader-elect-renew-deadline=4s"];
+    lab.scheduler_in(&clock.environment(), &flags);
+    lab.node("n0", "1").await;
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-scheduler";
+    lab.pod("first", json!({"cpu": "1"})).await;
+    lab.bound("first").await;
+    let leader = lab.server.get(lease).await.unwrap()["spec"]["holderIdentity"].clone();
+    for (number, offset) in [(1, 3600), (2, -3600), (3, 0)] {
+        let name = format!("p{number}");
+        lab.pod(&name, json!({"cpu": "1"})).await;
+        lab.refused(&name).await;
+        clock.jump(offset);
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        lab.node(&format!("n{number}"), "1").await;
+        assert_eq!(lab.bound(&name).await, format!("n{number}"));
+        assert_eq!(lab.server.get(lease).await.unwrap()["spec"]["holderIdentity"], leader, "{offset}");
+    }
 }

@@ -71,11 +71,17 @@ impl Lab {
 
     /// Starts another scheduler.
     fn scheduler(&mut self, flags: &[&str]) {
+        self.scheduler_in(&[], flags);
+    }
+
+    /// As [`Lab::scheduler`], with an environment.
+    fn scheduler_in(&mut self, environment: &[(&str, &std::path::Path)], flags: &[&str]) {
         let number = self.schedulers.len();
         let (kubeconfig, log) =
             (self.file("kubeconfig"), std::fs::File::create(self.file(&format!("{number}.log"))).unwrap());
         std::fs::write(&kubeconfig, self.server.kubeconfig()).unwrap();
         let mut command = Command::new(built("scheduler"));
+        command.envs(environment.iter().copied());
         command.arg(format!("--kubeconfig={}", kubeconfig.display())).args(flags).arg("-v=4");
         command.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null());
         self.schedulers.push(command.spawn().unwrap());
