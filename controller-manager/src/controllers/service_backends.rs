@@ -1,15 +1,56 @@
 //! What the endpoints and endpointslice controllers share: which pods stand behind a Service, and at which ports. Pure.
 use apimachinery::{
     labels::Selector,
-    pod::{is_sidecar, is_terminal},
+    meta::NamespacedName,
+    pod::{condition, is_sidecar, is_terminal},
+    time::rfc3339,
 };
 use k8s_openapi::{
     api::core::v1::{ObjectReference, Pod, Service, ServicePort},
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    jiff::Timestamp,
 };
-use std::net::IpAddr;
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// When what a write of endpoints follows happened, for those who measure how long it took.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// What was seen of Services and their pods when their endpoints were last looked at: when they came, or became ready or
+/// not. Bounded by the Services and pods there are. As `TriggerTimeTracker`.
+#[derive(Default)]
+pub struct Triggers(Mutex<HashMap<NamespacedName, BTreeMap<String, Timestamp>>>);
+
+impl Triggers {
+    pub fn forget(&self, service: &NamespacedName) {
+        self.0.lock().remove(service);
+    }
+
+    /// The earliest of the changes since the last look.
+    pub fn look(&self, key: &NamespacedName, service: &Service, pods: &[Arc<Pod>]) -> Option<Timestamp> {
+        let ready = |p: &Pod| condition(p, "Ready").and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0);
+        let of_pods = pods.iter().filter_map(|p| Some((format!("pod/{}", p.metadata.name.as_deref()?), ready(p)?)));
+        let created = service.metadata.creation_timestamp.as_ref().map(|t| (String::new(), t.0));
+        let now: BTreeMap<String, Timestamp> = of_pods.chain(created).collect();
+        let mut all = self.0.lock();
+        let before = all.insert(key.clone(), now.clone()).unwrap_or_default();
+        now.into_iter().filter(|(name, at)| before.get(name).is_none_or(|old| at > old)).map(|(_, at)| at).min()
+    }
+}
+
+/// Writes down what a write follows, if anything is known of it.
+pub fn annotate_trigger(meta: &mut ObjectMeta, trigger: Option<Timestamp>) {
+    match trigger {
+        Some(at) => drop(meta.annotations.get_or_insert_default().insert(TRIGGER.to_owned(), rfc3339(at))),
+        None => drop(meta.annotations.as_mut().and_then(|all| all.remove(TRIGGER))),
+    }
+}
 
 /// The selector of a Service whose endpoints are ours to make; None if someone else makes them or it has none at all.
 pub fn selector(service: &Service) -> Option<Selector> {
@@ -112,6 +153,30 @@ pub fn matters(old: &Pod, new: &Pod) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_write_says_which_change_it_follows() {
+        let service: Service =
+            serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}})).unwrap();
+        let pod = |name: &str, ready: &str| -> Arc<Pod> {
+            let condition = json!({"type": "Ready", "status": "True", "lastTransitionTime": ready});
+            let pod = json!({"metadata": {"name": name}, "status": {"conditions": [condition]}});
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let (triggers, key) = (Triggers::default(), NamespacedName::new("ns", "web"));
+        let mut meta = ObjectMeta::default();
+        for (pods, expected) in [
+            (vec![], Some("2026-01-01T00:00:00Z")),
+            (vec![], None),
+            (vec![pod("a", "2026-01-01T00:00:07Z"), pod("b", "2026-01-01T00:00:05Z")], Some("2026-01-01T00:00:05Z")),
+            (vec![pod("a", "2026-01-01T00:00:07Z"), pod("b", "2026-01-01T00:00:09Z")], Some("2026-01-01T00:00:09Z")),
+            (vec![pod("b", "2026-01-01T00:00:09Z")], None),
+        ] {
+            annotate_trigger(&mut meta, triggers.look(&key, &service, &pods));
+            let told = meta.annotations.as_ref().and_then(|all| all.get(TRIGGER)).map(String::as_str);
+            assert_eq!(told, expected, "{pods:?}");
+        }
+    }
 
     #[test]
     fn ports_are_found_by_number_and_by_name() {

@@ -322,11 +322,9 @@ impl Driver {
         attempts: u32,
     ) {
         let (key, uid) = (&pod.facts.key, &pod.facts.uid);
-        let none: State = Box::new(());
-        let reserved_by = |place| reserved.iter().find(|(holder, _)| holder == place).map_or(&none, |(_, state)| state);
-        let must = |place: &&u8| profile.plugin(**place).must_pre_bind(reserved_by(*place));
-        let steps: Vec<(u8, &State)> =
-            profile.pre_bind.iter().filter(must).map(|place| (*place, reserved_by(place))).collect();
+        let held = |place: &u8| reserved.iter().find(|(holder, _)| holder == place).map(|(place, state)| (*place, state));
+        let steps = profile.pre_bind.iter().filter_map(held);
+        let steps: Vec<_> = steps.filter(|(place, state)| profile.plugin(*place).must_pre_bind(state)).collect();
         match self.carry_out(profile, pod, node, &steps).await {
             Ok(()) => {
                 {

@@ -28,6 +28,7 @@ struct Controller {
     services: Informer<Service>,
     pods: Informer<Pod>,
     endpoints: Informer<Endpoints>,
+    triggers: backends::Triggers,
 }
 
 /// Runs until shutdown.
@@ -39,6 +40,7 @@ pub async fn start(context: Arc<Context>) {
         services: context.informers.get(),
         pods: context.informers.get(),
         endpoints: context.informers.get(),
+        triggers: backends::Triggers::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
     wake_by_services_and_pods(&controller.services, &controller.pods, &queue);
@@ -61,6 +63,7 @@ impl Reconcile for Controller {
         let api = api_in::<Endpoints>(&self.client, &key.namespace);
         let existing = self.endpoints.get(&key.namespace, &key.name);
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.triggers.forget(key);
             // Endpoints outlive no Service, except those that elect leaders.
             let elects = |e: &Endpoints| {
                 let annotations = e.metadata.annotations.as_ref();
@@ -79,7 +82,9 @@ impl Reconcile for Controller {
             return Ok(Next::Settled);
         }
         let pods = selected(&self.pods, &key.namespace, &selector);
-        let Some(wanted) = plan::plan(&service, &pods, existing.as_deref()) else { return Ok(Next::Settled) };
+        let trigger = self.triggers.look(key, &service, &pods);
+        let Some(mut wanted) = plan::plan(&service, &pods, existing.as_deref()) else { return Ok(Next::Settled) };
+        backends::annotate_trigger(&mut wanted.metadata, trigger);
         let outcome = match existing {
             Some(_) => api.replace(&key.name, &PostParams::default(), &wanted).await,
             None => api.create(&PostParams::default(), &wanted).await,

@@ -39,6 +39,7 @@ struct Controller {
     slices: Informer<EndpointSlice>,
     expectations: Arc<Expectations>,
     max_per_slice: usize,
+    triggers: backends::Triggers,
 }
 
 /// Runs until shutdown.
@@ -53,6 +54,7 @@ pub async fn start(context: Arc<Context>) {
         slices: context.informers.get(),
         expectations: Arc::default(),
         max_per_slice: context.settings.max_endpoints_per_slice,
+        triggers: backends::Triggers::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
     wake_by_services_and_pods(&controller.services, &controller.pods, &queue);
@@ -172,6 +174,7 @@ impl Reconcile for Controller {
         // Slices of a Service that is gone go with it: the garbage collector sees to them.
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
             self.expectations.forget(key);
+            self.triggers.forget(key);
             return Ok(Next::Settled);
         };
         let Some(selector) = backends::selector(&service) else { return Ok(Next::Settled) };
@@ -190,7 +193,10 @@ impl Reconcile for Controller {
         let topology = Topology { zones: zones.collect(), shares };
         let mut existing = self.slices.list_in(&key.namespace);
         existing.retain(|s| service_of(s).as_ref() == Some(key));
-        let changes = plan::plan(&service, &pods, &topology, &existing, self.max_per_slice);
+        let mut changes = plan::plan(&service, &pods, &topology, &existing, self.max_per_slice);
+        let trigger = self.triggers.look(key, &service, &pods);
+        let written = changes.create.iter_mut().chain(&mut changes.update);
+        written.for_each(|slice| backends::annotate_trigger(&mut slice.metadata, trigger));
         for (well, message) in &changes.told {
             let (kind, reason) = match well {
                 true => (Type::Normal, "TopologyAwareHintsEnabled"),
