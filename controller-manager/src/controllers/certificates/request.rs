@@ -76,59 +76,45 @@ fn usages_are(spec: &CertificateSigningRequestSpec, allowed: &[&str], required: 
     usages.iter().all(|u| allowed.contains(u)) && required.iter().all(|u| usages.contains(u))
 }
 
+/// The words of the first rule that is not kept.
+fn keeps(rules: &[(bool, &'static str)]) -> Result<(), &'static str> {
+    rules.iter().find(|(kept, _)| !kept).map_or(Ok(()), |(_, words)| Err(words))
+}
+
+const OF_NODES: &str = "subject organization is not system:nodes";
+const OTHER_NAMES: &str = "Email and URI subjectAltNames are not allowed";
+const OF_A_NODE: &str = "subject common name does not begin with system:node:";
+
 /// As `ValidateKubeletClientCSR`.
 pub fn check_kubelet_client(request: &Request, spec: &CertificateSigningRequestSpec) -> Result<(), &'static str> {
-    if request.organizations != [NODES_GROUP] {
-        return Err("subject organization is not system:nodes");
-    }
-    if !request.dns_names.is_empty() {
-        return Err("DNS subjectAltNames are not allowed");
-    }
-    if !request.ip_addresses.is_empty() {
-        return Err("IP subjectAltNames are not allowed");
-    }
-    if request.other_names > 0 {
-        return Err("Email and URI subjectAltNames are not allowed");
-    }
-    if !request.common_name.starts_with(NODE_PREFIX) {
-        return Err("subject common name does not begin with system:node:");
-    }
-    if !usages_are(
-        spec,
-        &["digital signature", "key encipherment", "client auth"],
-        &["digital signature", "client auth"],
-    ) {
-        return Err(
+    let allowed = ["digital signature", "key encipherment", "client auth"];
+    keeps(&[
+        (request.organizations == [NODES_GROUP], OF_NODES),
+        (request.dns_names.is_empty(), "DNS subjectAltNames are not allowed"),
+        (request.ip_addresses.is_empty(), "IP subjectAltNames are not allowed"),
+        (request.other_names == 0, OTHER_NAMES),
+        (request.common_name.starts_with(NODE_PREFIX), OF_A_NODE),
+        (
+            usages_are(spec, &allowed, &["digital signature", "client auth"]),
             "usages did not match [digital signature, client auth] or [digital signature, key encipherment, client auth]",
-        );
-    }
-    Ok(())
+        ),
+    ])
 }
 
 /// As `ValidateKubeletServingCSR`.
 pub fn check_kubelet_serving(request: &Request, spec: &CertificateSigningRequestSpec) -> Result<(), &'static str> {
-    if request.organizations != [NODES_GROUP] {
-        return Err("subject organization is not system:nodes");
-    }
-    if request.dns_names.is_empty() && request.ip_addresses.is_empty() {
-        return Err("DNS or IP subjectAltName is required");
-    }
-    if request.other_names > 0 {
-        return Err("Email and URI subjectAltNames are not allowed");
-    }
-    if !request.common_name.starts_with(NODE_PREFIX) {
-        return Err("subject common name does not begin with system:node:");
-    }
-    if !usages_are(
-        spec,
-        &["digital signature", "key encipherment", "server auth"],
-        &["digital signature", "server auth"],
-    ) {
-        return Err(
+    let allowed = ["digital signature", "key encipherment", "server auth"];
+    let named = !request.dns_names.is_empty() || !request.ip_addresses.is_empty();
+    keeps(&[
+        (request.organizations == [NODES_GROUP], OF_NODES),
+        (named, "DNS or IP subjectAltName is required"),
+        (request.other_names == 0, OTHER_NAMES),
+        (request.common_name.starts_with(NODE_PREFIX), OF_A_NODE),
+        (
+            usages_are(spec, &allowed, &["digital signature", "server auth"]),
             "usages did not match [digital signature, server auth] or [digital signature, key encipherment, server auth]",
-        );
-    }
-    Ok(())
+        ),
+    ])
 }
 
 /// Whether the request keeps the rules of its signer.

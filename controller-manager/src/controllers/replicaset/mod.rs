@@ -16,9 +16,10 @@ use apimachinery::{
 use component_base::{events::reference, informer::Informer};
 use k8s_openapi::{
     api::{
-        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus},
         core::v1::{
-            Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+            Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerSpec,
+            ReplicationControllerStatus,
         },
     },
     jiff::Timestamp,
@@ -39,115 +40,96 @@ pub trait ReplicaOwner: PodOwner + Serialize {
     fn set_status(&mut self, status: ReplicaSetStatus);
 }
 
-impl PodOwner for ReplicaSet {
-    fn selector(&self) -> Result<Selector, SyncError> {
-        Selector::from_label_selector_opt(self.spec.as_ref().map(|s| &s.selector))
-            .map_err(|e| SyncError::Invalid(format!("selector: {e}")))
-    }
+/// What both kinds have under the same names.
+macro_rules! replica_owner {
+    ($kind:ident, $controller:literal, $component:literal, $selector:expr, $read:expr, $write:expr) => {
+        impl PodOwner for $kind {
+            fn selector(&self) -> Result<Selector, SyncError> {
+                $selector(self.spec.as_ref())
+            }
 
-    // A finished orphan is of no use to anybody.
-    fn can_use(&self, orphan: &Pod) -> bool {
-        is_active(orphan)
-    }
-}
-
-impl ReplicaOwner for ReplicaSet {
-    const CONTROLLER: &'static str = "replicaset";
-    const COMPONENT: &'static str = "replicaset-controller";
-
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
-    }
-
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
-
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
-
-    fn status(&self) -> ReplicaSetStatus {
-        self.status.clone().unwrap_or_default()
-    }
-
-    fn set_status(&mut self, status: ReplicaSetStatus) {
-        self.status = Some(status);
-    }
-}
-
-impl PodOwner for ReplicationController {
-    fn selector(&self) -> Result<Selector, SyncError> {
-        let labels = self.spec.as_ref().and_then(|s| s.selector.as_ref());
-        Ok(labels.filter(|l| !l.is_empty()).map_or_else(Selector::nothing, Selector::from_map))
-    }
-
-    // A finished orphan is of no use to anybody.
-    fn can_use(&self, orphan: &Pod) -> bool {
-        is_active(orphan)
-    }
-}
-
-impl ReplicaOwner for ReplicationController {
-    const CONTROLLER: &'static str = "replicationmanager";
-    const COMPONENT: &'static str = "replication-controller";
-
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
-    }
-
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
-
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
-
-    fn status(&self) -> ReplicaSetStatus {
-        let status = self.status.clone().unwrap_or_default();
-        let conditions = status.conditions.map(|conditions| {
-            let convert = |c: ReplicationControllerCondition| ReplicaSetCondition {
-                type_: c.type_,
-                status: c.status,
-                reason: c.reason,
-                message: c.message,
-                last_transition_time: c.last_transition_time,
-            };
-            conditions.into_iter().map(convert).collect()
-        });
-        ReplicaSetStatus {
-            replicas: status.replicas,
-            fully_labeled_replicas: status.fully_labeled_replicas,
-            ready_replicas: status.ready_replicas,
-            available_replicas: status.available_replicas,
-            terminating_replicas: None,
-            observed_generation: status.observed_generation,
-            conditions,
+            // A finished orphan is of no use to anybody.
+            fn can_use(&self, orphan: &Pod) -> bool {
+                is_active(orphan)
+            }
         }
-    }
 
-    fn set_status(&mut self, status: ReplicaSetStatus) {
-        let conditions = status.conditions.map(|conditions| {
-            let convert = |c: ReplicaSetCondition| ReplicationControllerCondition {
-                type_: c.type_,
-                status: c.status,
-                reason: c.reason,
-                message: c.message,
-                last_transition_time: c.last_transition_time,
-            };
-            conditions.into_iter().map(convert).collect()
-        });
-        self.status = Some(ReplicationControllerStatus {
-            replicas: status.replicas,
-            fully_labeled_replicas: status.fully_labeled_replicas,
-            ready_replicas: status.ready_replicas,
-            available_replicas: status.available_replicas,
-            observed_generation: status.observed_generation,
-            conditions,
-        });
-    }
+        impl ReplicaOwner for $kind {
+            const CONTROLLER: &'static str = $controller;
+            const COMPONENT: &'static str = $component;
+
+            fn replicas(&self) -> i32 {
+                self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+            }
+
+            fn min_ready_seconds(&self) -> i32 {
+                self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
+            }
+
+            fn template(&self) -> Option<&PodTemplateSpec> {
+                self.spec.as_ref()?.template.as_ref()
+            }
+
+            fn status(&self) -> ReplicaSetStatus {
+                $read(self.status.clone().unwrap_or_default())
+            }
+
+            fn set_status(&mut self, status: ReplicaSetStatus) {
+                self.status = Some($write(status));
+            }
+        }
+    };
 }
+
+/// The same fields in another type.
+macro_rules! converted {
+    ($from:expr, $to:ident, $condition:ident $(, $more:ident: $value:expr)?) => {{
+        $to {
+            replicas: $from.replicas,
+            fully_labeled_replicas: $from.fully_labeled_replicas,
+            ready_replicas: $from.ready_replicas,
+            available_replicas: $from.available_replicas,
+            observed_generation: $from.observed_generation,
+            conditions: $from.conditions.map(|all| {
+                let condition = all.into_iter().map(|c| $condition {
+                    type_: c.type_,
+                    status: c.status,
+                    reason: c.reason,
+                    message: c.message,
+                    last_transition_time: c.last_transition_time,
+                });
+                condition.collect()
+            }),
+            $($more: $value,)?
+        }
+    }};
+}
+
+replica_owner!(
+    ReplicaSet,
+    "replicaset",
+    "replicaset-controller",
+    |spec: Option<&ReplicaSetSpec>| {
+        Selector::from_label_selector_opt(spec.map(|s| &s.selector))
+            .map_err(|e| SyncError::Invalid(format!("selector: {e}")))
+    },
+    |status: ReplicaSetStatus| status,
+    |status: ReplicaSetStatus| status
+);
+
+replica_owner!(
+    ReplicationController,
+    "replicationmanager",
+    "replication-controller",
+    |spec: Option<&ReplicationControllerSpec>| {
+        let labels = spec.and_then(|s| s.selector.as_ref()).filter(|labels| !labels.is_empty());
+        Ok(labels.map_or_else(Selector::nothing, Selector::from_map))
+    },
+    |status: ReplicationControllerStatus| {
+        converted!(status, ReplicaSetStatus, ReplicaSetCondition, terminating_replicas: None)
+    },
+    |status: ReplicaSetStatus| converted!(status, ReplicationControllerStatus, ReplicationControllerCondition)
+);
 
 struct Controller<K> {
     owners: Informer<K>,
