@@ -6,6 +6,7 @@ mod common;
 mod devices;
 mod endurance;
 mod explaining;
+mod interfaces;
 mod predicates;
 mod preemption;
 mod storage;

@@ -85,21 +85,3 @@ async fn a_gated_pod_waits_for_its_gates_and_then_says_so_no_more() {
     assert_eq!(condition(&pod, "PodScheduled")["status"], "True", "{pod}");
     assert!(condition(&pod, "PodScheduled")["reason"].is_null(), "{pod}");
 }
-
-/// LimitRange, resources.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_defaults_of_a_limit_range_are_what_is_scheduled() {
-    let Some(lab) = Lab::start("limit range").await else { return };
-    lab.node("n1", "1").await;
-    let range = json!({"metadata": {"name": "r"}, "spec": {"limits": [{"type": "Container",
-        "default": {"cpu": "600m"}, "defaultRequest": {"cpu": "600m"}}]}});
-    lab.server.post("/api/v1/namespaces/t/limitranges", &range).await.unwrap();
-    lab.pod("one", json!({})).await;
-    lab.bound("one").await;
-    let one = lab.get("one").await;
-    assert_eq!(one["spec"]["containers"][0]["resources"]["requests"]["cpu"], "600m");
-    lab.pod("two", json!({})).await;
-    lab.refused("two").await;
-    lab.pod("small", json!({"cpu": "100m"})).await;
-    lab.bound("small").await;
-}

@@ -27,6 +27,7 @@ async fn statuses_are_read_and_written_and_collections_deleted() {
         (format!("{BATCH}/jobs"), job.clone()),
         (format!("{BATCH}/cronjobs"), cron),
     ] {
+        let since = server.get(&all).await.unwrap()["metadata"]["resourceVersion"].clone();
         server.post(&all, &made).await.unwrap();
         let path = format!("{all}/w");
         let status = format!("{path}/status");
@@ -35,6 +36,14 @@ async fn statuses_are_read_and_written_and_collections_deleted() {
             let patch = json!({"status": {"lastScheduleTime": "2026-01-01T00:00:00Z"}});
             server.merge(&status, &patch).await.unwrap();
             assert_eq!(server.get(&status).await.unwrap()["status"], patch["status"]);
+            eventually("the status is updated", async || {
+                let mut object = server.get(&status).await.map_err(|e| format!("{e:?}"))?;
+                object["status"]["lastSuccessfulTime"] = json!("2026-01-01T00:00:01Z");
+                server.put(&status, &object).await.map_err(|e| format!("{e:?}"))
+            })
+            .await;
+            let seen = server.get(&path).await.unwrap();
+            assert_eq!(seen["status"]["lastSuccessfulTime"], "2026-01-01T00:00:01Z");
         } else {
             // The controller writes too, so that an update may have to be tried again.
             let condition = |reason: &str| json!({"type": "StatusUpdate", "status": "True", "reason": reason});
@@ -64,7 +73,23 @@ async fn statuses_are_read_and_written_and_collections_deleted() {
         }
         server.merge(&path, &json!({"metadata": {"labels": {"patched": "yes"}}})).await.unwrap();
         assert_eq!(server.names(&format!("{all}?labelSelector=patched=yes")).await, ["w"]);
+        eventually("it is updated", async || {
+            let mut object = server.get(&path).await.map_err(|e| format!("{e:?}"))?;
+            object["metadata"]["annotations"]["updated"] = json!("yes");
+            server.put(&path, &object).await.map_err(|e| format!("{e:?}"))
+        })
+        .await;
+        assert_eq!(server.get(&path).await.unwrap()["metadata"]["annotations"]["updated"], "yes");
         server.delete(&format!("{all}?labelSelector=patched=yes"), &json!({})).await.unwrap();
         server.gone(&path).await;
+        // Whoever watched has seen it all.
+        let since = since.as_str().unwrap();
+        let watch = format!("{all}?watch=1&timeoutSeconds=1&fieldSelector=metadata.name=w&resourceVersion={since}");
+        let (_, _, body) = server.raw("GET", &watch, &[], Vec::new()).await;
+        let events: Vec<Value> =
+            String::from_utf8_lossy(&body).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let kinds: Vec<_> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+        assert_eq!((kinds.first(), kinds.last()), (Some(&"ADDED"), Some(&"DELETED")), "{all}: {kinds:?}");
+        assert!(kinds[1..kinds.len() - 1].iter().all(|kind| *kind == "MODIFIED") && kinds.len() > 3, "{kinds:?}");
     }
 }

@@ -63,7 +63,15 @@ async fn stateful_pods_come_in_order_and_wait_for_the_sick() {
     for ordinal in 0..3 {
         set_status(&server, &format!("s-{ordinal}"), running()).await;
     }
-    pods(&server, "s", 0).await;
+    // The highest goes first, and each only when the one above it is gone.
+    until(&server, "all are gone, in order", &pods_of("s"), |list| {
+        let left: Vec<_> = items(list).into_iter().map(name).collect();
+        assert!(left.iter().enumerate().all(|(at, name)| *name == format!("s-{at}")), "{left:?}");
+        let going = |p: &&Value| p["metadata"].get("deletionTimestamp").is_some();
+        assert!(items(list).into_iter().filter(going).count() <= 1, "{list}");
+        left.is_empty()
+    })
+    .await;
     // Their claims went with them, as far as nothing but protection holds them.
     let claims = format!("{V1}/persistentvolumeclaims");
     until(&server, "claims go", &claims, |list| {
