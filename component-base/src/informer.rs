@@ -3,11 +3,11 @@
 //! The store is complete once [`Informer::synced`] returns; from then on it is at most one watch event behind the
 //! server. Handlers run in the informer's task, in order, after the store has changed; they must be quick (put a key in a
 //! queue) and must not call [`Informer::on_change`].
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, lean::Lean};
 use apimachinery::meta::NamespacedName;
 use futures::{Stream, StreamExt as _};
 use kube::{
-    Api, Resource,
+    Api, Client, Resource,
     runtime::watcher::{self, Event},
 };
 use parking_lot::{Mutex, RwLock};
@@ -77,6 +77,30 @@ where
     /// As [`Informer::start`]; `slim` takes away what nobody reads before an object is kept (`managedFields` always go).
     pub fn start_with_transform(api: Api<K>, config: watcher::Config, slim: fn(&mut K)) -> Self {
         Self::from_stream(watcher::watcher(api, config), slim)
+    }
+}
+
+impl<K> Informer<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Default,
+{
+    /// Watches the objects of all namespaces, each decoded for itself and without what nobody reads: what is there
+    /// already comes one by one as well, not as a list.
+    pub fn start_lean(client: Client, config: watcher::Config, slim: fn(&mut K)) -> Self {
+        let stream = watcher::watcher(Api::<Lean<K>>::all(client), config.streaming_lists());
+        Self::from_stream(stream.map(|event| event.map(whole)), slim)
+    }
+}
+
+/// The event of the object itself.
+fn whole<K>(event: Event<Lean<K>>) -> Event<K> {
+    match event {
+        Event::Apply(Lean(object)) => Event::Apply(object),
+        Event::Delete(Lean(object)) => Event::Delete(object),
+        Event::Init => Event::Init,
+        Event::InitApply(Lean(object)) => Event::InitApply(object),
+        Event::InitDone => Event::InitDone,
     }
 }
 

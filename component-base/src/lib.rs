@@ -12,6 +12,7 @@ pub mod command;
 pub mod daemon;
 pub mod events;
 pub mod informer;
+pub mod lean;
 pub mod leader_election;
 pub mod metrics;
 pub mod nftables;

@@ -67,8 +67,7 @@ impl Informers {
             return informer.clone();
         }
         // What is a little old is good enough: the watch catches up, and it costs the server no read of etcd.
-        let config = K::selection().any_semantic();
-        let informer = Informer::start_with_transform(Api::<K>::all(self.client.clone()), config, K::slim);
+        let informer = Informer::start_lean(self.client.clone(), K::selection(), K::slim);
         started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
         informer
     }

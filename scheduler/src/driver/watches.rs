@@ -11,7 +11,6 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use kube::api::Api;
 use kube::runtime::watcher;
 
 use super::slim::{self, SeenPod};
@@ -61,7 +60,7 @@ impl Others {
                 + Sync
                 + 'static,
         {
-            Informer::start(Api::all(client.clone()), watcher::Config::default())
+            Informer::start_lean(client.clone(), watcher::Config::default(), |_| {})
         }
         Others {
             budgets: watch(client),
@@ -178,18 +177,14 @@ impl Watches {
             false => (|_| {}, |_| {}),
         };
         let watches = Watches {
-            pods: Informer::start_with_transform(Api::all(client.clone()), all().fields(LIVE_PODS), slim_pod),
-            nodes: Informer::start_with_transform(Api::all(client.clone()), all(), slim_node),
-            namespaces: Informer::start_with_transform(Api::all(client.clone()), all(), slim::namespace),
-            services: Informer::start_with_transform(Api::all(client.clone()), all(), slim::service),
-            replication_controllers: Informer::start_with_transform(
-                Api::all(client.clone()),
-                all(),
-                slim::replication_controller,
-            ),
+            pods: Informer::start_lean(client.clone(), all().fields(LIVE_PODS), slim_pod),
+            nodes: Informer::start_lean(client.clone(), all(), slim_node),
+            namespaces: Informer::start_lean(client.clone(), all(), slim::namespace),
+            services: Informer::start_lean(client.clone(), all(), slim::service),
+            replication_controllers: Informer::start_lean(client.clone(), all(), slim::replication_controller),
             others: Others::start(client),
-            replica_sets: Informer::start_with_transform(Api::all(client.clone()), all(), slim::replica_set),
-            stateful_sets: Informer::start_with_transform(Api::all(client.clone()), all(), slim::stateful_set),
+            replica_sets: Informer::start_lean(client.clone(), all(), slim::replica_set),
+            stateful_sets: Informer::start_lean(client.clone(), all(), slim::stateful_set),
         };
         if !driver.shared.extenders.is_empty() {
             _ = driver.shared.node_objects.set(watches.nodes.clone());

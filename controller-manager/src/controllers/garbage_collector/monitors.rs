@@ -3,13 +3,16 @@ use super::graph::{Graph, Task};
 use crate::runtime::{ServerResource, WorkQueue, discover};
 use component_base::backoff::Backoff;
 use futures::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::{
-    Api, Client,
-    core::{ApiResource, DynamicObject, PartialObjectMeta},
+    Api, Client, Resource,
+    core::{ApiResource, DynamicResourceScope},
     runtime::watcher::{self, Event},
 };
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Deserializer};
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
@@ -37,6 +40,74 @@ pub struct Monitors {
 struct Monitor {
     task: JoinHandle<()>,
     synced: watch::Receiver<bool>,
+}
+
+/// What the graph reads of an object's metadata: the rest is not even decoded.
+#[derive(Clone, Debug)]
+struct Seen(ObjectMeta);
+
+impl<'de> Deserialize<'de> for Seen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Meta,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Meta {
+            uid: Option<String>,
+            namespace: Option<String>,
+            name: Option<String>,
+            resource_version: Option<String>,
+            owner_references: Option<Vec<OwnerReference>>,
+            finalizers: Option<Vec<String>>,
+            deletion_timestamp: Option<Time>,
+        }
+        let Object { metadata } = Object::deserialize(deserializer)?;
+        Ok(Self(ObjectMeta {
+            uid: metadata.uid,
+            namespace: metadata.namespace,
+            name: metadata.name,
+            resource_version: metadata.resource_version,
+            owner_references: metadata.owner_references,
+            finalizers: metadata.finalizers,
+            deletion_timestamp: metadata.deletion_timestamp,
+            ..ObjectMeta::default()
+        }))
+    }
+}
+
+impl Resource for Seen {
+    type DynamicType = ApiResource;
+    type Scope = DynamicResourceScope;
+
+    fn kind(resource: &ApiResource) -> Cow<'_, str> {
+        resource.kind.as_str().into()
+    }
+
+    fn group(resource: &ApiResource) -> Cow<'_, str> {
+        resource.group.as_str().into()
+    }
+
+    fn version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.version.as_str().into()
+    }
+
+    fn plural(resource: &ApiResource) -> Cow<'_, str> {
+        resource.plural.as_str().into()
+    }
+
+    fn metadata_api() -> bool {
+        true
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.0
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.0
+    }
 }
 
 impl Drop for Monitor {
@@ -95,7 +166,7 @@ impl Monitors {
     fn start(&self, resource: Arc<ServerResource>) -> Monitor {
         let (tell, synced) = watch::channel(false);
         info!(resource = resource.group_resource(), "monitoring");
-        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), &resource.api);
+        let api: Api<Seen> = Api::all_with(self.client.clone(), &resource.api);
         let task = tokio::spawn(feed(api, resource, self.graph.clone(), self.queue.clone(), tell));
         Monitor { task, synced }
     }
@@ -122,13 +193,13 @@ impl Monitors {
 }
 
 async fn feed(
-    api: Api<PartialObjectMeta<DynamicObject>>,
+    api: Api<Seen>,
     resource: Arc<ServerResource>,
     graph: Arc<Mutex<Graph>>,
     queue: Arc<WorkQueue<Task>>,
     synced: watch::Sender<bool>,
 ) {
-    let stream = watcher::watcher(api, watcher::Config::default());
+    let stream = watcher::watcher(api, watcher::Config::default().streaming_lists());
     futures::pin_mut!(stream);
     let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
     let mut seen: HashSet<String> = HashSet::new();
@@ -139,8 +210,8 @@ async fn feed(
                 Vec::new()
             }
             Ok(Event::InitApply(object)) => {
-                seen.extend(object.metadata.uid.clone());
-                graph.lock().observe(&resource, &object.metadata)
+                seen.extend(object.0.uid.clone());
+                graph.lock().observe(&resource, &object.0)
             }
             Ok(Event::InitDone) => {
                 backoff.reset();
@@ -150,8 +221,8 @@ async fn feed(
                 synced.send_replace(true);
                 gone.iter().flat_map(|uid| graph.forget(uid)).collect()
             }
-            Ok(Event::Apply(object)) => graph.lock().observe(&resource, &object.metadata),
-            Ok(Event::Delete(object)) => graph.lock().forget(object.metadata.uid.as_deref().unwrap_or_default()),
+            Ok(Event::Apply(object)) => graph.lock().observe(&resource, &object.0),
+            Ok(Event::Delete(object)) => graph.lock().forget(object.0.uid.as_deref().unwrap_or_default()),
             Err(error) => {
                 debug!(resource = resource.group_resource(), %error, "watch failed");
                 tokio::time::sleep(backoff.next_wait()).await;
