@@ -8,12 +8,13 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource as _,
     api::{Patch, PatchParams, PostParams},
 };
+use serde::de::IgnoredAny;
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -25,6 +26,8 @@ const QUEUE_LENGTH: usize = 1000;
 const REMEMBERED: usize = 4096;
 /// After this an event that comes again is a new one.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// From so many messages for one reason on, what comes is one event that is counted. As `EventAggregator`.
+const SIMILAR: usize = 10;
 /// Per object: so many events at once, then one each refill.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(300);
@@ -104,6 +107,12 @@ struct Known {
     last: Instant,
 }
 
+/// The messages of late about one object for one reason.
+struct Similar {
+    messages: HashSet<String>,
+    last: Instant,
+}
+
 struct Bucket {
     tokens: u32,
     refilled: Instant,
@@ -112,14 +121,20 @@ struct Bucket {
 async fn write(client: Client, source: EventSource, mut records: mpsc::Receiver<Record>) {
     let mut known: HashMap<Key, Known> = HashMap::new();
     let mut buckets: BTreeMap<String, Bucket> = BTreeMap::new();
-    while let Some(record) = records.recv().await {
+    let mut similar: HashMap<Key, Similar> = HashMap::new();
+    while let Some(mut record) = records.recv().await {
         let object = &record.object;
         let about = format!("{:?}/{:?}/{:?}/{:?}", object.kind, object.namespace, object.name, object.uid);
         if !admit(&mut buckets, &about) {
             continue;
         }
-        let key =
-            (format!("{about}{:?}", object.field_path), record.kind, record.reason.clone(), record.message.clone());
+        let mut key = (format!("{about}{:?}", object.field_path), record.kind, record.reason.clone(), String::new());
+        if are_many(&mut similar, &key, &record.message) {
+            record.message = format!("(combined from similar events): {}", record.message);
+        } else {
+            key.3.clone_from(&record.message);
+        }
+        let object = &record.object;
         if known.len() >= REMEMBERED {
             known.retain(|_, k| k.last.elapsed() < FORGET_AFTER / 2);
             if known.len() >= REMEMBERED {
@@ -132,14 +147,14 @@ async fn write(client: Client, source: EventSource, mut records: mpsc::Receiver<
             Some(seen) => {
                 seen.count += 1;
                 seen.last = Instant::now();
-                let patch = json!({"count": seen.count, "lastTimestamp": now()});
-                api.patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch)).await
+                let patch = json!({"count": seen.count, "lastTimestamp": now(), "message": record.message});
+                api.patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
             }
             None => {
                 let event = new_event(&source, &record, &namespace);
                 let name = event.metadata.name.clone().unwrap_or_default();
                 known.insert(key.clone(), Known { name, count: 1, last: Instant::now() });
-                api.create(&PostParams::default(), &event).await
+                create(&client, &namespace, &event).await
             }
         };
         if let Err(error) = outcome {
@@ -147,6 +162,34 @@ async fn write(client: Client, source: EventSource, mut records: mpsc::Receiver<
             known.remove(&key);
         }
     }
+}
+
+/// Nobody reads the answer.
+async fn create(client: &Client, namespace: &str, event: &Event) -> Result<(), kube::Error> {
+    let body = serde_json::to_vec(event).map_err(kube::Error::SerdeError)?;
+    let all = kube::core::Request::new(Event::url_path(&(), Some(namespace)));
+    let request = all.create(&PostParams::default(), body).map_err(kube::Error::BuildRequest)?;
+    client.request::<IgnoredAny>(request).await.map(drop)
+}
+
+/// Whether there are so many messages for one reason that they become one event.
+fn are_many(all: &mut HashMap<Key, Similar>, group: &Key, message: &str) -> bool {
+    if all.len() >= REMEMBERED {
+        all.retain(|_, one| one.last.elapsed() < FORGET_AFTER / 2);
+        if all.len() >= REMEMBERED {
+            all.clear();
+        }
+    }
+    let fresh = || Similar { messages: HashSet::new(), last: Instant::now() };
+    let one = all.entry(group.clone()).or_insert_with(fresh);
+    if one.last.elapsed() >= FORGET_AFTER {
+        *one = fresh();
+    }
+    one.last = Instant::now();
+    if one.messages.len() < SIMILAR - 1 {
+        one.messages.insert(message.to_owned());
+    }
+    !one.messages.contains(message)
 }
 
 /// A token for the object, if it has one left.
@@ -189,6 +232,16 @@ fn new_event(source: &EventSource, record: &Record, namespace: &str) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_messages_for_one_reason_become_one() {
+        let (mut all, group) = (HashMap::new(), ("a".to_owned(), Type::Normal, "Created".to_owned(), String::new()));
+        let many: Vec<bool> = (0..12).map(|pod| are_many(&mut all, &group, &format!("pod {pod}"))).collect();
+        assert_eq!(many, [[false; 9].as_slice(), &[true; 3]].concat());
+        assert!(!are_many(&mut all, &group, "pod 3"), "one that was told before is counted as such");
+        let other = ("a".to_owned(), Type::Normal, "Deleted".to_owned(), String::new());
+        assert!(!are_many(&mut all, &other, "pod 3"));
+    }
 
     #[test]
     fn an_object_that_floods_is_held_back_and_others_are_not() {
