@@ -68,6 +68,8 @@ pub struct Nodes {
     pub unschedulable: Vec<bool>,
     pub labels: Vec<Labels>,
     pub taints: Vec<Box<[Taint]>>,
+    /// What the kubelets say that they can do beyond what all can.
+    pub features: Vec<Box<[String]>>,
     pub allocatable: Amounts,
     pub requested: Amounts,
     /// Requests with defaults for containers that have none: for scores.
@@ -137,6 +139,7 @@ impl Nodes {
                 self.unschedulable.push(false);
                 self.labels.push(Labels::default());
                 self.taints.push(Box::default());
+                self.features.push(Box::default());
                 self.allocatable.push_zero();
                 self.requested.push_zero();
                 self.nonzero_cpu_milli.push(0);
@@ -192,6 +195,11 @@ impl Nodes {
         }
 
         let status = object.status.as_ref();
+        let features: Box<[String]> = status.and_then(|s| s.declared_features.clone()).unwrap_or_default().into();
+        if self.features[index] != features {
+            self.features[index] = features;
+            changed |= EventSet::NODE_FEATURES;
+        }
         if self.set_allocatable(node, status.and_then(|status| status.allocatable.as_ref())) {
             changed |= EventSet::NODE_ALLOCATABLE;
         }

@@ -86,6 +86,7 @@ fn container(container: &Container) -> Container {
         resources: container.resources.clone(),
         ports: container.ports.clone(),
         restart_policy: container.restart_policy.clone(),
+        restart_policy_rules: container.restart_policy_rules.clone(),
         ..Container::default()
     }
 }
@@ -133,12 +134,13 @@ fn pod(pod: &mut Pod) {
     }
 }
 
-/// Keeps labels, taints, allocatable resources and images.
+/// Keeps labels, taints, allocatable resources, features and images.
 pub(super) fn node(node: &mut Node) {
     node.metadata.annotations = None;
     if let Some(status) = &mut node.status {
         *status = NodeStatus {
             allocatable: status.allocatable.take(),
+            declared_features: status.declared_features.take(),
             images: status.images.take(),
             ..NodeStatus::default()
         };

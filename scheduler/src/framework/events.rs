@@ -33,6 +33,8 @@ impl EventSet {
     pub const RESOURCE_CLAIM: EventSet = EventSet(1 << 14);
     pub const RESOURCE_SLICE: EventSet = EventSet(1 << 15);
     pub const DEVICE_CLASS: EventSet = EventSet(1 << 16);
+    /// A node declares other features.
+    pub const NODE_FEATURES: EventSet = EventSet(1 << 17);
     /// Something that no event announces: wait for the periodic flush only.
     pub const ALL: EventSet = EventSet(u32::MAX);
 

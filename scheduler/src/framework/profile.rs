@@ -270,7 +270,8 @@ mod tests {
                 "VolumeZone",
                 "PodTopologySpread",
                 "InterPodAffinity",
-                "DynamicResources"
+                "DynamicResources",
+                "NodeDeclaredFeatures"
             ]
         );
         assert_eq!(score_weight(&profile, "TaintToleration"), Some(3));

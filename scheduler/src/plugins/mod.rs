@@ -12,6 +12,7 @@ pub mod dynamic_resources;
 pub mod image_locality;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
+pub mod node_declared_features;
 pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_balanced_allocation;
@@ -48,6 +49,7 @@ pub const DEFAULTS: &[(&str, i64)] = &[
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
     ("DefaultBinder", 0),
+    ("NodeDeclaredFeatures", 0),
 ];
 
 /// Makes a plugin with its arguments; `None` if there is no such plugin.
@@ -63,6 +65,7 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
         "SchedulingGates" => plain(scheduling_gates::SchedulingGates),
         "PrioritySort" => plain(priority_sort::PrioritySort),
         "NodeUnschedulable" => plain(node_unschedulable::NodeUnschedulable),
+        "NodeDeclaredFeatures" => plain(node_declared_features::NodeDeclaredFeatures),
         "NodeName" => plain(node_name::NodeName),
         "TaintToleration" => plain(taint_toleration::TaintToleration),
         "NodeAffinity" => node_affinity::NodeAffinity::new(arguments).and_then(plain),
