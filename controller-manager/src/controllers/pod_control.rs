@@ -22,8 +22,10 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::Deserialize;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+/// How long changes of pods that are there are gathered: each alone would be a status to write.
+const GATHER: Duration = Duration::from_millis(50);
 /// Writes of one step that are under way at the same time.
 const PARALLEL: usize = 16;
 
@@ -64,7 +66,12 @@ pub fn pod_changed<K: PodOwner>(
         if going {
             expectations.deletion_observed(key, uid);
         }
-        queue.add(key.clone());
+        let began_to_go = going && change.old.is_some_and(|p| p.metadata.deletion_timestamp.is_none());
+        if change.old.is_none() || began_to_go {
+            queue.add(key.clone());
+        } else {
+            queue.add_after(key.clone(), GATHER);
+        }
         // A pod becomes available by time alone; its owner's step asks to be called then.
     }
     if let Some(key) = before.filter(|key| Some(key) != after.as_ref()) {
