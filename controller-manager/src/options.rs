@@ -198,6 +198,8 @@ pub struct Flags {
     pub legacy_service_account_token_clean_up_period: Duration,
     #[arg(long, default_value_t = 50)]
     pub concurrent_resource_claim_syncs: usize,
+    #[arg(long, default_value_t = 8)]
+    pub concurrent_device_taint_eviction_syncs: usize,
     /// Endpoints in one EndpointSlice.
     #[arg(long, default_value_t = 100)]
     pub max_endpoints_per_slice: usize,
@@ -320,6 +322,7 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("allow-metric-labels"),
     Ignored::Value("allow-metric-labels-manifest"),
     Ignored::Value("emulated-version"),
+    Ignored::Bool("emulation-forward-compatible"),
     Ignored::Bool("enable-hostpath-provisioner"),
     Ignored::Bool("enable-leader-migration"),
     Ignored::Value("endpoint-updates-batch-period"),
@@ -338,6 +341,7 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Bool("log-text-split-stream"),
     Ignored::Value("logging-format"),
     Ignored::Value("max-endpoints-per-subset"),
+    Ignored::Value("min-compatibility-version"),
     Ignored::Value("min-resync-period"),
     Ignored::Value("mirroring-endpointslice-updates-batch-period"),
     Ignored::Value("namespace-sync-period"),
@@ -359,6 +363,7 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("route-reconciliation-period"),
     Ignored::Bool("show-hidden-metrics-for-version"),
     Ignored::Value("tls-cipher-suites"),
+    Ignored::Value("tls-curve-preferences"),
     Ignored::Value("tls-min-version"),
     Ignored::Value("tls-sni-cert-key"),
     Ignored::Value("vmodule"),

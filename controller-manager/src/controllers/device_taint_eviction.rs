@@ -22,7 +22,6 @@ use k8s_openapi::{
 use std::sync::Arc;
 
 const NAME: &str = "device_taint_eviction";
-const WORKERS: usize = 8;
 
 struct Controller {
     evictor: Evictor,
@@ -74,7 +73,8 @@ pub async fn start(context: Arc<Context>) {
     controller.pods.synced().await;
     controller.claims.synced().await;
     controller.slices.synced().await;
-    run(NAME, queue, controller, WORKERS, context.shutdown.clone()).await;
+    let workers = context.settings.concurrent_device_taint_eviction_syncs;
+    run(NAME, queue, controller, workers, context.shutdown.clone()).await;
 }
 
 /// The pods that a claim is reserved for.

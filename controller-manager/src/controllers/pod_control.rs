@@ -67,7 +67,8 @@ pub fn pod_changed<K: PodOwner>(
             expectations.deletion_observed(key, uid);
         }
         let began_to_go = going && change.old.is_some_and(|p| p.metadata.deletion_timestamp.is_none());
-        if change.old.is_none() || began_to_go {
+        // The last of those that were awaited is urgent, and what nobody awaited.
+        if (change.old.is_none() || began_to_go) && expectations.satisfied(key) {
             queue.add(key.clone());
         } else {
             queue.add_after(key.clone(), GATHER);

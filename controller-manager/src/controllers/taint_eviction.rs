@@ -48,7 +48,9 @@ pub async fn start(context: Arc<Context>) {
     let queue = Arc::new(WorkQueue::new(NAME));
     let (to, seen) = (queue.clone(), controller.clone());
     pods.on_change(move |change| {
-        let placed = |p: &Arc<Pod>| p.spec.as_ref().map(|s| (s.node_name.clone(), s.tolerations.clone()));
+        fn placed(pod: &Arc<Pod>) -> Option<(&Option<String>, &Option<Vec<Toleration>>)> {
+            pod.spec.as_ref().map(|s| (&s.node_name, &s.tolerations))
+        }
         if let Some(pod) = change.latest() {
             let key = NamespacedName::of(pod.as_ref());
             if change.new.is_none() {

@@ -40,7 +40,7 @@ impl Plugin for DefaultBinder {
         Box::pin(async move {
             let pods: Api<Pod> = Api::namespaced(handle.client.clone(), &pod.facts.key.namespace);
             let binding = binding(pod, node);
-            let answer: Result<serde_json::Value, kube::Error> =
+            let answer: Result<serde::de::IgnoredAny, kube::Error> =
                 pods.create_subresource("binding", &pod.facts.key.name, &PostParams::default(), &binding).await;
             match answer {
                 Ok(_) => Bind::Bound,

@@ -113,8 +113,8 @@ fn wake(controller: &Controller, queue: &Arc<WorkQueue<String>>, attachments: &I
     let to = queue.clone();
     controller.pods.on_change(move |change| {
         let place = |p: &Arc<Pod>| node_name(p).filter(|_| !is_terminal(p));
-        if change.old.and_then(place) != change.new.and_then(place)
-            && let Some(pod) = change.latest().filter(|p| claims_of(p).next().is_some())
+        if let Some(pod) = change.latest().filter(|p| claims_of(p).next().is_some())
+            && change.old.and_then(place) != change.new.and_then(place)
         {
             node_name(pod).into_iter().for_each(|node| to.add(node));
         }
