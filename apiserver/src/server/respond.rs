@@ -123,7 +123,8 @@ pub fn event(wanted: Wanted, event: &str, object: &Value) -> Bytes {
     {
         return protobuf::watch_frame(event, &bytes).into();
     }
-    format!("{}\n", json!({"type": event, "object": object})).into()
+    // The type comes first: who reads it knows what follows before it comes.
+    format!("{{\"type\":\"{event}\",\"object\":{object}}}\n").into()
 }
 
 fn compressed(wanted: Wanted, code: u16, bytes: Bytes) -> Response<Body> {

@@ -1,4 +1,4 @@
-//! The metadata watches that feed the graph: one for each kind that can be listed, watched and deleted.
+//! The watches that feed the graph: one for each kind that can be listed, watched and deleted.
 use super::graph::{Graph, Task};
 use crate::runtime::{ServerResource, WorkQueue, discover};
 use component_base::backoff::Backoff;
@@ -42,7 +42,8 @@ struct Monitor {
     synced: watch::Receiver<bool>,
 }
 
-/// What the graph reads of an object's metadata: the rest is not even decoded.
+/// What the graph reads of an object's metadata: the rest is not even decoded. It is asked for whole all the same, for the
+/// server has every object's text at hand, and would have to make another of the metadata alone.
 #[derive(Clone, Debug)]
 struct Seen(ObjectMeta);
 
@@ -95,10 +96,6 @@ impl Resource for Seen {
 
     fn plural(resource: &ApiResource) -> Cow<'_, str> {
         resource.plural.as_str().into()
-    }
-
-    fn metadata_api() -> bool {
-        true
     }
 
     fn meta(&self) -> &ObjectMeta {
