@@ -46,8 +46,8 @@ pub struct Plan {
 /// The sets that the Deployment owns, sorted out; the planning's working state.
 struct Rollout<'a> {
     deployment: &'a Deployment,
-    new: Option<ReplicaSet>,
-    old: Vec<ReplicaSet>,
+    new: Option<Arc<ReplicaSet>>,
+    old: Vec<Arc<ReplicaSet>>,
     pods: &'a [Arc<Pod>],
     base: DeploymentStatus,
     actions: Vec<Action>,
@@ -57,11 +57,12 @@ struct Rollout<'a> {
 /// Plans one step. `owned` are the sets that the Deployment controls, `pods` the pods of all of them.
 /// As `syncDeployment`.
 pub fn plan(deployment: &Deployment, owned: &[Arc<ReplicaSet>], pods: &[Arc<Pod>], now: Timestamp) -> Plan {
-    let mut all: Vec<ReplicaSet> = owned.iter().map(|s| s.as_ref().clone()).collect();
-    all.sort_by(by_creation);
-    let template = sets::spec(deployment).template;
-    let fits = |s: &ReplicaSet| {
-        s.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| sets::same_template(t, &template))
+    let mut all: Vec<Arc<ReplicaSet>> = owned.to_vec();
+    all.sort_by(|a, b| by_creation(a, b));
+    let template = deployment.spec.as_ref().map(|s| &s.template);
+    let fits = |s: &Arc<ReplicaSet>| {
+        let own = s.spec.as_ref().and_then(|s| s.template.as_ref());
+        own.zip(template).is_some_and(|(own, template)| sets::same_template(own, template))
     };
     let new = all.iter().position(fits).map(|at| all.remove(at));
     let base = deployment.status.clone().unwrap_or_default();
@@ -89,18 +90,18 @@ pub fn plan(deployment: &Deployment, owned: &[Arc<ReplicaSet>], pods: &[Arc<Pod>
     } else {
         rollout.recreate()
     }
-    let status = status::rollout(deployment, &rollout.base, &rollout.all(), rollout.new.as_ref(), now);
+    let status = status::rollout(deployment, &rollout.base, &rollout.all(), rollout.new.as_deref(), now);
     let check_again = status::check_again(deployment, &status, now);
     Plan { actions: rollout.actions, status, check_again }
 }
 
 impl Rollout<'_> {
     fn all(&self) -> Vec<&ReplicaSet> {
-        self.old.iter().chain(&self.new).collect()
+        self.old.iter().chain(&self.new).map(Arc::as_ref).collect()
     }
 
     fn counts(&self) -> DeploymentStatus {
-        status::calculate(self.deployment, &self.base, &self.all(), self.new.as_ref(), self.now)
+        status::calculate(self.deployment, &self.base, &self.all(), self.new.as_deref(), self.now)
     }
 
     /// A set whose Deployment had another size when it was last scaled. As `isScalingEvent`.
@@ -114,15 +115,17 @@ impl Rollout<'_> {
     fn sync_revision(&mut self, create: bool) -> bool {
         let revision_now = self.old.iter().map(|s| revision(&s.metadata)).max().unwrap_or(0) + 1;
         if let Some(set) = &mut self.new {
-            let mut changed = annotate_new(set, self.deployment, revision_now, true);
+            let mut meta = set.metadata.clone();
+            let mut changed = annotate_new(&mut meta, self.deployment, revision_now, true);
             let min_ready = self.deployment.spec.as_ref().and_then(|s| s.min_ready_seconds);
-            if let Some(spec) = &mut set.spec
-                && spec.min_ready_seconds.unwrap_or(0) != min_ready.unwrap_or(0)
-            {
-                spec.min_ready_seconds = min_ready;
-                changed = true;
-            }
+            let has = set.spec.as_ref().and_then(|s| s.min_ready_seconds);
+            changed |= has.unwrap_or(0) != min_ready.unwrap_or(0);
             if changed {
+                let set = Arc::make_mut(set);
+                set.metadata = meta;
+                if let Some(spec) = &mut set.spec {
+                    spec.min_ready_seconds = min_ready;
+                }
                 self.actions.push(Action::Update(Box::new(set.clone())));
             }
             let set_revision = sets::annotation(&set.metadata, REVISION).unwrap_or_default().to_owned();
@@ -142,7 +145,7 @@ impl Rollout<'_> {
         if let Some(spec) = &mut set.spec {
             spec.replicas = Some(replicas);
         }
-        annotate_new(&mut set, self.deployment, revision_now, false);
+        annotate_new(&mut set.metadata, self.deployment, revision_now, false);
         if status::has_deadline(self.deployment) {
             status::set_new_set(&mut self.base, name(&set), true, self.now);
         }
@@ -214,7 +217,7 @@ impl Rollout<'_> {
         }
         let least = desired(self.deployment) - max_unavailable(self.deployment);
         let new_unavailable = self.new.as_ref().map_or(0, |s| size(s) - available(s));
-        let total = total_size(self.all());
+        let total = total_size(self.old.iter().chain(&self.new));
         let most = total - least - new_unavailable;
         if most <= 0 {
             return false;
@@ -289,10 +292,12 @@ impl Rollout<'_> {
 
     fn scale_in_proportion(&mut self) {
         let wanted = desired(self.deployment);
-        let mut active: Vec<ReplicaSet> = self.all().into_iter().filter(|s| size(s) > 0).cloned().collect();
+        let all = self.old.iter().chain(&self.new);
+        let mut active: Vec<Arc<ReplicaSet>> = all.filter(|s| size(s) > 0).cloned().collect();
         let allowed = if wanted > 0 { wanted + max_surge(self.deployment) } else { 0 };
         let to_add = allowed - total_size(&active);
-        active.sort_by(if to_add > 0 { by_size_newer } else { by_size_older });
+        let order = if to_add > 0 { by_size_newer } else { by_size_older };
+        active.sort_by(|a, b| order(a, b));
         let mut added = 0;
         let mut targets: Vec<(String, i32)> = Vec::new();
         for set in &active {
@@ -358,7 +363,7 @@ impl Rollout<'_> {
     fn clean_up(&mut self) {
         let Some(limit) = self.deployment.spec.as_ref().and_then(|s| s.revision_history_limit) else { return };
         let Ok(limit) = usize::try_from(limit) else { return };
-        let mut cleanable: Vec<&ReplicaSet> =
+        let mut cleanable: Vec<&Arc<ReplicaSet>> =
             self.old.iter().filter(|s| s.metadata.deletion_timestamp.is_none()).collect();
         let surplus = cleanable.len().saturating_sub(limit);
         cleanable.sort_by_key(|s| revision(&s.metadata));
@@ -373,12 +378,14 @@ impl Rollout<'_> {
 }
 
 /// The set in another size, with the sizes it remembers; None if all is as it should be. As `scaleReplicaSet`.
-fn resize(set: &mut ReplicaSet, deployment: &Deployment, to: i32) -> Option<Action> {
-    let from = size(set);
-    let annotated = annotate_sizes(set, deployment);
+fn resize(set: &mut Arc<ReplicaSet>, deployment: &Deployment, to: i32) -> Option<Action> {
+    let (from, mut meta) = (size(set), set.metadata.clone());
+    let annotated = annotate_sizes(&mut meta, deployment);
     if from == to && !annotated {
         return None;
     }
+    let set = Arc::make_mut(set);
+    set.metadata = meta;
     if let Some(spec) = &mut set.spec {
         spec.replicas = Some(to);
     }

@@ -10,7 +10,7 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 pub const HASH_LABEL: &str = "pod-template-hash";
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -49,8 +49,8 @@ pub fn name(set: &ReplicaSet) -> &str {
     set.metadata.name.as_deref().unwrap_or_default()
 }
 
-pub fn total_size<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
-    sets.into_iter().map(size).sum()
+pub fn total_size<'a>(sets: impl IntoIterator<Item = &'a Arc<ReplicaSet>>) -> i32 {
+    sets.into_iter().map(|set| size(set)).sum()
 }
 
 pub fn is_rolling(deployment: &Deployment) -> bool {
@@ -145,38 +145,38 @@ pub fn annotate(meta: &mut ObjectMeta, key: &str, value: impl Into<String>) -> b
 }
 
 /// What a set remembers of how large its Deployment was. As `SetReplicasAnnotations`.
-pub fn annotate_sizes(set: &mut ReplicaSet, deployment: &Deployment) -> bool {
+pub fn annotate_sizes(meta: &mut ObjectMeta, deployment: &Deployment) -> bool {
     let (desired, surge) = (desired(deployment), max_surge(deployment));
-    let changed = annotate(&mut set.metadata, DESIRED_REPLICAS, desired.to_string());
-    annotate(&mut set.metadata, MAX_REPLICAS, (desired + surge).to_string()) || changed
+    let changed = annotate(meta, DESIRED_REPLICAS, desired.to_string());
+    annotate(meta, MAX_REPLICAS, (desired + surge).to_string()) || changed
 }
 
 /// Brings the new set's annotations up to the Deployment's; true if that changed anything.
 /// As `SetNewReplicaSetAnnotations`.
-pub fn annotate_new(set: &mut ReplicaSet, deployment: &Deployment, new_revision: i64, exists: bool) -> bool {
+pub fn annotate_new(meta: &mut ObjectMeta, deployment: &Deployment, new_revision: i64, exists: bool) -> bool {
     let mut changed = false;
     for (key, value) in deployment.metadata.annotations.iter().flatten() {
         if !NOT_COPIED.contains(&key.as_str()) {
-            changed |= annotate(&mut set.metadata, key, value.clone());
+            changed |= annotate(meta, key, value.clone());
         }
     }
-    let old = annotation(&set.metadata, REVISION).map(str::to_owned);
+    let old = annotation(meta, REVISION).map(str::to_owned);
     if old.as_deref().and_then(|r| r.parse::<i64>().ok()).unwrap_or(0) < new_revision {
-        changed |= annotate(&mut set.metadata, REVISION, new_revision.to_string());
+        changed |= annotate(meta, REVISION, new_revision.to_string());
         // A set that comes back remembers the revisions that it was before.
         if let Some(old) = old.filter(|_| exists) {
-            let history = annotation(&set.metadata, REVISION_HISTORY).unwrap_or_default();
+            let history = annotation(meta, REVISION_HISTORY).unwrap_or_default();
             let mut all: Vec<&str> = history.split(',').filter(|r| !r.is_empty()).collect();
             all.push(&old);
             while all.len() > 1 && all.iter().map(|r| r.len() + 1).sum::<usize>() > MAX_REVISION_HISTORY {
                 all.remove(0);
             }
             let history = all.join(",");
-            changed |= annotate(&mut set.metadata, REVISION_HISTORY, history);
+            changed |= annotate(meta, REVISION_HISTORY, history);
         }
     }
     if !exists {
-        changed |= annotate_sizes(set, deployment);
+        changed |= annotate_sizes(meta, deployment);
     }
     changed
 }
@@ -283,14 +283,14 @@ mod tests {
         d.metadata.annotations =
             Some(BTreeMap::from([("note".to_owned(), "x".to_owned()), (NOT_COPIED[0].to_owned(), "{}".to_owned())]));
         let mut set = make_new(&d, None);
-        assert!(annotate_new(&mut set, &d, 1, false));
+        assert!(annotate_new(&mut set.metadata, &d, 1, false));
         let got = |set: &ReplicaSet, key| annotation(&set.metadata, key).map(str::to_owned);
         assert_eq!(got(&set, "note").as_deref(), Some("x"));
         assert_eq!(got(&set, NOT_COPIED[0]), None);
         assert_eq!(got(&set, DESIRED_REPLICAS).as_deref(), Some("2"));
         assert_eq!(got(&set, REVISION).as_deref(), Some("1"));
-        assert!(!annotate_new(&mut set, &d, 1, true), "nothing to change");
-        assert!(annotate_new(&mut set, &d, 3, true));
+        assert!(!annotate_new(&mut set.metadata, &d, 1, true), "nothing to change");
+        assert!(annotate_new(&mut set.metadata, &d, 3, true));
         assert_eq!(got(&set, REVISION_HISTORY).as_deref(), Some("1"));
         assert_eq!(revision(&set.metadata), 3);
     }
