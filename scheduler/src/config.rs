@@ -372,7 +372,8 @@ impl Configuration {
         match self.extenders.iter().filter(|extender| !extender.bind_verb.is_empty()).count() {
             0 | 1 => Ok(()),
             binders => {
-                let cause = format!("found {binders} extenders implementing bind: only one extender can implement bind");
+                let cause =
+                    format!("found {binders} extenders implementing bind: only one extender can implement bind");
                 invalid("extenders", &cause)
             }
         }
@@ -425,7 +426,9 @@ impl ProfileConfig {
             }
         }
         if let Some(name) = enabled.chain(configured).find(|name| REMOVED.contains(&name.as_str())) {
-            let cause = format!("{name:?} was invalid in version \"v1\" (KubeSchedulerConfiguration is version {API_VERSION:?})");
+            let cause = format!(
+                "{name:?} was invalid in version \"v1\" (KubeSchedulerConfiguration is version {API_VERSION:?})"
+            );
             return invalid("profiles[].plugins", cause);
         }
         if self.plugins.queue_sort.as_ref().is_some_and(|set| set.enabled.len() > 1) {
@@ -488,9 +491,15 @@ extenders: [{urlPrefix: 'http://x', filterVerb: f, preemptVerb: p, prioritizeVer
             ("clientConnection: {burst: -1}", "clientConnection.burst"),
             ("profiles: [{pluginConfig: [{name: A}, {name: A}]}]", "Duplicate value: \"A\""),
             ("profiles: [{plugins: {filter: {enabled: [{name: EBSLimits}]}}}]", "was invalid in version"),
-            ("profiles: [{schedulerName: a}, {schedulerName: b, plugins: {queueSort: {enabled: [{name: X}]}}}]", "same for all"),
+            (
+                "profiles: [{schedulerName: a}, {schedulerName: b, plugins: {queueSort: {enabled: [{name: X}]}}}]",
+                "same for all",
+            ),
             ("extenders: [{urlPrefix: 'http://x', managedResources: [{name: cpu}]}]", "invalid extended resource name"),
-            ("extenders: [{urlPrefix: 'http://x', managedResources: [{name: a.b/c}, {name: a.b/c}]}]", "duplicate extender"),
+            (
+                "extenders: [{urlPrefix: 'http://x', managedResources: [{name: a.b/c}, {name: a.b/c}]}]",
+                "duplicate extender",
+            ),
         ];
         for (yaml, words) in cases {
             let error = Configuration::parse(&format!("{HEAD}{yaml}\n")).expect_err(yaml).to_string();

@@ -317,7 +317,12 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
         let started = Instant::now();
         let mut bound = None;
         if what == "creation" {
-            cluster.create("/apis/apps/v1/namespaces/default/deployments", (0..DEPLOYMENTS).map(|number| deployment(number, replicas))).await?;
+            cluster
+                .create(
+                    "/apis/apps/v1/namespaces/default/deployments",
+                    (0..DEPLOYMENTS).map(|number| deployment(number, replicas)),
+                )
+                .await?;
             cluster
                 .until("all pods are bound", DONE_WITHIN, async |cluster| {
                     let list = cluster.send("GET", PODS, &Value::Null).await?;

@@ -143,14 +143,13 @@ mod tests {
         };
         let broken = |effect: &str| json!([{"key": "broken", "effect": effect, "timeAdded": "2026-01-01T00:00:30Z"}]);
         let claim = |devices: &[&str], tolerations: serde_json::Value| -> ResourceClaim {
-            let result = |device: &&str| {
-                json!({"request": "r", "driver": "d", "pool": "p", "device": device, "tolerations": tolerations})
-            };
+            let result = |device: &&str| json!({"request": "r", "driver": "d", "pool": "p", "device": device, "tolerations": tolerations});
             let results: Vec<_> = devices.iter().map(result).collect();
             let status = json!({"allocation": {"devices": {"results": results}}});
             serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {}, "status": status})).unwrap()
         };
-        let bears = |seconds: Option<i64>| json!([{"key": "broken", "operator": "Exists", "tolerationSeconds": seconds}]);
+        let bears =
+            |seconds: Option<i64>| json!([{"key": "broken", "operator": "Exists", "tolerationSeconds": seconds}]);
         let evicting = || vec![slice(1, broken("NoExecute"))];
         for (devices, tolerations, slices, expected) in [
             (&["a"][..], json!([]), evicting(), Verdict::Goes),

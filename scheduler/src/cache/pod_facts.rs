@@ -269,7 +269,8 @@ mod tests {
             let mut status = serde_json::json!({"containerStatuses": [{"name": name, "image": "i", "imageID": "i",
                 "ready": true, "restartCount": 0, "allocatedResources": {"cpu": has}, "resources": {"requests": {"cpu": has}}}]});
             if infeasible {
-                let pending = serde_json::json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+                let pending =
+                    serde_json::json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
                 status["conditions"] = pending;
             }
             pod.status = serde_json::from_value(status).ok();

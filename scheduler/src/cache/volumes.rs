@@ -62,7 +62,10 @@ impl Volumes {
 
     /// The persistent volumes that are attached to a node, with or without a pod.
     pub fn attached_to(&self, node: &str) -> impl Iterator<Item = &Arc<PersistentVolume>> {
-        self.attachments.values().filter(move |(on, _)| **on == *node).filter_map(|(_, volume)| self.volumes.get(volume))
+        self.attachments
+            .values()
+            .filter(move |(on, _)| **on == *node)
+            .filter_map(|(_, volume)| self.volumes.get(volume))
     }
 
     /// The claim for which a volume is held by an assumption.

@@ -322,7 +322,8 @@ impl Driver {
         attempts: u32,
     ) {
         let (key, uid) = (&pod.facts.key, &pod.facts.uid);
-        let held = |place: &u8| reserved.iter().find(|(holder, _)| holder == place).map(|(place, state)| (*place, state));
+        let held =
+            |place: &u8| reserved.iter().find(|(holder, _)| holder == place).map(|(place, state)| (*place, state));
         let steps = profile.pre_bind.iter().filter_map(held);
         let steps: Vec<_> = steps.filter(|(place, state)| profile.plugin(*place).must_pre_bind(state)).collect();
         match self.carry_out(profile, pod, node, &steps).await {

@@ -46,7 +46,8 @@ impl NodeAffinity {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<NodeAffinity, String> {
         let Arguments { added_affinity } = arguments(value)?;
-        let required = added_affinity.iter().filter_map(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        let required =
+            added_affinity.iter().filter_map(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
         if required.flat_map(|selector| &selector.node_selector_terms).any(|term| NodeTerm::parse(term).is_void()) {
             return Err("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution: a term is invalid".to_owned());
         }

@@ -81,7 +81,8 @@ mod tests {
             assert_eq!(accepts(&NodeDeclaredFeatures, &pod, &snapshot), expected, "{pod:?}");
             if !expected[1] {
                 let told = explain(&NodeDeclaredFeatures, &pod, &snapshot, "new");
-                let words = "node declared features check failed - unsatisfied requirements: UserNamespacesHostNetworkSupport";
+                let words =
+                    "node declared features check failed - unsatisfied requirements: UserNamespacesHostNetworkSupport";
                 assert_eq!(told, [words]);
             }
         }

@@ -61,6 +61,7 @@ async fn extender(server: Arc<super::Server>, port: u16, asked: Arc<Mutex<BTreeS
                     nodes["items"].as_array_mut().unwrap().retain(|node| node["metadata"]["name"] != "n3");
                     json!({"nodes": nodes, "failedNodes": {"n3": "not this one"}})
                 }
+                "/x/preempt" => json!({"nodeNameToMetaVictims": body["nodeNameToMetaVictims"]}),
                 "/x/prioritize" => json!([{"host": "n1", "score": 0}, {"host": "n2", "score": 10}]),
                 _ => {
                     let binding = json!({"metadata": {"name": body["podName"], "uid": body["podUID"]},
@@ -115,5 +116,30 @@ async fn profiles_and_extenders_are_as_configured() {
     lab.pod("last", json!({})).await;
     lab.bound("last").await;
     assert!(lab.get("orphan").await["spec"]["nodeName"].is_null());
+    extender.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extender_is_asked_before_pods_make_room() {
+    let Some(mut lab) = Lab::without_scheduler("preempting extender", false).await else { return };
+    let (port, asked) = (free_port(), Arc::new(Mutex::new(BTreeSet::new())));
+    let extender = tokio::spawn(extender(lab.server.clone(), port, asked.clone()));
+    let config = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+        "leaderElection": {"leaderElect": false},
+        "extenders": [{"urlPrefix": format!("http://127.0.0.1:{port}/x"), "preemptVerb": "preempt", "nodeCacheCapable": true,
+            "managedResources": [{"name": "example.com/x", "ignoredByScheduler": true}]}]});
+    let path = lab.file("config");
+    std::fs::write(&path, config.to_string()).unwrap();
+    lab.scheduler(&[&format!("--config={}", path.display()), "--secure-port=0"]);
+    lab.priority("high", 1000).await;
+    lab.node("n1", "1").await;
+    lab.pod("low", json!({"cpu": "1"})).await;
+    lab.bound("low").await;
+    let resources = json!({"requests": {"cpu": "1", "example.com/x": 1}, "limits": {"example.com/x": 1}});
+    let containers = json!([{"name": "c", "image": "i", "resources": resources}]);
+    lab.pod("high", json!({"priorityClassName": "high", "containers": containers})).await;
+    lab.bound("high").await;
+    lab.gone("low").await;
+    assert_eq!(asked.lock().iter().cloned().collect::<Vec<_>>(), ["/x/preempt"]);
     extender.abort();
 }

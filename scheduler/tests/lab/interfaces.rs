@@ -37,8 +37,12 @@ async fn a_limit_range_bounds_pods_and_fills_what_they_leave_out() {
     for name in ["plain", "partial"] {
         lab.bound(name).await;
     }
-    for (name, cpu, words) in [("little", "10m", "minimum cpu usage per Container is 50m"), ("much", "600m", "maximum cpu usage per Container is 500m")] {
-        let (code, told) = post(name, json!({"requests": both(cpu, "150Mi"), "limits": both(cpu, "150Mi")})).await.unwrap_err();
+    for (name, cpu, words) in [
+        ("little", "10m", "minimum cpu usage per Container is 50m"),
+        ("much", "600m", "maximum cpu usage per Container is 500m"),
+    ] {
+        let (code, told) =
+            post(name, json!({"requests": both(cpu, "150Mi"), "limits": both(cpu, "150Mi")})).await.unwrap_err();
         assert!(code == 403 && told.contains(words), "{code} {told}");
     }
     // What is changed holds for the next pods.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelector, Taint, Toleration};
 use k8s_openapi::api::resource::v1::{
-    AllocationResult, CapacityRequestPolicy, CapacityRequirements, Device, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceAttribute, DeviceConstraint,
-    DeviceRequest, DeviceRequestAllocationResult, DeviceSelector, DeviceToleration, ResourceClaim, ResourceSlice,
+    AllocationResult, CapacityRequestPolicy, CapacityRequirements, Device, DeviceAllocationConfiguration,
+    DeviceAllocationResult, DeviceAttribute, DeviceConstraint, DeviceRequest, DeviceRequestAllocationResult,
+    DeviceSelector, DeviceToleration, ResourceClaim, ResourceSlice,
 };
 use serde_json::json;
 
@@ -278,9 +279,7 @@ impl<'a> Search<'a> {
         let claim = self.requests[request].claim;
         let admin = self.requests[request].alternatives[alternative].admin_access;
         let (id, device) = (self.offers[offer].id.clone(), self.offers[offer].device);
-        if (!admin && self.held.devices.contains(&id))
-            || !self.keeps_constraints(claim, request, alternative, offer)
-        {
+        if (!admin && self.held.devices.contains(&id)) || !self.keeps_constraints(claim, request, alternative, offer) {
             return false;
         }
         let part = match is_shared(device) && !admin {
@@ -314,7 +313,11 @@ impl<'a> Search<'a> {
         let used = self.held.shares.get(id).map(|shares| &shares.amounts);
         let fits = |(name, amount): (&String, &Quantity)| {
             let used = used.and_then(|used| used.get(name)).copied().unwrap_or_default();
-            device.capacity.as_ref().and_then(|all| all.get(name)).is_some_and(|all| used + *amount <= (&all.value).into())
+            device
+                .capacity
+                .as_ref()
+                .and_then(|all| all.get(name))
+                .is_some_and(|all| used + *amount <= (&all.value).into())
         };
         if !part.iter().all(fits) || (used.is_none() && !self.consume_counters(id, device)) {
             return None;
@@ -462,7 +465,10 @@ fn allocation(
             admin_access: chosen.admin_access.then_some(true),
             binding_conditions: offered.binding_conditions.clone(),
             binding_failure_conditions: offered.binding_failure_conditions.clone(),
-            consumed_capacity: taken.part.as_ref().map(|part| part.iter().map(|(n, q)| (n.clone(), q.to_api())).collect()),
+            consumed_capacity: taken
+                .part
+                .as_ref()
+                .map(|part| part.iter().map(|(n, q)| (n.clone(), q.to_api())).collect()),
             tolerations: Some(chosen.tolerations.to_vec()).filter(|tolerations| !tolerations.is_empty()),
             ..DeviceRequestAllocationResult::default()
         }

@@ -187,9 +187,7 @@ fn a_claim_whose_devices_will_not_become_ready_is_given_free() {
             "devices": [{"driver": "gpu.io", "pool": "a", "device": "a0", "conditions": conditions}]});
         serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {}, "status": status})).expect("a claim")
     };
-    let condition = |kind: &str| {
-        json!([{"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}])
-    };
+    let condition = |kind: &str| json!([{"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
     let now = Timestamp::now().to_string();
     for (conditions, since, ready, broken) in [
         (json!([]), now.as_str(), Some(false), false),
