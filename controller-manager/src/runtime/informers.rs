@@ -126,9 +126,11 @@ impl Watched for Pod {
                 volumes
             });
             kept.volumes.take_if(|volumes| volumes.is_empty());
-            kept.containers = spec.containers.iter_mut().map(ports_of).collect();
+            // Of containers nothing but their ports is read.
+            let has_ports = |c: &&mut Container| c.ports.as_ref().is_some_and(|ports| !ports.is_empty());
+            kept.containers = spec.containers.iter_mut().filter(has_ports).map(ports_of).collect();
             let sidecars = spec.init_containers.iter_mut().flatten().filter(|c| c.restart_policy.is_some());
-            let sidecars: Vec<_> = sidecars.map(ports_of).collect();
+            let sidecars: Vec<_> = sidecars.filter(has_ports).map(ports_of).collect();
             kept.init_containers = (!sidecars.is_empty()).then_some(sidecars);
             *spec = kept;
         }
@@ -154,6 +156,11 @@ impl Watched for Pod {
             };
             status.container_statuses.iter_mut().flatten().for_each(slim);
             let of_job = self.metadata.owner_references.iter().flatten().any(|o| o.kind == "Job");
+            if let Some(statuses) = status.container_statuses.as_mut().filter(|_| !of_job) {
+                statuses.retain(|s| s.restart_count > 0 || s.state.is_some());
+                statuses.shrink_to_fit();
+            }
+            status.container_statuses.take_if(|statuses| statuses.is_empty());
             status.init_container_statuses = status.init_container_statuses.take().filter(|_| of_job);
             status.init_container_statuses.iter_mut().flatten().for_each(slim);
             status.ephemeral_container_statuses = None;
@@ -279,10 +286,12 @@ mod tests {
             "metadata": {"name": "p", "annotations": {
                 "controller.kubernetes.io/pod-deletion-cost": "5", "kubectl.kubernetes.io/last-applied": "x"}},
             "spec": {"nodeName": "n1", "subdomain": "s",
-                "initContainers": [{"name": "once"}, {"name": "side", "restartPolicy": "Always", "image": "i"}],
-                "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}]}]},
+                "initContainers": [{"name": "once"}, {"name": "side", "restartPolicy": "Always", "image": "i",
+                    "ports": [{"containerPort": 81}]}],
+                "containers": [{"name": "dull", "image": "i"}, {"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}]}]},
             "status": {"podIP": "10.0.0.1", "phase": "Running",
-                "containerStatuses": [{"name": "c", "restartCount": 3, "image": "i", "imageID": "", "ready": true}]}
+                "containerStatuses": [
+                    {"name": "dull", "restartCount": 0, "image": "i", "imageID": "", "ready": true}, {"name": "c", "restartCount": 3, "image": "i", "imageID": "", "ready": true}]}
         }))
         .unwrap();
         pod.slim();
@@ -290,6 +299,7 @@ mod tests {
         let spec = &slim["spec"];
         assert_eq!(slim["metadata"]["annotations"].as_object().unwrap().len(), 1);
         assert_eq!((spec["nodeName"].as_str(), spec["subdomain"].as_str()), (Some("n1"), Some("s")));
+        assert_eq!(spec["containers"].as_array().map(Vec::len), Some(1));
         assert_eq!(spec["containers"][0]["ports"][0]["containerPort"], 80);
         assert_eq!(spec["initContainers"].as_array().unwrap().len(), 1);
         assert_eq!(slim["status"]["containerStatuses"][0]["restartCount"], 3);
