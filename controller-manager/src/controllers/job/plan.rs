@@ -366,7 +366,7 @@ impl<'a> World<'a> {
         let (mut surplus, useful): (Vec<_>, Vec<_>) = self.active.iter().partition(surplus);
         let useful: Vec<Arc<Pod>> = useful.into_iter().cloned().collect();
         plan.delete.extend(surplus.drain(..).cloned());
-        match scaling(wanted, &useful, &useful, self.now) {
+        match scaling(wanted, &useful, || useful.clone(), self.now) {
             Scaling::Delete(more) => plan.delete.extend(more),
             Scaling::Create(number) => {
                 let ending = self.pods.iter().filter(|p| holds_place(spec, p)).count();

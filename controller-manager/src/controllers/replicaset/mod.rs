@@ -202,8 +202,8 @@ impl<K: ReplicaOwner> Reconcile for Controller<K> {
 
         let mut outcome = Ok(());
         if ready_to_act && owner.meta().deletion_timestamp.is_none() {
-            let related = self.related_pods(&owner, &owned);
-            let scaling = plan::scaling(owner.replicas(), &owned, &related, Timestamp::now());
+            let related = || self.related_pods(&owner, &owned);
+            let scaling = plan::scaling(owner.replicas(), &owned, related, Timestamp::now());
             outcome = self.scale(key, &owner, scaling).await;
         }
         let failure = outcome.as_ref().err().map(|(reason, error)| {

@@ -21,16 +21,16 @@ pub enum Scaling {
     Delete(Vec<Arc<Pod>>),
 }
 
-/// `related` are the pods, of whatever set of the same owner, that tell how crowded a node is.
-pub fn scaling(replicas: i32, owned: &[Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) -> Scaling {
-    let active: Vec<_> = owned.iter().filter(|p| is_active(p)).cloned().collect();
+/// `related` gives the pods, of whatever set of the same owner, that tell how crowded a node is.
+pub fn scaling(replicas: i32, owned: &[Arc<Pod>], related: impl FnOnce() -> Vec<Arc<Pod>>, now: Timestamp) -> Scaling {
+    let count = owned.iter().filter(|p| is_active(p)).count();
     let wanted = usize::try_from(replicas).unwrap_or(0);
-    match active.len().cmp(&wanted) {
+    match count.cmp(&wanted) {
         Ordering::Equal => Scaling::Enough,
-        Ordering::Less => Scaling::Create((wanted - active.len()).min(BURST_REPLICAS)),
+        Ordering::Less => Scaling::Create((wanted - count).min(BURST_REPLICAS)),
         Ordering::Greater => {
-            let surplus = (active.len() - wanted).min(BURST_REPLICAS);
-            Scaling::Delete(victims(active, related, surplus, now))
+            let active = owned.iter().filter(|p| is_active(p)).cloned().collect();
+            Scaling::Delete(victims(active, &related(), (count - wanted).min(BURST_REPLICAS), now))
         }
     }
 }
@@ -250,10 +250,10 @@ mod tests {
         let going = pod("b", json!({"metadata": {"deletionTimestamp": NOW}}));
         let failed = pod("c", json!({"status": {"phase": "Failed"}}));
         let all = [running.clone(), going, failed];
-        assert_eq!(scaling(1, &all, &all, now()), Scaling::Enough);
-        assert_eq!(scaling(3, &all, &all, now()), Scaling::Create(2));
-        assert_eq!(scaling(2000, &all, &all, now()), Scaling::Create(BURST_REPLICAS));
-        assert_eq!(scaling(0, &all, &all, now()), Scaling::Delete(vec![running]));
+        assert_eq!(scaling(1, &all, || all.clone(), now()), Scaling::Enough);
+        assert_eq!(scaling(3, &all, || all.clone(), now()), Scaling::Create(2));
+        assert_eq!(scaling(2000, &all, || all.clone(), now()), Scaling::Create(BURST_REPLICAS));
+        assert_eq!(scaling(0, &all, || all.clone(), now()), Scaling::Delete(vec![running]));
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
             let (a, b) = (pod("zz-first", first), pod("aa-second", second));
             let mut related = vec![a.clone(), b.clone()];
             related.extend((0..3).map(|i| pod(&format!("r{i}"), json!({"spec": {"nodeName": "crowded"}}))));
-            let Scaling::Delete(gone) = scaling(1, &[b, a], &related, now()) else { panic!("{name}") };
+            let Scaling::Delete(gone) = scaling(1, &[b, a], || related.clone(), now()) else { panic!("{name}") };
             assert_eq!(gone[0].metadata.name.as_deref(), Some("zz-first"), "{name}");
         }
     }
