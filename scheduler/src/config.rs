@@ -456,7 +456,7 @@ mod tests {
     fn every_field_of_kubernetes_is_known() {
         let yaml = "
 parallelism: 8
-leaderElection: {leaderElect: true, leaseDuration: 30s, renewDeadline: 20s, retryPeriod: 5s, resourceLock: leases, resourceName: s, resourceNamespace: n}
+leaderElection: {leaderElect: true, leaseDuration: 30s, renewDeadline: 20s, retryPeriod: 5s, resourceLock: leases, resourceName: s, resourceNamespace: kube-system}
 clientConnection: {kubeconfig: /k, acceptContentTypes: a, contentType: application/json, qps: 50, burst: 100}
 enableProfiling: false
 enableContentionProfiling: false

@@ -250,10 +250,10 @@ mod tests {
         let going = pod("b", json!({"metadata": {"deletionTimestamp": NOW}}));
         let failed = pod("c", json!({"status": {"phase": "Failed"}}));
         let all = [running.clone(), going, failed];
-        assert_eq!(scaling(1, &all, || all.clone(), now()), Scaling::Enough);
-        assert_eq!(scaling(3, &all, || all.clone(), now()), Scaling::Create(2));
-        assert_eq!(scaling(2000, &all, || all.clone(), now()), Scaling::Create(BURST_REPLICAS));
-        assert_eq!(scaling(0, &all, || all.clone(), now()), Scaling::Delete(vec![running]));
+        assert_eq!(scaling(1, &all, || all.to_vec(), now()), Scaling::Enough);
+        assert_eq!(scaling(3, &all, || all.to_vec(), now()), Scaling::Create(2));
+        assert_eq!(scaling(2000, &all, || all.to_vec(), now()), Scaling::Create(BURST_REPLICAS));
+        assert_eq!(scaling(0, &all, || all.to_vec(), now()), Scaling::Delete(vec![running]));
     }
 
     #[test]
