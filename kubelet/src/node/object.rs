@@ -161,6 +161,7 @@ pub(super) fn status(
                 .collect::<Vec<_>>(),
         )
         .filter(|l| !l.is_empty()),
+        declared_features: Some(vec!["RestartAllContainersOnContainerExits".to_owned()]),
         ..Default::default()
     }
 }
