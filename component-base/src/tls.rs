@@ -6,20 +6,23 @@ use rustls::{
         ResolvesClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature_with_raw_key},
     server::{
         ClientHello, ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject as _,
+};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 use tracing::warn;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// How often a handshake may look at the files.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -208,7 +211,11 @@ macro_rules! verifies_signatures {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            verify_tls13_signature(message, certificate, signature, &self.algorithms)
+            // By the key alone: what the certificate's version is does not matter here.
+            let unreadable = |_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding);
+            let (_, parsed) = X509Certificate::from_der(certificate).map_err(unreadable)?;
+            let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+            verify_tls13_signature_with_raw_key(message, &key, signature, &self.algorithms)
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -13,6 +13,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
+use x509_parser::oid_registry::{OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 use super::UserInfo;
 
@@ -33,11 +35,17 @@ pub struct Authorities {
 struct State {
     checked: Instant,
     modified: Option<SystemTime>,
-    verifier: Arc<dyn ClientCertVerifier>,
+    verifier: Arc<Verifier>,
     pem: Arc<str>,
     /// By the SHA-256 of a chain: whose it is, or why it is not believed, and the seconds since the epoch until which
     /// that is known to hold.
     remembered: HashMap<[u8; 32], (i64, Result<Identity, String>)>,
+}
+
+/// Who may sign.
+struct Verifier {
+    roots: Vec<CertificateDer<'static>>,
+    webpki: Arc<dyn ClientCertVerifier>,
 }
 
 /// What a certificate says of its bearer.
@@ -78,7 +86,7 @@ impl Authorities {
             Err(known) => return known,
         };
         let info = component_base::x509::read_der(leaf).map_err(|error| error.to_string())?;
-        let verified = verifier.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now));
+        let verified = verifier.verify(leaf, intermediates, now);
         let (until, outcome) = match verified {
             Ok(_) => {
                 let fingerprint = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -125,21 +133,57 @@ impl Authorities {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<(Arc<dyn ClientCertVerifier>, Arc<str>)> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in component_base::tls::read_certificates(path)? {
-        roots.add(certificate)?;
+fn read(path: &Path) -> anyhow::Result<(Arc<Verifier>, Arc<str>)> {
+    let roots = component_base::tls::read_certificates(path)?;
+    let mut store = rustls::RootCertStore::empty();
+    for certificate in &roots {
+        store.add(certificate.clone())?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(
-        Arc::new(roots),
-        Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
-    )
-    .build()?;
-    Ok((verifier, std::fs::read_to_string(path)?.into()))
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let webpki = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).build()?;
+    Ok((Arc::new(Verifier { roots, webpki }), std::fs::read_to_string(path)?.into()))
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+// === impl Verifier ===
+
+impl Verifier {
+    /// Whether the chain leads to one of the authorities, for a client, and holds at this time since the epoch.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Duration,
+    ) -> Result<(), String> {
+        match X509Certificate::from_der(leaf) {
+            Ok((_, leaf)) if leaf.version() == X509Version::V1 => self.verify_version_1(&leaf, now),
+            _ => self
+                .webpki
+                .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now))
+                .map_or_else(|error| Err(error.to_string()), |_| Ok(())),
+        }
+    }
+
+    /// A certificate without extensions, as `openssl x509 -req` makes them unless told otherwise. Kubernetes believes them:
+    /// they are for any use. Rustls does not read them.
+    fn verify_version_1(&self, leaf: &X509Certificate<'_>, now: Duration) -> Result<(), String> {
+        let algorithm = &leaf.signature_algorithm.algorithm;
+        if [OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA].contains(algorithm) {
+            return Err("it is signed with SHA-1".to_owned());
+        }
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let validity = leaf.validity();
+        if !(validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&seconds) {
+            return Err("certificate has expired or is not yet valid".to_owned());
+        }
+        let signed = self.roots.iter().filter_map(|root| X509Certificate::from_der(root).ok()).any(|(_, root)| {
+            root.subject().as_raw() == leaf.issuer().as_raw() && leaf.verify_signature(Some(root.public_key())).is_ok()
+        });
+        if signed { Ok(()) } else { Err("certificate signed by unknown authority".to_owned()) }
+    }
 }
 
 // === impl Identity ===
@@ -161,6 +205,28 @@ impl Identity {
 mod tests {
     use super::*;
     use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    use rustls_pki_types::pem::PemObject as _;
+
+    /// An authority, and what `openssl x509 -req` made of a request with it: a certificate of version 1.
+    const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUbEMVjxGU2DXELHPg+BjYpjxqj48wCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEb3VyczAgFw0yNjExMjExNTA5MzRaGA8yMTI2MTAyODE1MDkz
+NFowDzENMAsGA1UEAwwEb3VyczBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABKr1
+WwRj4RWJz/LFQmAzaUaGeFbaNiw+IJ2BBUcsySI5FEosdzf+6z0mAClFMFHp/un3
+rR7sQYY0LyM8bEqSW3KjUzBRMB0GA1UdDgQWBBRo4ShH3sIqCEik/72Zdtq5yEbP
+AjAfBgNVHSMEGDAWgBRo4ShH3sIqCEik/72Zdtq5yEbPAjAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIQDYnr3mfN7PFGGLrbFYl7XNHpiFsDyG5b/v
+crgfDNI9bgIgQ+BNJi1GwNzCEie2F57geii6jzkAkRoHxnmqcYVniCY=
+-----END CERTIFICATE-----\n";
+    const VERSION_1: &str = "-----BEGIN CERTIFICATE-----
+MIIBKDCBzwIUaaOYoxNdtAsRGmsAs3nw0AIC/XIwCgYIKoZIzj0EAwIwDzENMAsG
+A1UEAwwEb3VyczAgFw0yNjExMjExNTA5MzVaGA8yMTI2MTAyODE1MDkzNVowHTEN
+MAsGA1UECgwEZGV2czEMMAoGA1UEAwwDYW5uMFkwEwYHKoZIzj0CAQYIKoZIzj0D
+AQcDQgAEMC+OGa6KTUqVJrlR3QZHy06yNa9gsyLVcOkEsZ8QjvOdqfmqKg3qmQMa
+5cQUUjcCjuimzlnzWYu0CVRYjAeByjAKBggqhkjOPQQDAgNIADBFAiAW7caSF3kL
+uL5uSMVeOot4bC1Cs1lwIU9oVG3mJ7kX+gIhAMiyrWOEl7sizKVdcVXQlDmoqsFw
+yGMa6kjR+R3NbkhA
+-----END CERTIFICATE-----\n";
 
     fn authority(name: &str) -> (String, Issuer<'static, KeyPair>) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -209,5 +275,20 @@ mod tests {
             assert!(authorities.verify(&[bad], [digest; 32]).is_err());
         }
         assert!(authorities.verify(&[], [0; 32]).is_err());
+    }
+
+    #[test]
+    fn a_certificate_without_extensions_is_believed_as_well() {
+        let leaf = CertificateDer::from_pem_slice(VERSION_1.as_bytes()).unwrap();
+        let verify = |pem: &str, now: u64| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), pem).unwrap();
+            read(file.path()).unwrap().0.verify(&leaf, &[], Duration::from_secs(now))
+        };
+        let day = 24 * 3600;
+        let made = u64::try_from(component_base::x509::read_der(&leaf).unwrap().not_before).unwrap();
+        assert_eq!(verify(AUTHORITY, made + day), Ok(()));
+        assert!(verify(AUTHORITY, made - day).unwrap_err().contains("not yet valid"));
+        assert!(verify(&authority("ours").0, made + day).unwrap_err().contains("unknown authority"));
     }
 }
