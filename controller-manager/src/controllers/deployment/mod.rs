@@ -198,8 +198,9 @@ impl Controller {
             match action {
                 Action::AnnotateRevision(revision) => {
                     if let Some(updated) = plan::with_revision(&current, &revision) {
+                        // With the status, so that the generation stays: nobody has asked for anything new.
                         let deployments = api_in::<Deployment>(&self.client, namespace);
-                        current = deployments.replace(name, &PostParams::default(), &updated).await?;
+                        current = deployments.replace_status(name, &PostParams::default(), &updated).await?;
                     }
                 }
                 Action::Create(set) => self.create(deployment, &set).await?,
