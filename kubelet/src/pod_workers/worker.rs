@@ -34,6 +34,8 @@ const MAX_STEPS: usize = 32;
 const RESIZE_RETRY: Duration = Duration::from_secs(10);
 const RETRY_BASE: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(16);
+/// From one sandbox to the next, whatever the runtime says of the first.
+const SANDBOX_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Worker {
     pool: Arc<PodWorkers>,
@@ -44,6 +46,8 @@ pub(super) struct Worker {
     probes: PodProbes,
     backoff: RestartBackoff,
     retry: Backoff,
+    /// When the last sandbox was made.
+    sandbox_made: Option<Instant>,
     resizes: Resizes,
     waiting: BTreeMap<String, Waiting>,
     /// Containers (by name and hash) that could not be started, and when that is tried again.
@@ -92,6 +96,7 @@ impl Worker {
             probes: PodProbes::new(means.probes.clone(), wake.clone()),
             backoff: RestartBackoff::new(means.max_restart_delay),
             retry: Backoff::new(RETRY_BASE, RETRY_CAP),
+            sandbox_made: None,
             resizes: Resizes::default(),
             waiting: BTreeMap::new(),
             start_again: BTreeMap::new(),
@@ -418,6 +423,10 @@ impl Worker {
     }
 
     async fn new_sandbox(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, attempt: u32) -> Result<(), Duration> {
+        let since = self.sandbox_made.map_or(SANDBOX_PAUSE, |made| made.elapsed());
+        if since < SANDBOX_PAUSE {
+            return Err(SANDBOX_PAUSE - since);
+        }
         if !observed.is_gone() {
             if attempt > 0 {
                 let message = "Pod sandbox changed, it will be killed and re-created.";
@@ -441,6 +450,7 @@ impl Worker {
             // A network that is still to come is waited for, with no growing pauses.
             return Err(if network_is_missing(&means).await { RETRY_BASE } else { wait });
         }
+        self.sandbox_made = Some(Instant::now());
         Ok(())
     }
 

@@ -227,12 +227,15 @@ impl Hollow {
                 let sandboxes = self.sandboxes.lock();
                 let sandbox =
                     sandboxes.get(&request.pod_sandbox_id).ok_or_else(|| Status::not_found("no such sandbox"))?;
+                let security = sandbox.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+                let options = security.and_then(|security| security.namespace_options.clone());
                 let status = pb::PodSandboxStatus {
                     id: request.pod_sandbox_id,
                     metadata: sandbox.config.metadata.clone(),
                     state: sandbox_state(sandbox),
                     created_at: sandbox.created_at,
                     network: Some(pb::PodSandboxNetworkStatus { ip: sandbox.address.clone(), ..Default::default() }),
+                    linux: Some(pb::LinuxPodSandboxStatus { namespaces: Some(pb::Namespace { options }) }),
                     labels: sandbox.config.labels.clone(),
                     annotations: sandbox.config.annotations.clone(),
                     ..Default::default()
@@ -386,8 +389,14 @@ mod tests {
         let cri = Cri::new(ENDPOINT, None).expect("a client");
         assert_eq!(cri.version().await.expect("version").runtime_name, "hollow");
         let metadata = pb::PodSandboxMetadata { name: "p".into(), uid: "u".into(), ..Default::default() };
-        let config = pb::PodSandboxConfig { metadata: Some(metadata), ..Default::default() };
+        let options = Some(pb::NamespaceOption { network: pb::NamespaceMode::Node.into(), ..Default::default() });
+        let security = pb::LinuxSandboxSecurityContext { namespace_options: options.clone(), ..Default::default() };
+        let linux = pb::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
+        let config = pb::PodSandboxConfig { metadata: Some(metadata), linux: Some(linux), ..Default::default() };
         let sandbox = cri.run_pod_sandbox(config.clone(), "").await.expect("a sandbox");
+        let linux =
+            cri.pod_sandbox_status(&sandbox, false).await.expect("a status").status.and_then(|status| status.linux);
+        assert_eq!(linux.and_then(|linux| linux.namespaces).and_then(|namespaces| namespaces.options), options);
         for (command, code) in [(vec!["false"], Some(1)), (vec!["true"], Some(0)), (vec!["serve"], None)] {
             let words = command.iter().map(ToString::to_string).collect();
             let container = pb::ContainerConfig { command: words, ..Default::default() };

@@ -73,7 +73,8 @@ impl StatusManager {
     /// Whether the pod has, in the API, the status that was last set here, or that was last written.
     pub fn has_told(&self, pod: &Pod) -> bool {
         let entries = self.entries.lock();
-        let told = |entry: &Entry, status: &PodStatus| entry.status == *status || entry.written.as_ref() == Some(status);
+        let told =
+            |entry: &Entry, status: &PodStatus| entry.status == *status || entry.written.as_ref() == Some(status);
         entries.get(uid_of(pod)).zip(pod.status.as_ref()).is_some_and(|(entry, status)| told(entry, status))
     }
 
