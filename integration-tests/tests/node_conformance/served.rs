@@ -10,12 +10,13 @@ impl Node {
     }
 
     pub(super) async fn what_is_served(&self) {
-        let script = "echo said; dd if=/dev/zero of=/v/block bs=1024 count=1024; while :; do :; done";
+        let script =
+            "echo said; dd if=/dev/zero of=/v/block bs=1024 count=1024; while :; do md5sum /v/block; sleep 0.1; done";
         let mut container = sh("c", script);
         merge(
             &mut container,
-            json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}], "resources": {"limits": {"cpu": "50m", "memory": "64Mi"}},
-                "readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1}}),
+            json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}], "resources": {"limits": {"cpu": "300m", "memory": "64Mi"}},
+                "readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1, "timeoutSeconds": 10}}),
         );
         self.run("served", json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}]})).await;
         self.ready("served").await;
@@ -35,7 +36,7 @@ impl Node {
                 (&summary, "/node/network/rxBytes", 1, 1 << 50),
                 (&summary, "/node/runtime/imageFs/usedBytes", 1, 1 << 50),
                 (&summary, "/node/rlimit/maxpid", 100, 1 << 30),
-                // It uses what it may, a twentieth of a processor: give or take what a busy machine makes of that.
+                // It uses some of what it may: give or take what a busy machine makes of that.
                 (&pod, "/cpu/usageNanoCores", 1_000_000, 500_000_000),
                 (&pod, "/cpu/usageCoreNanoSeconds", 1_000_000, 1 << 50),
                 (&pod, "/memory/workingSetBytes", 4096, 64 << 20),
