@@ -93,7 +93,9 @@ impl Node {
         let volumes =
             json!([{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "c", "configMap": {"name": "cm"}}]);
         for index in 0..count {
-            let mut pod = pod(&format!("many-{index}"), json!({"containers": [container], "volumes": volumes}));
+            // A start that the kubelet's death cuts short has failed for the runtime: such a pod must be one that tries again.
+            let spec = json!({"restartPolicy": "Always", "containers": [container], "volumes": volumes});
+            let mut pod = pod(&format!("many-{index}"), spec);
             pod.metadata.labels = Some([("app".to_owned(), "many".to_owned())].into());
             self.pods.create(&PostParams::default(), &pod).await.expect("made");
         }
