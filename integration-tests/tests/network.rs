@@ -70,6 +70,9 @@ spec: {selector: {app: nobody}, ports: [{name: http, port: 80, protocol: TCP}, {
     cluster.ready_pods("app=web", 2, MINUTE).await;
     cluster.ready_pods("app=client", 1, MINUTE).await;
     services_are_reached(&cluster).await;
+    datagrams_go_between_pods_and_from_nodes(&cluster).await;
+    slices_made_by_hand_are_served(&cluster).await;
+    the_api_server_passes_requests_on(&cluster).await;
     names_are_resolved(&cluster).await;
     services_change_their_type(&cluster).await;
     host_ports_do_not_conflict(&cluster).await;
@@ -84,6 +87,14 @@ fn apply(cluster: &Cluster, yaml: &str) {
 /// The cluster's DNS is an ordinary Deployment, a pod of it on each node, behind its Service.
 async fn dns_runs_on_both_nodes(cluster: &Cluster) {
     let pods = Api::<Pod>::namespaced(cluster.client(), "kube-system");
+    // Both may have started before there was a second node; who comes anew prefers the other.
+    let of_dns = ListParams::default().labels("k8s-app=kube-dns");
+    if let [first, second] = pods.list(&of_dns).await.expect("pods").items.as_slice()
+        && first.spec.as_ref().map(|spec| &spec.node_name) == second.spec.as_ref().map(|spec| &spec.node_name)
+    {
+        let name = second.metadata.name.as_deref().unwrap_or_default();
+        cluster.ctl(&format!("delete pod {name} -n kube-system")).success();
+    }
     eventually("a DNS server on each node", 2 * MINUTE, || async {
         let list = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await.map_err(|e| e.to_string())?;
         let ready = list.items.iter().filter(|pod| apimachinery::pod::is_ready(pod));
@@ -136,6 +147,10 @@ async fn services_are_reached(cluster: &Cluster) {
             .await;
         }
     }
+    // A pod reaches it at the same addresses, the nodes' too.
+    for address in &addresses {
+        assert!(reaches(cluster, address.ip(), address.port()), "{address} in a pod");
+    }
     let affinity = |kind: &str| format!("patch service web -p '{{\"spec\":{{\"sessionAffinity\":\"{kind}\"}}}}'");
     for (kind, pods) in [("ClientIP", 1), ("None", 2)] {
         cluster.ctl(&affinity(kind)).success();
@@ -151,6 +166,70 @@ async fn services_are_reached(cluster: &Cluster) {
     let nobody = SocketAddr::new(cluster_ip(cluster, "nobody").await, 80);
     let refused = cluster.hosts[0].in_network(move || requests::get(nobody)).join().expect("the request's thread");
     assert!(refused.clone().is_err_and(|error| error.contains("refused")), "{refused:?}");
+}
+
+/// Each DNS server is asked over UDP at its own address, in a pod and from either node.
+async fn datagrams_go_between_pods_and_from_nodes(cluster: &Cluster) {
+    let pods = Api::<Pod>::namespaced(cluster.client(), "kube-system");
+    let servers = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await.expect("pods").items;
+    let addresses: Vec<IpAddr> =
+        servers.iter().filter_map(|pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()).collect();
+    assert_eq!(addresses.len(), 2);
+    for address in addresses {
+        resolves(cluster, &format!("kubernetes.default.svc.cluster.local {address}"), "10.96.0.1").await;
+        for host in &cluster.hosts {
+            // An empty question of an id, which is refused with it.
+            let asked = host.in_network(move || {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+                socket.send_to(&[7, 7, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], (address, 53))?;
+                let mut answer = [0; 512];
+                socket.recv(&mut answer).map(|_| [answer[0], answer[1]])
+            });
+            assert_eq!(asked.join().expect("the question's thread").ok(), Some([7, 7]), "{address}");
+        }
+    }
+}
+
+/// A Service without a selector whose slices name other addresses, and for the same port of it other numbers.
+async fn slices_made_by_hand_are_served(cluster: &Cluster) {
+    let mut yaml =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: manual}\nspec: {ports: [{name: http, port: 80}]}\n".to_owned();
+    for (at, pod) in cluster.ready_pods("app=web", 2, MINUTE).await.iter().enumerate() {
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).expect("a pod IP");
+        yaml += &format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {{name: manual-{at}, labels: {{kubernetes.io/service-name: manual}}}}\n\
+             ports: [{{name: http, port: 80, protocol: TCP}}]\nendpoints: [{{addresses: [{ip}]}}]\n"
+        );
+    }
+    apply(cluster, &yaml);
+    let address = SocketAddr::new(cluster_ip(cluster, "manual").await, 80);
+    eventually("both slices' endpoints answer", MINUTE, || async {
+        let pods = who(cluster, 0, address, 30);
+        if pods.len() == 2 { Ok(()) } else { Err(format!("{pods:?}")) }
+    })
+    .await;
+    cluster.ctl("delete service manual").success();
+}
+
+/// To a Service by the name and the number of its port, and to a pod.
+async fn the_api_server_passes_requests_on(cluster: &Cluster) {
+    let pods = cluster.ready_pods("app=web", 2, MINUTE).await;
+    let pod = pods[0].metadata.name.clone().unwrap_or_default();
+    for to in [
+        "services/web:http",
+        "services/http:web:80",
+        "services/web:8080",
+        &format!("pods/{pod}:80"),
+        &format!("pods/http:{pod}:80"),
+    ] {
+        eventually(&format!("{to} by way of the API server"), MINUTE, || async {
+            let found = cluster.ctl(&format!("get --raw /api/v1/namespaces/default/{to}/proxy/"));
+            if found.stdout.contains("httpd-app 1.0") { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
 }
 
 async fn resolves(cluster: &Cluster, question: &str, expected: &str) {
@@ -176,33 +255,50 @@ async fn names_are_resolved(cluster: &Cluster) {
         ("-type=srv _http._tcp.web.default.svc.cluster.local", "web.default.svc.cluster.local"),
         (&format!("{}.default.pod.cluster.local", pod_ip.replace('.', "-")), &pod_ip),
         ("none.default.svc.cluster.local", "NXDOMAIN"),
+        // By the search path: in part.
+        ("web", &ip),
+        ("web.default", &ip),
+        ("web.default.svc", &ip),
+        ("boats", &pod_ip),
+        ("harbour.boats", &pod_ip),
+        ("-type=srv _http._tcp.boats.default.svc.cluster.local", "harbour.boats.default.svc.cluster.local"),
     ] {
         resolves(cluster, question, expected).await;
     }
 }
 
-/// From a name to an address and back, with packets that follow.
+/// From one name to another, to an address and back, with packets that follow.
 async fn services_change_their_type(cluster: &Cluster) {
     let patch = |spec: &str| cluster.ctl(&format!("patch service alias -p '{{\"spec\":{spec}}}'")).success();
-    patch(r#"{"type":"NodePort","externalName":null,"selector":{"app":"web"},"ports":[{"port":80}]}"#);
-    let ip = cluster_ip(cluster, "alias").await;
-    let ports = service(cluster, "alias").await.spec.and_then(|spec| spec.ports).unwrap_or_default();
-    let node_port = ports[0].node_port.expect("a node port") as u16;
-    for address in [SocketAddr::new(ip, 80), SocketAddr::new(cluster.hosts[0].address().into(), node_port)] {
-        eventually(&format!("{address} answers"), MINUTE, || async {
-            if who(cluster, 1, address, 5).is_empty() { Err("nobody") } else { Ok(()) }.map_err(str::to_owned)
+    patch(r#"{"externalName":"boats.default.svc.cluster.local"}"#);
+    resolves(cluster, "alias.default.svc.cluster.local", "boats.default.svc.cluster.local").await;
+    for kind in ["ClusterIP", "NodePort"] {
+        patch(&format!(
+            r#"{{"type":"{kind}","externalName":null,"selector":{{"app":"web"}},"ports":[{{"port":80}}]}}"#
+        ));
+        let ip = cluster_ip(cluster, "alias").await;
+        resolves(cluster, "alias.default.svc.cluster.local", &ip.to_string()).await;
+        let ports = service(cluster, "alias").await.spec.and_then(|spec| spec.ports).unwrap_or_default();
+        let mut addresses = vec![SocketAddr::new(ip, 80)];
+        let node_port = ports[0].node_port.map(|port| port as u16);
+        assert_eq!(node_port.is_some(), kind == "NodePort");
+        addresses.extend(node_port.map(|port| SocketAddr::new(cluster.hosts[0].address().into(), port)));
+        for address in addresses {
+            eventually(&format!("{address} answers"), MINUTE, || async {
+                if who(cluster, 1, address, 5).is_empty() { Err("nobody") } else { Ok(()) }.map_err(str::to_owned)
+            })
+            .await;
+        }
+        patch(
+            r#"{"type":"ExternalName","externalName":"web.default.svc.cluster.local","clusterIP":null,"clusterIPs":null,"ports":null,"selector":null}"#,
+        );
+        resolves(cluster, "alias.default.svc.cluster.local", "canonical name").await;
+        eventually("its address is free", MINUTE, || async {
+            let pods = who(cluster, 1, SocketAddr::new(ip, 80), 2);
+            if pods.is_empty() { Ok(()) } else { Err(format!("{pods:?}")) }
         })
         .await;
     }
-    patch(
-        r#"{"type":"ExternalName","externalName":"web.default.svc.cluster.local","clusterIP":null,"clusterIPs":null,"ports":null,"selector":null}"#,
-    );
-    resolves(cluster, "alias.default.svc.cluster.local", "canonical name").await;
-    eventually("its address is free", MINUTE, || async {
-        let pods = who(cluster, 1, SocketAddr::new(ip, 80), 2);
-        if pods.is_empty() { Ok(()) } else { Err(format!("{pods:?}")) }
-    })
-    .await;
 }
 
 /// One number on one host, for two protocols and two addresses.
@@ -252,7 +348,7 @@ async fn policies_hold(cluster: &Cluster) {
     let settles = |what: &'static str, wanted: bool| async move {
         eventually(what, MINUTE, || async {
             // More than once: it must hold on both nodes.
-            let open = (0..6).filter(|_| reaches(cluster, ip)).count();
+            let open = (0..6).filter(|_| reaches(cluster, ip, 80)).count();
             if open == if wanted { 6 } else { 0 } { Ok(()) } else { Err(format!("{open} of 6")) }
         })
         .await;
@@ -271,9 +367,9 @@ async fn policies_hold(cluster: &Cluster) {
     settles("open again", true).await;
 }
 
-/// Whether the client's pod gets an answer of the Service at once. (Debian's static busybox has a `wget` that does not run.)
-fn reaches(cluster: &Cluster, ip: IpAddr) -> bool {
-    let ask = format!(r#"printf "GET / HTTP/1.0\r\n\r\n" | nc -w 2 {ip} 80"#);
+/// Whether the client's pod gets an answer at once. (Debian's static busybox has a `wget` that does not run.)
+fn reaches(cluster: &Cluster, ip: IpAddr, port: u16) -> bool {
+    let ask = format!(r#"printf "GET / HTTP/1.0\r\n\r\n" | nc -w 2 {ip} {port}"#);
     cluster.ctl(&format!("exec client -- sh -c '{ask}'")).stdout.contains("httpd-app 1.0")
 }
 
