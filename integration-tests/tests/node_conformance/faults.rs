@@ -73,8 +73,8 @@ impl Node {
         for round in 0..rounds {
             let begun = Instant::now();
             self.many_come_and_some_faults(cluster, PODS, round).await;
-            println!("round {round}: {PODS} pods came and went in {:?}; kubelet: {}", begun.elapsed(), memory());
             all_gone().await;
+            println!("round {round}: {PODS} pods came and went in {:?}; kubelet: {}", begun.elapsed(), memory());
             eventually("all is as it was", MINUTES, || async {
                 let now = count();
                 if now == before { Ok(()) } else { Err(format!("before {before:?}, now {now:?}")) }
