@@ -85,16 +85,39 @@ impl Loopback {
     }
 
     pub async fn update(&self, object: Value) -> Result<(), StatusError> {
+        self.put(object, Part::Main).await
+    }
+
+    pub async fn update_status(&self, object: Value) -> Result<(), StatusError> {
+        self.put(object, Part::Status).await
+    }
+
+    async fn put(&self, object: Value, part: Part) -> Result<(), StatusError> {
         let place = self.place(&object)?;
-        let info = place.info(&Method::PUT);
+        let mut info = place.info(&Method::PUT);
+        if part == Part::Status {
+            info.subresource = "status".to_owned();
+        }
         let incoming = || Ok(Incoming { object: object.clone(), warnings: Vec::new() });
-        match update::update(&mut self.request(&place, &info), incoming()?, &incoming).await {
+        let mut request = ResourceRequest { part, ..self.request(&place, &info) };
+        match update::update(&mut request, incoming()?, &incoming).await {
             Ok(_) => {
                 tracing::info!(kind = place.resource.kind, namespace = place.namespace, name = place.name, "updated");
                 Ok(())
             }
             Err(error) => Err(self.named(error, &place)),
         }
+    }
+
+    /// All objects of a kind, as they are now.
+    pub async fn all(&self, group: &str, kind: &str) -> Result<Vec<Value>, StatusError> {
+        let kind = facts::kinds().iter().find(|f| f.group == group && f.kind == kind && f.is_stored());
+        let resource = kind.and_then(|kind| self.context.registry.get(kind.group, kind.version, kind.resource));
+        let resource = resource.ok_or_else(StatusError::no_such_resource)?;
+        let store = &self.context.store;
+        store.wait_for(None).await?;
+        let objects = store.cache(resource)?.list("");
+        Ok(objects.iter().map(|stored| resource.value(stored)).collect())
     }
 
     pub async fn delete(&self, object: &Value) -> Result<(), StatusError> {

@@ -4,12 +4,13 @@
 //!
 //! Writes go through the same endpoints as anyone's, as a user of `system:masters`.
 
+mod flow_control;
 mod loopback;
 mod objects;
 pub mod rbac;
 
 use crate::authentication::service_account;
-use crate::registry::object::{child, set};
+use crate::registry::object::{child, set, text};
 use crate::server::Context;
 use apimachinery::status::StatusError;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -73,6 +74,9 @@ async fn keep(api: &Loopback, ready: impl FnOnce() + Send) {
     }
     ready();
     loop {
+        if let Err(error) = flow_control(api).await {
+            tracing::warn!(%error, "cannot keep the flow schemas");
+        }
         tokio::time::sleep(KEEP).await;
         if let Err(error) = lasting(api).await {
             tracing::warn!(%error, "cannot keep the objects of the system");
@@ -115,6 +119,22 @@ async fn lasting(api: &Loopback) -> Result<(), StatusError> {
     let (client_ca, request_header_ca) = api.context().authenticator.ca_texts();
     let authentication = objects::authentication_config(options, client_ca.as_deref(), request_header_ca.as_deref());
     api.keep(&authentication, |current, wanted| current["data"] == wanted["data"]).await
+}
+
+/// The default levels and schemas, and what each schema says of its level.
+async fn flow_control(api: &Loopback) -> Result<(), StatusError> {
+    each(flow_control::defaults(), |object| async move { api.ensure(&object).await }).await?;
+    let levels = api.all("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration").await?;
+    let exists = |name: &str| levels.iter().any(|level| text(level, "/metadata/name") == name);
+    let now = apimachinery::time::rfc3339(jiff::Timestamp::now());
+    for schema in api.all("flowcontrol.apiserver.k8s.io", "FlowSchema").await? {
+        let Some(said) = flow_control::dangling(&schema, exists, &now) else { continue };
+        match api.update_status(said).await {
+            Err(error) if error.code() == 409 || error.code() == 404 => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// Says on Secrets on which day their tokens were used last.

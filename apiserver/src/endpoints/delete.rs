@@ -66,6 +66,11 @@ pub fn options(body: &[u8], query: &Query) -> Result<DeleteOptions, StatusError>
                 .and_then(|text| apimachinery::yaml::documents(text).ok()?.into_iter().next())
                 .ok_or_else(|| StatusError::bad_request("the body is no DeleteOptions"))?,
         };
+        let kind = value["kind"].as_str().unwrap_or_default();
+        if !["", "DeleteOptions"].contains(&kind) {
+            let version = value["apiVersion"].as_str().unwrap_or_default();
+            return Err(StatusError::bad_request(format!("no kind {kind:?} is registered for version {version:?}")));
+        }
         serde_json::from_value(value).map_err(|e| StatusError::bad_request(e.to_string()))?
     };
     if body.is_empty() {

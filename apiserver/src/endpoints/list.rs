@@ -117,12 +117,14 @@ pub async fn select(request: &ResourceRequest<'_>) -> Result<Selected, StatusErr
     let query = &request.info.query;
     check_options(query)?;
     let selectors = Selectors::of(request)?;
-    let limit = match query.get("limit") {
-        "" => 0,
+    let number = |name: &str| match query.get(name) {
+        "" => Ok(0),
         text => text
             .parse::<i64>()
-            .map_err(|_| StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?,
+            .map_err(|_| StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
     };
+    number("timeoutSeconds")?;
+    let limit = number("limit")?;
     let Asked { source, start, limit } = ask(request, &selectors.labels, limit.max(0) as usize).await?;
     let namespace = request.namespace();
     let (page, revision) = match source {

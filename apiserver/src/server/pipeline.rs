@@ -249,6 +249,9 @@ async fn resource(
     if context.proxy.serves(&info.resource, &info.subresource) {
         return Box::pin(connect(context, info, user, attributes, request)).await;
     }
+    if request.method() == Method::HEAD {
+        return Err(StatusError::method_not_allowed());
+    }
     let wanted = wanted?;
     let include = table::Include::parse(info.query.get("includeObject"))?;
     let render = |outcome| Rendered { wanted, include, outcome };
@@ -256,6 +259,8 @@ async fn resource(
     let WriteOptions { field_validation, mut dry_run } = options;
 
     if let Some(endpoint) = context.registry.endpoint(group, version, &info.resource, &info.subresource) {
+        let facts = facts::resource(group, version, &info.resource).ok_or_else(StatusError::no_such_resource)?;
+        check_method(facts, info)?;
         let endpoint = endpoint.clone();
         let (parts, body) = request.into_parts();
         let (headers, body) = (parts.headers, read(body).await?);
