@@ -430,13 +430,14 @@ fn wants_upgrade(headers: &HeaderMap) -> bool {
         && connection.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
 }
 
-/// The newest version of an object of the core group.
+/// The newest version of an object of the core group; the last one known while etcd does not answer.
 async fn fetch(context: &Arc<Context>, resource: &str, namespace: &str, name: &str) -> Result<Value, StatusError> {
     let resource = context.registry.get("", "v1", resource).ok_or_else(StatusError::no_such_resource)?;
-    if let Ok(object) = context.store.get_cached(resource, namespace, name) {
-        return Ok(object.value());
-    }
-    context.store.get(resource, namespace, name).await.map(|object| object.value())
+    let newest = match context.store.get(resource, namespace, name).await {
+        Err(error) if error.code() != 404 => context.store.get_cached(resource, namespace, name).map_err(|_| error),
+        newest => newest,
+    };
+    newest.map(|object| object.value())
 }
 
 fn slices_of(context: &Arc<Context>, namespace: &str, service: &str) -> Vec<Value> {
