@@ -255,12 +255,9 @@ async fn names_are_resolved(cluster: &Cluster) {
         ("-type=srv _http._tcp.web.default.svc.cluster.local", "web.default.svc.cluster.local"),
         (&format!("{}.default.pod.cluster.local", pod_ip.replace('.', "-")), &pod_ip),
         ("none.default.svc.cluster.local", "NXDOMAIN"),
-        // By the search path: in part.
+        // By the search path. (busybox tries it with names without a dot alone.)
         ("web", &ip),
-        ("web.default", &ip),
-        ("web.default.svc", &ip),
         ("boats", &pod_ip),
-        ("harbour.boats", &pod_ip),
         ("-type=srv _http._tcp.boats.default.svc.cluster.local", "harbour.boats.default.svc.cluster.local"),
     ] {
         resolves(cluster, question, expected).await;

@@ -21,7 +21,7 @@ use futures::FutureExt as _;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use serde_json::json;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// So much of a body that is too big is read before it is refused.
 const BODY_BYTES_DRAINED: usize = 32 * 1024 * 1024;
+/// So long what is still sent with a request that was refused is let pass.
+const REFUSED_BODY: Duration = Duration::from_secs(10);
 /// How long a request waits for room among those in flight.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// Never refused for want of room, nor made to wait: who asks decides whether this process lives on.
@@ -56,6 +58,8 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 /// Answers one request, whatever happens.
 pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Response<Body> {
     let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let (request, mut body) = (Request::from_parts(parts, ()), Some(body));
     let uri = request.uri();
     let mut info = RequestInfo::parse(request.method(), uri.path(), uri.query().unwrap_or(""));
     if matches!(info.verb, "create" | "update" | "patch") {
@@ -65,16 +69,22 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     let client = metrics::system_client(request.headers());
     let wanted = Wanted::of(request.headers(), info.query.get("pretty"), has_table(&info));
     let error_form = *wanted.as_ref().unwrap_or(&Wanted::PLAIN);
-    // In a box of its own: a watch goes on long after this has been answered.
-    let answering = AssertUnwindSafe(Box::pin(answer(&context, &info, request, wanted))).catch_unwind();
-    let result = match time_limit(&context, &info) {
-        Err(error) => Ok(Err(error)),
-        Ok(None) => answering.await,
-        Ok(Some(limit)) => match tokio::time::timeout(limit, answering).await {
-            Ok(result) => result,
-            Err(_) => Ok(Err(StatusError::timeout("request did not complete within the allotted timeout"))),
-        },
+    let result = {
+        // In a box of its own: a watch goes on long after this has been answered.
+        let answering = AssertUnwindSafe(Box::pin(answer(&context, &info, request, &mut body, wanted))).catch_unwind();
+        match time_limit(&context, &info) {
+            Err(error) => Ok(Err(error)),
+            Ok(None) => answering.await,
+            Ok(Some(limit)) => match tokio::time::timeout(limit, answering).await {
+                Ok(result) => result,
+                Err(_) => Ok(Err(StatusError::timeout("request did not complete within the allotted timeout"))),
+            },
+        }
     };
+    // A stream that ends before all has been sent is an error to some clients, whatever was answered.
+    if let Some(unread) = body.filter(|body| !body.is_end_stream()) {
+        tokio::spawn(tokio::time::timeout(REFUSED_BODY, let_pass(unread)));
+    }
     let mut response = match result {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => respond::status(&error, error_form),
@@ -119,7 +129,8 @@ fn time_limit(context: &Context, info: &RequestInfo) -> Result<Option<Duration>,
 async fn answer(
     context: &Arc<Context>,
     info: &RequestInfo,
-    request: Request<Incoming>,
+    request: Request<()>,
+    body: &mut Option<Incoming>,
     wanted: Result<Wanted, StatusError>,
 ) -> Result<Response<Body>, StatusError> {
     if context.store.progress() == 0 {
@@ -127,7 +138,7 @@ async fn answer(
         return health::document(context, &info.path, &info.query)
             .ok_or_else(|| StatusError::service_unavailable("the apiserver is starting").retry_after(1));
     }
-    let (parts, body) = request.into_parts();
+    let (parts, ()) = request.into_parts();
     let user = context.authenticator.authenticate(&parts)?;
     let user = Arc::new(user);
     let (user, attributes) = authorize(context, info, user, &parts.headers).await?;
@@ -135,8 +146,9 @@ async fn answer(
     if !info.is_resource {
         return document(context, info, &parts.method, &parts.headers, wanted);
     }
-    let request = Request::from_parts(parts, body);
-    let Rendered { wanted, include, outcome } = resource(context, info, user, attributes, request, wanted).await?;
+    let request = Request::from_parts(parts, ());
+    let Rendered { wanted, include, outcome } =
+        resource(context, info, user, attributes, request, body, wanted).await?;
     let mut response = respond::outcome(wanted, include, outcome);
     if let Some(warning) = metrics::deprecation(info) {
         respond::add_warnings(&mut response, &[warning.to_owned()]);
@@ -242,12 +254,14 @@ async fn resource(
     info: &RequestInfo,
     user: Arc<UserInfo>,
     attributes: Attributes,
-    request: Request<Incoming>,
+    request: Request<()>,
+    body: &mut Option<Incoming>,
     wanted: Result<Wanted, StatusError>,
 ) -> Result<Rendered, StatusError> {
     let (group, version) = (info.group.as_str(), info.version.as_str());
     if context.proxy.serves(&info.resource, &info.subresource) {
-        return Box::pin(connect(context, info, user, attributes, request)).await;
+        let body = body.take().ok_or_else(|| StatusError::internal("the body was read already"))?;
+        return Box::pin(connect(context, info, user, attributes, request.map(|()| body))).await;
     }
     if request.method() == Method::HEAD {
         return Err(StatusError::method_not_allowed());
@@ -262,9 +276,8 @@ async fn resource(
         let facts = facts::resource(group, version, &info.resource).ok_or_else(StatusError::no_such_resource)?;
         check_method(facts, info)?;
         let endpoint = endpoint.clone();
-        let (parts, body) = request.into_parts();
-        let (headers, body) = (parts.headers, read(body).await?);
-        let (attributes, endpoint, headers, body) = (&attributes, &endpoint, &headers, &body[..]);
+        let body = read(body).await?;
+        let (attributes, endpoint, headers, body) = (&attributes, &endpoint, request.headers(), &body[..]);
         let request = VirtualRequest { context, info, attributes, endpoint, headers, body, options };
         return Box::pin(virtual_resource::call(request)).await.map(render);
     }
@@ -280,11 +293,10 @@ async fn resource(
         "list" => Box::pin(list::list(&target, wanted, include)).await?,
         "watch" => Box::pin(watch::watch(&target, wanted, include)).await?,
         "create" | "update" => {
-            let (parts, body) = request.into_parts();
             let body = read(body).await?;
             let decode = || {
                 let (version, kind) = (&resource.api_version, &resource.kind);
-                negotiation::decode(&parts.headers, &body, resource.schema, version, kind, field_validation)
+                negotiation::decode(request.headers(), &body, resource.schema, version, kind, field_validation)
             };
             match info.verb {
                 "create" => Box::pin(create::create(&mut target, decode()?)).await?,
@@ -292,12 +304,11 @@ async fn resource(
             }
         }
         "patch" => {
-            let (parts, body) = request.into_parts();
             let body = read(body).await?;
-            Box::pin(patch::patch(&mut target, &parts.headers, &body, field_validation)).await?
+            Box::pin(patch::patch(&mut target, request.headers(), &body, field_validation)).await?
         }
         "delete" | "deletecollection" => {
-            let body = read(request.into_body()).await?;
+            let body = read(body).await?;
             let options = delete::options(&body, &info.query)?;
             dry_run |= options.dry_run.as_ref().is_some_and(|all| !all.is_empty());
             target.dry_run = dry_run;
@@ -371,7 +382,8 @@ fn check_method(facts: &'static facts::KindFacts, info: &RequestInfo) -> Result<
 }
 
 /// The body, up to the limit. Of a bigger one the rest is let pass, so that the client comes to read the answer.
-async fn read(mut body: Incoming) -> Result<Bytes, StatusError> {
+async fn read(body: &mut Option<Incoming>) -> Result<Bytes, StatusError> {
+    let Some(mut body) = body.take() else { return Ok(Bytes::new()) };
     let (mut kept, mut seen) = (Vec::new(), 0_usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| StatusError::bad_request(format!("the body could not be read: {error}")))?;
@@ -389,18 +401,29 @@ async fn read(mut body: Incoming) -> Result<Bytes, StatusError> {
     if seen > BODY_BYTES_MAX { Err(StatusError::too_large(BODY_BYTES_MAX)) } else { Ok(kept.into()) }
 }
 
+/// Reads a body that nobody wants, within bounds.
+async fn let_pass(mut body: Incoming) {
+    let mut seen = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        seen += frame.data_ref().map_or(0, Bytes::len);
+        if seen > BODY_BYTES_DRAINED {
+            break;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_request_takes_little_room() {
-        fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        fn size<A, B, C, D, E, F>(_: fn(A, B, C, D, E) -> F) -> usize {
             size_of::<F>()
         }
-        let size = size::<&'static Arc<Context>, &'static RequestInfo, Request<Incoming>, Result<Wanted, StatusError>, _>(
-            answer,
-        );
+        type Wants = Result<Wanted, StatusError>;
+        let size =
+            size::<&'static Arc<Context>, &'static RequestInfo, Request<()>, &mut Option<Incoming>, Wants, _>(answer);
         assert!(size < 8192, "every request is moved to the heap: {size} bytes");
     }
 }

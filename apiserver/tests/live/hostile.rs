@@ -2,10 +2,18 @@
 
 use crate::common::{JSON, MERGE, Server, has_etcd};
 use base64::Engine as _;
+use bytes::Bytes;
+use futures::SinkExt as _;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
 const MAPS: &str = "/api/v1/namespaces/t/configmaps";
 
@@ -102,4 +110,36 @@ async fn malice_is_refused_and_leaves_nothing() {
     let names = server.names(MAPS).await;
     assert!(names.iter().all(|name| name.len() < 64), "{names:?}");
     server.post(MAPS, &json!({"metadata": {"name": "after"}})).await.unwrap();
+}
+
+/// Some clients take a stream that ends before all has been sent for an error, whatever was answered.
+#[tokio::test]
+async fn who_is_refused_may_finish_sending() {
+    if !has_etcd() {
+        return;
+    }
+    let server = Server::start().await;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(component_base::tls::AnyCertificate::new())
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let socket = tokio::net::TcpStream::connect(server.url.trim_start_matches("https://")).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+    let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let (mut pieces, body) = futures::channel::mpsc::channel::<Result<Frame<Bytes>, Infallible>>(0);
+    let request = http::Request::post(format!("{}{MAPS}", server.url)).body(StreamBody::new(body)).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 403);
+    response.into_body().collect().await.unwrap();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        pieces.send(Ok(Frame::data(Bytes::from_static(b"{")))).await.expect("the server goes on reading");
+    }
 }

@@ -141,7 +141,9 @@ pub fn allocate(shares: Option<&Shares>, endpoints: &mut [&mut Endpoint]) -> Res
             break;
         };
         let (taker, giver, lack, surplus) = (*taker, *giver, *lack, -*surplus);
-        if lack < 1.0 && surplus < 1.0 || lack < 0.5 || surplus < 0.5 {
+        // A zone that is short of a whole endpoint gets it from whoever has more than its share.
+        let is_short = lack >= 1.0 && surplus > 0.0;
+        if !is_short && (surplus < 1.0 || lack < 0.5) {
             break;
         }
         let hinted = |e: &&mut &mut &mut Endpoint| {
