@@ -274,13 +274,16 @@ async fn big_answers_are_compressed_for_who_asks() {
     }
     let server = Server::start().await;
     let path = "/api/v1/namespaces/default/configmaps";
+    let mut version = String::new();
     for n in 0..3 {
         let mut object = config_map(&format!("big-{n}"));
         object["data"]["k"] = "x".repeat(60_000).into();
-        server.post(path, &object).await.unwrap();
+        let created = server.post(path, &object).await.unwrap();
+        version = created["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     }
     for accept in [JSON, PROTOBUF, "application/yaml"] {
-        let selected = format!("{path}?labelSelector=a");
+        // One state of the list: the server writes objects of its own meanwhile.
+        let selected = format!("{path}?labelSelector=a&resourceVersion={version}&resourceVersionMatch=Exact");
         let headers = [("accept", accept), ("accept-encoding", "gzip")];
         let (_, headers, packed) = server.raw("GET", &selected, &headers, vec![]).await;
         assert_eq!(headers["content-encoding"], "gzip", "{accept}");
