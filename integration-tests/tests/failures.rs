@@ -126,8 +126,13 @@ async fn a_host_dies_and_comes_back(cluster: &mut Cluster) {
     .await;
 }
 
+/// And, if it is ready, open to pods: what kept them away goes a moment later.
 async fn ready_is(nodes: &Api<Node>, expected: &str) -> Result<(), String> {
     let node = nodes.get("host-2").await.map_err(|e| e.to_string())?;
+    let taints = node.spec.and_then(|s| s.taints).unwrap_or_default();
+    if expected == "True" && !taints.is_empty() {
+        return Err(format!("taints: {taints:?}"));
+    }
     let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
     let ready = conditions.into_iter().find(|c| c.type_ == "Ready").map(|c| c.status).unwrap_or_default();
     if ready == expected { Ok(()) } else { Err(format!("Ready is {ready}")) }
