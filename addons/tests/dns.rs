@@ -1,8 +1,9 @@
 //! The DNS server as a process, asked by a real resolver over UDP and TCP.
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod common;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -94,7 +95,8 @@ async fn a_cluster_is_resolved_and_followed() {
         let program = Command::new(env!("CARGO_BIN_EXE_dns"))
             .arg(format!("--kubeconfig={}", api.kubeconfig(&home).display()))
             .arg(format!("--cluster-domain={domain}"))
-            .args(["--bind-address=127.0.0.1", "--resolv-conf=/nonexistent"])
+            .args((!upstream.is_empty()).then_some("--bind-address=127.0.0.1"))
+            .arg("--resolv-conf=/nonexistent")
             .arg(format!("--port={}", ports[0]))
             .arg(format!("--health-bind-address=127.0.0.1:{}", ports[1]))
             .arg(format!("--ready-bind-address=127.0.0.1:{}", ports[2]))
@@ -112,6 +114,9 @@ async fn a_cluster_is_resolved_and_followed() {
     let (_far, far_address, _, _) = run(&elsewhere, "far.local", "");
     let (_near, address, health, metrics) = run(&api, "cluster.local", &far_address.to_string());
 
+    // Where no address is given all are answered on, of both families.
+    let of_six = resolver((Ipv6Addr::LOCALHOST, far_address.port()).into(), false);
+    assert_eq!(ask(&of_six, "far.default.svc.far.local.", RecordType::A).await, ["10.97.0.1"]);
     let (udp, tcp) = (resolver(address, false), resolver(address, true));
     use RecordType::{A, AAAA, PTR, SRV};
     let cases: [(&str, RecordType, &[&str]); 13] = [

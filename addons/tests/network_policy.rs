@@ -7,7 +7,7 @@ mod common;
 #[path = "common/wires.rs"]
 mod wires;
 
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,11 @@ const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 const PODS: &str = "/api/v1/pods";
 const NAMESPACES: &str = "/api/v1/namespaces";
 const SOON: Duration = Duration::from_secs(20);
+
+/// The address of IPv6 that stands for one of IPv4: pods have both.
+fn six(v4: &str) -> IpAddr {
+    format!("fd00::{v4}").parse().expect("an address")
+}
 
 struct Lab {
     api: FakeApi,
@@ -35,16 +40,19 @@ impl Lab {
         become_node();
         let [server, client, other] = [("server", "10.244.0.2"), ("client", "10.244.0.3"), ("other", "10.244.0.4")]
             .map(|(name, address)| {
-                let pod = Wire::pod(name, address);
+                let pod = Wire::pod(name, address).and_pod(&six(address).to_string());
                 [80, 81].into_iter().for_each(|port| pod.serve(name, port));
+                pod.serve_at(name, (six(address), 80).into());
                 pod
             });
-        let outside = Wire::machine("outside", "192.0.2.2", "192.0.2.1");
+        let [out, node] = ["192.0.2.2", "192.0.2.1"].map(|v4| six(v4).to_string());
+        let outside = Wire::machine("outside", "192.0.2.2", "192.0.2.1").and_machine(&out, &node);
         outside.serve("outside", 80);
         let lab = Self { api: FakeApi::start(), server, client, other, outside };
         lab.api.apply(
             NODES,
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.0.0/24"},
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, 
+                "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24", "fd00::10.244.0.0/120"]},
                 "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
         );
         lab.namespace("a", json!({"kubernetes.io/metadata.name": "a"}));
@@ -67,7 +75,7 @@ impl Lab {
             PODS,
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
                 "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80}]}]},
-                "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}),
+                "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}, {"ip": six(ip)}]}}),
         );
     }
 
@@ -104,6 +112,14 @@ impl Lab {
             format!("{name}{}", open.concat())
         };
         from.map(|(name, _)| line(name)).join(", ")
+    }
+
+    /// Who reaches the server's port 80 over IPv6.
+    fn reach_six(&self) -> String {
+        let from = [("client", &self.client), ("other", &self.other), ("outside", &self.outside)];
+        let asked = ask_all(from.iter().map(|(_, wire)| (*wire, "tcp:[fd00::10.244.0.2]:80")));
+        let open = from.iter().zip(asked).filter(|(_, answer)| answer.starts_with("server"));
+        open.map(|((name, _), _)| *name).collect::<Vec<_>>().join(" ")
     }
 
     #[track_caller]
@@ -165,6 +181,8 @@ fn policies_hold_for_real_packets() {
     let nobody = "client, other, outside";
     lab.policy("deny", ingress(json!([])));
     lab.reaches("default deny", nobody);
+    let six = || lab.reach_six();
+    until("in either family", six, "");
     assert!(ask_on_tcp(&mut stream).is_err(), "a running connection is ended");
     assert!(ask("tcp:10.244.0.2:80").starts_with("server"), "the node reaches its pods: probes must pass");
     assert!(lab.server.ask("tcp:10.244.0.3:80").starts_with("client"), "egress is not the policy's");
@@ -173,6 +191,7 @@ fn policies_hold_for_real_packets() {
     // Policies add up.
     lab.policy("pods", ingress(json!([{"from": [client]}])));
     lab.reaches("pods of the namespace", "client 80 81 u80, other, outside");
+    until("by either address", six, "client");
     assert!(lab.client.ask("tcp:10.96.0.1:8000").starts_with("server"), "by way of a Service");
     assert_ne!(lab.other.ask("tcp:10.96.0.1:8000").split(' ').next(), Some("server"), "not by way of a Service either");
     lab.policy("pods", ingress(json!([{"from": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}]}])));
@@ -192,6 +211,7 @@ fn policies_hold_for_real_packets() {
     lab.reaches("one port", "client 81, other 81, outside 81");
     lab.policy("pods", ingress(json!([{"from": [client], "ports": [{"port": "web"}]}])));
     lab.reaches("a named port", "client 80, other, outside");
+    until("in either family", six, "client");
     lab.policy(
         "pods",
         ingress(json!([{"from": [client], "ports": [{"port": 79, "endPort": 81}]}, {"ports": [{"protocol": "UDP"}]}])),
@@ -199,8 +219,13 @@ fn policies_hold_for_real_packets() {
     lab.reaches("a range, and a protocol", "client 80 81 u80, other u80, outside u80");
 
     // Blocks.
-    lab.policy("pods", ingress(json!([{"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.244.0.3/32"]}}]}])));
+    lab.policy(
+        "pods",
+        ingress(json!([{"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.244.0.3/32"]}},
+        {"ipBlock": {"cidr": "fd00::/64", "except": ["fd00::10.244.0.0/120"]}}]}])),
+    );
     lab.reaches("a block but for one", "client, other 80 81 u80, outside 80 81 u80");
+    until("a block of the other family", six, "outside");
     lab.policy("more", ingress(json!([{"from": [{"ipBlock": {"cidr": "10.244.0.3/32"}}], "ports": [{"port": 80}]}])));
     lab.reaches("and a policy for that one", "client 80, other 80 81 u80, outside 80 81 u80");
     lab.no_policy("more");
@@ -249,9 +274,17 @@ fn policies_hold_for_real_packets() {
     lab.policy("out", egress(json!([{"ports": [{"port": "web"}]}])));
     until("to ports by their names", goes, "client other silence silence");
 
-    // The rules outlive the daemon; its successor repairs what was removed.
-    drop(program);
+    // The rules hold without the API server, for a daemon that starts then as well, and outlive it; who comes when the API is
+    // there again repairs what was removed.
+    lab.api.go_away(true);
+    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(goes(), "client other silence silence");
+    drop(program);
+    let program = Program(command().spawn().expect("started"));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(goes(), "client other silence silence");
+    drop(program);
+    lab.api.go_away(false);
     run("nft delete table inet pilothouse-network-policy");
     let program = Program(command().spawn().expect("started"));
     until("after the restart", goes, "client other silence silence");

@@ -30,7 +30,21 @@ fn plain(bytes: &[u8]) -> usize {
         }
         at += 8;
     }
-    at + bytes[at..].iter().take_while(|byte| **byte >= 0x20 && !matches!(byte, b'"' | b'\\')).count()
+    // The rest as well, with bytes that have been looked at: most texts are short.
+    let (begin, word) = match (bytes.last_chunk(), bytes.first_chunk(), bytes.last_chunk()) {
+        (Some(last), _, _) => (bytes.len() - 8, u64::from_le_bytes(*last)),
+        (None, Some(first), Some(last)) if special(wide(*first)) == 0 => (bytes.len() - 4, wide(*last)),
+        _ => return bytes.iter().take_while(|byte| **byte >= 0x20 && !matches!(byte, b'"' | b'\\')).count(),
+    };
+    match special(word) {
+        0 => bytes.len(),
+        found => begin + found.trailing_zeros() as usize / 8,
+    }
+}
+
+/// Four bytes, and four that are not special.
+fn wide(bytes: [u8; 4]) -> u64 {
+    u64::from(u32::from_le_bytes(bytes)) | ONES << 5 & !0xffff_ffff
 }
 
 /// Writes what stands between the quotes of a text.

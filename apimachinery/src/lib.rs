@@ -2,6 +2,7 @@
 //! `Status` errors, schema facts, strict decoding, patches and field management. Nothing here does I/O.
 #![forbid(unsafe_code)]
 
+pub mod cel;
 pub mod continuation;
 pub mod cron;
 pub mod decode;

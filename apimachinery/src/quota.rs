@@ -30,6 +30,10 @@ const POD_RESOURCES: [&str; 10] = [
 const MUST_BE_SAID: [&str; 6] = ["cpu", "limits.cpu", "limits.memory", "memory", "requests.cpu", "requests.memory"];
 const BY_STORAGE_CLASS: &str = ".storageclass.storage.k8s.io/";
 const BY_DEVICE_CLASS: &str = ".deviceclass.resource.k8s.io/devices";
+/// A class of devices as a resource that containers may ask for.
+const OF_DEVICE_CLASS: &str = "deviceclass.resource.kubernetes.io/";
+/// Says of a claim that the scheduler made it for what a pod's containers ask for by the names of resources.
+const MADE_FOR_POD: &str = "resource.kubernetes.io/extended-resource-claim";
 const HUGE_PAGES: &str = "hugepages-";
 const REQUESTS: &str = "requests.";
 /// What a claim for all devices of a class may get at most.
@@ -101,31 +105,32 @@ pub fn counts(group: &str, resource: &str, name: &str) -> bool {
         ("", "pods") => {
             POD_RESOURCES.contains(&name)
                 || name.starts_with(HUGE_PAGES)
-                || name.strip_prefix(REQUESTS).is_some_and(|rest| rest.starts_with(HUGE_PAGES) || is_extended(name))
+                || name.strip_prefix(REQUESTS).is_some_and(|rest| rest.starts_with(HUGE_PAGES) || is_extended(rest))
         }
         ("", "services") => ["services", "services.loadbalancers", "services.nodeports"].contains(&name),
         ("", "persistentvolumeclaims") => {
             let name = name.split_once(BY_STORAGE_CLASS).map_or(name, |(_, name)| name);
             ["persistentvolumeclaims", "requests.storage"].contains(&name)
         }
-        ("resource.k8s.io", "resourceclaims") => name.ends_with(BY_DEVICE_CLASS),
+        ("resource.k8s.io", "resourceclaims") => {
+            name.ends_with(BY_DEVICE_CLASS) || name.strip_prefix(REQUESTS).is_some_and(is_extended)
+        }
         ("", plain) => PLAIN_COUNTS.contains(&plain) && plain == name,
         _ => false,
     }
 }
 
-/// The group and plural name of the kind that a quota of this name counts; None for what nobody counts.
-pub fn counted(name: &str) -> Option<(String, String)> {
+/// The groups and plural names of the kinds that a quota of this name counts; none for what nobody counts.
+pub fn counted(name: &str) -> Vec<(String, String)> {
     if let Some(counted) = name.strip_prefix("count/") {
         let (resource, group) = counted.split_once('.').unwrap_or((counted, ""));
-        return Some((group.to_owned(), resource.to_owned()));
+        return vec![(group.to_owned(), resource.to_owned())];
     }
     let measured =
         [("", "pods"), ("", "services"), ("", "persistentvolumeclaims"), ("resource.k8s.io", "resourceclaims")];
     let plain = PLAIN_COUNTS.iter().map(|resource| ("", *resource));
-    let (group, resource) =
-        measured.into_iter().chain(plain).find(|(group, resource)| counts(group, resource, name))?;
-    Some((group.to_owned(), resource.to_owned()))
+    let kinds = measured.into_iter().chain(plain).filter(|(group, resource)| counts(group, resource, name));
+    kinds.map(|(group, resource)| (group.to_owned(), resource.to_owned())).collect()
 }
 
 /// Whether objects of a kind use anything beside being there.
@@ -136,9 +141,10 @@ pub fn is_measured(group: &str, resource: &str) -> bool {
     )
 }
 
-/// `example.com/gpu`, with or without `requests.` before it. As `IsExtendedResourceName`.
+/// `example.com/gpu`, or a class of devices as a resource. As `IsDRAExtendedResourceName`.
 fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/")
+    let extended = name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with(REQUESTS);
+    extended || name.starts_with(OF_DEVICE_CLASS)
 }
 
 /// What an object uses.
@@ -197,7 +203,7 @@ fn of_pod(pod: &Pod, now: Timestamp) -> Measured {
         if native || name.starts_with(HUGE_PAGES) {
             usage.insert(format!("{REQUESTS}{name}"), amount);
             usage.insert(name, amount);
-        } else if is_extended(&name) && !name.starts_with(REQUESTS) {
+        } else if is_extended(&name) {
             usage.insert(format!("{REQUESTS}{name}"), amount);
         }
     }
@@ -310,6 +316,50 @@ fn of_device_claim(claim: &Value) -> Measured {
         }
     }
     Measured { usage, ..Measured::default() }
+}
+
+/// Counts the devices of a claim by the names that they have as resources, too, but for what the pod that it was made for is
+/// charged with already. `called` tells the name that a class gives its devices. As `addExtendedResourceQuota`.
+pub fn name_devices(claim: &mut Measured, called: impl Fn(&str) -> Option<String>, pod: Option<&Measured>) {
+    let of_class =
+        |(name, amount): (&String, &Quantity)| Some((name.strip_suffix(BY_DEVICE_CLASS)?.to_owned(), *amount));
+    let classes: Vec<(String, Quantity)> = claim.usage.iter().filter_map(of_class).collect();
+    for (class, amount) in classes {
+        for name in [Some(format!("{OF_DEVICE_CLASS}{class}")), called(&class)].into_iter().flatten() {
+            let name = format!("{REQUESTS}{name}");
+            let charged = pod.and_then(|pod| pod.usage.get(&name)).copied().unwrap_or_default();
+            if amount > charged {
+                claim.usage.insert(name, amount - charged);
+            }
+        }
+    }
+}
+
+/// The name and UID of the pod for whose containers the scheduler made a claim.
+pub fn pod_of(claim: &Value) -> Option<(&str, &str)> {
+    let made = claim.pointer("/metadata/annotations").is_some_and(|notes| notes[MADE_FOR_POD] == "true");
+    let owners = list(claim, "/metadata/ownerReferences");
+    let owner = owners.iter().find(|owner| owner["controller"] == true).filter(|_| made)?;
+    (owner["kind"] == "Pod" && owner["apiVersion"] == "v1").then(|| (text(owner, "/name"), text(owner, "/uid")))
+}
+
+/// The pod that is charged for a claim's devices: it is there and says so itself, or says nothing and none of `others`, the
+/// claims of the namespace, was made for it before. As `getVerifiedPodUsage`.
+pub fn charged_pod(
+    claim: &Value,
+    pod: impl Fn(&str) -> Option<Value>,
+    others: impl Fn() -> Vec<Value>,
+) -> Option<Value> {
+    let (name, uid) = pod_of(claim)?;
+    let pod = pod(name).filter(|pod| text(pod, "/metadata/uid") == uid)?;
+    let age = |claim: &Value| {
+        (text(claim, "/metadata/creationTimestamp").to_owned(), text(claim, "/metadata/name").to_owned())
+    };
+    let first = match pod.pointer("/status/extendedResourceClaimStatus/resourceClaimName") {
+        Some(own) => claim.pointer("/metadata/name") == Some(own),
+        None => !others().iter().any(|other| pod_of(other).is_some_and(|(_, of)| of == uid) && age(other) < age(claim)),
+    };
+    first.then_some(pod)
 }
 
 // === impl Quota ===

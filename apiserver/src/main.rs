@@ -22,5 +22,8 @@ pub const KUBERNETES_VERSION: &str = "v1.36.0";
 fn main() -> std::process::ExitCode {
     let options: options::Options = component_base::cli::parse(options::IGNORED);
     let verbosity = options.common.v;
-    component_base::daemon::run("apiserver", verbosity, async move |shutdown| server::run(options, shutdown).await)
+    // Etcd is most often on the same machine.
+    component_base::daemon::run_beside_another("apiserver", verbosity, async move |shutdown| {
+        server::run(options, shutdown).await
+    })
 }

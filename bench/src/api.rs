@@ -186,6 +186,7 @@ impl Load<'_> {
         let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
         // Another's controller may have been quicker.
         let _ = self.send("POST", &format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts"), "", Some(account)).await;
+        tokio::time::sleep(crate::SETTLED).await;
         let idle = self.usage().await?;
 
         let pods = format!("/api/v1/namespaces/{NAMESPACE}/pods");

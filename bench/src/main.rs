@@ -14,6 +14,10 @@ mod scheduling;
 mod table;
 
 use clap::{Parser, Subcommand};
+use std::time::Duration;
+
+/// A daemon is idle when its start is over and what only that needed is given back.
+const SETTLED: Duration = Duration::from_secs(15);
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Load generators and benchmarks")]

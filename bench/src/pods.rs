@@ -42,6 +42,16 @@ pub struct Options {
     /// Seconds over which processor time is counted
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// What to measure, of: runtime, idle, one (at a time), many (on two nodes), thirty, exec (probes), http (probes); all, if
+    /// not given
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+impl Options {
+    fn wants(&self, part: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == part)
+    }
 }
 
 /// What the watch showed of a pod.
@@ -137,35 +147,46 @@ impl Bench {
     async fn all(&mut self, options: &Options) -> anyhow::Result<()> {
         let many = options.pods;
         let here = json!({"nodeName": self.cluster.hosts[NODE].name()});
-        self.bare_calls(options).await?;
+        if options.wants("runtime") {
+            self.bare_calls(options).await?;
+        }
         // What the start left behind is over.
         tokio::time::sleep(Duration::from_secs(20)).await;
-        self.weigh("no pods", options, "0.1 %, 12 MB").await?;
-        self.one_at_a_time(options, &here).await?;
-
-        let took = self.start(many, &json!({})).await?;
-        self.row(&format!("{many} pods at once on two nodes"), format!("{took:.1} s"), "9 s");
-        let took = self.end().await?;
-        self.row(&format!("{many} pods on two nodes deleted"), format!("{took:.1} s"), "");
-
-        let took = self.start(30, &json!({"spec": here})).await?;
-        self.row("30 pods at once on a node", format!("{took:.1} s"), "");
-        self.weigh("30 pods", options, "").await?;
-        self.end().await?;
-
+        if options.wants("idle") {
+            self.weigh("no pods", options, "0.1 %, 12 MB").await?;
+        }
+        if options.wants("one") {
+            self.one_at_a_time(options, &here).await?;
+        }
+        if options.wants("many") {
+            let took = self.start(many, &json!({})).await?;
+            self.row(&format!("{many} pods at once on two nodes"), format!("{took:.1} s"), "9 s");
+            let took = self.end().await?;
+            self.row(&format!("{many} pods on two nodes deleted"), format!("{took:.1} s"), "");
+        }
+        if options.wants("thirty") {
+            let took = self.start(30, &json!({"spec": here})).await?;
+            self.row("30 pods at once on a node", format!("{took:.1} s"), "");
+            self.weigh("30 pods", options, "").await?;
+            self.end().await?;
+        }
         let script = "trap 'exit 0' TERM; sleep 100000 & wait";
         let probe = |probe: Value, period: u32| {
             let mut probe = probe;
             probe["periodSeconds"] = json!(period);
             json!({"image": "busybox:stable", "command": ["sh", "-c", script], "readinessProbe": probe})
         };
-        let exec = json!({"exec": {"command": ["true"]}});
-        let took = self.start(many, &json!({"spec": here, "container": probe(exec, 10)})).await?;
-        self.row(&format!("{many} pods on a node, each with an exec probe"), format!("{took:.1} s"), "14 s");
-        self.weigh(&format!("{many} pods, exec probes each 10 s"), options, "1.5 %, 25 MB").await?;
-        let took = self.end().await?;
-        self.row(&format!("{many} pods on a node deleted"), format!("{took:.1} s"), "");
-
+        if options.wants("exec") {
+            let exec = json!({"exec": {"command": ["true"]}});
+            let took = self.start(many, &json!({"spec": here, "container": probe(exec, 10)})).await?;
+            self.row(&format!("{many} pods on a node, each with an exec probe"), format!("{took:.1} s"), "14 s");
+            self.weigh(&format!("{many} pods, exec probes each 10 s"), options, "1.5 %, 25 MB").await?;
+            let took = self.end().await?;
+            self.row(&format!("{many} pods on a node deleted"), format!("{took:.1} s"), "");
+        }
+        if !options.wants("http") {
+            return Ok(());
+        }
         let http = json!({"image": "httpd-app:1.0", "env": [{"name": "DRAIN_SECONDS", "value": "0"}],
             "readinessProbe": {"httpGet": {"path": "/healthz", "port": 80}, "periodSeconds": 1}});
         self.start(many, &json!({"spec": here, "container": http})).await?;

@@ -15,7 +15,6 @@ use std::{
 };
 use tracing::warn;
 
-const ANSWER_TTL: Duration = Duration::from_secs(10);
 const REMEMBERED: usize = 4096;
 
 /// A caller.
@@ -42,8 +41,24 @@ pub struct DelegatedAuth {
     anonymous: bool,
     /// Paths that everybody may read, such as `/healthz`.
     open_paths: Vec<String>,
+    remembered: Remembered,
     tokens: Cache<String, Option<UserInfo>>,
     decisions: Cache<(String, Vec<String>, Access), bool>,
+}
+
+/// How long the API server's answers are believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    pub tokens: Duration,
+    pub allowed: Duration,
+    pub refused: Duration,
+}
+
+impl Default for Remembered {
+    fn default() -> Self {
+        let short = Duration::from_secs(10);
+        Self { tokens: short, allowed: short, refused: short }
+    }
 }
 
 struct Cache<K, V>(Mutex<HashMap<K, (V, Instant)>>);
@@ -69,7 +84,14 @@ impl UserInfo {
 impl DelegatedAuth {
     pub fn new(client: Option<Client>, anonymous: bool, open_paths: &[&str]) -> Self {
         let open_paths = open_paths.iter().map(|p| (*p).to_owned()).collect();
-        Self { client, anonymous, open_paths, tokens: Cache::default(), decisions: Cache::default() }
+        let remembered = Remembered::default();
+        Self { client, anonymous, open_paths, remembered, tokens: Cache::default(), decisions: Cache::default() }
+    }
+
+    /// Believes answers for another while.
+    pub fn remembering(mut self, remembered: Remembered) -> Self {
+        self.remembered = remembered;
+        self
     }
 
     /// `certificate` is the verified leaf of the connection, if the client showed one.
@@ -85,7 +107,7 @@ impl DelegatedAuth {
         let Some(token) = header.and_then(|h| h.strip_prefix("Bearer ")).map(str::trim) else {
             return if self.anonymous { Ok(UserInfo::anonymous()) } else { Err(StatusError::unauthorized()) };
         };
-        if let Some(known) = self.tokens.get(&token.to_owned()) {
+        if let Some(known) = self.tokens.get(&token.to_owned(), |_| self.remembered.tokens) {
             return known.ok_or_else(StatusError::unauthorized);
         }
         let user = self.review_token(token).await?;
@@ -103,7 +125,8 @@ impl DelegatedAuth {
             return Ok(());
         }
         let key = (user.name.clone(), user.groups.clone(), access.clone());
-        let allowed = match self.decisions.get(&key) {
+        let believed = |allowed: &bool| if *allowed { self.remembered.allowed } else { self.remembered.refused };
+        let allowed = match self.decisions.get(&key, believed) {
             Some(allowed) => allowed,
             None => {
                 let allowed = self.review_access(user, access).await?;
@@ -190,17 +213,14 @@ impl<K, V> Default for Cache<K, V> {
 }
 
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
-    fn get(&self, key: &K) -> Option<V> {
-        self.0.lock().get(key).filter(|(_, at)| at.elapsed() < ANSWER_TTL).map(|(v, _)| v.clone())
+    fn get(&self, key: &K, believed: impl Fn(&V) -> Duration) -> Option<V> {
+        self.0.lock().get(key).filter(|(value, at)| at.elapsed() < believed(value)).map(|(value, _)| value.clone())
     }
 
     fn put(&self, key: K, value: V) {
         let mut entries = self.0.lock();
         if entries.len() >= REMEMBERED {
-            entries.retain(|_, (_, at)| at.elapsed() < ANSWER_TTL);
-            if entries.len() >= REMEMBERED {
-                entries.clear();
-            }
+            entries.clear();
         }
         entries.insert(key, (value, Instant::now()));
     }

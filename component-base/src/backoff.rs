@@ -1,6 +1,6 @@
-//! Exponential back-off with a cap and jitter: the one way to space retries.
+//! Exponential back-off with a cap and jitter: the one way to space retries. And a [`Pace`] for work that is good to do often.
 use rand::RngExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Gives ever longer waits, up to a cap.
 #[derive(Clone, Debug)]
@@ -38,6 +38,25 @@ impl Backoff {
     }
 }
 
+/// Lets work be done so seldom that it takes a fiftieth of the time at most.
+#[derive(Debug, Default)]
+pub struct Pace {
+    not_before: Option<Instant>,
+}
+
+impl Pace {
+    /// What the work gives; none if it is too early for it.
+    pub async fn run<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let started = Instant::now();
+        if self.not_before.is_some_and(|time| started < time) {
+            return None;
+        }
+        let outcome = work.await;
+        self.not_before = Some(Instant::now() + started.elapsed() * 50);
+        Some(outcome)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +75,13 @@ mod tests {
         assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
         backoff.reset();
         assert_eq!(backoff.current().as_secs(), 10);
+    }
+
+    #[tokio::test]
+    async fn costly_work_is_done_seldom() {
+        let mut pace = Pace::default();
+        let slow = || std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(pace.run(async { slow() }).await, Some(()));
+        assert_eq!(pace.run(async { slow() }).await, None);
     }
 }

@@ -5,11 +5,11 @@
 //! ready at the same time go out together. Only who flushes what it has written may switch this on; HTTP/2 does.
 
 use bytes::{Buf as _, BytesMut};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 /// So much is gathered at most.
 const GATHERED_MAX: usize = 64 << 10;
@@ -18,13 +18,22 @@ const PIECE_MAX: usize = 8 << 10;
 /// So much is read at a time.
 const READ: usize = 16 << 10;
 
+thread_local! {
+    /// To read into, and to gather in: what a thread's sockets share, as long as they have no need of it at the same time.
+    static READING: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static GATHERING: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// See the module. Between its uses it holds no memory: there are many connections.
 #[derive(Debug)]
 pub struct Batched<S> {
     socket: S,
     on: bool,
+    /// What has been read and not been asked for yet.
     read: BytesMut,
-    gathered: BytesMut,
+    gathered: Vec<u8>,
+    /// So much of what is gathered has been written.
+    written: usize,
     /// A flush has waited for the other tasks.
     has_waited: bool,
 }
@@ -33,7 +42,7 @@ pub struct Batched<S> {
 
 impl<S> Batched<S> {
     pub fn new(socket: S) -> Self {
-        Self { socket, on: false, read: BytesMut::new(), gathered: BytesMut::new(), has_waited: false }
+        Self { socket, on: false, read: BytesMut::new(), gathered: Vec::new(), written: 0, has_waited: false }
     }
 
     /// From now on whoever writes flushes.
@@ -44,12 +53,18 @@ impl<S> Batched<S> {
 
 impl<S: AsyncWrite + Unpin> Batched<S> {
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.gathered.has_remaining() {
-            if ready!(poll_write_buf(Pin::new(&mut self.socket), cx, &mut self.gathered))? == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        while self.written < self.gathered.len() {
+            match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.gathered[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                size => self.written += size,
             }
         }
-        self.gathered = BytesMut::new();
+        if self.written > 0 {
+            let mut room = std::mem::take(&mut self.gathered);
+            room.clear();
+            GATHERING.set(room);
+            self.written = 0;
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -62,9 +77,23 @@ impl<S: AsyncWrite + Unpin> Batched<S> {
             return Poll::Ready(Ok(false));
         }
         if self.gathered.is_empty() {
+            self.gathered = GATHERING.take();
             self.gathered.reserve(READ);
         }
         Poll::Ready(Ok(true))
+    }
+}
+
+impl<S: AsyncRead + Unpin> Batched<S> {
+    /// Reads into memory that the thread's sockets share; what `buf` has no room for is kept.
+    fn read_ahead(&mut self, cx: &mut Context<'_>, room: &mut Vec<u8>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        room.resize(READ, 0);
+        let mut read = ReadBuf::new(room);
+        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut read))?;
+        let (now, later) = read.filled().split_at(read.filled().len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.read.extend_from_slice(later);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -75,12 +104,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Batched<S> {
             if !this.on || buf.remaining() >= READ {
                 return Pin::new(&mut this.socket).poll_read(cx, buf);
             }
-            this.read.reserve(READ);
-            let read = poll_read_buf(Pin::new(&mut this.socket), cx, &mut this.read);
-            if !matches!(read, Poll::Ready(Ok(1..))) {
-                this.read = BytesMut::new();
-            }
-            ready!(read)?;
+            let mut room = READING.take();
+            let done = this.read_ahead(cx, &mut room, buf);
+            READING.set(room);
+            return done;
         }
         let size = this.read.len().min(buf.remaining());
         buf.put_slice(&this.read[..size]);
@@ -124,8 +151,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Batched<S> {
         let this = self.get_mut();
         if !this.gathered.is_empty() {
             if !std::mem::replace(&mut this.has_waited, true) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                // To be woken when there is nothing else to do. Who wakes itself instead has another thread come to help.
+                return std::pin::pin!(tokio::task::yield_now()).poll(cx).map(Ok);
             }
             ready!(this.drain(cx))?;
         }

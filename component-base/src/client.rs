@@ -1,9 +1,13 @@
-//! The way to the API server: a `kube::Client` over one HTTP/2 connection, from a kubeconfig.
+//! The way to the API server: a `kube::Client` over one HTTP/2 connection ([`crate::transport`]), from a kubeconfig.
 //!
 //! Client certificates that are files are read again when they change, so a kubelet whose certificate rotates keeps its
 //! client; kube re-reads token files and root certificates.
-use crate::tls::ReloadingKeyPair;
-use http::{HeaderName, HeaderValue};
+use crate::{
+    tls::ReloadingKeyPair,
+    transport::{CONNECT_TIMEOUT, Received, Server, Transport},
+};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper_util::{
     client::legacy::{Client as HyperClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -12,24 +16,21 @@ use kube::{
     Client, Config,
     client::{Body, ConfigExt as _},
     config::{KubeConfigOptions, Kubeconfig},
+    core::{Status, request::Error as RequestError},
 };
+use rustls_pki_types::{InvalidDnsNameError, ServerName};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tower::ServiceBuilder;
+use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 
-/// A connection that does not answer a ping this long is given up.
-/// What the server may send ahead, on one stream and on the connection. The latter is ample: hundreds of watches that wait
-/// for a connection's window starve each other.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 64 << 20;
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// For the head of a response; bodies (watches, logs) may take as long as they like.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(90);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a client sends its requests through.
+pub type Service = BoxCloneSyncService<Request<Body>, Response<Received>, BoxError>;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -62,15 +63,37 @@ pub async fn load_context(path: &Path, options: &KubeConfigOptions) -> Result<Co
 
 /// A client over HTTP/2 (HTTP/1.1 where the server has no better).
 pub fn connect(config: Config, user_agent: &str) -> Result<Client, ClientError> {
-    build(config, user_agent, true)
+    let namespace = config.default_namespace.clone();
+    Ok(Client::new(service(config, user_agent, true)?, namespace))
+}
+
+/// Sends a request; gives the text of the answer, for those who read little of it or nothing.
+pub async fn send(client: &Client, request: Result<Request<Vec<u8>>, RequestError>) -> Result<Bytes, kube::Error> {
+    let request = request.map_err(kube::Error::BuildRequest)?;
+    let answer = client.send(request.map(Body::from)).await?;
+    let status = answer.status();
+    let text = answer.into_body().collect_bytes().await?;
+    if status.is_success() { Ok(text) } else { Err(refusal(status, &text)) }
+}
+
+/// Why a server refused a request.
+pub fn refusal(code: StatusCode, text: &[u8]) -> kube::Error {
+    let unreadable = |_| Status::failure(&String::from_utf8_lossy(text), "");
+    let mut told: Status = serde_json::from_slice(text).unwrap_or_else(unreadable);
+    if told.code == 0 {
+        told.code = code.as_u16();
+    }
+    kube::Error::Api(told.boxed())
 }
 
 /// A client over HTTP/1.1, which alone can be upgraded: for exec, attach and port-forward.
 pub fn connect_h1(config: Config, user_agent: &str) -> Result<Client, ClientError> {
-    build(config, user_agent, false)
+    let namespace = config.default_namespace.clone();
+    Ok(Client::new(service(config, user_agent, false)?, namespace))
 }
 
-fn build(mut config: Config, user_agent: &str, http2: bool) -> Result<Client, ClientError> {
+/// What is below a client.
+pub fn service(mut config: Config, user_agent: &str, http2: bool) -> Result<Service, ClientError> {
     let credentials = |e: &dyn std::fmt::Display| ClientError::Credentials(e.to_string());
     let agent = HeaderValue::from_str(user_agent).map_err(|e| credentials(&e))?;
     config.headers.push((HeaderName::from_static("user-agent"), agent));
@@ -91,38 +114,45 @@ fn build(mut config: Config, user_agent: &str, http2: bool) -> Result<Client, Cl
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let server = server(&config, &tls).map_err(|e| credentials(&e))?.filter(|_| http2);
     let connector = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
-    let connector = match config.tls_server_name.as_deref() {
-        Some(name) => {
-            let name = rustls_pki_types::ServerName::try_from(name.to_owned()).map_err(|e| credentials(&e))?;
-            connector.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name))
-        }
+    let connector = match &server_name(&config).map_err(|e| credentials(&e))? {
+        Some(name) => connector.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name.clone())),
         None => connector,
     };
-    let connector = if http2 {
-        connector.enable_all_versions().wrap_connector(tcp)
-    } else {
-        connector.enable_http1().wrap_connector(tcp)
-    };
-    let service = HyperClient::builder(TokioExecutor::new())
+    let fallback = HyperClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        .timer(TokioTimer::new())
-        .http2_initial_stream_window_size(STREAM_WINDOW)
-        .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .http2_keep_alive_timeout(PING_TIMEOUT)
-        .http2_keep_alive_while_idle(true)
-        .build::<_, Body>(connector);
-
-    let namespace = config.default_namespace.clone();
-    let service = ServiceBuilder::new()
+        .build(connector.enable_http1().wrap_connector(tcp));
+    let transport = Transport::new(server, fallback);
+    let stack = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().map_err(|e| credentials(&e))?)
         .layer(config.extra_headers_layer().map_err(|e| credentials(&e))?)
-        .map_err(tower::BoxError::from)
+        .map_err(BoxError::from)
         .timeout(RESPONSE_TIMEOUT)
-        .service(service);
-    Ok(Client::new(service, namespace))
+        .service(transport);
+    Ok(Service::new(stack))
+}
+
+/// The server to speak HTTP/2 with; None where there is no TLS, which agrees on that.
+fn server(config: &Config, tls: &rustls::ClientConfig) -> Result<Option<Server>, InvalidDnsNameError> {
+    let address = &config.cluster_url;
+    if address.scheme_str() != Some("https") {
+        return Ok(None);
+    }
+    let host = address.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let name = match server_name(config)? {
+        Some(name) => name,
+        None => ServerName::try_from(host.clone())?,
+    };
+    let mut tls = tls.clone();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(Server { host, port: address.port_u16().unwrap_or(443), name, tls: Arc::new(tls) }))
+}
+
+/// By which the server's certificate knows it, where that is not its address.
+fn server_name(config: &Config) -> Result<Option<ServerName<'static>>, InvalidDnsNameError> {
+    config.tls_server_name.clone().map(ServerName::try_from).transpose()
 }
 
 /// Certificate and key when both are files.

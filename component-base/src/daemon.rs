@@ -1,8 +1,13 @@
 //! The shell around every daemon: logs, the crypto provider, the runtime, signals, the exit code.
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
+
+/// Of a daemon on one thread: others that wait for what blocks, and how long one that has nothing to do stays.
+const BLOCKING_THREADS: usize = 16;
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Runs `main` until it ends. The token is cancelled on SIGTERM or SIGINT; a second signal ends the process at once.
 /// An error is logged with its causes and makes the exit code 1.
@@ -20,7 +25,25 @@ where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    run_on(tokio::runtime::Builder::new_current_thread(), component, verbosity, main)
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Threads that wait for disks come and go: each that stays keeps memory of its own.
+    runtime.max_blocking_threads(BLOCKING_THREADS).thread_keep_alive(KEEP_ALIVE);
+    run_on(runtime, component, verbosity, main)
+}
+
+/// As [`run`], on all cores but one: for a daemon beside another one that works as much as it does. What it does on one thread
+/// wakes no other.
+pub fn run_beside_another<F, Fut>(component: &'static str, verbosity: u8, main: F) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        runtime.worker_threads(cores.saturating_sub(1).max(1));
+    }
+    run_on(runtime, component, verbosity, main)
 }
 
 fn run_on<F, Fut>(mut runtime: tokio::runtime::Builder, component: &'static str, verbosity: u8, main: F) -> ExitCode
@@ -39,6 +62,7 @@ where
     let outcome = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(signals(component, shutdown.clone()));
+        tokio::spawn(crate::memory::keep_small());
         info!(component, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
         main(shutdown).await
     });

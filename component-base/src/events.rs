@@ -2,19 +2,21 @@
 //! events are dropped, not the work.
 //!
 //! The same event again only raises its count. As client-go's `EventCorrelator`.
+use crate::client::send;
 use apimachinery::time::now;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, Resource as _,
+    Client, Resource as _,
     api::{Patch, PatchParams, PostParams},
 };
-use serde::de::IgnoredAny;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher as _},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -22,6 +24,8 @@ use tracing::debug;
 
 /// Events waiting to be written.
 const QUEUE_LENGTH: usize = 1000;
+/// Events written at once: those that come together go out together.
+const UNDER_WAY: usize = 16;
 /// Events remembered for counting.
 const REMEMBERED: usize = 4096;
 /// After this an event that comes again is a new one.
@@ -99,8 +103,6 @@ pub fn reference<K: kube::Resource<DynamicType = ()>>(object: &K) -> ObjectRefer
 
 // === the writer ===
 
-type Key = (String, Type, String, String);
-
 struct Known {
     name: String,
     count: i32,
@@ -109,7 +111,7 @@ struct Known {
 
 /// The messages of late about one object for one reason.
 struct Similar {
-    messages: HashSet<String>,
+    messages: HashSet<u64>,
     last: Instant,
 }
 
@@ -118,62 +120,95 @@ struct Bucket {
     refilled: Instant,
 }
 
+/// What stands for a thing of which nothing but equality matters.
+fn digest(thing: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    thing.hash(&mut hasher);
+    hasher.finish()
+}
+
 async fn write(client: Client, source: EventSource, mut records: mpsc::Receiver<Record>) {
-    let mut known: HashMap<Key, Known> = HashMap::new();
-    let mut buckets: BTreeMap<String, Bucket> = BTreeMap::new();
-    let mut similar: HashMap<Key, Similar> = HashMap::new();
-    while let Some(mut record) = records.recv().await {
+    let mut known: HashMap<u64, Known> = HashMap::new();
+    let mut buckets: HashMap<u64, Bucket> = HashMap::new();
+    let mut similar: HashMap<u64, Similar> = HashMap::new();
+    let mut under_way = FuturesUnordered::new();
+    let failed = |known: &mut HashMap<u64, Known>, key: Option<u64>| key.map(|key| known.remove(&key));
+    loop {
+        let mut record = tokio::select! {
+            Some(key) = under_way.next() => {
+                failed(&mut known, key);
+                continue;
+            }
+            record = records.recv(), if under_way.len() < UNDER_WAY => match record {
+                Some(record) => record,
+                None => break,
+            },
+        };
         let object = &record.object;
-        let about = format!("{:?}/{:?}/{:?}/{:?}", object.kind, object.namespace, object.name, object.uid);
-        if !admit(&mut buckets, &about) {
+        let about = digest((&object.kind, &object.namespace, &object.name, &object.uid));
+        if !admit(&mut buckets, about) {
             continue;
         }
-        let mut key = (format!("{about}{:?}", object.field_path), record.kind, record.reason.clone(), String::new());
-        if are_many(&mut similar, &key, &record.message) {
+        let group = digest((about, &object.field_path, record.kind, &record.reason));
+        let key = if are_many(&mut similar, group, digest(&record.message)) {
             record.message = format!("(combined from similar events): {}", record.message);
+            group
         } else {
-            key.3.clone_from(&record.message);
-        }
-        let object = &record.object;
+            digest((group, &record.message))
+        };
         if known.len() >= REMEMBERED {
             known.retain(|_, k| k.last.elapsed() < FORGET_AFTER / 2);
             if known.len() >= REMEMBERED {
                 known.clear();
             }
         }
-        let namespace = object.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default").to_owned();
-        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let outcome = match known.get_mut(&key).filter(|k| k.last.elapsed() < FORGET_AFTER) {
-            Some(seen) => {
-                seen.count += 1;
-                seen.last = Instant::now();
-                let patch = json!({"count": seen.count, "lastTimestamp": now(), "message": record.message});
-                api.patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+        let namespace = record.object.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default").to_owned();
+        let again = known.get_mut(&key).filter(|k| k.last.elapsed() < FORGET_AFTER).map(|seen| {
+            seen.count += 1;
+            seen.last = Instant::now();
+            let patch = json!({"count": seen.count, "lastTimestamp": now(), "message": record.message});
+            (seen.name.clone(), patch)
+        });
+        if again.is_some() {
+            // The event must be there before it is counted.
+            while let Some(key) = under_way.next().await {
+                failed(&mut known, key);
             }
-            None => {
-                let event = new_event(&source, &record, &namespace);
-                let name = event.metadata.name.clone().unwrap_or_default();
-                known.insert(key.clone(), Known { name, count: 1, last: Instant::now() });
-                create(&client, &namespace, &event).await
-            }
-        };
-        if let Err(error) = outcome {
-            debug!(reason = record.reason, %error, "event not written");
-            known.remove(&key);
         }
+        let made = again.is_none().then(|| new_event(&source, &record, &namespace));
+        if let Some(made) = &made {
+            let name = made.metadata.name.clone().unwrap_or_default();
+            known.insert(key, Known { name, count: 1, last: Instant::now() });
+        }
+        let client = &client;
+        under_way.push(async move {
+            let outcome = match (again, &made) {
+                (Some((name, patch)), _) => count(client, &namespace, &name, &patch).await,
+                (None, Some(event)) => create(client, &namespace, event).await,
+                (None, None) => return None,
+            };
+            let error = outcome.err()?;
+            debug!(reason = record.reason, %error, "event not written");
+            Some(key)
+        });
     }
+    while under_way.next().await.is_some() {}
+}
+
+async fn count(client: &Client, namespace: &str, name: &str, patch: &Value) -> Result<(), kube::Error> {
+    let all = kube::core::Request::new(Event::url_path(&(), Some(namespace)));
+    send(client, all.patch(name, &PatchParams::default(), &Patch::Merge(patch))).await.map(drop)
 }
 
 /// Nobody reads the answer.
 async fn create(client: &Client, namespace: &str, event: &Event) -> Result<(), kube::Error> {
     let body = serde_json::to_vec(event).map_err(kube::Error::SerdeError)?;
     let all = kube::core::Request::new(Event::url_path(&(), Some(namespace)));
-    let request = all.create(&PostParams::default(), body).map_err(kube::Error::BuildRequest)?;
-    client.request::<IgnoredAny>(request).await.map(drop)
+    send(client, all.create(&PostParams::default(), body)).await.map(drop)
 }
 
 /// Whether there are so many messages for one reason that they become one event.
-fn are_many(all: &mut HashMap<Key, Similar>, group: &Key, message: &str) -> bool {
+fn are_many(all: &mut HashMap<u64, Similar>, group: u64, message: u64) -> bool {
     if all.len() >= REMEMBERED {
         all.retain(|_, one| one.last.elapsed() < FORGET_AFTER / 2);
         if all.len() >= REMEMBERED {
@@ -181,23 +216,23 @@ fn are_many(all: &mut HashMap<Key, Similar>, group: &Key, message: &str) -> bool
         }
     }
     let fresh = || Similar { messages: HashSet::new(), last: Instant::now() };
-    let one = all.entry(group.clone()).or_insert_with(fresh);
+    let one = all.entry(group).or_insert_with(fresh);
     if one.last.elapsed() >= FORGET_AFTER {
         *one = fresh();
     }
     one.last = Instant::now();
     if one.messages.len() < SIMILAR - 1 {
-        one.messages.insert(message.to_owned());
+        one.messages.insert(message);
     }
-    !one.messages.contains(message)
+    !one.messages.contains(&message)
 }
 
 /// A token for the object, if it has one left.
-fn admit(buckets: &mut BTreeMap<String, Bucket>, about: &str) -> bool {
+fn admit(buckets: &mut HashMap<u64, Bucket>, about: u64) -> bool {
     if buckets.len() >= REMEMBERED {
         buckets.clear();
     }
-    let bucket = buckets.entry(about.to_owned()).or_insert(Bucket { tokens: BURST, refilled: Instant::now() });
+    let bucket = buckets.entry(about).or_insert(Bucket { tokens: BURST, refilled: Instant::now() });
     while bucket.tokens < BURST && bucket.refilled.elapsed() >= REFILL {
         bucket.tokens += 1;
         bucket.refilled += REFILL;
@@ -235,19 +270,18 @@ mod tests {
 
     #[test]
     fn many_messages_for_one_reason_become_one() {
-        let (mut all, group) = (HashMap::new(), ("a".to_owned(), Type::Normal, "Created".to_owned(), String::new()));
-        let many: Vec<bool> = (0..12).map(|pod| are_many(&mut all, &group, &format!("pod {pod}"))).collect();
+        let mut all = HashMap::new();
+        let many: Vec<bool> = (0..12).map(|message| are_many(&mut all, 0, message)).collect();
         assert_eq!(many, [[false; 9].as_slice(), &[true; 3]].concat());
-        assert!(!are_many(&mut all, &group, "pod 3"), "one that was told before is counted as such");
-        let other = ("a".to_owned(), Type::Normal, "Deleted".to_owned(), String::new());
-        assert!(!are_many(&mut all, &other, "pod 3"));
+        assert!(!are_many(&mut all, 0, 3), "one that was told before is counted as such");
+        assert!(!are_many(&mut all, 1, 3));
     }
 
     #[test]
     fn an_object_that_floods_is_held_back_and_others_are_not() {
-        let mut buckets = BTreeMap::new();
-        let admitted = (0..100).filter(|_| admit(&mut buckets, "a")).count();
+        let mut buckets = HashMap::new();
+        let admitted = (0..100).filter(|_| admit(&mut buckets, 0)).count();
         assert_eq!(admitted, BURST as usize);
-        assert!(admit(&mut buckets, "b"));
+        assert!(admit(&mut buckets, 1));
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A holder renews its lease; whoever sees a lease unchanged for its whole duration, by its own clock, takes it. A holder
 //! that could not renew within the renew deadline stops working at once. As client-go's `leaderelection`.
+use crate::events::{Recorder, Type};
 use apimachinery::time::now_micro;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Api, Client, api::PostParams};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +45,19 @@ impl Config {
             renew_deadline: Duration::from_secs(10),
             retry_period: Duration::from_secs(2),
         }
+    }
+
+    /// Tells people who leads, as client-go's elections do: an event of the component about the Lease.
+    pub fn tell(&self, client: Client, component: &str) {
+        let lease = ObjectReference {
+            api_version: Some("coordination.k8s.io/v1".to_owned()),
+            kind: Some("Lease".to_owned()),
+            namespace: Some(self.namespace.clone()),
+            name: Some(self.name.clone()),
+            ..ObjectReference::default()
+        };
+        let message = format!("{} became leader", self.identity);
+        Recorder::new(client, component, "").event(&lease, Type::Normal, "LeaderElection", "", message);
     }
 }
 

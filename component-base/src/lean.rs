@@ -1,264 +1,214 @@
-//! Objects decoded without their `managedFields`: a third of an object's text, a tree of small maps once decoded, and
-//! read by nobody who only watches.
+//! Objects without what nobody reads who only watches: their `managedFields`, a third of an object's text and a tree of small
+//! maps once decoded, and, by [`part!`](crate::part), whatever else is of no interest to a program.
+use memchr::memchr2;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use std::{borrow::Cow, ops::Range};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use std::{borrow::Cow, fmt};
+/// Part of a type of the API: the fields that are decoded. It becomes the whole, with nothing in the other fields. Fields
+/// that are themselves read in part say so by `deserialize_with`: [`whole`], [`optional`], [`list`], [`optional_list`].
+#[macro_export]
+macro_rules! part {
+    ($vis:vis $part:ident of $whole:ident { $($(#[$attribute:meta])* $field:ident: $type:ty,)* }) => {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        $vis struct $part { $($(#[$attribute])* $vis $field: $type,)* }
 
-/// Where it stands in an object.
-const PATH: [&str; 2] = ["metadata", "managedFields"];
-
-/// A `K` that is decoded without `managedFields`.
-#[derive(Clone, Debug)]
-pub struct Lean<K>(pub K);
-
-impl<'de, K: serde::Deserialize<'de>> serde::Deserialize<'de> for Lean<K> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        K::deserialize(Within { inner: deserializer, depth: 0 }).map(Lean)
-    }
-}
-
-impl<K: Resource> Resource for Lean<K> {
-    type DynamicType = K::DynamicType;
-    type Scope = K::Scope;
-
-    fn kind(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::kind(dt)
-    }
-
-    fn group(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::group(dt)
-    }
-
-    fn version(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::version(dt)
-    }
-
-    fn plural(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::plural(dt)
-    }
-
-    fn metadata_api() -> bool {
-        K::metadata_api()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        self.0.meta()
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.0.meta_mut()
-    }
-}
-
-/// A deserializer, visitor, map or seed at a depth of [`PATH`]: below it all is as it was, at its end the key is none that
-/// anybody knows, so that its value is skipped.
-struct Within<T> {
-    inner: T,
-    depth: usize,
-}
-
-macro_rules! forward {
-    ($($method:ident($($argument:ident: $type:ty),*);)*) => {
-        $(fn $method<V: Visitor<'de>>(self $(, $argument: $type)*, visitor: V) -> Result<V::Value, D::Error> {
-            self.inner.$method($($argument,)* Within { inner: visitor, depth: self.depth })
-        })*
-    };
-}
-
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Within<D> {
-    type Error = D::Error;
-
-    forward! {
-        deserialize_any(); deserialize_bool(); deserialize_i8(); deserialize_i16(); deserialize_i32(); deserialize_i64();
-        deserialize_u8(); deserialize_u16(); deserialize_u32(); deserialize_u64(); deserialize_f32(); deserialize_f64();
-        deserialize_char(); deserialize_str(); deserialize_string(); deserialize_bytes(); deserialize_byte_buf();
-        deserialize_option(); deserialize_unit(); deserialize_seq(); deserialize_map(); deserialize_identifier();
-        deserialize_ignored_any(); deserialize_unit_struct(name: &'static str); deserialize_newtype_struct(name: &'static str);
-        deserialize_tuple(length: usize); deserialize_tuple_struct(name: &'static str, length: usize);
-        deserialize_struct(name: &'static str, fields: &'static [&'static str]);
-    }
-
-    // No object is one.
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_enum(name, variants, visitor)
-    }
-}
-
-macro_rules! visit {
-    ($($method:ident: $type:ty;)*) => {
-        $(fn $method<E: Error>(self, value: $type) -> Result<V::Value, E> {
-            self.inner.$method(value)
-        })*
-    };
-}
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Within<V> {
-    type Value = V::Value;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.expecting(formatter)
-    }
-
-    visit! {
-        visit_bool: bool; visit_i64: i64; visit_u64: u64; visit_f64: f64; visit_str: &str; visit_borrowed_str: &'de str;
-        visit_string: String;
-    }
-
-    fn visit_none<E: Error>(self) -> Result<V::Value, E> {
-        self.inner.visit_none()
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<V::Value, E> {
-        self.inner.visit_unit()
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(Within { inner: deserializer, depth: self.depth })
-    }
-
-    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_newtype_struct(Within { inner: deserializer, depth: self.depth })
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(sequence)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_map(Entries { map, depth: self.depth, on_path: false })
-    }
-}
-
-/// The entries of a map at a depth; `on_path`: the key that was read last is the path's.
-struct Entries<A> {
-    map: A,
-    depth: usize,
-    on_path: bool,
-}
-
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Entries<A> {
-    type Error = A::Error;
-
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.on_path = false;
-        let key = Key { inner: seed, depth: self.depth, on_path: &mut self.on_path };
-        self.map.next_key_seed(key)
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        // The last of the path is skipped as a whole.
-        if !self.on_path || self.depth + 1 == PATH.len() {
-            return self.map.next_value_seed(seed);
+        impl From<$part> for $whole {
+            #[allow(clippy::needless_update, reason = "of some types all fields are decoded")]
+            fn from(part: $part) -> $whole {
+                $whole { $($field: part.$field,)* ..$whole::default() }
+            }
         }
-        self.map.next_value_seed(Within { inner: seed, depth: self.depth + 1 })
-    }
+    };
+}
 
-    fn size_hint(&self) -> Option<usize> {
-        self.map.size_hint()
+pub fn whole<'de, P: Deserialize<'de>, T: From<P>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    P::deserialize(from).map(T::from)
+}
+
+pub fn optional<'de, P: Deserialize<'de>, T: From<P>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<P>::deserialize(from)?.map(T::from))
+}
+
+pub fn optional_list<'de, P: Deserialize<'de>, T: From<P>, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Ok(Option::<Vec<P>>::deserialize(from)?.map(|parts| parts.into_iter().map(T::from).collect()))
+}
+
+pub fn list<'de, P: Deserialize<'de>, T: From<P>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    optional_list::<P, T, D>(from).map(Option::unwrap_or_default)
+}
+
+/// Decodes an object's JSON as if it had no `managedFields`.
+pub fn decode<K: DeserializeOwned>(text: &[u8]) -> serde_json::Result<K> {
+    serde_json::from_slice(&without_managed_fields(text))
+}
+
+/// An object's name, of whose text no more is read than that takes.
+pub fn name_of(text: &[u8]) -> Option<String> {
+    of_metadata(text, b"name")
+}
+
+/// As [`name_of`], its `resourceVersion`.
+pub fn version_of(text: &[u8]) -> Option<String> {
+    of_metadata(text, b"resourceVersion")
+}
+
+fn of_metadata(text: &[u8], field: &[u8]) -> Option<String> {
+    let mut scan = Scan { text, at: 0 };
+    scan.entry(b"metadata")?;
+    scan.entry(field)?;
+    scan.peek()?;
+    let start = scan.at;
+    scan.string()?;
+    serde_json::from_slice(&text[start..scan.at]).ok()
+}
+
+fn without_managed_fields(text: &[u8]) -> Cow<'_, [u8]> {
+    match managed_fields(text) {
+        Some(found) => Cow::Owned([&text[..found.start], &text[found.end..]].concat()),
+        None => Cow::Borrowed(text),
     }
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Within<S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Within { inner: deserializer, depth: self.depth })
-    }
+/// Where the entry stands, with one comma beside it. None also for what is no JSON: whoever decodes it will say so.
+fn managed_fields(text: &[u8]) -> Option<Range<usize>> {
+    let mut scan = Scan { text, at: 0 };
+    scan.entry(b"metadata")?;
+    let start = scan.entry(b"managedFields")?;
+    scan.value()?;
+    let first = text[start] != b',';
+    Some(start..if first && scan.peek() == Some(b',') { scan.at + 1 } else { scan.at })
 }
 
-/// A key on its way to whoever reads it.
-struct Key<'a, T> {
-    inner: T,
-    depth: usize,
-    on_path: &'a mut bool,
+/// Steps over JSON text without reading more of it than where things end.
+struct Scan<'t> {
+    text: &'t [u8],
+    at: usize,
 }
 
-impl<T> Key<'_, T> {
-    /// The key to show.
-    fn shown<'k>(&mut self, key: &'k str) -> &'k str {
-        *self.on_path = key == PATH[self.depth];
-        if *self.on_path && self.depth + 1 == PATH.len() { "" } else { key }
-    }
-}
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Key { inner: deserializer, depth: self.depth, on_path: self.on_path })
-    }
-}
-
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Key<'_, D> {
-    type Error = D::Error;
-
-    // Keys of objects are strings, however they are asked for.
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_str(Key { inner: visitor, depth: self.depth, on_path: self.on_path })
+impl Scan<'_> {
+    /// The next byte that is not a space.
+    fn peek(&mut self) -> Option<u8> {
+        while self.text.get(self.at)?.is_ascii_whitespace() {
+            self.at += 1;
+        }
+        Some(self.text[self.at])
     }
 
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
-    }
-}
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Key<'_, V> {
-    type Value = V::Value;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.expecting(formatter)
+    fn take(&mut self, byte: u8) -> Option<()> {
+        (self.peek()? == byte).then(|| self.at += 1)
     }
 
-    fn visit_str<E: Error>(mut self, key: &str) -> Result<V::Value, E> {
-        let key = self.shown(key);
-        self.inner.visit_str(key)
+    /// Goes into the map that begins here, to the value of `wanted`. Where the entry begins: at its comma, if it is not the first.
+    fn entry(&mut self, wanted: &[u8]) -> Option<usize> {
+        self.take(b'{')?;
+        self.peek()?;
+        loop {
+            let start = self.at;
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+            self.peek()?;
+            let key = self.at + 1;
+            self.string()?;
+            let found = &self.text[key..self.at - 1] == wanted;
+            self.take(b':')?;
+            if found {
+                return Some(start);
+            }
+            self.value()?;
+            (self.peek()? == b',').then_some(())?;
+        }
     }
 
-    fn visit_borrowed_str<E: Error>(mut self, key: &'de str) -> Result<V::Value, E> {
-        let key = self.shown(key);
-        self.inner.visit_borrowed_str(key)
+    fn string(&mut self) -> Option<()> {
+        self.take(b'"')?;
+        loop {
+            self.at += memchr2(b'"', b'\\', self.text.get(self.at..)?)? + 1;
+            if self.text[self.at - 1] == b'"' {
+                return Some(());
+            }
+            self.at += 1;
+        }
+    }
+
+    fn value(&mut self) -> Option<()> {
+        match self.peek()? {
+            b'"' => return self.string(),
+            b'{' | b'[' => {}
+            _ => {
+                let rest = &self.text[self.at..];
+                self.at += rest.iter().position(|byte| b",}] \n\r\t".contains(byte))?;
+                return Some(());
+            }
+        }
+        let mut depth = 0_usize;
+        loop {
+            match self.text.get(self.at)? {
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth -= 1,
+                _ => {}
+            }
+            self.at += 1;
+            if depth == 0 {
+                return Some(());
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-    use kube::core::{DynamicObject, PartialObjectMeta, WatchEvent};
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
-
-    fn pod() -> Value {
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"managedFields": "kept"},
-            "managedFields": [{"manager": "m", "fieldsV1": {"f:metadata": {"f:labels": {".": {}}}}}], "uid": "u"},
-            "spec": {"nodeName": null, "containers": [{"name": "c", "env": [{"name": "managedFields", "value": "x"}]}]},
-            "status": {"startTime": "2026-01-01T00:00:00Z"}})
-    }
 
     #[test]
     fn all_is_there_but_managed_fields() {
-        let mut whole: Pod = serde_json::from_value(pod()).unwrap();
-        assert!(whole.metadata.managed_fields.take().is_some());
-        let text = pod().to_string();
-        assert_eq!(serde_json::from_str::<Lean<Pod>>(&text).unwrap().0, whole);
-        assert_eq!(serde_json::from_slice::<Lean<Pod>>(text.as_bytes()).unwrap().0, whole);
-        let event = json!({"type": "ADDED", "object": pod()}).to_string();
-        let WatchEvent::Added(Lean(seen)) = serde_json::from_str::<WatchEvent<Lean<Pod>>>(&event).unwrap() else {
-            panic!("not added")
-        };
-        assert_eq!(seen, whole);
-        let partial = serde_json::from_str::<Lean<PartialObjectMeta<DynamicObject>>>(&text).unwrap().0;
-        assert_eq!((partial.metadata, partial.types.unwrap().kind), (whole.metadata, "Pod".to_owned()));
-        // Data under the same name elsewhere is somebody's.
-        let map = json!({"metadata": {"name": "m"}, "data": {"managedFields": "x", "metadata": "y"}});
-        let whole: ConfigMap = serde_json::from_value(map.clone()).unwrap();
-        assert_eq!(serde_json::from_str::<Lean<ConfigMap>>(&map.to_string()).unwrap().0, whole);
+        let managers = json!([{"manager": "m\\\"]}", "fieldsV1": {"f:metadata": {"f:labels": {".": {}}}}}]);
+        let metadata = [
+            json!({"name": "p", "managedFields": managers}),
+            json!({"managedFields": managers, "name": "p"}),
+            json!({"managedFields": managers}),
+            json!({"labels": {"managedFields": "kept", "a": "}\"\\"}, "generation": 3, "managedFields": managers, "name": "p"}),
+            json!({"name": "p", "annotations": {"managedFields": "[1]"}}),
+            json!({}),
+        ];
+        for metadata in metadata {
+            for pretty in [false, true] {
+                let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+                    "spec": {"nodeName": null, "metadata": {"managedFields": 1}}, "data": {"managedFields": "x"}});
+                let text = if pretty { serde_json::to_string_pretty(&object).unwrap() } else { object.to_string() };
+                let read: Value = decode(text.as_bytes()).unwrap();
+                object["metadata"].as_object_mut().unwrap().remove("managedFields");
+                assert_eq!(name_of(text.as_bytes()).as_deref(), object["metadata"]["name"].as_str(), "{text}");
+                assert_eq!(read, object, "{text}");
+            }
+        }
+        let pod: Pod = decode(br#"{"metadata":{"name":"p","managedFields":[{"manager":"m"}]}}"#).unwrap();
+        assert_eq!((pod.metadata.name.as_deref(), pod.metadata.managed_fields), (Some("p"), None));
+    }
+
+    #[test]
+    fn what_is_no_object_is_left_to_the_decoder() {
+        for text in [
+            "",
+            "{",
+            "[]",
+            "{}",
+            r#"{"metadata""#,
+            r#"{"metadata":{"managedFields":["#,
+            r#"{"metadata":{"managedFields":"\"#,
+            r#"{"a":"#,
+        ] {
+            assert_eq!(without_managed_fields(text.as_bytes()), text.as_bytes());
+        }
+        assert!(decode::<Value>(br#"{"metadata":{"managedFields":[}"#).is_err());
     }
 }

@@ -1,10 +1,9 @@
 //! What every Pilothouse daemon shares about running: flags, logs, the client, informers, serving, metrics, leader
 //! election, events.
-#![forbid(unsafe_code)]
 
 pub mod auth;
 pub mod backoff;
-mod batched;
+pub mod batched;
 pub mod cidr;
 pub mod cli;
 pub mod client;
@@ -14,9 +13,12 @@ pub mod events;
 pub mod informer;
 pub mod leader_election;
 pub mod lean;
+mod memory;
 pub mod metrics;
 pub mod nftables;
 pub mod serving;
 pub mod streams;
 pub mod tls;
+pub mod transport;
+pub mod watch;
 pub mod x509;

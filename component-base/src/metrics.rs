@@ -5,7 +5,11 @@ use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::{Metric, Registry},
 };
 use std::sync::LazyLock;
@@ -22,6 +26,16 @@ static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(|| {
     Mutex::new(registry)
 });
 
+/// The results of health checks, apart from the other metrics: they are read far more often (KEP-3466).
+static SLIS: LazyLock<(Registry, Family<Labels<2>, Gauge>, Family<Labels<3>, Counter>)> = LazyLock::new(|| {
+    let (mut registry, one, all) = (Registry::default(), Family::default(), Family::default());
+    registry.register("kubernetes_healthcheck", "This metric records the result of a single healthcheck", one.clone());
+    registry.register("kubernetes_healthchecks", "This metric records the results of all healthcheck", all.clone());
+    (registry, one, all)
+});
+
+type Labels<const N: usize> = [(&'static str, String); N];
+
 /// The registry of the process.
 pub fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock()
@@ -35,9 +49,28 @@ pub fn register<M: Metric + Clone>(name: &str, help: &str, metric: M) -> M {
 
 /// Everything registered, in Prometheus' text format, as Kubernetes serves it.
 pub fn encode() -> String {
+    text(&registry())
+}
+
+/// A health check was asked by way of an endpoint (`healthz`, `livez`, `readyz`): for `/metrics/slis`.
+pub fn checked(name: &str, endpoint: &str, passed: bool) {
+    let (_, one, all) = &*SLIS;
+    let labels = [("name", name.to_owned()), ("type", endpoint.to_owned())];
+    one.get_or_create(&labels).set(i64::from(passed));
+    let [name, endpoint] = labels;
+    let status = if passed { "success" } else { "error" };
+    all.get_or_create(&[name, ("status", status.to_owned()), endpoint]).inc();
+}
+
+/// What `/metrics/slis` serves.
+pub fn encode_slis() -> String {
+    text(&SLIS.0)
+}
+
+fn text(registry: &Registry) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
-    let _ = prometheus_client::encoding::text::encode(&mut text, &registry());
+    let _ = prometheus_client::encoding::text::encode(&mut text, registry);
     classic(&text)
 }
 
@@ -93,7 +126,6 @@ impl Collector for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus_client::metrics::counter::Counter;
 
     #[test]
     fn what_is_registered_is_in_the_text() {

@@ -7,7 +7,7 @@ use crate::{
 };
 use apimachinery::status::StatusError;
 use aws_lc_rs::digest;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::{body::Incoming, service::service_fn};
@@ -36,6 +36,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// connection's window can starve each other.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// So much of what is to be sent on a stream waits in this process; who makes it waits then. There may be thousands of watches
+/// whose clients are slow.
+const SEND_BUFFER: usize = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
@@ -80,7 +83,7 @@ pub async fn serve<H, Fut, B>(listener: TcpListener, listening: Listening, shutd
 where
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = http::Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     let ending = Ending { shutdown: shutdown.clone(), cut: shutdown };
     serve_until(listener, listening, ending, MAX_STREAMS, handler).await;
@@ -105,7 +108,7 @@ pub async fn serve_until<H, Fut, B>(
 ) where
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = http::Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(listening.max_connections));
     let acceptor = listening.tls.map(TlsAcceptor::from);
@@ -155,7 +158,7 @@ async fn connection<H, Fut, B>(
 ) where
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = http::Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     // Failing only costs latency.
     let _ = stream.set_nodelay(true);
@@ -183,7 +186,7 @@ where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     H: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = http::Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    B: http_body::Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     let address = peer.address;
     let service = service_fn(move |mut request: Request| {
@@ -202,6 +205,7 @@ where
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(max_streams)
@@ -256,7 +260,7 @@ pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// What a daemon shows of itself.
 #[derive(Clone, Default)]
 pub struct Endpoints {
-    /// For `/healthz`, `/livez` and `/readyz`; each also has a path of its own below them.
+    /// For `/healthz`, `/livez` and `/readyz`; each also has a path of its own below them. What they say is told at `/metrics/slis`.
     pub checks: Vec<(String, Check)>,
     /// For `/configz`: name and value.
     pub configz: Option<(String, serde_json::Value)>,
@@ -289,19 +293,25 @@ impl Endpoints {
         }
         match path {
             "/metrics" => respond(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode()),
+            "/metrics/slis" => respond(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode_slis()),
             "/configz" if self.configz.is_some() => {
                 let (name, value) = self.configz.clone().unwrap_or_default();
                 let body = serde_json::json!({ name: value }).to_string();
                 respond(StatusCode::OK, "application/json", body)
             }
-            _ => match ["/healthz", "/livez", "/readyz"].iter().find_map(|root| path.strip_prefix(root)) {
-                Some("" | "/") => health(&self.checks, query),
-                Some(one) => match self.checks.iter().find(|(name, _)| one.strip_prefix('/') == Some(name)) {
-                    Some(check) => health(std::slice::from_ref(check), query),
+            _ => {
+                let asked = path.strip_prefix('/').unwrap_or_default();
+                let roots = ["healthz", "livez", "readyz"];
+                match roots.into_iter().find_map(|root| Some((root, asked.strip_prefix(root)?))) {
+                    Some((root, "" | "/")) => health(root, &self.checks, query),
+                    Some((root, one)) => match self.checks.iter().find(|(name, _)| one.strip_prefix('/') == Some(name))
+                    {
+                        Some(check) => health(root, std::slice::from_ref(check), query),
+                        None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+                    },
                     None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
-                },
-                None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
-            },
+                }
+            }
         }
     }
 }
@@ -315,7 +325,7 @@ pub async fn authorize(auth: &DelegatedAuth, request: &Request, access: &Access)
 
 /// `ok`, or which checks failed; with `?verbose` each check on a line; `?exclude=name` leaves one out. The endpoint's
 /// name is not repeated in the text, unlike the checks'.
-pub fn health(checks: &[(String, Check)], query: &str) -> Response {
+fn health(endpoint: &str, checks: &[(String, Check)], query: &str) -> Response {
     let parameters: Vec<(&str, &str)> = query.split('&').map(|p| p.split_once('=').unwrap_or((p, ""))).collect();
     let excluded = |name: &str| parameters.iter().any(|(k, v)| *k == "exclude" && *v == name);
     let verbose = parameters.iter().any(|(k, _)| *k == "verbose");
@@ -324,7 +334,9 @@ pub fn health(checks: &[(String, Check)], query: &str) -> Response {
         let line = if excluded(name) {
             format!("[+]{name} excluded: ok\n")
         } else {
-            match check() {
+            let outcome = check();
+            metrics::checked(name, endpoint, outcome.is_ok());
+            match outcome {
                 Ok(()) => format!("[+]{name} ok\n"),
                 Err(reason) => {
                     warn!(check = name, reason, "health check failed");
@@ -361,6 +373,15 @@ mod tests {
             assert_eq!(response.status(), code, "{path}");
             let body = response.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(body, expected, "{path}");
+        }
+        let told = endpoints.answer(&Method::GET, "/metrics/slis", "").into_body().collect().await.unwrap().to_bytes();
+        let told = String::from_utf8_lossy(&told);
+        for line in [
+            "kubernetes_healthcheck{name=\"ping\",type=\"livez\"} 1\n",
+            "kubernetes_healthcheck{name=\"disk\",type=\"healthz\"} 0\n",
+            "kubernetes_healthchecks_total{name=\"disk\",status=\"error\",type=\"healthz\"} 1\n",
+        ] {
+            assert!(told.contains(line), "{told}");
         }
     }
 }

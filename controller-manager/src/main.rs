@@ -14,6 +14,7 @@ use component_base::{
     serving::{self, Endpoints, Listening},
     tls::{ServerTls, self_signed_config},
 };
+use kube::Client;
 use options::{Flags, IGNORED};
 use runtime::{Context, Credentials, Limits};
 use std::{net::SocketAddr, process::ExitCode, sync::Arc};
@@ -30,7 +31,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let flags: Flags = cli::parse(IGNORED);
-    daemon::run(COMPONENT, flags.common.v, async |shutdown| run(flags, shutdown).await)
+    // One thread carries all loops, and need not be woken for another one's tasks.
+    daemon::run_on_one_thread(COMPONENT, flags.common.v, async |shutdown| run(flags, shutdown).await)
 }
 
 async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -40,19 +42,21 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
     if let Some(master) = &flags.master {
         config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no address"))?;
     }
-    let own = client::connect(config.clone(), COMPONENT)?;
+    let base = client::service(config.clone(), COMPONENT, true)?;
+    let own = Client::new(base.clone(), &config.default_namespace);
     let serving = serve(&flags, shutdown.clone()).await?;
 
-    let anonymous = if flags.use_service_account_credentials {
+    let tokens = flags.use_service_account_credentials;
+    let base = if tokens {
         let mut config = config;
         config.auth_info = kube::config::AuthInfo::default();
-        Some(client::connect(config, COMPONENT)?)
+        client::service(config, COMPONENT, true)?
     } else {
-        None
+        base
     };
     let work = |stop: CancellationToken| {
         let limits = Limits { qps: flags.kube_api_qps, burst: f64::from(flags.kube_api_burst) };
-        let credentials = Credentials::new(own.clone(), anonymous.clone(), limits, stop.clone());
+        let credentials = Credentials::new(own.clone(), base.clone(), tokens, limits, stop.clone());
         run_controllers(Context::new(flags.clone(), own.clone(), credentials, stop))
     };
     let outcome = if flags.leader_elect {
@@ -61,7 +65,12 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         election.lease_duration = flags.leader_elect_lease_duration;
         election.renew_deadline = flags.leader_elect_renew_deadline;
         election.retry_period = flags.leader_elect_retry_period;
-        leader_election::run(own.clone(), election, shutdown.clone(), work).await
+        let (told, client) = (election.clone(), own.clone());
+        let lead = |stop| {
+            told.tell(client, COMPONENT);
+            work(stop)
+        };
+        leader_election::run(own.clone(), election, shutdown.clone(), lead).await
     } else {
         work(shutdown.child_token()).await
     };

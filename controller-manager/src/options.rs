@@ -64,10 +64,10 @@ pub struct Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = Set)]
     pub use_service_account_credentials: bool,
     /// Requests a second of each controller; 0 is no limit. The server's fairness is the usual one, so this is high.
-    #[arg(long, default_value_t = 500.0)]
+    #[arg(long, default_value_t = 2000.0)]
     pub kube_api_qps: f64,
     /// Requests of each controller at once.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 4000)]
     pub kube_api_burst: u32,
 
     /// Certificate that every namespace's kube-root-ca.crt and every ServiceAccount token Secret shows.
@@ -200,6 +200,15 @@ pub struct Flags {
     pub concurrent_resource_claim_syncs: usize,
     #[arg(long, default_value_t = 8)]
     pub concurrent_device_taint_eviction_syncs: usize,
+    /// How long changes of pods are gathered before the endpoints of their Services are written.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub endpoint_updates_batch_period: Duration,
+    /// The same for EndpointSlices.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub endpointslice_updates_batch_period: Duration,
+    /// How long changes of Endpoints are gathered before they are mirrored.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub mirroring_endpointslice_updates_batch_period: Duration,
     /// Endpoints in one EndpointSlice.
     #[arg(long, default_value_t = 100)]
     pub max_endpoints_per_slice: usize,
@@ -325,8 +334,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Bool("emulation-forward-compatible"),
     Ignored::Bool("enable-hostpath-provisioner"),
     Ignored::Bool("enable-leader-migration"),
-    Ignored::Value("endpoint-updates-batch-period"),
-    Ignored::Value("endpointslice-updates-batch-period"),
     Ignored::Value("external-cloud-volume-plugin"),
     Ignored::Value("feature-gates"),
     Ignored::Value("flex-volume-plugin-dir"),
@@ -343,7 +350,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("max-endpoints-per-subset"),
     Ignored::Value("min-compatibility-version"),
     Ignored::Value("min-resync-period"),
-    Ignored::Value("mirroring-endpointslice-updates-batch-period"),
     Ignored::Value("namespace-sync-period"),
     Ignored::Bool("permit-address-sharing"),
     Ignored::Bool("permit-port-sharing"),

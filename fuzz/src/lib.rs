@@ -5,6 +5,7 @@
 //! there in `apimachinery/tests/hostile.rs`.
 #![forbid(unsafe_code)]
 
+use apimachinery::cel::Env;
 use apimachinery::continuation::Token;
 use apimachinery::decode::{FieldValidation, decode_json, decode_value};
 use apimachinery::facts::{self, TypeFacts};
@@ -90,4 +91,10 @@ pub fn continue_tokens(input: &[u8]) {
     if let Ok(token) = Token::decode(text) {
         assert!(!token.start.split('/').any(|segment| segment == ".."));
     }
+}
+
+/// Whatever an expression is, it has a type or a fault.
+pub fn expressions(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    _ = Env::of_devices().weigh(text);
 }

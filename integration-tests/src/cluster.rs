@@ -64,7 +64,7 @@ impl Cluster {
             cluster_or_logs(&self.hosts[number], self.bootstrap(number, &join));
         }
         let (nodes, expected) = (Api::<Node>::all(self.client()), self.hosts.len());
-        eventually("all nodes are Ready", Duration::from_secs(60), || async {
+        eventually("all nodes are Ready", Duration::from_secs(180), || async {
             let list = nodes.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
             let ready = list.items.iter().filter(|n| is_ready(n)).count();
             if ready == expected { Ok(()) } else { Err(format!("{ready} of {expected}")) }
@@ -130,9 +130,21 @@ impl Cluster {
         host.exec(&line)
     }
 
-    /// Ends a component's process on a host as `kill -9` does; whatever watches over it starts it anew.
+    /// Ends a component's process on a host as `kill -9` does; whatever watches over it starts it anew. One that is being
+    /// started just now is waited for.
+    #[track_caller]
     pub fn kill(&self, host: usize, component: &str) {
-        self.hosts[host].exec(&format!("kill -9 $(cat /run/pilothouse/{component}.pid)")).success();
+        let kill = format!("until kill -9 $(cat /run/pilothouse/{component}.pid); do sleep 0.2; done");
+        self.hosts[host].exec(&format!("timeout 60 sh -c '{kill}'")).success();
+    }
+
+    /// Kills a host's kubelet, and waits until the next one answers.
+    #[track_caller]
+    pub fn kubelet_anew(&self, host: usize) {
+        self.kill(host, "kubelet");
+        self.hosts[host]
+            .exec("timeout 120 sh -c 'until curl -sf http://127.0.0.1:10248/healthz; do sleep 0.2; done'")
+            .success();
     }
 }
 
@@ -170,7 +182,7 @@ fn gather_programs(lab: &Lab) -> PathBuf {
 /// All hosts are on one disk, which the machine's other work may have filled far: that is not what tests are about.
 const EVICTION: &str = r#"{"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
  "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
- "imageGCHighThresholdPercent": 99, "imageGCLowThresholdPercent": 98}"#;
+ "imageGCHighThresholdPercent": 99, "imageGCLowThresholdPercent": 98, "evictionPressureTransitionPeriod": "20s"}"#;
 
 const PROGRAMS: [&str; 10] = [
     "apiserver",

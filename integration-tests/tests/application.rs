@@ -3,13 +3,15 @@
 use integration_tests::{Cluster, Host, Setup, can_run_hosts, eventually, requests};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, api::DeleteParams};
+use serde_json::json;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-const MINUTE: Duration = Duration::from_secs(60);
+/// Longer than anything takes, also where others use the machine.
+const PATIENCE: Duration = Duration::from_secs(180);
 const SELECTOR: &str = "app=httpd-app";
 
 #[tokio::test]
@@ -20,7 +22,7 @@ async fn an_application_runs_on_two_hosts() {
     let cluster = Cluster::start("application", Setup::Hosts(2)).await;
     cluster.ctl("run httpd-app --image=httpd-app:1.0 --replicas=2 --port=80").success();
     cluster.ctl("expose deployment httpd-app --port=80 --type=NodePort").success();
-    let pods = cluster.ready_pods(SELECTOR, 2, MINUTE).await;
+    let pods = cluster.ready_pods(SELECTOR, 2, PATIENCE).await;
 
     let nodes: BTreeSet<_> = pods.iter().map(node_of).collect();
     assert_eq!(nodes.len(), 2, "one pod on each host: {nodes:?}");
@@ -36,9 +38,10 @@ async fn an_application_runs_on_two_hosts() {
     for host in &cluster.hosts {
         answers(host, SocketAddr::new(cluster_ip, 80), "httpd-app 1.0").await;
         let at_node = SocketAddr::new(host.address().into(), node_port);
-        eventually("the node port answers", MINUTE, || async { requests::get(at_node).map(drop) }).await;
+        eventually("the node port answers", PATIENCE, || async { requests::get(at_node).map(drop) }).await;
     }
     by_name(&cluster, cluster_ip).await;
+    every_replica_serves(&cluster).await;
 
     rolls_and_scales(&cluster, cluster_ip, node_port).await;
     mends_itself(&cluster).await;
@@ -48,9 +51,9 @@ async fn an_application_runs_on_two_hosts() {
 /// busybox resolves names with `nslookup` alone.)
 async fn by_name(cluster: &Cluster, cluster_ip: IpAddr) {
     cluster.ctl("run client --image=busybox:stable --restart=Never --command -- sleep 3600").success();
-    cluster.ready_pods("run=client", 1, MINUTE).await;
+    cluster.ready_pods("run=client", 1, PATIENCE).await;
     let name = "httpd-app.default.svc.cluster.local";
-    eventually("the name is resolved in a pod", MINUTE, || async {
+    eventually("the name is resolved in a pod", PATIENCE, || async {
         let found = cluster.ctl(&format!("exec client -- nslookup {name}"));
         if found.code == 0 && found.stdout.contains(&cluster_ip.to_string()) {
             Ok(())
@@ -70,6 +73,22 @@ async fn by_name(cluster: &Cluster, cluster_ip: IpAddr) {
     }
 }
 
+/// Without a Deployment above them.
+async fn every_replica_serves(cluster: &Cluster) {
+    for (version, kind, app) in [("apps/v1", "ReplicaSet", "rs"), ("v1", "ReplicationController", "rc")] {
+        let labels = json!({"app": app});
+        let selector = if app == "rs" { json!({"matchLabels": labels}) } else { labels.clone() };
+        let containers = json!([{"name": "c", "image": "httpd-app:1.0"}]);
+        let manifest = json!({"apiVersion": version, "kind": kind, "metadata": {"name": app}, "spec": {"replicas": 2,
+            "selector": selector, "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}}}});
+        cluster.ctl(&format!("apply -f - <<'END'\n{manifest}\nEND")).success();
+        for pod in cluster.ready_pods(&format!("app={app}"), 2, PATIENCE).await {
+            answers(&cluster.hosts[0], SocketAddr::new(ip_of(&pod), 80), "httpd-app 1.0").await;
+        }
+        cluster.ctl(&format!("delete {kind} {app}")).success();
+    }
+}
+
 async fn rolls_and_scales(cluster: &Cluster, cluster_ip: IpAddr, node_port: u16) {
     let loads = [
         requests::Load::start(&cluster.hosts[0], cluster_ip, 80),
@@ -78,12 +97,12 @@ async fn rolls_and_scales(cluster: &Cluster, cluster_ip: IpAddr, node_port: u16)
     ];
     cluster.ctl("set image deployment/httpd-app *=httpd-app:2.0").success();
     cluster.ctl("rollout status deployment/httpd-app --timeout=120s").success();
-    cluster.ready_pods(SELECTOR, 2, MINUTE).await;
+    cluster.ready_pods(SELECTOR, 2, PATIENCE).await;
     answers(&cluster.hosts[1], SocketAddr::new(cluster_ip, 80), "httpd-app 2.0").await;
     cluster.ctl("scale deployment httpd-app --replicas=5").success();
-    cluster.ready_pods(SELECTOR, 5, MINUTE).await;
+    cluster.ready_pods(SELECTOR, 5, PATIENCE).await;
     cluster.ctl("scale deployment httpd-app --replicas=2").success();
-    cluster.ready_pods(SELECTOR, 2, MINUTE).await;
+    cluster.ready_pods(SELECTOR, 2, PATIENCE).await;
     for load in loads {
         let report = load.end();
         assert!(report.failures.is_empty(), "failed requests while rolling and scaling: {:#?}", report.failures);
@@ -93,27 +112,27 @@ async fn rolls_and_scales(cluster: &Cluster, cluster_ip: IpAddr, node_port: u16)
 
 async fn mends_itself(cluster: &Cluster) {
     // A container that is killed is started again in the same pod.
-    let pods = cluster.ready_pods(SELECTOR, 2, MINUTE).await;
+    let pods = cluster.ready_pods(SELECTOR, 2, PATIENCE).await;
     let (name, node) = (pods[0].metadata.name.clone().unwrap_or_default(), node_of(&pods[0]));
     let host = cluster.hosts.iter().find(|h| h.name() == node).expect("its host");
     host.exec("kill -9 $(pgrep -x httpd | head -n 1)").success();
     let api = Api::<Pod>::namespaced(cluster.client(), "default");
-    eventually("the container is started again", MINUTE, || async {
+    eventually("the container is started again", PATIENCE, || async {
         let pods = cluster.pods(SELECTOR).await?;
         let restarts: i32 = pods.iter().map(restarts).sum();
         if restarts > 0 { Ok(()) } else { Err("no restart counted".to_owned()) }
     })
     .await;
-    cluster.ready_pods(SELECTOR, 2, MINUTE).await;
+    cluster.ready_pods(SELECTOR, 2, PATIENCE).await;
 
     // A pod that is deleted is replaced.
     api.delete(&name, &DeleteParams::default()).await.expect("deleting the pod");
-    let pods = cluster.ready_pods(SELECTOR, 2, MINUTE).await;
+    let pods = cluster.ready_pods(SELECTOR, 2, PATIENCE).await;
     assert!(pods.iter().all(|p| p.metadata.name.as_ref() != Some(&name)));
 }
 
 async fn answers(from: &Host, address: SocketAddr, expected: &'static str) {
-    eventually(&format!("{address} answers {} with {expected}", from.name()), MINUTE, || async {
+    eventually(&format!("{address} answers {} with {expected}", from.name()), PATIENCE, || async {
         let page = from.in_network(move || requests::get(address)).join().expect("the request's thread")?;
         if page.contains(expected) { Ok(()) } else { Err(page) }
     })

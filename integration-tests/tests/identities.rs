@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-const MINUTE: Duration = Duration::from_secs(60);
+/// Longer than anything takes, also where others use the machine.
+const PATIENCE: Duration = Duration::from_secs(180);
 const MOUNTED: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 #[tokio::test]
@@ -20,6 +21,7 @@ async fn pods_know_who_they_are() {
     cluster.ctl(&format!("exec who -c a -- sh -c '{pong}'")).success();
     the_python_client_streams(&cluster);
     streams_run_in_every_dialect(&cluster);
+    logs_are_filtered(&cluster).await;
     a_budget_is_heeded_and_a_quota_released(&cluster).await;
 }
 
@@ -51,7 +53,7 @@ async fn tokens_are_mounted(cluster: &Cluster) {
         cluster,
         &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "who", "labels": {"app": "who"}}, "spec": spec}),
     );
-    cluster.ready_pods("app=who", 1, MINUTE).await;
+    cluster.ready_pods("app=who", 1, PATIENCE).await;
     let read = |container: &str, file: &str| cluster.ctl(&format!("exec who -c {container} -- cat {file}")).success();
     for container in ["a", "b"] {
         assert_eq!(read(container, &format!("{MOUNTED}/namespace")), "default");
@@ -107,6 +109,36 @@ fn streams_run_in_every_dialect(cluster: &Cluster) {
     }
 }
 
+/// As the conformance programme's entry for `kubectl logs`.
+async fn logs_are_filtered(cluster: &Cluster) {
+    let host = &cluster.hosts[0];
+    if host.exec("command -v kubectl").code != 0 {
+        return;
+    }
+    let says = "for i in $(seq 100); do echo line $i; sleep 0.1; done; sleep 600";
+    let container = json!({"name": "a", "image": "busybox:stable", "command": ["sh", "-c", says]});
+    let spec = json!({"terminationGracePeriodSeconds": 0, "containers": [container]});
+    let metadata = json!({"name": "says", "labels": {"app": "says"}});
+    apply(cluster, &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
+    cluster.ready_pods("app=says", 1, PATIENCE).await;
+    let logs =
+        |options: &str| host.exec(&format!("kubectl --kubeconfig /etc/kubernetes/admin.conf logs says -c a {options}"));
+    eventually("all is said", PATIENCE, || async {
+        let said = logs("").success();
+        if said.ends_with("line 100\n") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    assert_eq!(logs("--tail=1").success(), "line 100\n");
+    assert_eq!(logs("--limit-bytes=1").success(), "l");
+    let stamped = logs("--tail=1 --timestamps").success();
+    let (time, line) = stamped.split_once(' ').expect("a time and a line");
+    assert!(time.parse::<k8s_openapi::jiff::Timestamp>().is_ok() && line == "line 100\n", "{stamped}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(logs("--since=1s").success(), "", "nothing was said lately");
+    assert_eq!(logs("--since=24h").success().lines().count(), 100);
+    cluster.ctl("delete pod says").success();
+}
+
 /// Commands and a port, by WebSocket.
 fn the_python_client_streams(cluster: &Cluster) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -128,7 +160,7 @@ async fn a_budget_is_heeded_and_a_quota_released(cluster: &Cluster) {
         &json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"count/pods": "2"}}}),
     );
     let used = async |wanted: &'static str| {
-        eventually(&format!("{wanted} pods count"), MINUTE, || async {
+        eventually(&format!("{wanted} pods count"), PATIENCE, || async {
             let quota = call(cluster, "GET", &format!("{default}/resourcequotas/q"), &Value::Null).await;
             let quota = quota.map_err(|error| format!("{error:?}"))?;
             if quota["status"]["used"]["count/pods"] == wanted { Ok(()) } else { Err(quota["status"].to_string()) }

@@ -15,20 +15,25 @@ use component_base::{
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use tracing::debug;
 
-type Port = Arc<ServicePort>;
+/// The ports of one Service.
+type Service = Arc<[ServicePort]>;
 
 /// Keeps one address family's rules in one mode.
 pub enum Backend {
-    Nftables,
-    /// How many rules were written last, and how many there are.
-    Iptables([iptables::Counts; 2]),
-    /// With what was applied: a change of the model becomes a difference to it.
-    Ipvs {
-        settings: ipvs::IpvsSettings,
-        servers: ipvs::Servers,
-        companion: nft::Ruleset,
-    },
+    Nftables(nft::Guard),
+    /// How many rules were written last, and how many there are; and how many packets were dropped as invalid.
+    Iptables([iptables::Counts; 2], u64),
+    Ipvs(ipvs::IpvsSettings, Balancer),
     Userspace(userspace::Forwarder),
+}
+
+/// What the mode ipvs knows of the kernel's balancer.
+#[derive(Default)]
+pub struct Balancer {
+    /// The addresses at which there are NodePorts.
+    node_addresses: Vec<IpAddr>,
+    leaving: ipvs::Leaving,
+    companion: nft::Guard,
 }
 
 /// Why a mode cannot be had.
@@ -43,24 +48,20 @@ pub enum ModeError {
 impl Backend {
     pub fn new(settings: &ModeSettings) -> Self {
         match settings.mode {
-            Mode::Nftables => Self::Nftables,
-            Mode::Iptables => Self::Iptables(Default::default()),
-            Mode::Ipvs => Self::Ipvs {
-                settings: settings.ipvs.clone(),
-                servers: ipvs::Servers::default(),
-                companion: nft::Ruleset::default(),
-            },
+            Mode::Nftables => Self::Nftables(nft::Guard::default()),
+            Mode::Iptables => Self::Iptables(Default::default(), 0),
+            Mode::Ipvs => Self::Ipvs(settings.ipvs.clone(), Balancer::default()),
             Mode::Userspace => Self::Userspace(userspace::Forwarder::default()),
         }
     }
 
     /// Everything anew, whatever the kernel holds.
     pub async fn replace(&mut self, all: &Ports, settings: &Settings) -> Result<(), CommandError> {
-        let refs = || all.values().map(AsRef::as_ref);
+        let refs = || all.values().flat_map(|ports| ports.iter());
         let table = nftables::table(settings.ipv6);
         match self {
-            Self::Nftables => nft::apply(&nftables::render(refs(), settings).create(&table)).await,
-            Self::Iptables(counts) => {
+            Self::Nftables(guard) => guard.replace(&nftables::render(refs(), settings).create(&table)).await,
+            Self::Iptables(counts, _) => {
                 let saved = iptables_tool(settings.ipv6, "-save", &[], "").await?;
                 let parts = iptables::parts(refs(), settings);
                 let rules = parts.create(settings, &iptables::chains_of(&saved));
@@ -68,39 +69,36 @@ impl Backend {
                 *counts = [iptables::written(&rules), parts.count()];
                 enter_iptables(settings.ipv6).await
             }
-            Self::Ipvs { settings: own, servers, companion } => {
-                *companion = ipvs::companion(refs(), settings);
-                nft::apply(&companion.create(&table)).await?;
+            Self::Ipvs(own, balancer) => {
+                balancer.companion.replace(&ipvs::companion(refs(), settings).create(&table)).await?;
                 link::ensure(ipvs::LINK).await?;
-                let node_addresses = ipvs_node_addresses(settings).await?;
-                let wanted = ipvs::servers(refs(), &own.scheduler, &node_addresses);
+                balancer.node_addresses = ipvs_node_addresses(settings).await?;
+                let wanted = ipvs::servers(refs(), &own.scheduler, &balancer.node_addresses);
                 let present = link::addresses(ipvs::LINK, settings.ipv6).await?;
                 link::change(ipvs::LINK, &present, &wanted.addresses).await?;
-                let saved = command::run("ipvsadm", &["--save", "-n"], "").await?;
-                let change = wanted.update_from(&ipvs::Servers::parse(&saved, settings.ipv6, &own.exclude));
-                *servers = wanted;
-                ipvsadm(&change).await
+                let (found, leaving) = ipvs_found(own, settings.ipv6).await?;
+                balancer.leaving = leaving;
+                ipvsadm(&wanted.update_from(&found, &mut balancer.leaving)).await
             }
             Self::Userspace(forwarder) => forwarder.replace(refs(), settings).await,
         }
     }
 
-    /// From the ports `old` to the ports `new`; what is in neither has not changed. `all` is what there is then.
+    /// From the Services `old` to the Services `new`; what is in neither has not changed. `all` is what there is then.
     pub async fn update(
         &mut self,
-        old: &[Port],
-        new: &[Port],
+        old: &[Service],
+        new: &[Service],
         all: &Ports,
         settings: &Settings,
     ) -> Result<(), CommandError> {
-        let (before, after) = (|| old.iter().map(AsRef::as_ref), || new.iter().map(AsRef::as_ref));
-        let table = nftables::table(settings.ipv6);
+        let (before, after) = (|| old.iter().flat_map(|s| s.iter()), || new.iter().flat_map(|s| s.iter()));
         match self {
-            Self::Nftables => {
+            Self::Nftables(guard) => {
                 let transaction = nftables::update(before(), after(), settings);
-                if transaction.is_empty() { Ok(()) } else { nft::apply(&transaction).await }
+                if transaction.is_empty() { Ok(()) } else { guard.apply(&transaction).await }
             }
-            Self::Iptables([written, total]) => {
+            Self::Iptables([written, total], _) => {
                 let (before, after) = (iptables::parts(before(), settings), iptables::parts(after(), settings));
                 let rules = after.update_from(&before);
                 *written = iptables::written(&rules);
@@ -109,31 +107,48 @@ impl Backend {
                 }
                 if rules.is_empty() { Ok(()) } else { iptables_restore(settings.ipv6, &rules).await }
             }
-            Self::Ipvs { settings: own, servers, companion } => {
-                let everything = || all.values().map(AsRef::as_ref);
-                let rules = ipvs::companion(everything(), settings);
-                let transaction = rules.update_from(companion, &table);
-                if !transaction.is_empty() {
-                    nft::apply(&transaction).await?;
+            Self::Ipvs(own, balancer) => {
+                let at = &balancer.node_addresses;
+                let [old, new] =
+                    [ipvs::servers(before(), &own.scheduler, at), ipvs::servers(after(), &own.scheduler, at)];
+                // Several Services may have one external address: then what goes of one may be another's.
+                let gone = &old.addresses - &new.addresses;
+                let rest = || all.values().flat_map(|ports| ports.iter());
+                let is_shared = !gone.is_empty() && rest().any(|port| port.outer_ips().any(|ip| gone.contains(&ip)));
+                if is_shared || ipvs_node_addresses(settings).await? != *at {
+                    return self.replace(all, settings).await;
                 }
-                *companion = rules;
-                let wanted = ipvs::servers(everything(), &own.scheduler, &ipvs_node_addresses(settings).await?);
-                link::change(ipvs::LINK, &servers.addresses, &wanted.addresses).await?;
-                let change = wanted.update_from(servers);
-                *servers = wanted;
-                ipvsadm(&change).await
+                let transaction = ipvs::update_companion(before(), after(), settings);
+                if !transaction.is_empty() {
+                    balancer.companion.apply(&transaction).await?;
+                }
+                link::change(ipvs::LINK, &old.addresses, &new.addresses).await?;
+                ipvsadm(&new.update_from(&old, &mut balancer.leaving)).await
             }
             Self::Userspace(forwarder) => forwarder.update(before(), after(), settings).await,
         }
     }
 
-    /// Whether what was applied is still there. Someone may have flushed all rules behind our back.
-    pub async fn is_intact(&self, ipv6: bool) -> bool {
+    /// Whether what was applied for `all` is still there. Someone may have changed our rules behind our back.
+    pub async fn is_intact(&mut self, all: &Ports, settings: &Settings) -> bool {
+        let refs = || all.values().flat_map(|ports| ports.iter());
+        let table = nftables::table(settings.ipv6);
         match self {
-            Self::Nftables | Self::Ipvs { .. } => nft::exists(&nftables::table(ipv6), nftables::LANDMARK).await,
-            Self::Iptables(_) => {
-                let entered = iptables_tool(ipv6, "", &["-t", "nat", "-C", "OUTPUT", "-j", "KUBE-SERVICES"], "").await;
-                entered.is_ok()
+            Self::Nftables(guard) => guard.is_intact(&table, || nftables::render(refs(), settings)).await,
+            Self::Iptables([_, total], dropped) => {
+                let saved = iptables_tool(settings.ipv6, "-save", &["-c"], "").await.unwrap_or_default();
+                *dropped = iptables::dropped(&saved);
+                iptables::holds(&saved, total, settings)
+            }
+            Self::Ipvs(own, balancer) => {
+                let wanted = ipvs::servers(refs(), &own.scheduler, &balancer.node_addresses);
+                let present = link::addresses(ipvs::LINK, settings.ipv6).await.unwrap_or_default();
+                let Ok((found, mut leaving)) = ipvs_found(own, settings.ipv6).await else { return false };
+                let as_left = present == wanted.addresses && wanted.update_from(&found, &mut leaving).is_empty();
+                balancer.leaving = leaving;
+                as_left
+                    && ipvs_sweep(&mut balancer.leaving).await.is_ok()
+                    && balancer.companion.is_intact(&table, || ipvs::companion(refs(), settings)).await
             }
             // Node addresses come and go, so it looks again; what is there is left alone.
             Self::Userspace(_) => false,
@@ -238,6 +253,20 @@ async fn ipvsadm(orders: &str) -> Result<(), CommandError> {
         return Ok(());
     }
     command::run("ipvsadm", &["--restore"], orders).await.map(drop)
+}
+
+/// What the balancer has, of one family.
+async fn ipvs_found(own: &ipvs::IpvsSettings, ipv6: bool) -> Result<(ipvs::Servers, ipvs::Leaving), CommandError> {
+    let saved = command::run("ipvsadm", &["--save", "-n"], "").await?;
+    Ok(ipvs::Servers::parse(&saved, ipv6, &own.exclude))
+}
+
+/// Takes away those that leave and have no connection any more.
+async fn ipvs_sweep(leaving: &mut ipvs::Leaving) -> Result<(), CommandError> {
+    if leaving.is_empty() {
+        return Ok(());
+    }
+    ipvsadm(&ipvs::sweep(&command::run("ipvsadm", &["-L", "-n"], "").await?, leaving)).await
 }
 
 async fn ipvs_node_addresses(settings: &Settings) -> Result<Vec<IpAddr>, CommandError> {

@@ -1,9 +1,10 @@
-//! Connection tracking remembers where the packets of a UDP flow went. A flow that is remembered wrongly (its endpoint is
-//! gone, or its Service had none when it began) must be forgotten, or its packets go nowhere for as long as they come.
+//! Connection tracking remembers where the packets of a flow of UDP or SCTP went. A flow that is remembered wrongly (its
+//! endpoint is gone, or its Service had none when it began) must be forgotten, or its packets go nowhere for as long as they
+//! come. (TCP notices by itself.)
 //!
-//! The kernel's flows are compared with the model whenever a UDP port has changed, and once at the start. As
+//! The kernel's flows are compared with the model whenever such a port has changed, and once at the start. As
 //! `CleanStaleEntries`.
-use crate::model::{Protocol, ServicePort};
+use crate::model::{Endpoint, Protocol, ServicePort};
 use component_base::command::{self, CommandError};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -18,13 +19,15 @@ pub struct Flow {
     pub answers: SocketAddr,
 }
 
-/// The flows to Services that go where they should not.
+/// The flows to Services that go where they should not; all of one protocol, as the ports.
 pub fn stale<'a>(flows: &[Flow], ports: impl IntoIterator<Item = &'a ServicePort>) -> Vec<Flow> {
     // Who may answer: at an address, and at a node port of whatever address.
     let mut at_address: HashMap<SocketAddr, HashSet<SocketAddr>> = HashMap::new();
     let mut at_node: HashMap<u16, HashSet<SocketAddr>> = HashMap::new();
-    for port in ports.into_iter().filter(|port| port.id.protocol == Protocol::Udp) {
-        let endpoints: HashSet<SocketAddr> = port.endpoints().iter().map(|e| e.socket()).collect();
+    for port in ports {
+        // Policies and topology choose for new flows; those that there are may stay where somebody serves them.
+        let endpoints = port.endpoints();
+        let endpoints: HashSet<SocketAddr> = endpoints.iter().chain(&port.others).map(Endpoint::socket).collect();
         if endpoints.is_empty() {
             // Nothing answers anyway; flows that begin now are refused.
             continue;
@@ -63,13 +66,13 @@ fn parse(listed: &str) -> Vec<Flow> {
     listed.lines().filter_map(flow).collect()
 }
 
-/// Forgets the kernel's flows that are stale by these ports; gives their number. For each order the kernel is searched
-/// whole, so flows to one address that went to one endpoint are one order, however many they are.
-pub async fn reconcile(ports: &[&ServicePort], ipv6: bool) -> Result<usize, CommandError> {
-    let family = if ipv6 { "ipv6" } else { "ipv4" };
-    let listed = command::run("conntrack", &["-L", "-p", "udp", "-f", family], "").await?;
+/// Forgets the kernel's flows that are stale by these ports, which are of one protocol; gives their number. For each order the
+/// kernel is searched whole, so flows to one address that went to one endpoint are one order, however many they are.
+pub async fn reconcile(ports: &[&ServicePort], protocol: Protocol, ipv6: bool) -> Result<usize, CommandError> {
+    let (family, protocol) = (if ipv6 { "ipv6" } else { "ipv4" }, protocol.as_str());
+    let listed = command::run("conntrack", &["-L", "-p", protocol, "-f", family], "").await?;
     let stale = stale(&parse(&listed), ports.iter().copied());
-    let orders: BTreeSet<String> = stale.iter().map(Flow::order).collect();
+    let orders: BTreeSet<String> = stale.iter().map(|flow| flow.order(protocol)).collect();
     if !orders.is_empty() {
         command::run("conntrack", &["--load-file", "-"], &orders.into_iter().collect::<String>()).await?;
     }
@@ -78,10 +81,10 @@ pub async fn reconcile(ports: &[&ServicePort], ipv6: bool) -> Result<usize, Comm
 
 impl Flow {
     /// The line by which `conntrack` forgets it, and all that go the same wrong way.
-    fn order(&self) -> String {
+    fn order(&self, protocol: &str) -> String {
         let (to, by) = (self.destination, self.answers);
         format!(
-            "-D -p udp --orig-dst {} --orig-port-dst {} --reply-src {} --reply-port-src {}\n",
+            "-D -p {protocol} --orig-dst {} --orig-port-dst {} --reply-src {} --reply-port-src {}\n",
             to.ip(),
             to.port(),
             by.ip(),
@@ -98,6 +101,7 @@ mod tests {
     fn udp(endpoints: &[&str]) -> ServicePort {
         let mut udp = port("dns", endpoints);
         (udp.id.protocol, udp.node_port) = (Protocol::Udp, 30_053);
+        udp.others = vec![Endpoint { ip: [10, 244, 1, 3].into(), port: 8080, local: false }];
         udp
     }
 
@@ -120,6 +124,8 @@ mod tests {
         for (flow, is_stale) in [
             (flow("10.96.0.5:80", "10.244.0.2:8080"), false),
             (flow("10.96.0.5:80", "10.244.9.9:8080"), true),
+            // It serves, but not for new flows.
+            (flow("10.96.0.5:80", "10.244.1.3:8080"), false),
             // It began when there was no rule.
             (flow("10.96.0.5:80", "10.96.0.5:80"), true),
             (flow("10.96.0.5:81", "10.244.9.9:8080"), false),
@@ -128,7 +134,7 @@ mod tests {
             (flow("192.0.2.1:30053", "10.244.1.2:8080"), false),
         ] {
             assert_eq!(!stale(std::slice::from_ref(&flow), [&web]).is_empty(), is_stale, "{flow:?}");
-            assert!(stale(&[flow], [&udp(&[])]).is_empty());
+            assert!(stale(&[flow], [&port("dns", &[])]).is_empty());
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Health-check node ports: where a load balancer asks whether this node has endpoints of a Service whose external traffic
 //! stays on the node.
+use crate::link;
 use crate::world::Ports;
 use apimachinery::meta::NamespacedName;
+use component_base::cidr::Cidr;
 use component_base::serving::{self, Listening, Request, Response};
 use http::{HeaderValue, StatusCode};
 use parking_lot::RwLock;
@@ -28,6 +30,8 @@ pub struct HealthChecks {
     /// Services that want one, with its port.
     wanted: BTreeMap<NamespacedName, u16>,
     listening: BTreeMap<NamespacedName, (u16, CancellationToken)>,
+    /// Where node ports are served (none: everywhere).
+    ranges: Vec<Cidr>,
     counts: Counts,
     /// Whether the rules are as they should be.
     pub proxy_healthy: Arc<AtomicBool>,
@@ -35,8 +39,8 @@ pub struct HealthChecks {
 
 /// How many endpoints of the Service are on this node, by the ports of all families.
 pub fn count<'a>(service: &NamespacedName, families: impl Iterator<Item = &'a Ports>) -> usize {
-    let ports = families.flat_map(|ports| crate::world::of_service(ports, service));
-    let addresses: BTreeSet<IpAddr> = ports.flat_map(|(_, port)| port.local_endpoints.iter().map(|e| e.ip)).collect();
+    let ports = families.filter_map(|ports| ports.get(service)).flat_map(|ports| ports.iter());
+    let addresses: BTreeSet<IpAddr> = ports.flat_map(|port| port.local_endpoints.iter().map(|e| e.ip)).collect();
     addresses.len()
 }
 
@@ -52,8 +56,12 @@ impl HealthChecks {
         self.counts.write().insert(service.clone(), count(service, families));
     }
 
-    /// Listens for the Services that want it, and for no other.
-    pub async fn listen(&mut self) {
+    /// Listens for the Services that want it, and for no other; at the node's addresses in these ranges (none: at all).
+    pub async fn listen(&mut self, ranges: &[Cidr]) {
+        if self.ranges != ranges {
+            self.end();
+            self.ranges = ranges.to_vec();
+        }
         let wanted = &self.wanted;
         self.listening.retain(|key, (port, ending)| {
             let kept = wanted.get(key) == Some(port);
@@ -62,33 +70,68 @@ impl HealthChecks {
             }
             kept
         });
-        for (key, port) in wanted {
+        let missing: Vec<_> = wanted.iter().filter(|(key, _)| !self.listening.contains_key(*key)).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let addresses = addresses(&self.ranges).await;
+        for (key, port) in missing {
             let (key, port) = (key.clone(), *port);
-            if self.listening.contains_key(&key) {
-                continue;
-            }
-            let listener = match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-                Ok(listener) => listener,
-                Err(_) => match TcpListener::bind(SocketAddr::from(([0; 4], port))).await {
-                    Ok(listener) => listener,
-                    Err(error) => {
-                        warn!(service = %key, port, %error, "cannot listen on the health-check node port; load balancers pass this node over");
-                        continue;
-                    }
-                },
+            let listeners = match bind(&addresses, port).await {
+                Ok(listeners) => listeners,
+                Err(error) => {
+                    warn!(service = %key, port, %error, "cannot listen on the health-check node port; load balancers pass this node over");
+                    continue;
+                }
             };
             info!(service = %key, port, "health-check node port opened");
             let ending = CancellationToken::new();
-            let (counts, healthy, name) = (self.counts.clone(), self.proxy_healthy.clone(), key.clone());
-            let listening = Listening { tls: None, max_connections: MAX_CONNECTIONS };
-            tokio::spawn(serving::serve(listener, listening, ending.clone(), move |_: Request| {
-                let local = counts.read().get(&name).copied().unwrap_or(0);
-                let response = answer(&name, local, healthy.load(Ordering::Relaxed));
-                async move { response }
-            }));
+            for listener in listeners {
+                let (counts, healthy, name) = (self.counts.clone(), self.proxy_healthy.clone(), key.clone());
+                let listening = Listening { tls: None, max_connections: MAX_CONNECTIONS };
+                tokio::spawn(serving::serve(listener, listening, ending.clone(), move |_: Request| {
+                    let local = counts.read().get(&name).copied().unwrap_or(0);
+                    let response = answer(&name, local, healthy.load(Ordering::Relaxed));
+                    async move { response }
+                }));
+            }
             self.listening.insert(key, (port, ending));
         }
     }
+
+    fn end(&mut self) {
+        self.listening.values().for_each(|(_, ending)| ending.cancel());
+        self.listening.clear();
+    }
+}
+
+/// The node's addresses in these ranges. None: all, for want of ranges or of a look at the addresses.
+async fn addresses(ranges: &[Cidr]) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for ipv6 in [false, true] {
+        if ranges.iter().any(|range| range.is_ipv6() == ipv6) {
+            match link::node_addresses("", ipv6).await {
+                Ok(all) => found.extend(all.into_iter().filter(|ip| ranges.iter().any(|range| range.contains(*ip)))),
+                Err(error) => warn!(%error, "addresses of this node not known: health checks are answered at all"),
+            }
+        }
+    }
+    found
+}
+
+/// At each of these addresses; none: at any, of both families where there are two.
+async fn bind(addresses: &[IpAddr], port: u16) -> std::io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.push(TcpListener::bind((*address, port)).await?);
+    }
+    if addresses.is_empty() {
+        listeners.push(match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+            Ok(listener) => listener,
+            Err(_) => TcpListener::bind(SocketAddr::from(([0; 4], port))).await?,
+        });
+    }
+    Ok(listeners)
 }
 
 fn answer(service: &NamespacedName, local: usize, healthy: bool) -> Response {
@@ -106,7 +149,7 @@ fn answer(service: &NamespacedName, local: usize, healthy: bool) -> Response {
 
 impl Drop for HealthChecks {
     fn drop(&mut self) {
-        self.listening.values().for_each(|(_, ending)| ending.cancel());
+        self.end();
     }
 }
 
@@ -117,10 +160,24 @@ mod tests {
 
     #[test]
     fn endpoints_on_this_node_are_counted_once() {
-        let ports: Ports = gallery().into_iter().map(|port| (port.id.clone(), Arc::new(port))).collect();
+        let mut ports = Ports::new();
+        for port in gallery() {
+            let service = NamespacedName::new(&port.id.namespace, &port.id.name);
+            ports.insert(service, [port].into());
+        }
         for (name, expected) in [("c-local", 1), ("f-elsewhere", 0), ("none", 0)] {
             assert_eq!(count(&NamespacedName::new("ns", name), [&ports, &ports].into_iter()), expected, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn node_ports_are_at_the_addresses_that_have_them() {
+        let loopback = addresses(&["127.0.0.0/8".parse().unwrap(), "198.51.100.0/24".parse().unwrap()]).await;
+        assert_eq!(loopback, [IpAddr::from([127, 0, 0, 1])]);
+        let [one] = bind(&loopback, 0).await.unwrap().try_into().unwrap();
+        assert!(one.local_addr().unwrap().ip().is_loopback());
+        let [any] = bind(&[], 0).await.unwrap().try_into().unwrap();
+        assert!(any.local_addr().unwrap().ip().is_unspecified());
     }
 
     #[test]

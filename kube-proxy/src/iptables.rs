@@ -18,11 +18,11 @@ use std::{
 /// Chains of ports begin so; those that nobody names any more are removed at a full resync.
 const OWNED: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-"];
 const SHARED: [(&str, &[&str]); 2] = [
-    ("filter", &["KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL", "KUBE-FORWARD", "KUBE-SERVICES"]),
+    ("filter", &["KUBE-EXTERNAL-SERVICES", "KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-FORWARD", "KUBE-SERVICES"]),
     ("nat", &["KUBE-MARK-MASQ", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-SERVICES"]),
 ];
 /// From where our chains are entered: table, built-in chain, rule.
-pub const ENTRANCES: [(&str, &str, &str); 10] = [
+pub const ENTRANCES: [(&str, &str, &str); 12] = [
     ("filter", "INPUT", "-m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES"),
     ("filter", "FORWARD", "-m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES"),
     ("filter", "FORWARD", "-m conntrack --ctstate NEW -j KUBE-SERVICES"),
@@ -30,6 +30,8 @@ pub const ENTRANCES: [(&str, &str, &str); 10] = [
     ("filter", "INPUT", "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL"),
     ("filter", "FORWARD", "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL"),
     ("filter", "FORWARD", "-j KUBE-FORWARD"),
+    ("filter", "INPUT", "-j KUBE-FIREWALL"),
+    ("filter", "OUTPUT", "-j KUBE-FIREWALL"),
     ("nat", "OUTPUT", "-j KUBE-SERVICES"),
     ("nat", "PREROUTING", "-j KUBE-SERVICES"),
     ("nat", "POSTROUTING", "-j KUBE-POSTROUTING"),
@@ -150,6 +152,36 @@ pub fn written(orders: &str) -> Counts {
     counts
 }
 
+const DROP_INVALID: &str = "-m conntrack --ctstate INVALID -j DROP";
+
+/// How many packets the rule against invalid ones has dropped, by what `iptables-save -c` prints.
+pub fn dropped(saved: &str) -> u64 {
+    let rule = format!("-A KUBE-FORWARD {DROP_INVALID}");
+    let line = saved.lines().find(|line| line.ends_with(&rule));
+    line.and_then(|line| line.strip_prefix('[')?.split_once(':')?.0.parse().ok()).unwrap_or(0)
+}
+
+/// Whether what `iptables-save -c` prints has the rules of our chains, of which ports have `total`, and the entrances to them.
+pub fn holds(saved: &str, total: &Counts, settings: &Settings) -> bool {
+    let (mut found, mut entrances, mut table) = (Counts::new(), 0, "");
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        }
+        // In front are the counts of packets and bytes.
+        let line = line.split_once("] ").map_or(line, |(_, rule)| rule);
+        let Some((_, shared)) = SHARED.iter().find(|(name, _)| *name == table) else { continue };
+        let Some((chain, _)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) else { continue };
+        if shared.contains(&chain) || OWNED.iter().any(|prefix| chain.starts_with(prefix)) {
+            *found.entry(if table == "nat" { "nat" } else { "filter" }).or_default() += 1;
+        } else if shared.iter().any(|ours| line.ends_with(&format!("-j {ours}"))) {
+            entrances += 1;
+        }
+    }
+    let wanted = |table| total.get(table).copied().unwrap_or(0) + frame(table, settings).len() as i64;
+    entrances >= ENTRANCES.len() && SHARED.iter().all(|(table, _)| found.get(table) == Some(&wanted(table)))
+}
+
 /// Takes all of it away again; `present` as for [`Rules::create`].
 pub fn remove(present: &BTreeSet<(String, String)>) -> String {
     let mut out = String::new();
@@ -188,11 +220,20 @@ pub fn chains_of(saved: &str) -> BTreeSet<(String, String)> {
 fn frame(table: &str, settings: &Settings) -> Vec<(&'static str, String)> {
     let mark = settings.mark;
     if table == "filter" {
-        return vec![
-            ("KUBE-FORWARD", "-m conntrack --ctstate INVALID -j DROP".into()),
+        let mut rules = vec![
             ("KUBE-FORWARD", format!("-m mark --mark {mark:#x}/{mark:#x} -j ACCEPT")),
             ("KUBE-FORWARD", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT".into()),
         ];
+        if settings.drop_invalid {
+            rules.insert(0, ("KUBE-FORWARD", DROP_INVALID.into()));
+        }
+        if settings.localhost_node_ports && !settings.ipv6 {
+            // What the kernel is told to route for them is open to this host alone.
+            let why = "-m comment --comment \"block incoming localnet connections\"";
+            let fresh = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP";
+            rules.push(("KUBE-FIREWALL", format!("! -s 127.0.0.0/8 -d 127.0.0.0/8 {why} {fresh}")));
+        }
+        return rules;
     }
     let mut rules = vec![
         ("KUBE-MARK-MASQ", format!("-j MARK --or-mark {mark:#x}")),
@@ -418,6 +459,19 @@ mod tests {
     fn an_endpoint_more_touches_its_service_only() {
         let (before, after) = (port("web", &["10.244.0.2"]), port("web", &["10.244.0.2", "10.244.1.2"]));
         insta::assert_snapshot!(parts([&after], &settings()).update_from(&parts([&before], &settings())));
+    }
+
+    #[test]
+    fn what_is_missing_shows_in_what_is_saved() {
+        let (total, orders) = (parts(&gallery(), &settings()).count(), parts(&gallery(), &settings()));
+        let entrance = |(table, chain, rule): &(&str, &str, &str)| format!("*{table}\n[7:9] -A {chain} {rule}\n");
+        let orders = orders.create(&settings(), &BTreeSet::new()).replace("\n-A ", "\n[3:180] -A ");
+        let saved = ENTRANCES.iter().map(entrance).collect::<String>() + &orders;
+        assert!(holds(&saved, &total, &settings()));
+        assert_eq!(dropped(&saved), 3);
+        for gone in ["-A KUBE-MARK-MASQ -j", "-A INPUT -j KUBE-FIREWALL", "-A KUBE-SVC-"] {
+            assert!(saved.contains(gone) && !holds(&saved.replacen(gone, "#", 1), &total, &settings()), "{gone}");
+        }
     }
 
     #[test]

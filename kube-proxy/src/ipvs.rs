@@ -3,6 +3,7 @@
 //! refuses what nobody answers, and keeps out whom a load balancer is closed to. Pure; golden files show what it gives.
 use crate::{
     model::{Endpoint, Protocol, ServicePort},
+    nftables::{HAIRPINS, table},
     settings::{LocalTraffic, Settings},
 };
 use component_base::{
@@ -74,10 +75,14 @@ pub fn servers<'a>(
     made
 }
 
+/// Virtual servers, each with a real one of it that gets no new connections and keeps those that it has, until they end. As
+/// `GracefulTerminationManager`. Datagrams know no end: their servers go at once.
+pub type Leaving = BTreeSet<(String, SocketAddr)>;
+
 impl Servers {
-    /// One family's of what `ipvsadm --save -n` prints. Addresses of the link are not in it.
-    pub fn parse(saved: &str, ipv6: bool, exclude: &[Cidr]) -> Self {
-        let mut found = Self::default();
+    /// One family's of what `ipvsadm --save -n` prints, and those that leave. Addresses of the link are not in it.
+    pub fn parse(saved: &str, ipv6: bool, exclude: &[Cidr]) -> (Self, Leaving) {
+        let (mut found, mut leaving) = (Self::default(), Leaving::new());
         for line in saved.lines() {
             let mut words = line.splitn(4, ' ');
             let (Some(verb), Some(kind), Some(at), rest) = (words.next(), words.next(), words.next(), words.next())
@@ -88,21 +93,25 @@ impl Servers {
             if address.is_ipv6() != ipv6 || exclude.iter().any(|range| range.contains(address.ip())) {
                 continue;
             }
-            let (entry, rest) = (found.virtual_servers.entry(format!("{kind} {at}")).or_default(), rest.unwrap_or(""));
+            let (server, rest) = (format!("{kind} {at}"), rest.unwrap_or(""));
+            let entry = found.virtual_servers.entry(server.clone()).or_default();
+            let real = rest.split(' ').nth(1).and_then(|real| real.parse::<SocketAddr>().ok());
             match verb {
                 "-A" => entry.0 = rest.to_owned(),
-                "-a" => entry.1.extend(rest.split(' ').nth(1).and_then(|real| real.parse::<SocketAddr>().ok())),
+                "-a" if rest.ends_with(" -w 0") => leaving.extend(real.map(|real| (server, real))),
+                "-a" => entry.1.extend(real),
                 _ => {}
             }
         }
-        found
+        (found, leaving)
     }
 
-    /// For `ipvsadm --restore`: what leads from `old` to this.
-    pub fn update_from(&self, old: &Self) -> String {
+    /// For `ipvsadm --restore`: what leads from `old`, where others leave, to this.
+    pub fn update_from(&self, old: &Self, leaving: &mut Leaving) -> String {
         let mut out = String::new();
         // Writing to a string does not fail; hence the ignored results below.
         for server in old.virtual_servers.keys().filter(|server| !self.virtual_servers.contains_key(*server)) {
+            leaving.retain(|(of, _)| of != server);
             let _ = writeln!(out, "-D {server}");
         }
         let none = (String::new(), BTreeSet::new());
@@ -113,14 +122,53 @@ impl Servers {
             }
             let (_, before) = former.unwrap_or(&none);
             for real in before.difference(real) {
-                let _ = writeln!(out, "-d {server} -r {real}");
+                let _ = if server.starts_with("-u ") {
+                    writeln!(out, "-d {server} -r {real}")
+                } else {
+                    leaving.insert((server.clone(), *real));
+                    writeln!(out, "-e {server} -r {real} -m -w 0")
+                };
             }
             for real in real.difference(before) {
-                let _ = writeln!(out, "-a {server} -r {real} -m -w 1");
+                let verb = if leaving.remove(&(server.clone(), *real)) { "-e" } else { "-a" };
+                let _ = writeln!(out, "{verb} {server} -r {real} -m -w 1");
             }
         }
         out
     }
+}
+
+/// For `ipvsadm --restore`: takes away, of those that leave, the ones that have no connection in what `ipvsadm -L -n` prints.
+pub fn sweep(listed: &str, leaving: &mut Leaving) -> String {
+    let (mut out, mut server) = (String::new(), String::new());
+    for line in listed.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["TCP", at, ..] => server = format!("-t {at}"),
+            ["SCTP", at, ..] => server = format!("--sctp-service {at}"),
+            ["->", real, _, _, "0", "0"] => {
+                let Ok(real) = real.parse::<SocketAddr>() else { continue };
+                if leaving.remove(&(server.clone(), real)) {
+                    let _ = writeln!(out, "-d {server} -r {real}");
+                }
+            }
+            ["->", ..] => {}
+            _ => server.clear(),
+        }
+    }
+    out
+}
+
+/// What leads from the companion of the ports `old` to that of the ports `new`, beside whatever others there are. As in the
+/// mode nftables, what an endpoint sends to itself stays in its set.
+pub fn update_companion<'a>(
+    old: impl IntoIterator<Item = &'a ServicePort>,
+    new: impl IntoIterator<Item = &'a ServicePort>,
+    settings: &Settings,
+) -> String {
+    let mut before = companion(old, settings);
+    before.sets.entry(HAIRPINS.to_owned()).or_default().elements.clear();
+    companion(new, settings).update_from(&before, &table(settings.ipv6))
 }
 
 /// The table that goes with them: `nftables::TABLE`, of which only one mode's is there.
@@ -160,7 +208,7 @@ pub fn companion<'a>(ports: impl IntoIterator<Item = &'a ServicePort>, settings:
         ("node-ports", false, "inet_proto . inet_service".to_owned(), node),
         ("no-endpoint-services", true, format!("{address} . inet_proto . inet_service"), dead),
         ("firewall-ips", true, format!("{address} . inet_proto . inet_service"), firewalls),
-        ("hairpins", false, format!("{address} . {address}"), hairpins),
+        (HAIRPINS, false, format!("{address} . {address}"), hairpins),
     ] {
         let verdict = if map { " : verdict" } else { "" };
         rules.sets.insert(name.to_owned(), Set { map, declaration: format!("type {key}{verdict};"), elements });
@@ -204,7 +252,6 @@ mod tests {
     use super::*;
     use crate::{
         model::tests::{gallery, port},
-        nftables::table,
         settings::tests::settings,
     };
 
@@ -213,30 +260,59 @@ mod tests {
         let node = ["192.0.2.1".parse().unwrap()];
         let made = servers(&gallery(), "rr", &node);
         let addresses: Vec<String> = made.addresses.iter().map(ToString::to_string).collect();
-        insta::assert_snapshot!(format!("{}\n{}", made.update_from(&Servers::default()), addresses.join("\n")));
+        let orders = made.update_from(&Servers::default(), &mut Leaving::new());
+        insta::assert_snapshot!(format!("{orders}\n{}", addresses.join("\n")));
         insta::assert_snapshot!(companion(&gallery(), &settings()).create(&table(false)));
+    }
+
+    #[test]
+    fn a_change_of_a_port_touches_its_own_elements_only() {
+        let (alive, mut dead) = (port("web", &["10.244.0.2"]), port("web", &[]));
+        dead.has_endpoints = false;
+        let dies = update_companion([&alive], [&dead], &settings());
+        assert_eq!(
+            dies,
+            "add element ip kube-proxy no-endpoint-services { 10.96.0.5 . tcp . 80 : goto reject-chain }\n"
+        );
+        let lives = update_companion([&alive], [&alive], &settings());
+        assert_eq!(lives, "add element ip kube-proxy hairpins { 10.244.0.2 . 10.244.0.2 }\n");
     }
 
     #[test]
     fn what_the_kernel_has_is_read_back() {
         let made = servers(&gallery(), "rr", &[]);
+        let nobody = || (Servers::default(), Leaving::new());
         // `ipvsadm --save` prints what `--restore` reads.
-        let saved = made.update_from(&Servers::default());
-        assert_eq!(made.update_from(&Servers::parse(&saved, false, &[])), "");
-        assert_eq!(Servers::parse(&saved, true, &[]), Servers::default());
+        let saved = made.update_from(&Servers::default(), &mut Leaving::new());
+        let (found, mut leaving) = Servers::parse(&saved, false, &[]);
+        assert_eq!((made.update_from(&found, &mut leaving), leaving), (String::new(), Leaving::new()));
+        assert_eq!(Servers::parse(&saved, true, &[]), nobody());
         let foreign = Servers::parse(&saved, false, &["0.0.0.0/0".parse().unwrap()]);
-        assert_eq!(foreign, Servers::default(), "what is somebody else's is not touched");
+        assert_eq!(foreign, nobody(), "what is somebody else's is not touched");
     }
 
     #[test]
-    fn only_differences_are_given() {
+    fn only_differences_are_given_and_servers_leave_when_their_connections_have_ended() {
         let mut after = port("web", &["10.244.0.2", "10.244.1.2"]);
         let before = servers([&after], "rr", &[]);
         after.cluster_endpoints.remove(0);
-        let fewer = servers([&after], "rr", &[]);
-        assert_eq!(fewer.update_from(&before), "-d -t 10.96.0.5:80 -r 10.244.0.2:8080\n");
+        let (fewer, mut leaving) = (servers([&after], "rr", &[]), Leaving::new());
+        assert_eq!(fewer.update_from(&before, &mut leaving), "-e -t 10.96.0.5:80 -r 10.244.0.2:8080 -m -w 0\n");
+        let listed = |active: u8| {
+            format!(
+                "Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+                 TCP  10.96.0.5:80 rr\n  -> 10.244.0.2:8080              Masq    0      {active}          0         \n\
+                 UDP  10.96.0.5:80 rr\n  -> 10.244.0.2:8080              Masq    0      0          0\n"
+            )
+        };
+        assert_eq!(sweep(&listed(1), &mut leaving), "");
+        let mut again = leaving.clone();
+        assert_eq!(sweep(&listed(0), &mut leaving), "-d -t 10.96.0.5:80 -r 10.244.0.2:8080\n");
+        assert_eq!(before.update_from(&fewer, &mut again), "-e -t 10.96.0.5:80 -r 10.244.0.2:8080 -m -w 1\n");
+        assert_eq!((leaving, again), (Leaving::new(), Leaving::new()));
         after.affinity_seconds = Some(60);
-        assert_eq!(servers([&after], "lc", &[]).update_from(&fewer), "-E -t 10.96.0.5:80 -s lc -p 60\n");
-        assert_eq!(Servers::default().update_from(&before), "-D -t 10.96.0.5:80\n");
+        let orders = servers([&after], "lc", &[]).update_from(&fewer, &mut Leaving::new());
+        assert_eq!(orders, "-E -t 10.96.0.5:80 -s lc -p 60\n");
+        assert_eq!(Servers::default().update_from(&before, &mut Leaving::new()), "-D -t 10.96.0.5:80\n");
     }
 }

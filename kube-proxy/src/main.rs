@@ -5,6 +5,7 @@
 //! transaction.
 #![forbid(unsafe_code)]
 
+mod api;
 mod backend;
 mod config;
 mod conntrack;
@@ -15,6 +16,7 @@ mod link;
 mod metrics;
 mod model;
 mod nftables;
+mod objects;
 mod proxier;
 mod settings;
 mod userspace;
@@ -32,14 +34,16 @@ use http::StatusCode;
 use serving::{Endpoints, Listening, Request, Response};
 use std::{
     net::SocketAddr,
+    path::Path,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// A change that is not applied after this long makes the node unhealthy.
-const UNHEALTHY_AFTER: Duration = Duration::from_secs(60);
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the configuration file is looked at, at least.
+const MAX_LOOK: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 64;
 
 fn main() -> ExitCode {
@@ -70,7 +74,10 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         return Ok(());
     }
     backend::clean_up(Some(mode)).await;
-    let api = client::connect(client::load(config.kubeconfig.as_deref()).await?, "kube-proxy/pilothouse")?;
+    let api = client::connect(api_server(&config).await?, "kube-proxy/pilothouse")?;
+    let look = config.sync_period.min(MAX_LOOK);
+    // A change that is not applied for so long makes the node unhealthy; a moment says nothing.
+    let patience = (config.sync_period * 2).max(LEAST_PATIENCE);
     let (healthz, metrics, node, hard_fail) = (config.healthz, config.metrics, config.node.clone(), config.hard_fail);
     let configz = serde_json::to_value(&config.file)?;
     tracing::info!(node, mode = mode.as_str(), "kube-proxy starts");
@@ -80,7 +87,7 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         let [checks, lives] = ["healthz", "livez"].map(metrics::health_counter);
         let served = listen(address, "healthz", shutdown.clone(), move |request: Request| {
             let path = request.uri().path();
-            let response = healthz_response(path, &health.read(), &changes);
+            let response = healthz_response(path, &health.read(), &changes, patience);
             let counter = if path == "/livez" { &lives } else { &checks };
             counter.get_or_create(&Code { code: response.status().as_u16() }).inc();
             async move { response }
@@ -101,7 +108,36 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         });
         or_say(served.await, hard_fail)?;
     }
-    proxier.run(shutdown).await
+    tokio::select! {
+        outcome = proxier.run(shutdown) => outcome,
+        path = changed(flags.config.as_deref(), look) => {
+            anyhow::bail!("{} has changed; whoever keeps this process running starts it anew, with that", path.display())
+        }
+    }
+}
+
+/// Ends when the file is another than now; never without one. As the watcher of kube-proxy's options.
+async fn changed(path: Option<&Path>, look: Duration) -> &Path {
+    let Some(path) = path else { return std::future::pending().await };
+    let read = || std::fs::read(path).ok();
+    let now = read();
+    loop {
+        tokio::time::sleep(look).await;
+        // One that is not there at the moment may be on its way.
+        if read().is_some_and(|text| now.as_ref() != Some(&text)) {
+            return path;
+        }
+    }
+}
+
+async fn api_server(config: &Config) -> anyhow::Result<kube::Config> {
+    let master = config.master.as_ref().map(|master| master.parse::<http::Uri>()).transpose().context("--master")?;
+    let mut loaded = match (&config.kubeconfig, &master) {
+        (None, Some(master)) => kube::Config::new(master.clone()),
+        (kubeconfig, _) => client::load(kubeconfig.as_deref()).await?,
+    };
+    loaded.cluster_url = master.unwrap_or(loaded.cluster_url);
+    Ok(loaded)
 }
 
 /// An address that is taken is told, and ends the process only where that is wanted.
@@ -142,11 +178,11 @@ where
 }
 
 /// `/healthz`, which load balancers ask whether to send traffic, and `/livez`, which tells of this process alone.
-fn healthz_response(path: &str, health: &Health, changes: &Changes) -> Response {
+fn healthz_response(path: &str, health: &Health, changes: &Changes, patience: Duration) -> Response {
     if !matches!(path, "/healthz" | "/livez") {
         return serving::text(StatusCode::NOT_FOUND, "404 page not found\n");
     }
-    let prompt = changes.waiting_since().is_none_or(|since| since.elapsed() < UNHEALTHY_AFTER);
+    let prompt = changes.waiting_since().is_none_or(|since| since.elapsed() < patience);
     let healthy = health.last_updated.is_some() && prompt;
     let text = |time: SystemTime| {
         let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;

@@ -7,6 +7,7 @@ use crate::{
 };
 use component_base::metrics::{register, registry};
 use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
@@ -60,6 +61,9 @@ pub struct Metrics {
     flows_forgotten: Family<Ip, Counter>,
     iptables_last: Family<Table, Gauge>,
     iptables_total: Family<Table, Gauge>,
+    invalid: Counter,
+    /// What the rules had counted when they were looked at last, by family.
+    invalid_seen: Mutex<[u64; 2]>,
 }
 
 /// Answers of `/healthz` and `/livez`, by code.
@@ -136,6 +140,8 @@ impl Metrics {
             ),
             iptables_last: Family::default(),
             iptables_total: Family::default(),
+            invalid: Counter::default(),
+            invalid_seen: Mutex::default(),
         };
         if mode == Mode::Iptables {
             let (last, total) = (metrics.iptables_last.clone(), metrics.iptables_total.clone());
@@ -145,6 +151,11 @@ impl Metrics {
                 last,
             );
             register(&format!("{rules}_iptables_total"), "Total number of iptables rules owned by kube-proxy", total);
+            register(
+                "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+                "packets dropped by iptables to work around conntrack problems",
+                metrics.invalid.clone(),
+            );
         }
         metrics
     }
@@ -173,6 +184,13 @@ impl Metrics {
                 gauges.get_or_create(&Table { ip_family, table }).set(*count);
             }
         }
+    }
+
+    /// The rule against invalid packets has dropped so many, since it was written.
+    pub fn dropped(&self, ipv6: bool, packets: u64) {
+        let seen = &mut self.invalid_seen.lock()[usize::from(ipv6)];
+        self.invalid.inc_by(if packets >= *seen { packets - *seen } else { packets });
+        *seen = packets;
     }
 
     /// Ports that went and came: those with a policy Local that have no endpoint here are counted.

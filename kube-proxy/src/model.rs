@@ -1,21 +1,15 @@
 //! Services and EndpointSlices → what a packet may be sent to, and where it may go: the one model that every mode renders.
+use crate::objects::{self, Service, Slice};
+use apimachinery::meta::NamespacedName;
 use component_base::cidr::Cidr;
-use k8s_openapi::api::{
-    core::v1::{Service, ServiceSpec},
-    discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice},
-};
 use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
-/// The label by which a slice names its Service.
-pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Services with it are another proxy's.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// As `DefaultClientIPServiceAffinitySeconds`.
-const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
 /// A port of a Service, in one address family, with the endpoints that stand behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +32,9 @@ pub struct ServicePort {
     pub cluster_endpoints: Vec<Endpoint>,
     /// For traffic under the policy `Local`.
     pub local_endpoints: Vec<Endpoint>,
+    /// Those that serve but that new flows are not sent to, by policy, topology or since they end; flows that are there may
+    /// stay. None of TCP, whose connections see to themselves.
+    pub others: Vec<Endpoint>,
     /// Whether any endpoint of the cluster could answer: without one traffic is refused, not dropped.
     pub has_endpoints: bool,
 }
@@ -66,48 +63,34 @@ pub struct Endpoint {
     pub local: bool,
 }
 
-/// What the model reads of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    pub name: String,
-    /// Of its label `topology.kubernetes.io/zone`; empty if it has none.
-    pub zone: String,
-}
-
-/// The ports of one Service in one family; `slices` are all of its slices.
-pub fn build(service: &Service, slices: &[&EndpointSlice], node: &NodeFacts, ipv6: bool) -> Vec<ServicePort> {
-    let family = if ipv6 { "IPv6" } else { "IPv4" };
-    let Some(spec) = service.spec.as_ref().filter(|spec| is_ours(service, spec)) else { return Vec::new() };
-    let Some(cluster_ip) = cluster_ip(spec, ipv6) else { return Vec::new() };
-    let slices: Vec<_> = slices.iter().copied().filter(|slice| slice.address_type == family).collect();
-    let meta = &service.metadata;
-    let of_family =
-        |ips: BTreeSet<IpAddr>| -> Vec<IpAddr> { ips.into_iter().filter(|ip| ip.is_ipv6() == ipv6).collect() };
-    let external_ips = of_family(spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect());
-    let load_balancer_ips = of_family(load_balancer_ips(service, spec).collect());
-    let mut ports = Vec::new();
-    for port in spec.ports.iter().flatten() {
-        let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or("TCP")) else { continue };
-        let port_name = port.name.clone().unwrap_or_default();
-        let candidates = candidates(&slices, &port_name, protocol, node);
+/// The ports of one Service in one family; `slices` are all of its slices, and `zone` is this node's.
+pub fn build(key: &NamespacedName, service: &Service, slices: &[&Slice], zone: &str, ipv6: bool) -> Vec<ServicePort> {
+    let Some(cluster_ip) = service.cluster_ips.iter().copied().find(|ip| ip.is_ipv6() == ipv6) else {
+        return Vec::new();
+    };
+    let of_family = |ips: &[IpAddr]| -> Vec<IpAddr> { ips.iter().copied().filter(|ip| ip.is_ipv6() == ipv6).collect() };
+    let mut ports = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let candidates = candidates(slices, port, zone, ipv6);
         let mut made = ServicePort {
             id: PortId {
-                namespace: meta.namespace.clone().unwrap_or_default(),
-                name: meta.name.clone().unwrap_or_default(),
-                protocol,
-                port_name,
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                protocol: port.protocol,
+                port_name: port.name.to_string(),
             },
             cluster_ip,
-            port: number(port.port),
-            node_port: port.node_port.map_or(0, number),
-            external_ips: external_ips.clone(),
-            load_balancer_ips: load_balancer_ips.clone(),
-            source_ranges: source_ranges(spec, ipv6),
-            affinity_seconds: affinity(spec),
-            internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-            external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            port: port.port,
+            node_port: port.node_port,
+            external_ips: of_family(&service.external_ips),
+            load_balancer_ips: of_family(&service.load_balancer_ips),
+            source_ranges: source_ranges(&service.source_ranges, ipv6),
+            affinity_seconds: service.affinity_seconds,
+            internal_local: service.internal_local,
+            external_local: service.external_local,
             cluster_endpoints: Vec::new(),
             local_endpoints: Vec::new(),
+            others: Vec::new(),
             has_endpoints: false,
         };
         made.choose_endpoints(&candidates);
@@ -116,45 +99,10 @@ pub fn build(service: &Service, slices: &[&EndpointSlice], node: &NodeFacts, ipv
     ports
 }
 
-/// Not headless, not an alias, not another proxy's.
-fn is_ours(service: &Service, spec: &ServiceSpec) -> bool {
-    let delegated = service.metadata.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
-    spec.type_.as_deref() != Some("ExternalName") && !delegated
-}
-
-fn cluster_ip(spec: &ServiceSpec, ipv6: bool) -> Option<IpAddr> {
-    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    all.filter_map(|ip| ip.parse::<IpAddr>().ok()).find(|ip| ip.is_ipv6() == ipv6)
-}
-
-fn load_balancer_ips<'a>(service: &'a Service, spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> + use<'a> {
-    let balanced = spec.type_.as_deref() == Some("LoadBalancer");
-    let status = service.status.as_ref().filter(|_| balanced).and_then(|s| s.load_balancer.as_ref());
-    let ingress = status.into_iter().flat_map(|b| b.ingress.iter().flatten());
-    ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref()?.parse().ok())
-}
-
 /// Only of a load balancer; a range of everything is no restriction.
-fn source_ranges(spec: &ServiceSpec, ipv6: bool) -> Vec<Cidr> {
-    let all = spec.load_balancer_source_ranges.iter().flatten();
-    let ranges: Vec<Cidr> = all.filter_map(|range| range.parse().ok()).filter(|r: &Cidr| r.is_ipv6() == ipv6).collect();
+fn source_ranges(all: &[Cidr], ipv6: bool) -> Vec<Cidr> {
+    let ranges: Vec<Cidr> = all.iter().copied().filter(|range| range.is_ipv6() == ipv6).collect();
     if ranges.iter().any(Cidr::is_everything) { Vec::new() } else { ranges }
-}
-
-fn affinity(spec: &ServiceSpec) -> Option<u32> {
-    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-        let seconds = config.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok());
-        seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS)
-    })
-}
-
-/// The port at which a node tells load balancers whether it has endpoints of the Service. As `HealthCheckNodePort`.
-pub fn health_check_port(service: &Service) -> Option<u16> {
-    let spec = service.spec.as_ref()?;
-    let wanted =
-        spec.type_.as_deref() == Some("LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local");
-    spec.health_check_node_port.filter(|_| wanted).map(number).filter(|port| *port != 0)
 }
 
 struct Candidate {
@@ -166,42 +114,22 @@ struct Candidate {
     for_zone: Option<bool>,
 }
 
-fn candidates(slices: &[&EndpointSlice], port_name: &str, protocol: Protocol, node: &NodeFacts) -> Vec<Candidate> {
+fn candidates(slices: &[&Slice], of: &objects::Port, zone: &str, ipv6: bool) -> Vec<Candidate> {
     let mut found = Vec::new();
     for slice in slices {
-        let port = slice.ports.iter().flatten().find(|p| {
-            p.name.as_deref().unwrap_or("") == port_name
-                && Protocol::parse(p.protocol.as_deref().unwrap_or("TCP")) == Some(protocol)
-        });
-        let Some(port) = port.and_then(|p| p.port).map(number) else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            found.extend(candidate(endpoint, port, node));
-        }
+        let Some(port) = slice.ports.iter().find(|port| port.name == of.name && port.protocol == of.protocol) else {
+            continue;
+        };
+        let of_family = slice.endpoints.iter().filter(|endpoint| endpoint.ip.is_ipv6() == ipv6);
+        found.extend(of_family.map(|endpoint| Candidate {
+            endpoint: Endpoint { ip: endpoint.ip, port: port.port, local: endpoint.local },
+            ready: endpoint.ready,
+            serving_while_terminating: endpoint.serving_while_terminating,
+            for_node: endpoint.for_node,
+            for_zone: endpoint.for_zones.as_ref().map(|zones| zones.iter().any(|name| name == zone)),
+        }));
     }
     found
-}
-
-fn candidate(endpoint: &ApiEndpoint, port: u16, node: &NodeFacts) -> Option<Candidate> {
-    // The other addresses of an endpoint have no meaning, by the API.
-    let ip = endpoint.addresses.first()?.parse().ok()?;
-    let conditions = endpoint.conditions.clone().unwrap_or_default();
-    let ready = conditions.ready.unwrap_or(true);
-    let serving = conditions.serving.unwrap_or(ready);
-    let terminating = conditions.terminating.unwrap_or(false);
-    let hints = endpoint.hints.as_ref();
-    let nodes = hints.and_then(|h| h.for_nodes.as_ref()).filter(|nodes| !nodes.is_empty());
-    let zones = hints.and_then(|h| h.for_zones.as_ref()).filter(|zones| !zones.is_empty());
-    Some(Candidate {
-        endpoint: Endpoint { ip, port, local: endpoint.node_name.as_deref() == Some(&node.name) },
-        ready,
-        serving_while_terminating: serving && terminating,
-        for_node: nodes.map(|nodes| nodes.iter().any(|n| n.name == node.name)),
-        for_zone: zones.map(|zones| zones.iter().any(|z| z.name == node.zone)),
-    })
-}
-
-fn number(port: i32) -> u16 {
-    u16::try_from(port).unwrap_or(0)
 }
 
 /// The first of the preferences that all ready endpoints have hints for, and that leaves one: this node's endpoints, this
@@ -240,7 +168,12 @@ impl ServicePort {
             self.local_endpoints =
                 or_else(pick(&|c| local(c) && c.ready), &|| pick(&|c| local(c) && c.serving_while_terminating));
         }
-        self.has_endpoints = candidates.iter().any(|c| c.ready || c.serving_while_terminating);
+        let serving = || candidates.iter().filter(|c| c.ready || c.serving_while_terminating);
+        self.has_endpoints = serving().next().is_some();
+        if self.id.protocol != Protocol::Tcp {
+            let chosen = self.endpoints();
+            self.others = serving().map(|c| c.endpoint).filter(|endpoint| !chosen.contains(endpoint)).collect();
+        }
     }
 
     /// Whether it is to be reached from outside the cluster.
@@ -308,26 +241,24 @@ impl Protocol {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::api;
     use serde_json::{Value, json};
 
-    fn service(spec: Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec})).unwrap()
+    fn service(spec: Value) -> api::Service {
+        serde_json::from_value(json!({"spec": spec})).unwrap()
     }
 
-    fn slice(endpoints: Value) -> EndpointSlice {
-        serde_json::from_value(json!({
-            "metadata": {"name": "web-1", "namespace": "ns", "labels": {SERVICE_NAME_LABEL: "web"}},
-            "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints,
-        }))
-        .unwrap()
+    fn slice(endpoints: Value, node: &str) -> Slice {
+        let slice = json!({"ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints});
+        Slice::new(serde_json::from_value(slice).unwrap(), node)
     }
 
-    fn node(name: &str) -> NodeFacts {
-        NodeFacts { name: name.into(), zone: format!("zone-of-{name}") }
+    fn built(service: api::Service, slices: &[&Slice], on: &str) -> Vec<ServicePort> {
+        build(&NamespacedName::new("ns", "web"), &service.into(), slices, &format!("zone-of-{on}"), false)
     }
 
     fn build_one(spec: Value, endpoints: Value, on: &str) -> ServicePort {
-        build(&service(spec), &[&slice(endpoints)], &node(on), false).remove(0)
+        built(service(spec), &[&slice(endpoints, on)], on).remove(0)
     }
 
     fn shown(of: &[Endpoint]) -> Vec<String> {
@@ -353,6 +284,7 @@ pub mod tests {
             internal_local: false,
             external_local: false,
             local_endpoints: endpoints.first().copied().into_iter().collect(),
+            others: Vec::new(),
             has_endpoints: !endpoints.is_empty(),
             cluster_endpoints: endpoints,
         }
@@ -457,11 +389,11 @@ pub mod tests {
         balanced.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
             {"ip": "203.0.113.1", "ipMode": "VIP"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
         .unwrap();
-        let port = build(&balanced, &[], &node("n1"), false).remove(0);
+        assert_eq!(Service::from(balanced.clone()).health_check_port, Some(32000));
+        let port = built(balanced, &[], "n1").remove(0);
         assert_eq!(port.load_balancer_ips, ["203.0.113.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(port.external_ips, ["198.51.100.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(port.source_ranges, ["10.0.0.0/8".parse().unwrap()]);
-        assert_eq!(health_check_port(&balanced), Some(32000));
     }
 
     #[test]
@@ -471,7 +403,7 @@ pub mod tests {
             json!({"type": "ExternalName", "externalName": "x.y"}),
             json!({"clusterIP": "fd00::1", "ports": [{"port": 80}]}),
         ] {
-            assert_eq!(build(&service(spec), &[], &node("n1"), false), []);
+            assert_eq!(built(service(spec), &[], "n1"), []);
         }
     }
 }

@@ -31,7 +31,7 @@ pub const LANDMARK: &str = "services";
 const SLOTS: usize = 16;
 /// Endpoints, twice over: what such a one sends to itself by way of a Service. Several ports may have one endpoint, so it
 /// stays until all is made anew; nothing else matches it.
-const HAIRPINS: &str = "hairpins";
+pub const HAIRPINS: &str = "hairpins";
 /// The longest chain name that nftables takes is 127 bytes.
 const NAME_MAX: usize = 120;
 const HASH_LENGTH: usize = 13;
@@ -139,7 +139,10 @@ impl<'a> Renderer<'a> {
         ];
         // A cluster IP is not routed anywhere: what no rule has rewritten by now asked for a port that is not served.
         let stray = format!("ct state new {ip} daddr @cluster-ips reject");
-        let with_stray = || refuse.iter().cloned().chain([stray.clone()]).collect();
+        // And what is in their ranges is nobody's unless a Service has it.
+        let unknown = (!self.settings.service_ranges.is_empty())
+            .then(|| format!("ct state new {ip} daddr {} drop", set_of(&self.settings.service_ranges)));
+        let with_stray = || refuse.iter().cloned().chain([stray.clone()]).chain(unknown.clone()).collect();
         let firewall = || vec![format!("ct state new {by_address} @firewall-ips")];
         rules.base_chain("filter-prerouting", "type filter hook prerouting priority -110;", firewall());
         rules.base_chain("filter-output-before", "type filter hook output priority -110;", firewall());

@@ -3,21 +3,24 @@
 //! What is in the kernel stays when this process ends or the API server is away: the rules do the work, not we. (The mode
 //! userspace, which forwards by itself, is the exception.)
 use crate::{
+    api::{self, Node, ServiceCIDR},
     backend::Backend,
-    config::{Config, DetectLocalMode},
+    config::{Config, DetectLocalMode, Mode},
     conntrack,
     health_check::HealthChecks,
     metrics::Metrics,
-    model::{self, NodeFacts, Protocol, ServicePort},
+    model::{self, Protocol, ServicePort},
+    objects::{Service, Slice},
     settings::{LocalTraffic, Settings},
-    world::{self, Batch, Changes, Ports},
+    world::{Batch, Changes, Ports},
 };
-use component_base::{backoff::Backoff, cidr::Cidr, command::CommandError, informer::Informer};
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
+use component_base::{
+    backoff::{Backoff, Pace},
+    cidr::Cidr,
+    command::CommandError,
+    informer::Informer,
 };
-use kube::{Api, Client, runtime::watcher};
+use kube::{Api, Client, api::WatchParams};
 use parking_lot::RwLock;
 use std::{
     collections::BTreeSet,
@@ -53,12 +56,15 @@ pub struct Health {
 pub struct Proxier {
     config: Config,
     services: Informer<Service>,
-    slices: Informer<EndpointSlice>,
+    slices: Informer<Slice>,
     nodes: Informer<Node>,
+    /// Watched in the mode nftables, which alone reads them.
+    ranges: Option<Informer<ServiceCIDR>>,
     changes: Arc<Changes>,
     changed: Arc<Notify>,
     health: Arc<RwLock<Health>>,
-    node: NodeFacts,
+    /// This node's, of its label `topology.kubernetes.io/zone`; empty if it has none.
+    zone: String,
     /// The second is left out where the kernel has no IPv6.
     families: Vec<Family>,
     health_checks: HealthChecks,
@@ -73,32 +79,38 @@ struct Family {
     wanted: Ports,
     /// Whether it does.
     is_known: bool,
+    /// To look whether it does still takes long where there is much.
+    looks: Pace,
 }
 
 impl Proxier {
     /// Starts to watch; [`Proxier::run`] does the work.
     pub fn new(config: Config, client: Client) -> Self {
-        let selection = watcher::Config::default().labels(&format!("!{}", model::PROXY_NAME_LABEL));
-        let headless = watcher::Config::default().labels("!service.kubernetes.io/headless");
-        let own = watcher::Config::default().fields(&format!("metadata.name={}", config.node));
-        let services =
-            Informer::start_with_transform(Api::<Service>::all(client.clone()), selection, world::slim_service);
-        let slices =
-            Informer::start_with_transform(Api::<EndpointSlice>::all(client.clone()), headless, world::slim_slice);
-        let nodes = Informer::start_with_transform(Api::<Node>::all(client), own, slim_node);
+        let selection = WatchParams::default().labels(&format!("!{}", model::PROXY_NAME_LABEL));
+        let headless = WatchParams::default().labels("!service.kubernetes.io/headless");
+        let own = WatchParams::default().fields(&format!("metadata.name={}", config.node));
+        let services = Informer::start_kept(Api::all(client.clone()), selection, <Service as From<api::Service>>::from);
+        let node = config.node.clone();
+        let slices = Informer::start_kept(Api::all(client.clone()), headless, move |slice| Slice::new(slice, &node));
+        let nodes =
+            Informer::start_slim(Api::all(client.clone()), own, |node: &mut Node| node.metadata.annotations = None);
+        let ranges = (config.mode.mode == Mode::Nftables)
+            .then(|| Informer::<ServiceCIDR>::start_slim(Api::all(client), WatchParams::default(), |_| {}));
         let (changes, changed) = (Arc::new(Changes::default()), Arc::new(Notify::new()));
         let (log, wake) = (changes.clone(), changed.clone());
         services.on_change(move |change| {
-            if let Some(service) = change.latest() {
-                log.service(service);
-                wake.notify_one();
-            }
+            log.service(change.key);
+            wake.notify_one();
         });
         let (log, wake) = (changes.clone(), changed.clone());
         slices.on_change(move |change| {
-            log.slice(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref));
+            log.slice(change.key, change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref));
             wake.notify_one();
         });
+        if let Some(ranges) = &ranges {
+            let wake = changed.clone();
+            ranges.on_change(move |_| wake.notify_one());
+        }
         let (health, wake) =
             (Arc::new(RwLock::new(Health { node_eligible: true, last_updated: None })), changed.clone());
         let eligible = health.clone();
@@ -114,17 +126,33 @@ impl Proxier {
                 mark: config.mark,
                 node_port_addresses: of_family(&config.node_port_addresses, ipv6),
                 localhost_node_ports: config.localhost_node_ports,
+                drop_invalid: config.drop_invalid,
+                service_ranges: Vec::new(),
             },
             backend: Backend::new(&config.mode),
             wanted: Ports::new(),
             is_known: false,
+            looks: Pace::default(),
         };
         let mut families = vec![family(false)];
         families.extend(Path::new(IPV6).exists().then(|| family(true)));
-        let node = NodeFacts { name: config.node.clone(), zone: String::new() };
         let metrics = Metrics::new(config.mode.mode, changes.clone());
         let health_checks = HealthChecks::default();
-        Self { config, services, slices, nodes, changes, changed, health, node, families, health_checks, metrics }
+        let zone = String::new();
+        Self {
+            config,
+            services,
+            slices,
+            nodes,
+            ranges,
+            changes,
+            changed,
+            health,
+            zone,
+            families,
+            health_checks,
+            metrics,
+        }
     }
 
     pub fn health(&self) -> Arc<RwLock<Health>> {
@@ -143,12 +171,14 @@ impl Proxier {
             () = shutdown.cancelled() => return Ok(()),
         }
         let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+        let mut checked = Instant::now();
         loop {
             let started = Instant::now();
             let wait = match self.sync().await {
                 Ok(()) => {
                     backoff.reset();
-                    self.config.sync_period
+                    // Whatever changes meanwhile.
+                    self.config.sync_period.saturating_sub(checked.elapsed())
                 }
                 Err(cause) => {
                     error!(error = %cause, retry_ms = backoff.current().as_millis() as u64, "rules not applied");
@@ -163,7 +193,10 @@ impl Proxier {
                     let rest = self.config.min_sync_period.saturating_sub(started.elapsed());
                     tokio::time::sleep(rest.max(SETTLE)).await;
                 }
-                () = tokio::time::sleep(wait) => self.check().await,
+                () = tokio::time::sleep(wait) => {
+                    self.check().await;
+                    checked = Instant::now();
+                }
                 () = shutdown.cancelled() => return Ok(()),
             }
         }
@@ -181,10 +214,11 @@ impl Proxier {
         }
         for key in &batch.dirty {
             let service = self.services.get(&key.namespace, &key.name);
-            let port = service.and_then(|service| model::health_check_port(&service));
+            let port = service.and_then(|service| service.health_check_port);
             self.health_checks.set(key, port, self.families.iter().map(|family| &family.wanted));
         }
-        self.health_checks.listen().await;
+        let ranges: Vec<Cidr> = self.families.iter().flat_map(|f| f.settings.node_port_addresses.clone()).collect();
+        self.health_checks.listen(&ranges).await;
         self.metrics.synced(started.elapsed(), &batch, self.families.iter().map(|family| family.settings.ipv6));
         self.health.write().last_updated = Some(SystemTime::now());
         Ok(())
@@ -197,21 +231,21 @@ impl Proxier {
             let ipv6 = family.settings.ipv6;
             let (mut old, mut new) = (Vec::new(), Vec::new());
             for key in &batch.dirty {
-                let former: Vec<Arc<ServicePort>> =
-                    world::of_service(&family.wanted, key).map(|(_, port)| port.clone()).collect();
-                let mut ports = self.changes.build(key, &self.services, &self.slices, &self.node, ipv6);
+                let mut ports = self.changes.build(key, &self.services, &self.slices, &self.zone, ipv6);
                 ports.sort_by(|a, b| a.id.cmp(&b.id));
                 ports.dedup_by(|a, b| a.id == b.id);
-                if former.iter().map(AsRef::as_ref).eq(ports.iter()) {
+                if family.wanted.get(key).map_or(&[][..], AsRef::as_ref) == ports {
                     continue;
                 }
-                former.iter().for_each(|port| drop(family.wanted.remove(&port.id)));
-                let ports: Vec<_> = ports.into_iter().map(Arc::new).collect();
-                family.wanted.extend(ports.iter().map(|port| (port.id.clone(), port.clone())));
-                old.extend(former);
-                new.extend(ports);
+                old.extend(family.wanted.remove(key));
+                if !ports.is_empty() {
+                    let ports: Arc<[ServicePort]> = ports.into();
+                    family.wanted.insert(key.clone(), ports.clone());
+                    new.push(ports);
+                }
             }
-            self.metrics.changed(ipv6, old.iter().map(AsRef::as_ref), new.iter().map(AsRef::as_ref));
+            let [gone, come] = [&old, &new].map(|services| services.iter().flat_map(|ports| ports.iter()));
+            self.metrics.changed(ipv6, gone, come);
             outcome = outcome.and(family.apply(&old, &new, &self.metrics).await);
         }
         outcome
@@ -222,12 +256,16 @@ impl Proxier {
         let node = self.nodes.get("", &self.config.node);
         let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
         let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).cloned().unwrap_or_default();
-        if zone != self.node.zone {
+        if zone != self.zone {
             info!(zone, "this node's zone");
-            self.node.zone = zone;
-            self.changes.touch_all(&self.services);
+            self.zone = zone;
+            self.changes.touch_all();
         }
         let node = node.as_deref();
+        // A server that has none of them serves none; then nothing is known of what is nobody's.
+        let ranges = self.ranges.iter().flat_map(Informer::list);
+        let ranges = ranges.flat_map(|range| range.spec.cidrs.clone().unwrap_or_default());
+        let ranges: Vec<Cidr> = ranges.filter_map(|range| range.parse().ok()).collect();
         for family in &mut self.families {
             let ipv6 = family.settings.ipv6;
             let mut settings = family.settings.clone();
@@ -239,6 +277,8 @@ impl Proxier {
                 DetectLocalMode::ClusterCidr => local_sources(of_family(&self.config.cluster_cidrs, ipv6)),
                 DetectLocalMode::NodeCidr => local_sources(of_family(&pod_cidrs(node), ipv6)),
             };
+            settings.service_ranges = of_family(&ranges, ipv6);
+            settings.service_ranges.sort();
             if settings != family.settings {
                 family.settings = settings;
                 family.is_known = false;
@@ -246,12 +286,16 @@ impl Proxier {
         }
     }
 
-    /// Someone may have flushed all rules: then everything is made anew.
+    /// Someone may have changed our rules: then everything is made anew.
     async fn check(&mut self) {
-        for family in &mut self.families {
-            if family.is_known && !family.backend.is_intact(family.settings.ipv6).await {
-                debug!(ipv6 = family.settings.ipv6, "making all rules anew");
+        for family in self.families.iter_mut().filter(|family| family.is_known) {
+            let Family { settings, backend, wanted, looks, .. } = family;
+            if looks.run(backend.is_intact(wanted, settings)).await == Some(false) {
+                debug!(ipv6 = settings.ipv6, "making all rules anew");
                 family.is_known = false;
+            }
+            if let Backend::Iptables(_, dropped) = family.backend {
+                self.metrics.dropped(family.settings.ipv6, dropped);
             }
         }
     }
@@ -261,8 +305,8 @@ impl Family {
     /// Takes the kernel to `wanted`, which came about by `old` becoming `new`.
     async fn apply(
         &mut self,
-        old: &[Arc<ServicePort>],
-        new: &[Arc<ServicePort>],
+        old: &[Arc<[ServicePort]>],
+        new: &[Arc<[ServicePort]>],
         metrics: &Metrics,
     ) -> Result<(), CommandError> {
         if self.is_known && old.is_empty() && new.is_empty() {
@@ -287,41 +331,43 @@ impl Family {
             metrics.applied(ipv6, true, started.elapsed());
         }
         self.is_known = true;
-        if let Backend::Iptables([written, total]) = &self.backend {
+        if let Backend::Iptables([written, total], _) = &self.backend {
             metrics.iptables(ipv6, written, total);
         }
         info!(
             ipv6,
-            ports = self.wanted.len(),
+            ports = self.wanted.values().map(|ports| ports.len()).sum::<usize>(),
             changed = old.len().max(new.len()),
             ms = started.elapsed().as_millis() as u64,
             "rules applied"
         );
         // What this process forwards by itself is not rewritten by the kernel.
         if !matches!(self.backend, Backend::Userspace(_)) {
-            let is_udp = |port: &&ServicePort| port.id.protocol == Protocol::Udp;
-            let all = self.wanted.values().map(AsRef::as_ref).filter(|_| whole);
-            let udp: Vec<&ServicePort> = all.chain(new.iter().map(AsRef::as_ref)).filter(is_udp).collect();
-            forget_flows(&udp, ipv6, metrics).await;
+            let all: Vec<&ServicePort> =
+                self.wanted.values().filter(|_| whole).chain(new).flat_map(|ports| ports.iter()).collect();
+            for protocol in [Protocol::Udp, Protocol::Sctp] {
+                let ports = all.iter().copied().filter(|port| port.id.protocol == protocol).collect();
+                forget_flows(ports, protocol, ipv6, metrics).await;
+            }
         }
         Ok(())
     }
 }
 
 /// Flows to these ports that go where they should not are forgotten.
-async fn forget_flows(udp: &[&ServicePort], ipv6: bool, metrics: &Metrics) {
-    if udp.is_empty() {
+async fn forget_flows(ports: Vec<&ServicePort>, protocol: Protocol, ipv6: bool, metrics: &Metrics) {
+    if ports.is_empty() {
         return;
     }
     let started = Instant::now();
-    match conntrack::reconcile(udp, ipv6).await {
+    match conntrack::reconcile(&ports, protocol, ipv6).await {
         Ok(flows) => {
             metrics.forgotten(ipv6, flows, started.elapsed());
             if flows > 0 {
                 debug!(ipv6, flows, "stale flows forgotten");
             }
         }
-        Err(error) => warn!(ipv6, %error, "stale UDP flows run out by themselves"),
+        Err(error) => warn!(ipv6, ?protocol, %error, "stale flows run out by themselves"),
     }
 }
 
@@ -334,28 +380,17 @@ fn of_family(ranges: &[Cidr], ipv6: bool) -> Vec<Cidr> {
 }
 
 fn addresses(node: Option<&Node>, ipv6: bool) -> BTreeSet<IpAddr> {
-    let status = node.and_then(|node| node.status.as_ref());
-    let all = status.into_iter().flat_map(|status| status.addresses.iter().flatten());
-    let inner = all.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok());
+    let all = node.into_iter().flat_map(|node| node.status.addresses.iter().flatten());
+    let inner = all.filter(|address| address.r#type == "InternalIP").filter_map(|address| address.address.parse().ok());
     inner.filter(|address: &IpAddr| address.is_ipv6() == ipv6).collect()
 }
 
 fn pod_cidrs(node: Option<&Node>) -> Vec<Cidr> {
-    let spec = node.and_then(|node| node.spec.as_ref());
-    spec.into_iter().flat_map(|s| s.pod_cidrs.iter().flatten()).filter_map(|range| range.parse().ok()).collect()
+    let all = node.into_iter().flat_map(|node| node.spec.pod_cidrs.iter().flatten());
+    all.filter_map(|range| range.parse().ok()).collect()
 }
 
 fn is_eligible(node: &Node) -> bool {
-    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut taints = node.spec.taints.iter().flatten();
     node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == TO_BE_DELETED)
-}
-
-/// Of a node only what is read here.
-fn slim_node(node: &mut Node) {
-    node.metadata.annotations = None;
-    if let Some(status) = node.status.as_mut() {
-        let addresses = status.addresses.take();
-        *status = Default::default();
-        status.addresses = addresses;
-    }
 }

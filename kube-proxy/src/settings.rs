@@ -14,6 +14,10 @@ pub struct Settings {
     pub node_port_addresses: Vec<Cidr>,
     /// Whether NodePorts answer on loopback too, where the mode can.
     pub localhost_node_ports: bool,
+    /// Whether what connection tracking cannot place is dropped on its way, in the mode iptables.
+    pub drop_invalid: bool,
+    /// The ranges of Services: what goes to an address there that no Service has goes nowhere, in the mode nftables.
+    pub service_ranges: Vec<Cidr>,
 }
 
 /// How traffic of this node's pods is known from other traffic. As `LocalTrafficDetector`.
@@ -50,6 +54,8 @@ pub mod tests {
             mark: 0x4000,
             node_port_addresses: Vec::new(),
             localhost_node_ports: false,
+            drop_invalid: true,
+            service_ranges: vec!["10.96.0.0/12".parse().unwrap()],
         }
     }
 

@@ -1,9 +1,11 @@
 //! What the watches have shown, kept as the model wants it: of each Service its ports, made anew only when it or one of its
 //! slices has changed.
-use crate::model::{self, NodeFacts, PortId, SERVICE_NAME_LABEL, ServicePort};
+use crate::{
+    model::{self, ServicePort},
+    objects::{Service, Slice},
+};
 use apimachinery::meta::NamespacedName;
 use component_base::informer::Informer;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -12,8 +14,8 @@ use std::{
     time::Instant,
 };
 
-/// The ports of one family by name.
-pub type Ports = BTreeMap<PortId, Arc<ServicePort>>;
+/// The ports of one family, by their Services.
+pub type Ports = BTreeMap<NamespacedName, Arc<[ServicePort]>>;
 
 /// Which Services have changed; filled by the watches, emptied by the proxier.
 #[derive(Debug, Default)]
@@ -25,7 +27,7 @@ pub struct Changes {
 struct State {
     dirty: BTreeSet<NamespacedName>,
     /// The slices of each Service.
-    slices: BTreeMap<NamespacedName, BTreeSet<String>>,
+    slices: BTreeMap<NamespacedName, Vec<String>>,
     /// Since when the oldest change waits.
     since: Option<Instant>,
     /// When the pods or the Service changed of which slices tell; bounded.
@@ -34,8 +36,6 @@ struct State {
     endpoints: u64,
 }
 
-/// The annotation of a slice that says when what it tells of has changed.
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const MAX_TRIGGERS: usize = 10_000;
 
 /// What has changed since it was taken last.
@@ -49,40 +49,43 @@ pub struct Batch {
 // === impl Changes ===
 
 impl Changes {
-    pub fn service(&self, service: &Service) {
+    pub fn service(&self, key: &NamespacedName) {
         let mut state = self.state.lock();
         state.services += 1;
-        state.mark(NamespacedName::of(service));
+        state.mark(key.clone());
     }
 
     /// A slice came, changed or went.
-    pub fn slice(&self, old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) {
+    pub fn slice(&self, key: &NamespacedName, old: Option<&Slice>, new: Option<&Slice>) {
+        let owner =
+            |slice: &Slice| (!slice.service.is_empty()).then(|| NamespacedName::new(&key.namespace, &*slice.service));
         let mut state = self.state.lock();
         state.endpoints += 1;
-        if let Some((service, name)) = old.and_then(owner) {
+        if let Some(service) = old.and_then(owner) {
             if let Some(names) = state.slices.get_mut(&service) {
-                names.remove(&name);
+                names.retain(|name| *name != key.name);
                 if names.is_empty() {
                     state.slices.remove(&service);
                 }
             }
             state.mark(service);
         }
-        let trigger = |slice: &EndpointSlice| slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok();
-        if let Some(time) = new.and_then(trigger).filter(|_| state.triggers.len() < MAX_TRIGGERS) {
+        if let Some(time) = new.and_then(|slice| slice.trigger).filter(|_| state.triggers.len() < MAX_TRIGGERS) {
             state.triggers.push(time);
         }
-        if let Some((service, name)) = new.and_then(owner) {
-            state.slices.entry(service.clone()).or_default().insert(name);
+        if let Some(service) = new.and_then(owner) {
+            // Most have one.
+            let names = state.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+            names.push(key.name.clone());
             state.mark(service);
         }
     }
 
-    /// After this node's zone has changed, or the rules are no more what they were.
-    pub fn touch_all(&self, services: &Informer<Service>) {
-        let keys = services.list();
+    /// After this node's zone has changed: whoever has endpoints.
+    pub fn touch_all(&self) {
         let mut state = self.state.lock();
-        keys.iter().for_each(|service| state.mark(NamespacedName::of(service.as_ref())));
+        let all: Vec<_> = state.slices.keys().cloned().collect();
+        all.into_iter().for_each(|service| state.mark(service));
     }
 
     pub fn take(&self) -> Batch {
@@ -117,15 +120,15 @@ impl Changes {
         &self,
         key: &NamespacedName,
         services: &Informer<Service>,
-        slices: &Informer<EndpointSlice>,
-        node: &NodeFacts,
+        slices: &Informer<Slice>,
+        zone: &str,
         ipv6: bool,
     ) -> Vec<ServicePort> {
         let Some(service) = services.get(&key.namespace, &key.name) else { return Vec::new() };
         let names = self.state.lock().slices.get(key).cloned().unwrap_or_default();
         let found: Vec<_> = names.iter().filter_map(|name| slices.get(&key.namespace, name)).collect();
-        let found: Vec<&EndpointSlice> = found.iter().map(AsRef::as_ref).collect();
-        model::build(&service, &found, node, ipv6)
+        let found: Vec<&Slice> = found.iter().map(AsRef::as_ref).collect();
+        model::build(key, &service, &found, zone, ipv6)
     }
 }
 
@@ -133,63 +136,5 @@ impl State {
     fn mark(&mut self, service: NamespacedName) {
         self.dirty.insert(service);
         self.since.get_or_insert_with(Instant::now);
-    }
-}
-
-/// The Service of a slice, and the slice's name.
-fn owner(slice: &EndpointSlice) -> Option<(NamespacedName, String)> {
-    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
-    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-    Some((NamespacedName::new(namespace, service.clone()), slice.metadata.name.clone()?))
-}
-
-/// The ports of one Service among all.
-pub fn of_service<'a>(
-    ports: &'a Ports,
-    key: &'a NamespacedName,
-) -> impl Iterator<Item = (&'a PortId, &'a Arc<ServicePort>)> {
-    let from = PortId {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        protocol: model::Protocol::Tcp,
-        port_name: String::new(),
-    };
-    ports.range(from..).take_while(|(id, _)| id.namespace == key.namespace && id.name == key.name)
-}
-
-/// Only what the model reads of an object is kept.
-pub fn slim_service(service: &mut Service) {
-    let meta = &mut service.metadata;
-    meta.annotations = None;
-    meta.owner_references = None;
-    meta.finalizers = None;
-    meta.uid = None;
-    meta.creation_timestamp = None;
-    meta.labels = None;
-    if let Some(spec) = service.spec.as_mut() {
-        spec.selector = None;
-    }
-    if let Some(status) = service.status.as_mut() {
-        status.conditions = None;
-    }
-}
-
-pub fn slim_slice(slice: &mut EndpointSlice) {
-    let meta = &mut slice.metadata;
-    if let Some(annotations) = meta.annotations.as_mut() {
-        annotations.retain(|name, _| name == TRIGGER_TIME);
-    }
-    meta.owner_references = None;
-    meta.generate_name = None;
-    meta.uid = None;
-    meta.creation_timestamp = None;
-    if let Some(labels) = meta.labels.as_mut() {
-        labels.retain(|name, _| name == SERVICE_NAME_LABEL);
-    }
-    for endpoint in slice.endpoints.iter_mut().flatten() {
-        endpoint.target_ref = None;
-        endpoint.hostname = None;
-        endpoint.zone = None;
-        endpoint.deprecated_topology = None;
     }
 }

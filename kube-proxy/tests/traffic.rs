@@ -12,17 +12,17 @@ use common::{FakeApi, Program, eventually, http};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
     time::{Duration, Instant},
 };
-use wires::{Wire, ask, ask_on_udp, become_node, is_root, output, run};
+use wires::{Wire, ask, ask_on_tcp, ask_on_udp, become_node, has_sctp, is_root, output, run};
 
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const NODES: &str = "/api/v1/nodes";
-/// Rules are made within milliseconds; a busy machine may take longer.
-const SOON: Duration = Duration::from_secs(20);
+/// Rules are made within milliseconds; a busy machine, or one that is emulated, may take longer.
+const SOON: Duration = Duration::from_secs(120);
 
 struct Lab {
     api: FakeApi,
@@ -74,7 +74,8 @@ impl Lab {
         let addresses = json!([address("192.0.2.1".into()), address(six("192.0.2.1").to_string())]);
         self.api.apply(
             NODES,
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": spec,
+            json!({"apiVersion": "v1", "kind": "Node", "spec": spec,
+                "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "far"}},
                 "status": {"addresses": addresses}}),
         );
     }
@@ -95,7 +96,7 @@ impl Lab {
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {}\n\
              clusterCIDR: 10.244.0.0/16,fd00::10.244.0.0/112\n\
              hostnameOverride: n1\nclientConnection: {{kubeconfig: {}}}\nconntrack: {{maxPerCore: 0}}\n\
-             nftables: {{syncPeriod: 1s}}\niptables: {{syncPeriod: 1s}}\n",
+             nftables: {{syncPeriod: 1s}}\niptables: {{syncPeriod: 1s}}\nipvs: {{syncPeriod: 1s}}\n",
             self.mode,
             self.api.kubeconfig(self.directory.path()).display()
         );
@@ -159,6 +160,17 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// What somebody may do to the rules of a mode, each to a part of them.
+const DAMAGES: [(&str, &str); 4] = [
+    ("nftables", "nft flush map FAMILY kube-proxy service-ips"),
+    ("nftables", "nft flush chain FAMILY kube-proxy slot-0"),
+    (
+        "iptables",
+        "IPTABLES -t nat -F $(IPTABLES-save -t nat | grep -o \"KUBE-SVC-.*ns/balanced\" | cut -d\" \" -f1 | head -n 1)",
+    ),
+    ("ipvs", "ipvsadm -D -t ADDRESS"),
+];
+
 /// One story for every mode, in either family.
 fn carries_services(mode: &'static str, ipv6: bool) {
     if !is_root() {
@@ -212,10 +224,12 @@ fn carries_services(mode: &'static str, ipv6: bool) {
     lab.service("twin", twin(&["TCP", "UDP"]));
     lab.service("many", json!({"clusterIP": ip("10.96.0.12"), "ports": [{"name": "tcp", "port": 80}]}));
     lab.pods[1].serve_at("b", SocketAddr::new(lab.ip(PODS[1]), 9090));
+    lab.pods[0].serve_at("a2", SocketAddr::new(lab.ip(PODS[0]), 9091));
     for (service, slice, pod, ports) in [
         ("twin", "twin-1", 0, json!([["tcp", "TCP", 8080], ["udp", "UDP", 8080]])),
         ("many", "many-1", 0, json!([["tcp", "TCP", 8080]])),
         ("many", "many-2", 1, json!([["tcp", "TCP", 9090]])),
+        ("many", "many-3", 0, json!([["tcp", "TCP", 9091]])),
     ] {
         let ports = ports.as_array().into_iter().flatten();
         let ports: Vec<Value> = ports.map(|p| json!({"name": p[0], "protocol": p[1], "port": p[2]})).collect();
@@ -227,7 +241,7 @@ fn carries_services(mode: &'static str, ipv6: bool) {
                 "endpoints": [{"addresses": [ip(PODS[pod])], "conditions": {"ready": true}}]}),
         );
     }
-    let program = lab.start();
+    let mut program = lab.start();
 
     // Every kind of address, from everywhere.
     until("a cluster IP in a pod", || c.ask(&tcp("10.96.0.5", 80)), "b ");
@@ -239,7 +253,7 @@ fn carries_services(mode: &'static str, ipv6: bool) {
     assert_eq!(names(1, || outside.ask(&tcp("203.0.113.1", 80))), set(&["b"]), "a load balancer's address");
     until("a Service of both families in one", || a.ask(&format!("tcp:[{}]:80", both[0])), "a ");
     until("a Service of both families in the other", || a.ask(&format!("tcp:{}:80", both[1])), "b ");
-    assert_eq!(names(24, || c.ask(&tcp("10.96.0.12", 80))), set(&["a", "b"]), "slices with other ports");
+    assert_eq!(names(24, || c.ask(&tcp("10.96.0.12", 80))), set(&["a", "a2", "b"]), "slices with other ports");
     // One number for two protocols, and for either alone.
     for protocols in [&["TCP", "UDP"][..], &["TCP"], &["UDP"]] {
         lab.service("twin", twin(protocols));
@@ -264,6 +278,29 @@ fn carries_services(mode: &'static str, ipv6: bool) {
         assert!(c.ask(&tcp("10.96.0.5", 80)).ends_with(&own), "pods keep their address");
     }
     assert_eq!(names(12, || c.ask(&tcp("10.96.0.7", 80))), set(&["a"]), "the internal policy");
+    // Hints, where all endpoints have them: this node's, else this zone's, else none holds.
+    lab.service("near", json!({"clusterIP": ip("10.96.0.13"), "ports": ports(0)}));
+    let host = |name: &str| json!({"forNodes": [{"name": name}], "forZones": [{"name": "far"}]});
+    let zone = |name: &str| json!({"forZones": [{"name": name}]});
+    for (hints, expected) in [
+        ([host("n1"), host("n2")], &["a"][..]),
+        ([host("n3"), host("n2")], &["a", "c"]),
+        ([zone("near"), zone("far")], &["c"]),
+        ([zone("far"), json!({})], &["a", "c"]),
+    ] {
+        let endpoint = |(pod, hints): (usize, &Value)| json!({"addresses": [ip(PODS[pod])], "hints": hints});
+        let endpoints: Vec<Value> = [0, 2].into_iter().zip(&hints).map(endpoint).collect();
+        lab.api.apply(
+            SLICES,
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "addressType": if ipv6 { "IPv6" } else { "IPv4" },
+                "metadata": {"name": "near-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "near"}},
+                "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+                "endpoints": endpoints}),
+        );
+        let found = || names(24, || lab.pods[1].ask(&tcp("10.96.0.13", 80)));
+        until(&format!("hints {hints:?}"), || format!("{:?}", found()), &format!("{:?}", set(expected)));
+    }
     assert_eq!(names(2, || a.ask(&tcp("10.96.0.9", 80))), set(&["c"]), "what ends serves where nothing else does");
     // Who may not, and what is not there.
     balanced["spec"]["loadBalancerSourceRanges"] = json!([if ipv6 { "fd99::/64" } else { "198.18.0.0/15" }]);
@@ -278,6 +315,20 @@ fn carries_services(mode: &'static str, ipv6: bool) {
     if mode == "nftables" {
         // As in Kubernetes, in the mode iptables such a packet leaves by the default route.
         assert_eq!(a.ask(&tcp("10.96.0.1", 81)), "refused", "a port that is not served");
+        // Once the ranges of Services are known, what goes to others of their addresses does not leave.
+        let range = format!("{}/{}", ip("10.96.0.0"), if ipv6 { 108 } else { 12 });
+        let of_services = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": [range]}});
+        lab.api.apply("/apis/networking.k8s.io/v1/servicecidrs", of_services);
+        let family = if ipv6 { "ip6" } else { "ip" };
+        let rule = format!("ct state new {family} daddr {range} drop");
+        let list = format!("nft list chain {family} kube-proxy filter-forward");
+        until("the ranges of Services", || if output(&list).contains(&rule) { "shut" } else { "open" }.into(), "shut");
+        assert_eq!(a.ask(&tcp("10.96.0.99", 80)), "silence");
+        assert_eq!(names(24, || a.ask(&tcp("10.96.0.1", 80))), set(&["a", "c"]));
+    }
+    if mode == "iptables" && !ipv6 {
+        assert_eq!(names(24, || ask("tcp:127.0.0.1:30001")), set(&["a", "c"]), "a node port on loopback");
     }
     // Affinity, and its end.
     assert_eq!(names(12, || a.ask(&tcp("10.96.0.3", 80))).len(), 1);
@@ -291,6 +342,18 @@ fn carries_services(mode: &'static str, ipv6: bool) {
     if mode != "ipvs" {
         until("a client that was silent is let go", later, "another");
     }
+
+    // A connection goes on where it began when its endpoint gets no new ones.
+    let to = SocketAddr::new(lab.ip("10.96.0.5"), 80);
+    let mut open = c.within(move || TcpStream::connect(to).expect("a connection"));
+    let mut speak = || ask_on_tcp(&mut open).unwrap_or_else(|error| error.to_string());
+    assert!(speak().starts_with("b "));
+    lab.endpoints("balanced", "TCP", &[0]);
+    until("new connections go to the new endpoint", || c.ask(&tcp("10.96.0.5", 80)), "a ");
+    assert!(speak().starts_with("b "), "{}", speak());
+    lab.endpoints("balanced", "TCP", &[1]);
+    until("and back", || c.ask(&tcp("10.96.0.5", 80)), "b ");
+    assert!(speak().starts_with("b "), "{}", speak());
 
     // Changes are followed: a flow of datagrams is not sent to where its endpoint was.
     let at = SocketAddr::new(lab.ip("10.96.0.6"), 53);
@@ -314,6 +377,11 @@ fn carries_services(mode: &'static str, ipv6: bool) {
     );
 
     // What is damaged is mended.
+    for (of, damage) in DAMAGES.iter().filter(|(of, _)| *of == mode) {
+        let (ip, table) = if ipv6 { ("ip6", "ip6tables") } else { ("ip", "iptables") };
+        run(&damage.replace("IPTABLES", table).replace("FAMILY", ip).replace("ADDRESS", &to.to_string()));
+        until(&format!("after {of}: {damage}"), || c.ask(&tcp("10.96.0.5", 80)), "b ");
+    }
     if in_kernel {
         run("nft flush ruleset");
         until("after all rules were flushed", || a.ask(&tcp("10.96.0.6", 53)).replace("refused", "silence"), "silence");
@@ -323,10 +391,26 @@ fn carries_services(mode: &'static str, ipv6: bool) {
         shows_itself(&lab, mode);
     }
 
-    // The rules outlive the process, its successor takes them over, and --cleanup takes them away.
+    // Without the API server all stays as it was.
+    lab.api.go_away(true);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(c.ask(&tcp("10.96.0.5", 80)).starts_with("b "));
+    // A new configuration is a new process's.
+    let config = lab.directory.path().join("config.yaml");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, text + "# new\n").expect("written");
+    eventually("the process ends", || program.0.try_wait().ok().flatten());
+    // The rules outlive the process, a successor that knows nothing yet leaves them, one that does takes them over, and
+    // --cleanup takes them away.
     drop(program);
     if in_kernel {
+        let program = lab.start();
+        std::thread::sleep(Duration::from_millis(500));
         assert!(c.ask(&tcp("10.96.0.5", 80)).starts_with("b "));
+        drop(program);
+    }
+    lab.api.go_away(false);
+    if in_kernel {
         let program = lab.start();
         lab.endpoints("balanced", "TCP", &[0]);
         until("a change after the restart", || c.ask(&tcp("10.96.0.5", 80)), "a ");
@@ -357,7 +441,9 @@ fn shows_itself(lab: &Lab, mode: &str) {
         assert!(metrics.contains(&format!("kubeproxy_{name}")), "{name}: {metrics}");
     }
     let rules = "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv4\",table=\"nat\"}";
-    assert_eq!(metrics.contains(rules), mode == "iptables", "{metrics}");
+    for name in [rules, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"] {
+        assert_eq!(metrics.contains(name), mode == "iptables", "{name}: {metrics}");
+    }
     let ports = json!([{"port": 80, "targetPort": 8080, "nodePort": 30_008, "protocol": "TCP"}]);
     let mut health = service(
         "checked",
@@ -366,7 +452,8 @@ fn shows_itself(lab: &Lab, mode: &str) {
     );
     lab.endpoints("checked", "TCP", &[2]);
     lab.api.apply(SERVICES, health.clone());
-    let check = || http(at(30_108), "/").unwrap_or_default();
+    // Where node ports are: some modes have them at the node's own address alone.
+    let check = || http(SocketAddr::from(([192, 0, 2, 1], 30_108)), "/").unwrap_or_default();
     eventually("no endpoint here", || check().contains("503").then_some(()));
     lab.endpoints("checked", "TCP", &[0, 2]);
     eventually("an endpoint here", || check().contains("\"localEndpoints\":1").then_some(()));
@@ -428,6 +515,41 @@ fn ipvs_carries_services() {
 fn ipvs_carries_services_of_ipv6() {
     if has_ipvs() {
         carries_services("ipvs", true);
+    }
+}
+
+/// Streams of SCTP by a cluster IP and a node port, where the kernel speaks it (`tests/ipvs-emulated` brings one that does).
+#[test]
+fn sctp_is_carried_in_the_kernel() {
+    if !is_root() {
+        return;
+    }
+    if !has_sctp() {
+        eprintln!("left out: this kernel has no SCTP; kube-proxy/tests/ipvs-emulated runs this on one that has");
+        return;
+    }
+    for mode in ["nftables", "ipvs"].into_iter().filter(|mode| *mode != "ipvs" || has_ipvs()) {
+        for ipv6 in [false, true] {
+            // Each on a thread of its own, which becomes a node of its own.
+            let story = std::thread::spawn(move || {
+                let lab = Lab::new(mode, ipv6);
+                for (pod, name) in [(0, "a"), (2, "c")] {
+                    lab.pods[pod].serve_sctp(name, SocketAddr::new(lab.ip(PODS[pod]), 8080));
+                }
+                let ports = json!([{"port": 80, "targetPort": 8080, "nodePort": 30_001, "protocol": "SCTP"}]);
+                let spec = json!({"clusterIP": lab.ip("10.96.0.1").to_string(), "type": "NodePort", "ports": ports});
+                lab.service("streams", spec);
+                lab.endpoints("streams", "SCTP", &[0]);
+                let _program = lab.start();
+                let [_, b, _] = &lab.pods;
+                let (inner, outer) = (lab.to("sctp", "10.96.0.1", 80), lab.to("sctp", "192.0.2.1", 30_001));
+                until("SCTP by a cluster IP", || b.ask(&inner), "a ");
+                until("SCTP by a node port", || lab.outside.ask(&outer), "a ");
+                lab.endpoints("streams", "SCTP", &[2]);
+                until("SCTP to the new endpoint", || b.ask(&inner), "c ");
+            });
+            story.join().expect("SCTP is carried");
+        }
     }
 }
 

@@ -1,30 +1,41 @@
 //! Dynamic resources: the drivers of this node prepare the devices that a pod's claims were given before any of its containers is
-//! made, and take them back when the last pod with the claim has ended. What is prepared is kept in a file.
+//! made, and take them back when the last pod with the claim has ended. What is prepared is kept in a file. What a driver
+//! offers here (its ResourceSlices) is withdrawn when it has been gone for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use component_base::backoff::Backoff;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::Api;
+use kube::api::{DeleteParams, ListParams};
 use parking_lot::Mutex;
 use proto::dra as pb;
 use proto::dra::dra_plugin_client::DraPluginClient;
 use proto::pluginregistration::PluginInfo;
 use serde::{Deserialize, Serialize};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
-use tracing::{info, warn};
+use tower::ServiceExt as _;
+use tower::util::MapRequest;
+use tracing::{debug, info, warn};
 
 use crate::objects::explain;
 use crate::plugins::Registry;
 use crate::runtime::pods::uid_of;
 
-/// The API of drivers that is spoken here.
-const SERVICE: &str = "v1.DRAPlugin";
+/// The services of drivers that are spoken here, the newest first: as drivers name them, and what makes a call of the newest one
+/// theirs. Their messages are the same.
+const SERVICES: [(&str, Adapt); 2] = [("v1.DRAPlugin", std::convert::identity), ("v1beta1.DRAPlugin", as_v1beta1)];
+type Call = http::Request<tonic::body::Body>;
+type Adapt = fn(Call) -> Call;
 const CALL_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a driver may be away before what it offers on this node is withdrawn.
+const WIPING_DELAY: Duration = Duration::from_secs(30);
 
 /// A claim that drivers have prepared.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -47,10 +58,26 @@ pub(crate) struct Device {
     pub cdi_ids: Vec<String>,
 }
 
+/// How a driver is spoken to.
+type Driver = MapRequest<Channel, Adapt>;
+
+fn as_v1beta1(mut call: Call) -> Call {
+    let path = call.uri().path().replace(".dra.v1.", ".dra.v1beta1.");
+    let mut parts = call.uri().clone().into_parts();
+    parts.path_and_query = path.parse().ok();
+    if let Ok(uri) = http::Uri::from_parts(parts) {
+        *call.uri_mut() = uri;
+    }
+    call
+}
+
 /// The drivers of this node, and what they have prepared.
 pub struct Dra {
     client: Option<kube::Client>,
-    drivers: Mutex<BTreeMap<String, Channel>>,
+    node_name: String,
+    drivers: Mutex<BTreeMap<String, Driver>>,
+    /// ResourceSlices that are to be withdrawn: of all drivers (""), until the first withdrawal is through, and of those gone.
+    wiping: Mutex<BTreeMap<String, AbortOnDropHandle<()>>>,
     /// By the claim's UID.
     prepared: Mutex<BTreeMap<String, Prepared>>,
     file: PathBuf,
@@ -61,16 +88,45 @@ pub struct Dra {
 // === impl Dra ===
 
 impl Dra {
-    pub fn new(client: Option<kube::Client>, root_dir: &Path) -> Arc<Dra> {
+    pub fn new(client: Option<kube::Client>, node_name: &str, root_dir: &Path) -> Arc<Dra> {
         let file = root_dir.join("claims.json");
         let saved = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Arc::new(Dra {
+        let dra = Dra {
             client,
+            node_name: node_name.to_owned(),
             drivers: Mutex::default(),
+            wiping: Mutex::default(),
             prepared: Mutex::new(saved.unwrap_or_default()),
             file,
             busy: tokio::sync::Mutex::default(),
-        })
+        };
+        // No driver has come yet, and some may never: pods must not be sent here for their devices.
+        dra.wipe("", Duration::ZERO);
+        Arc::new(dra)
+    }
+
+    /// Withdraws what a driver (or all) offers on this node, after a while.
+    fn wipe(&self, driver: &str, after: Duration) {
+        let Some(client) = self.client.clone() else { return };
+        let mut selector = format!("spec.nodeName={}", self.node_name);
+        if !driver.is_empty() {
+            selector.push_str(&format!(",spec.driver={driver}"));
+        }
+        let wiping = async move {
+            tokio::time::sleep(after).await;
+            let slices = Api::<ResourceSlice>::all(client);
+            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+            let (how, which) = (DeleteParams::default(), ListParams::default().fields(&selector));
+            while let Err(error) = slices.delete_collection(&how, &which).await {
+                if matches!(&error, kube::Error::Api(status) if status.code == 404) {
+                    return;
+                }
+                debug!(selector, error = explain(&error), "ResourceSlices not withdrawn yet");
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+            debug!(selector, "ResourceSlices withdrawn");
+        };
+        self.wiping.lock().insert(driver.to_owned(), AbortOnDropHandle::new(tokio::spawn(wiping)));
     }
 
     fn save(&self) {
@@ -150,7 +206,7 @@ impl Dra {
         Ok(())
     }
 
-    fn client_of(&self, driver: &str) -> Result<DraPluginClient<Channel>, String> {
+    fn client_of(&self, driver: &str) -> Result<DraPluginClient<Driver>, String> {
         let found = self.drivers.lock().get(driver).cloned();
         found.map(DraPluginClient::new).ok_or_else(|| format!("DRA driver {driver} is not registered"))
     }
@@ -201,14 +257,12 @@ impl Dra {
 
     /// What a container has of claims: each claim, driver and device.
     pub(crate) fn claims_of_container(&self, pod: &Pod, container: &Container) -> Vec<(Prepared, String, Device)> {
-        let wanted = container.resources.as_ref().and_then(|r| r.claims.as_ref());
         let names: BTreeMap<String, Option<String>> = claims_of(pod).collect();
         let prepared = self.prepared.lock();
         let mut out = Vec::new();
-        for reference in wanted.into_iter().flatten() {
-            let Some(Some(name)) = names.get(&reference.name) else { continue };
+        for (claim, request) in asked_by(pod, container) {
+            let Some(Some(name)) = names.get(claim) else { continue };
             let own = prepared.values().find(|p| p.pods.contains(uid_of(pod)) && &p.name == name);
-            let request = reference.request.as_deref().filter(|r| !r.is_empty());
             for (driver, device) in
                 own.iter().flat_map(|p| &p.devices).flat_map(|(d, list)| list.iter().map(move |x| (d, x)))
             {
@@ -230,10 +284,16 @@ impl Registry for Dra {
 
     fn register<'a>(&'a self, info: &'a PluginInfo, channel: Channel) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            if !info.supported_versions.iter().any(|v| v == SERVICE) {
-                return Err(format!("none of the services of this driver is {SERVICE}: {:?}", info.supported_versions));
-            }
-            self.drivers.lock().insert(info.name.clone(), channel);
+            let offers = |name: &str| info.supported_versions.iter().any(|version| version == name);
+            let Some((_, adapt)) = SERVICES.iter().find(|(name, _)| offers(name)) else {
+                let known = SERVICES.map(|(name, _)| name);
+                return Err(format!(
+                    "none of the services of this driver is known ({known:?}): {:?}",
+                    info.supported_versions
+                ));
+            };
+            self.drivers.lock().insert(info.name.clone(), channel.map_request(*adapt));
+            self.wiping.lock().remove(&info.name);
             Ok(())
         })
     }
@@ -241,20 +301,36 @@ impl Registry for Dra {
     fn deregister<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.drivers.lock().remove(name);
+            self.wipe(name, WIPING_DELAY);
         })
     }
 }
+
+/// A pod's own name of the claim that was made for its extended resources: no claim that it lists has it (KEP-5004).
+const FOR_EXTENDED_RESOURCES: &str = "";
 
 /// The claims of a pod: its own name of each, and the name of the object. None: none was needed.
 fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, Option<String>)> + '_ {
     let made = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
     let made: BTreeMap<&str, Option<&String>> =
         made.map(|s| (s.name.as_str(), s.resource_claim_name.as_ref())).collect();
+    let extended = pod.status.iter().filter_map(|s| s.extended_resource_claim_status.as_ref());
+    let extended = extended.map(|e| (FOR_EXTENDED_RESOURCES.to_owned(), Some(e.resource_claim_name.clone())));
     let claims = pod.spec.iter().flat_map(|s| s.resource_claims.iter().flatten());
-    claims.map(move |claim| {
+    let listed = claims.map(move |claim| {
         let name = claim.resource_claim_name.as_ref().or_else(|| made.get(claim.name.as_str()).copied().flatten());
         (claim.name.clone(), name.cloned())
-    })
+    });
+    listed.chain(extended)
+}
+
+/// What a container asks of the pod's claims: the pod's name of each, and the request in it (all, if there is none).
+fn asked_by<'p>(pod: &'p Pod, container: &'p Container) -> impl Iterator<Item = (&'p str, Option<&'p str>)> {
+    let listed = container.resources.iter().flat_map(|r| r.claims.iter().flatten());
+    let listed = listed.map(|c| (c.name.as_str(), c.request.as_deref().filter(|r| !r.is_empty())));
+    let mapped = pod.status.iter().filter_map(|s| s.extended_resource_claim_status.as_ref());
+    let mapped = mapped.flat_map(|e| &e.request_mappings).filter(|m| m.container_name == container.name);
+    listed.chain(mapped.map(|m| (FOR_EXTENDED_RESOURCES, Some(m.request_name.as_str()))))
 }
 
 /// A claim that the pod may use now: its UID, its entry, and the drivers that have devices for it.
@@ -332,14 +408,14 @@ mod tests {
         let listener = UnixListenerStream::new(tokio::net::UnixListener::bind(&socket).unwrap());
         let server = tonic::transport::Server::builder().add_service(DraPluginServer::new(driver.clone()));
         tokio::spawn(server.serve_with_incoming(listener));
-        let dra = Dra::new(None, root.path());
+        let dra = Dra::new(None, "n1", root.path());
         let shared = claim("shared", &["u1", "u2"]);
         let early = dra.prepare_claims("u1", &[&shared]).await.unwrap_err();
         assert_eq!(early, "DRA driver fake is not registered");
         let mut plugin =
             PluginInfo { name: "fake".into(), supported_versions: vec!["v0".into()], ..Default::default() };
         assert!(dra.register(&plugin, unix_channel(socket.clone())).await.is_err());
-        plugin.supported_versions = vec![SERVICE.into()];
+        plugin.supported_versions = vec!["v1.DRAPlugin".into()];
         dra.register(&plugin, unix_channel(socket.clone())).await.unwrap();
 
         dra.prepare_claims("u1", &[&shared]).await.unwrap();
@@ -354,10 +430,20 @@ mod tests {
             "status": {"resourceClaimStatuses": [{"name": "mine", "resourceClaimName": "shared"}]}}))
             .unwrap();
         // As a kubelet that was started anew knows it.
-        let restarted = Dra::new(None, root.path());
+        let restarted = Dra::new(None, "n1", root.path());
         let of = |index: usize| restarted.devices_of(&pod, &pod.spec.as_ref().unwrap().containers[index]);
         assert_eq!(of(0), ["vendor/x=shared-one", "vendor/x=shared-two"]);
         assert_eq!((of(1), of(2)), (vec!["vendor/x=shared-two".to_owned()], vec![]));
+        // What the scheduler made of an extended resource is a claim that the pod does not list.
+        let mut by_resource = pod.clone();
+        by_resource.spec.as_mut().unwrap().resource_claims = None;
+        by_resource.status =
+            serde_json::from_value(json!({"extendedResourceClaimStatus": {"resourceClaimName": "shared",
+            "requestMappings": [{"containerName": "none", "resourceName": "example.com/gpu", "requestName": "two"}]}}))
+            .unwrap();
+        let of =
+            |index: usize| restarted.devices_of(&by_resource, &by_resource.spec.as_ref().unwrap().containers[index]);
+        assert_eq!((of(0), of(2)), (vec![], vec!["vendor/x=shared-two".to_owned()]));
 
         restarted.register(&plugin, unix_channel(socket)).await.unwrap();
         restarted.unprepare("u1").await.unwrap();
@@ -367,5 +453,12 @@ mod tests {
         assert_eq!(std::mem::take(&mut *driver.0.lock()), ["unprepare shared"]);
         let failed = restarted.prepare_claims("u1", &[&claim("bad", &["u1"])]).await.unwrap_err();
         assert_eq!(failed, "NodePrepareResources of fake failed for claim bad: broken");
+    }
+
+    #[test]
+    fn older_drivers_are_called_by_their_name() {
+        let call = http::Request::builder().uri("http://localhost/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/Call");
+        let call = as_v1beta1(call.body(tonic::body::Body::empty()).unwrap());
+        assert_eq!(call.uri(), "http://localhost/k8s.io.kubelet.pkg.apis.dra.v1beta1.DRAPlugin/Call");
     }
 }

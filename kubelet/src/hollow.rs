@@ -2,6 +2,7 @@
 //! them is real: they register, renew their leases, watch their pods and report what becomes of these.
 
 use component_base::backoff::Backoff;
+use serde_json::json;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,17 +24,21 @@ pub async fn run(flags: Flags, count: usize, shutdown: CancellationToken) -> any
     let mut kubelets = JoinSet::new();
     for number in 0..count {
         let name = format!("{base}-{number}");
+        let mut fields = flags.fields.clone();
+        for (field, value) in [
+            ("containerRuntimeEndpoint", json!(ENDPOINT)),
+            ("imageServiceEndpoint", json!(ENDPOINT)),
+            ("cgroupsPerQOS", json!(false)),
+            ("healthzPort", json!(0)),
+        ] {
+            fields.set(field, value);
+        }
         let flags = Flags {
             hollow: None,
+            fields,
             root_dir: flags.root_dir.join(&name),
             cert_dir: flags.root_dir.join(&name).join("pki"),
             hostname_override: Some(name.clone()),
-            container_runtime_endpoint: Some(ENDPOINT.to_owned()),
-            image_service_endpoint: Some(ENDPOINT.to_owned()),
-            cgroups_per_qos: Some(false),
-            healthz_port: Some(0),
-            // Any that is free.
-            port: Some(0),
             ..flags.clone()
         };
         let shutdown = shutdown.clone();
@@ -55,7 +60,11 @@ pub fn adjust(config: &mut KubeletConfiguration, flags: &Flags) {
     if config.container_runtime_endpoint == ENDPOINT {
         config.pod_logs_dir = flags.root_dir.join("logs");
         config.static_pod_path = None;
+        config.static_pod_url = None;
+        // Any that is free.
+        config.port = 0;
         config.eviction_hard.clear();
         config.fail_swap_on = false;
+        config.fail_cgroup_v1 = false;
     }
 }

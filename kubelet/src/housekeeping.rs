@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component_base::informer::Informer;
-use component_base::metrics;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use prometheus_client::metrics::gauge::Gauge;
 use proto::cri as pb;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::KubeletConfiguration;
+use crate::metrics::{InState, Source, metrics};
 use crate::pod_workers::PodWorkers;
 use crate::runtime::observed::State;
 use crate::runtime::pods::{full_name, uid_of};
@@ -35,7 +34,7 @@ pub(crate) struct Housekeeping {
     pub watch: Arc<RuntimeWatch>,
     pub volumes: Arc<Volumes>,
     pub config: Arc<KubeletConfiguration>,
-    pub static_pods: Option<watch::Receiver<Arc<Vec<Pod>>>>,
+    pub static_pods: Vec<watch::Receiver<Arc<Vec<Pod>>>>,
     /// With an API: its pods, and the mirrors in it.
     pub api: Option<(Informer<Pod>, Mirrors)>,
 }
@@ -43,16 +42,6 @@ pub(crate) struct Housekeeping {
 impl Housekeeping {
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let started = Instant::now();
-        let running_pods = metrics::register(
-            "kubelet_running_pods",
-            "Number of pods that have a running pod sandbox",
-            Gauge::<i64>::default(),
-        );
-        let desired_pods = metrics::register(
-            "kubelet_desired_pods",
-            "The number of pods the kubelet is being instructed to run",
-            Gauge::<i64>::default(),
-        );
         let mut cpusets = HashMap::new();
         let mut rotate_at = Instant::now() + self.config.container_log_monitor_interval;
         loop {
@@ -60,10 +49,8 @@ impl Housekeeping {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(PERIOD) => {}
             }
-            self.weigh_burstable();
-            let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            running_pods.set(count(self.watch.pod_uids().map_or(0, |uids| uids.len())));
-            desired_pods.set(count(self.workers.pods().len()));
+            self.weigh_burstable().await;
+            self.count();
             self.mirrors().await;
             // Before the API has told which pods are ours, nothing may be called an orphan.
             if started.elapsed() >= ORPHAN_PATIENCE && self.api.as_ref().is_none_or(|(pods, _)| pods.is_synced()) {
@@ -74,6 +61,26 @@ impl Housekeeping {
                 self.rotate_logs().await;
                 rotate_at = Instant::now() + self.config.container_log_monitor_interval;
             }
+        }
+    }
+
+    fn count(&self) {
+        let counted = metrics();
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (running, states) = self.watch.counts();
+        counted.running_pods.set(number(running));
+        let mut from_files = 0;
+        for (family, pods) in
+            [(&counted.desired_pods, self.workers.pods()), (&counted.active_pods, self.workers.active_pods())]
+        {
+            from_files = pods.iter().filter(|pod| static_pods::is_static(pod)).count();
+            family.get_or_create(&Source { r#static: "true" }).set(number(from_files));
+            family.get_or_create(&Source { r#static: "" }).set(number(pods.len() - from_files));
+        }
+        counted.mirror_pods.set(number(from_files));
+        for (state, container_state) in [(0, "created"), (1, "running"), (2, "exited"), (3, "unknown")] {
+            let count = states.iter().filter(|s| **s == state).count();
+            counted.containers.get_or_create(&InState { container_state }).set(number(count));
         }
     }
 
@@ -103,7 +110,7 @@ impl Housekeeping {
         *applied = seen;
     }
 
-    fn weigh_burstable(&self) {
+    async fn weigh_burstable(&self) {
         let burstable = |pod: &Arc<Pod>| {
             let spec = pod.spec.as_ref()?;
             if apimachinery::pod::is_terminal(pod) || apimachinery::pod::qos_class(spec) != "Burstable" {
@@ -112,13 +119,14 @@ impl Housekeeping {
             apimachinery::pod::requests(spec).get("cpu").map(|q| q.milli_value())
         };
         let total: i64 = self.workers.pods().iter().filter_map(burstable).sum();
-        self.runtime.cgroups.set_burstable_requests(total);
+        self.runtime.with_cgroups(move |cgroups| cgroups.set_burstable_requests(total)).await;
     }
 
     async fn mirrors(&self) {
         let Some((pods, mirrors)) = self.api.as_ref().filter(|(pods, _)| pods.is_synced()) else { return };
-        let wanted = self.static_pods.as_ref().map(|s| s.borrow().clone()).unwrap_or_default();
-        for pod in wanted.iter() {
+        let wanted: Vec<Arc<Vec<Pod>>> = self.static_pods.iter().map(|source| source.borrow().clone()).collect();
+        let wanted = || wanted.iter().flat_map(|pods| pods.iter());
+        for pod in wanted() {
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
             let existing = pods.get(namespace, pod.metadata.name.as_deref().unwrap_or_default());
             if let Err(error) = mirrors.ensure(pod, existing.as_deref()).await {
@@ -126,8 +134,7 @@ impl Housekeeping {
             }
         }
         for mirror in pods.list().into_iter().filter(|p| static_pods::is_mirror(p)) {
-            let has_source = wanted
-                .iter()
+            let has_source = wanted()
                 .any(|p| p.metadata.name == mirror.metadata.name && p.metadata.namespace == mirror.metadata.namespace);
             if !has_source && let Err(error) = mirrors.delete(&mirror).await {
                 debug!(pod = %full_name(&mirror), %error, "mirror pod not deleted");
@@ -148,7 +155,7 @@ impl Housekeeping {
         let in_runtime: HashSet<&String> = running.iter().collect();
         let is_orphan = |uid: &str| !in_runtime.contains(&uid.to_owned()) && !self.workers.knows(uid);
         for uid in self.runtime.cgroups.pod_uids().into_iter().filter(|uid| is_orphan(uid)) {
-            self.runtime.cgroups.remove_pod(&uid);
+            self.runtime.with_cgroups(move |cgroups| cgroups.remove_pod(&uid)).await;
         }
         for uid in names_in(&self.runtime.node.root_dir.join("pods")).into_iter().filter(|uid| is_orphan(uid)) {
             let dir = self.runtime.node.pod_dir(&uid);

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use component_base::cli::{self, Ignored};
+use component_base::daemon;
 use kubelet::options::Flags;
 
 /// Flags of Kubernetes' kubelet that have no meaning here.
@@ -14,41 +15,32 @@ const IGNORED: &[Ignored] = &[
     Ignored::Value("cni-bin-dir"),
     Ignored::Value("cni-conf-dir"),
     Ignored::Value("cloud-config"),
-    Ignored::Value("event-qps"),
-    Ignored::Value("event-burst"),
-    Ignored::Value("kube-api-qps"),
-    Ignored::Value("kube-api-burst"),
     Ignored::Value("runtime-cgroups"),
-    Ignored::Value("kubelet-cgroups"),
-    Ignored::Value("system-cgroups"),
-    Ignored::Value("runtime-request-timeout"),
     Ignored::Value("root-dir-permissions"),
-    Ignored::Value("volume-plugin-dir"),
     Ignored::Value("seccomp-profile-root"),
     Ignored::Value("lock-file"),
-    Ignored::Value("logging-format"),
     Ignored::Value("log-flush-frequency"),
     Ignored::Value("vmodule"),
-    Ignored::Value("oom-score-adj"),
     Ignored::Value("minimum-container-ttl-duration"),
     Ignored::Value("maximum-dead-containers"),
     Ignored::Value("maximum-dead-containers-per-container"),
-    Ignored::Value("tls-cipher-suites"),
-    Ignored::Value("tls-min-version"),
-    Ignored::Bool("protect-kernel-defaults"),
-    Ignored::Bool("make-iptables-util-chains"),
     Ignored::Bool("exit-on-lock-contention"),
     Ignored::Bool("allow-privileged"),
     Ignored::Bool("logtostderr"),
-    Ignored::Bool("enable-controller-attach-detach"),
+    Ignored::Value("experimental-mounter-path"),
     Ignored::Bool("keep-terminated-pod-volumes"),
-    Ignored::Bool("runonce"),
+    Ignored::Bool("register-schedulable"),
+    Ignored::Bool("experimental-allocatable-ignore-eviction"),
 ];
 
 fn main() -> ExitCode {
     let flags: Flags = cli::parse(IGNORED);
-    component_base::daemon::run("kubelet", flags.verbosity, async |shutdown| match flags.hollow {
-        Some(count) => kubelet::hollow::run(flags, count, shutdown).await,
-        None => kubelet::run(flags, shutdown).await,
-    })
+    let verbosity = kubelet::config::verbosity(&flags);
+    match flags.hollow {
+        Some(count) => {
+            daemon::run("kubelet", verbosity, async |shutdown| kubelet::hollow::run(flags, count, shutdown).await)
+        }
+        // Most of what happens on a node happens in the runtime's processes.
+        None => daemon::run_on_one_thread("kubelet", verbosity, async |shutdown| kubelet::run(flags, shutdown).await),
+    }
 }

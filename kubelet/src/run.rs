@@ -1,18 +1,18 @@
 //! Puts the kubelet together: configuration, runtime, identity, sources of pods, workers, node, server.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apimachinery::quantity::Quantity;
 use component_base::backoff::Backoff;
 use component_base::events::Recorder;
 use component_base::informer::Informer;
-use component_base::metrics;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use kube::runtime::watcher;
+use kube::api::WatchParams;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ use crate::housekeeping::Housekeeping;
 use crate::images::providers::Providers;
 use crate::images::pulled::PulledRecords;
 use crate::images::{Puller, collector};
-use crate::node::{self, Facts, NodeKeeper, machine};
+use crate::node::{self, Facts, NodeKeeper, kernel, machine};
 use crate::objects::Objects;
 use crate::options::Flags;
 use crate::pod_workers::admission::Allocatable;
@@ -45,7 +45,7 @@ use crate::static_pods::{self, Mirrors};
 use crate::status::StatusManager;
 use crate::usage::claims::ClaimStats;
 use crate::volumes::Volumes;
-use crate::{certificates, env, plugins, probes, runtime, server};
+use crate::{certificates, env, metrics, plugins, probes, runtime, server};
 
 const USER_AGENT: &str = "kubelet/v1.36.0 (linux) pilothouse";
 /// Changes of the API's pods that wait to be handed to workers.
@@ -62,12 +62,18 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let addresses = machine::addresses(&flags.node_ip);
     std::fs::create_dir_all(flags.root_dir.join("pods"))
         .with_context(|| format!("root directory {}; set another with --root-dir", flags.root_dir.display()))?;
+    metrics::tell_node(&name);
     info!(node = %name, ?addresses, runtime = %config.container_runtime_endpoint, "configured");
     let swap = std::fs::read_to_string("/proc/swaps").unwrap_or_default().lines().count() > 1;
     anyhow::ensure!(!(config.fail_swap_on && swap), "swap is on: turn it off (swapoff -a), or set failSwapOn: false");
+    if config.container_runtime_endpoint != runtime::hollow::ENDPOINT {
+        kernel::settle(Path::new("/proc/sys"), config.protect_kernel_defaults)?;
+        kernel::allow_open_files(config.max_open_files).await;
+    }
     serve_health(&config, shutdown.clone()).await?;
 
-    let cri = Cri::new(&config.container_runtime_endpoint, Some(&config.image_service_endpoint))?;
+    let cri = Cri::new(&config.container_runtime_endpoint, Some(&config.image_service_endpoint))?
+        .with_timeout(config.runtime_request_timeout);
     let (runtime_name, runtime_version, offered) = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         found = find_runtime(&cri) => found,
@@ -75,11 +81,12 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let machine = machine::Machine::read(&flags.root_dir);
     let allocatable = machine.allocatable(&config);
     let runtime = make_runtime(cri.clone(), &flags, &config, &machine, &offered).await?;
-    let amount = |resource: &str| allocatable.get(resource);
-    runtime
-        .cgroups
-        .ensure_node(amount("cpu").map_or(0, |q| q.milli_value()), amount("memory").map_or(0, |q| q.value()))
-        .context("cgroups of pods; is --cgroup-root right, and may the kubelet write below it?")?;
+    anyhow::ensure!(
+        runtime.cgroups.is_v2() || !config.fail_cgroup_v1,
+        "cgroups are of version 1: use version 2, or set failCgroupV1: false"
+    );
+    hold_to_allocatable(&runtime.cgroups, &config, &allocatable)?;
+    kernel::set_oom_score(Path::new("/proc/self/oom_score_adj"), config.oom_score_adj);
 
     let identity = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -93,12 +100,15 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         }
     };
     let events = Arc::new(match &client {
-        Some(client) => Events::new(Recorder::new(client.clone(), "kubelet", &name)),
+        Some(client) => {
+            let recorder = Recorder::new(client.clone(), "kubelet", &name);
+            Events::new(recorder, config.event_record_qps, config.event_burst)
+        }
         None => Events::discard(),
     });
     let api_pods = client.as_ref().map(|client| pods_of_node(client, &name));
 
-    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let only = WatchParams::default().fields(&format!("metadata.name={name}"));
     let own_node = client.as_ref().map(|client| Informer::start(Api::<Node>::all(client.clone()), only));
     let labels = node::labels(&name, &flags.node_labels);
     let objects = Objects::new(client.clone());
@@ -117,6 +127,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let pulled = Arc::new(pulled);
     tokio::spawn(collector::run(cri.clone(), config.clone(), pulled.clone(), shutdown.clone()));
     let puller = Puller::new(cri.clone(), objects.clone()).with_records(pulled);
+    let puller = puller.with_limit(config.registry_pull_qps, config.registry_burst);
     let puller = puller.with_parallel_pulls(parallel).with_events(move |pod, event| {
         use component_base::events::Type::{Normal, Warning};
         image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
@@ -127,7 +138,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     };
     let puller = Arc::new(puller.with_providers(providers));
     let csi = Csi::new(client.clone(), &name, &root_dir);
-    let dra = Dra::new(client.clone(), &root_dir);
+    let dra = Dra::new(client.clone(), &name, &root_dir);
     let volumes = Volumes::new(objects, &name).with(
         csi.clone(),
         puller.clone(),
@@ -148,10 +159,14 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let going_down = Shutdown::default();
     let topology = Topology::read();
     let policies = Policies::of(&config, &topology);
+    policies.check(&topology)?;
     let allocator = Allocator::new(topology, policies, root_dir.clone());
+    let (changed, mut changes) = mpsc::channel(RUNTIME_QUEUE);
+    let watch = RuntimeWatch::start(runtime.clone(), changed, shutdown.clone());
     let workers = PodWorkers::new(
         Arc::new(Means {
             runtime: runtime.clone(),
+            watch: watch.clone(),
             volumes: volumes.clone(),
             client: client.clone(),
             env: Arc::new(env),
@@ -168,24 +183,25 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
             shortage: shortage.clone(),
             going_down: going_down.clone(),
             allocator: allocator.clone(),
-            dra,
+            dra: dra.clone(),
             allocatable: Allocatable {
                 resources: allocatable.clone(),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
                 strict_groups: runtime.node.strict_groups,
-                apparmor: Path::new("/sys/module/apparmor/parameters/enabled").exists(),
+                apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+                    .is_ok_and(|text| text.starts_with('Y')),
             },
         }),
         shutdown.clone(),
     );
 
     let pods_of = workers.clone();
-    metrics::registry().register_collector(Box::new(ClaimStats {
+    component_base::metrics::registry().register_collector(Box::new(ClaimStats {
         root_dir: root_dir.clone(),
         pods: Box::new(move || pods_of.pods()),
     }));
     let pods_of = workers.clone();
-    tokio::spawn(allocator.clone().serve(move || pods_of.pods(), shutdown.clone()));
+    tokio::spawn(allocator.clone().serve(move || pods_of.pods(), dra.clone(), shutdown.clone()));
     let node_changed = allocator.changed.clone();
     tokio::spawn(shutdown::follow(
         config.clone(),
@@ -203,20 +219,22 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         node_name: name.clone(),
     };
     tokio::spawn(evictor.run(shutdown.clone()));
-    let (changed, mut changes) = mpsc::channel(RUNTIME_QUEUE);
-    let watch = RuntimeWatch::start(runtime.clone(), changed, shutdown.clone());
     let woken = workers.clone();
     tokio::spawn(async move {
         while let Some(uid) = changes.recv().await {
             woken.wake(&uid);
         }
     });
-    let static_source = config
-        .static_pod_path
-        .clone()
-        .map(|path| static_pods::watch(path, &name, config.file_check_frequency, shutdown.clone()));
-    if let Some(source) = static_source.clone() {
-        tokio::spawn(follow_manifests(source, workers.clone(), shutdown.clone()));
+    let from_files = config.static_pod_path.clone();
+    let from_files =
+        from_files.map(|path| static_pods::watch(path, &name, config.file_check_frequency, shutdown.clone()));
+    let from_url = config.static_pod_url.as_ref().map(|url| {
+        let headers = config.static_pod_url_header.clone();
+        static_pods::watch_url(url, headers, &name, config.http_check_frequency, shutdown.clone())
+    });
+    let static_sources: Vec<_> = from_files.into_iter().chain(from_url.transpose()?).collect();
+    for source in &static_sources {
+        tokio::spawn(follow_manifests(source.clone(), workers.clone(), shutdown.clone()));
     }
     if let Some(pods) = &api_pods {
         follow_api(pods, &workers);
@@ -228,7 +246,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         watch: watch.clone(),
         volumes: volumes.clone(),
         config: config.clone(),
-        static_pods: static_source,
+        static_pods: static_sources,
         api: api_pods.clone().zip(mirrors),
     };
     tokio::spawn(housekeeping.run(shutdown.clone()));
@@ -241,12 +259,12 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
                 hostname: flags.hostname_override.clone().unwrap_or(hostname),
                 addresses: addresses.clone(),
                 labels,
-                capacity: machine.capacity(config.max_pods),
+                capacity: machine.capacity(&config),
                 allocatable,
                 info: machine::system_info(&format!("{runtime_name}://{runtime_version}")),
                 runtime_handlers: offered.runtime_handlers,
                 strict_groups: runtime.node.strict_groups,
-                provider_id: flags.provider_id.clone().or(Some(config.provider_id.clone())).filter(|p| !p.is_empty()),
+                provider_id: Some(config.provider_id.clone()).filter(|p| !p.is_empty()),
                 external_cloud: flags.cloud_provider == "external",
             },
             config: config.clone(),
@@ -264,9 +282,37 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     } else if !config.pod_cidr.is_empty() {
         cri.update_runtime_config(&config.pod_cidr).await?;
     }
+    if !config.enable_server {
+        shutdown.cancelled().await;
+        return Ok(());
+    }
     let serving = certificates::serving(&flags, &config, client.as_ref(), &name, &addresses, shutdown.clone()).await?;
     server::serve(server::Parts { config, workers, runtime, watch, client, node_name: name }, serving, shutdown.clone())
         .await
+}
+
+/// Makes the cgroups of pods, and holds them and those of daemons to what the node has for them (`enforceNodeAllocatable`).
+fn hold_to_allocatable(
+    cgroups: &Cgroups,
+    config: &KubeletConfiguration,
+    allocatable: &BTreeMap<String, Quantity>,
+) -> anyhow::Result<()> {
+    let memory = allocatable.get("memory").filter(|_| config.enforces("pods"));
+    cgroups
+        .ensure_node(allocatable.get("cpu").map_or(0, |q| q.milli_value()), memory.map_or(0, |q| q.value()))
+        .context("cgroups of pods; is --cgroup-root right, and may the kubelet write below it?")?;
+    for (level, cgroup, reserved) in [
+        ("system-reserved", &config.system_reserved_cgroup, &config.system_reserved),
+        ("kube-reserved", &config.kube_reserved_cgroup, &config.kube_reserved),
+    ] {
+        if config.enforces(level) {
+            let amount = |name: &str| reserved.get(name).and_then(|text| Quantity::parse(text).ok());
+            let (cpu, memory) =
+                (amount("cpu").map_or(0, |q| q.milli_value()), amount("memory").map_or(0, |q| q.value()));
+            cgroups.hold_reserved(cgroup, cpu, memory).context("enforceNodeAllocatable")?;
+        }
+    }
+    Ok(())
 }
 
 /// `/healthz` on localhost, from the first moment.
@@ -330,6 +376,7 @@ async fn make_runtime(
     };
     let settings = NodeSettings {
         root_dir: absolute(&flags.root_dir),
+        ids_per_pod: config.ids_per_pod,
         pod_logs_dir: config.pod_logs_dir.clone(),
         container_logs_dir: match config.container_runtime_endpoint == runtime::hollow::ENDPOINT {
             true => config.pod_logs_dir.clone(),
@@ -369,7 +416,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 fn pods_of_node(client: &kube::Client, node: &str) -> Informer<Pod> {
-    let ours = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let ours = WatchParams::default().fields(&format!("spec.nodeName={node}"));
     Informer::start(Api::<Pod>::all(client.clone()), ours)
 }
 

@@ -5,11 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rand::{Rng, RngExt};
 
 use crate::cache::{NodeId, PendingPod, Snapshot};
-use crate::framework::{Cycle, Diagnosis, FitError, MAX_NODE_SCORE, Nomination, PreScore, Profile, State};
+use crate::framework::{Cycle, Diagnosis, FitError, MAX_NODE_SCORE, Nomination, PreScore, Profile, State, Timings};
 
 /// Below this number all nodes are looked at. As `minFeasibleNodesToFind`.
 const FEASIBLE_NODES_MIN: usize = 100;
@@ -32,6 +33,8 @@ pub struct Scratch {
     totals: Vec<i64>,
     /// The slot after the last one looked at, so that all nodes have their turn in a large cluster.
     next_start: usize,
+    /// Of the last decision.
+    pub timings: Timings,
 }
 
 /// How many fitting nodes are enough. As `numFeasibleNodesToFind`.
@@ -77,17 +80,28 @@ pub fn decide_among(
     approval: Option<&Approval>,
 ) -> Result<Decision, FitError> {
     let mut diagnosis = Diagnosis { nodes: snapshot.nodes.len(), ..Diagnosis::default() };
+    drop(scratch.timings.drain());
     if snapshot.nodes.is_empty() {
         return Err(diagnosis.into_error(profile, &[]));
     }
+    let began = Instant::now();
     let (mut cycle, goes_on) = Cycle::start(profile, snapshot, pod, &mut diagnosis);
+    let status = if goes_on { "Success" } else { "UnschedulableAndUnresolvable" };
+    let began = scratch.timings.note("PreFilter", status, began);
     let evaluated = if goes_on { find_feasible(&mut cycle, snapshot, scratch, &mut diagnosis) } else { 0 };
+    if goes_on {
+        // Of all nodes together.
+        scratch.timings.note("Filter", "Success", began);
+    }
     if let Some(approval) = approval {
         scratch.feasible.retain(|node| approval.nodes.contains(&*snapshot.nodes.name[node.index()]));
         diagnosis.others = approval.refused.clone();
     }
     if !goes_on || scratch.feasible.is_empty() {
+        let began = Instant::now();
         post_filter(&mut cycle, snapshot, &mut diagnosis, rng);
+        let helps = diagnosis.deallocate.is_some() || matches!(diagnosis.nomination, Nomination::To { .. });
+        scratch.timings.note("PostFilter", if helps { "Success" } else { "Unschedulable" }, began);
         return Err(diagnosis.into_error(profile, &cycle.states));
     }
     let node = match scratch.feasible.as_slice() {
@@ -112,6 +126,7 @@ fn post_filter(cycle: &mut Cycle<'_>, snapshot: &mut Snapshot, diagnosis: &mut D
         if answer.nomination != Nomination::Keep {
             diagnosis.nomination = answer.nomination;
         }
+        diagnosis.candidates.extend(answer.candidates);
         diagnosis.deallocate = answer.deallocate;
         if diagnosis.deallocate.is_some() || matches!(diagnosis.nomination, Nomination::To { .. }) {
             diagnosis.post_filter.clear();
@@ -205,14 +220,33 @@ fn find_feasible(
 
 /// Fills `scratch.totals`, one a feasible node.
 fn score(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod, scratch: &mut Scratch) {
-    let Scratch { feasible, totals, .. } = scratch;
+    let Scratch { feasible, totals, timings, .. } = scratch;
     totals.clear();
     totals.resize(feasible.len(), 0);
-    plugin_scores(profile, snapshot, pod, feasible, &mut |_, weight, scores| {
+    let began = Instant::now();
+    let states = pre_score(profile, snapshot, pod, feasible);
+    let began = timings.note("PreScore", "Success", began);
+    scores_with(&states, profile, snapshot, pod, feasible, &mut |_, weight, scores| {
         for (total, score) in totals.iter_mut().zip(scores) {
             *total += score * weight;
         }
     });
+    timings.note("Score", "Success", began);
+}
+
+/// The plugins that have a score to give, with their weights and what they worked out for that.
+fn pre_score(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod, nodes: &[NodeId]) -> Vec<(u8, i64, State)> {
+    let with_state = |(place, weight): &(u8, i64)| {
+        let prepared = match profile.pre_score.contains(place) {
+            true => profile.plugin(*place).pre_score(pod, snapshot, nodes),
+            false => PreScore::Proceed(Box::new(())),
+        };
+        match prepared {
+            PreScore::Skip => None,
+            PreScore::Proceed(state) => Some((*place, *weight, state)),
+        }
+    };
+    profile.score.iter().filter_map(with_state).collect()
 }
 
 /// Tells each plugin's weight and normalised scores of the nodes.
@@ -223,20 +257,23 @@ pub fn plugin_scores(
     nodes: &[NodeId],
     told: &mut dyn FnMut(u8, i64, &[i64]),
 ) {
+    scores_with(&pre_score(profile, snapshot, pod, nodes), profile, snapshot, pod, nodes, told);
+}
+
+fn scores_with(
+    states: &[(u8, i64, State)],
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PendingPod,
+    nodes: &[NodeId],
+    told: &mut dyn FnMut(u8, i64, &[i64]),
+) {
     let mut scores = Vec::with_capacity(nodes.len());
-    for (place, weight) in &profile.score {
+    for (place, weight, state) in states {
         let plugin = profile.plugin(*place);
-        let state: State = if profile.pre_score.contains(place) {
-            match plugin.pre_score(pod, snapshot, nodes) {
-                PreScore::Skip => continue,
-                PreScore::Proceed(state) => state,
-            }
-        } else {
-            Box::new(())
-        };
         scores.clear();
-        scores.extend(nodes.iter().map(|node| plugin.score(&state, pod, snapshot, *node)));
-        plugin.normalize(&state, &mut scores);
+        scores.extend(nodes.iter().map(|node| plugin.score(state, pod, snapshot, *node)));
+        plugin.normalize(state, &mut scores);
         debug_assert!(scores.iter().all(|score| (0..=MAX_NODE_SCORE).contains(score)), "{}: {scores:?}", plugin.name());
         told(*place, *weight, &scores);
     }
@@ -244,19 +281,10 @@ pub fn plugin_scores(
 
 /// One of the nodes with the highest total, by lot. As `selectHost`.
 fn choose(feasible: &[NodeId], totals: &[i64], rng: &mut impl Rng) -> NodeId {
-    let mut best = (feasible[0], totals[0]);
-    let mut alike = 1;
-    for (node, total) in feasible.iter().zip(totals).skip(1) {
-        if *total > best.1 {
-            (best, alike) = ((*node, *total), 1);
-        } else if *total == best.1 {
-            alike += 1;
-            if rng.random_range(0..alike) == 0 {
-                best = (*node, *total);
-            }
-        }
-    }
-    best.0
+    let highest = totals.iter().copied().max().unwrap_or_default();
+    let mut best = feasible.iter().zip(totals).filter(|(_, total)| **total == highest).map(|(node, _)| *node);
+    let lot = rng.random_range(0..best.clone().count().max(1));
+    best.nth(lot).unwrap_or(feasible[0])
 }
 
 #[cfg(test)]
@@ -315,7 +343,7 @@ mod tests {
     fn replicas_of_a_service_go_to_different_hosts() {
         let mut snapshot =
             cluster(["a", "b", "c"].map(|name| node(name).label("kubernetes.io/hostname", name).build()));
-        snapshot.workloads.set_service("default", "web", Some(&[("app".to_owned(), "web".to_owned())].into()));
+        snapshot.workloads.set_service("default", "web", Some([("app".to_owned(), "web".to_owned())].into()));
         let mut used = Vec::new();
         for number in 0..6 {
             let name = format!("web-{number}");

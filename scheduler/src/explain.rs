@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::decide::{Scratch, decide, plugin_scores};
+use crate::driver::slim;
 use crate::framework::{Cycle, Diagnosis, Nomination, Profile};
 
 /// Explains what would become of the pod now. The snapshot is as before afterwards.
@@ -83,7 +84,7 @@ pub fn supposed_pod(manifest: Value) -> Result<Pod, String> {
         }
     }
     pod.as_object_mut().map(|pod| (pod.remove("kind"), pod.remove("apiVersion")));
-    let pod: Pod = serde_json::from_value(pod).map_err(|error| error.to_string())?;
+    let pod = slim::pod(pod).map_err(|error| error.to_string())?;
     match pod.spec {
         Some(_) => Ok(pod),
         None => Err("spec: Required value".to_owned()),

@@ -2,18 +2,19 @@
 //!
 //! They are asked between two looks at the picture: which nodes fit, then the decision among those that they approve of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use serde::{Deserialize, Serialize};
+use k8s_openapi::api::core::v1::Node;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cache::PendingPod;
 use crate::config::ExtenderConfig;
 use crate::decide::Approval;
+use crate::framework::Candidate;
 
 /// An extender's scores go from 0 to 10, a plugin's to 100.
 const SCORE_SCALE: i64 = 10;
@@ -24,6 +25,9 @@ pub enum ExtenderError {
     /// The configuration does not make a client.
     #[error("extender {url}: {cause}")]
     Client { url: String, cause: String },
+    /// The pod that it is to be asked about is not to be had.
+    #[error(transparent)]
+    Pod(kube::Error),
     /// It did not answer, or not as it should.
     #[error("extender {url}: {cause}")]
     Call { url: String, cause: String },
@@ -38,42 +42,58 @@ pub struct Extender {
 /// The nodes that are asked about: names, and the objects for those who want them.
 type Nodes = BTreeMap<String, Option<Arc<Node>>>;
 
+// Go's names on the wire: what is sent is spelled as Go would, what comes may be in any case that extenders use.
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct FilterResult {
+    #[serde(alias = "Nodes")]
     nodes: Option<k8s_openapi::List<Node>>,
+    #[serde(alias = "NodeNames", alias = "nodeNames")]
     nodenames: Option<Vec<String>>,
-    #[serde(rename = "failedNodes")]
-    failed: BTreeMap<String, String>,
-    #[serde(rename = "failedAndUnresolvableNodes")]
-    hopeless: BTreeMap<String, String>,
-    error: String,
+    #[serde(rename = "failedNodes", alias = "FailedNodes")]
+    failed: Option<BTreeMap<String, String>>,
+    #[serde(rename = "failedAndUnresolvableNodes", alias = "FailedAndUnresolvableNodes")]
+    hopeless: Option<BTreeMap<String, String>>,
+    #[serde(alias = "Error")]
+    error: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct HostPriority {
+    #[serde(alias = "Host")]
     host: String,
+    #[serde(alias = "Score")]
     score: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct PreemptionResult {
-    #[serde(rename = "nodeNameToMetaVictims")]
-    victims: BTreeMap<String, MetaVictims>,
+struct BindingResult {
+    #[serde(alias = "Error")]
+    error: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PreemptionResult {
+    #[serde(rename = "NodeNameToMetaVictims", alias = "nodeNameToMetaVictims")]
+    victims: Option<BTreeMap<String, Option<MetaVictims>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct MetaVictims {
-    pods: Vec<MetaPod>,
-    #[serde(rename = "numPDBViolations")]
-    violations: i64,
+    #[serde(rename = "Pods", alias = "pods")]
+    pods: Option<Vec<MetaPod>>,
+    #[serde(rename = "NumPDBViolations", alias = "numPDBViolations")]
+    violations: usize,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 struct MetaPod {
-    uid: String,
+    #[serde(rename = "UID", alias = "uid")]
+    uid: Arc<str>,
 }
 
 impl Extender {
@@ -129,25 +149,25 @@ impl Extender {
         answer.map_err(|_| failed(format!("no answer within {timeout:?}")))?.map_err(|error| failed(error.to_string()))
     }
 
-    fn arguments(&self, pod: &Pod, nodes: &Nodes) -> Value {
+    fn arguments(&self, pod: &Value, nodes: &Nodes) -> Value {
         if self.config.node_cache_capable {
-            return json!({"pod": pod, "nodenames": nodes.keys().collect::<Vec<_>>()});
+            return json!({"Pod": pod, "NodeNames": nodes.keys().collect::<Vec<_>>()});
         }
         let items: Vec<&Arc<Node>> = nodes.values().flatten().collect();
-        json!({"pod": pod, "nodes": {"apiVersion": "v1", "kind": "NodeList", "metadata": {}, "items": items}})
+        json!({"Pod": pod, "Nodes": {"apiVersion": "v1", "kind": "NodeList", "metadata": {}, "items": items}})
     }
 
     /// Leaves the nodes that will do, and adds why others will not.
     async fn filter(
         &self,
-        pod: &Pod,
+        pod: &Value,
         nodes: &mut Nodes,
         refused: &mut Vec<(usize, String)>,
     ) -> Result<(), ExtenderError> {
         let result: FilterResult = self.call(&self.config.filter_verb, &self.arguments(pod, nodes)).await?;
-        if !result.error.is_empty() {
+        if let Some(cause) = result.error.filter(|cause| !cause.is_empty()) {
             let url = format!("{}/{}", self.config.url_prefix, self.config.filter_verb);
-            return Err(ExtenderError::Call { url, cause: result.error });
+            return Err(ExtenderError::Call { url, cause });
         }
         let kept: Vec<String> = match (result.nodenames, result.nodes) {
             (Some(names), _) => names,
@@ -155,7 +175,8 @@ impl Extender {
             (None, None) => Vec::new(),
         };
         nodes.retain(|name, _| kept.contains(name));
-        refused.extend(result.failed.into_values().chain(result.hopeless.into_values()).map(|words| (1, words)));
+        let words = result.failed.into_iter().chain(result.hopeless).flat_map(BTreeMap::into_values);
+        refused.extend(words.map(|words| (1, words)));
         Ok(())
     }
 }
@@ -190,19 +211,19 @@ impl Extenders {
     }
 
     /// What they say of the nodes that fit. One that fails ends the attempt unless it is ignorable.
-    pub async fn approve(&self, pod: &PendingPod, mut nodes: Nodes) -> Result<Approval, ExtenderError> {
+    pub async fn approve(&self, pod: &PendingPod, whole: &Value, mut nodes: Nodes) -> Result<Approval, ExtenderError> {
         let mut approval = Approval::default();
         for extender in self.with(pod, |config| &config.filter_verb) {
             if nodes.is_empty() {
                 break;
             }
-            match extender.filter(&pod.pod, &mut nodes, &mut approval.refused).await {
+            match extender.filter(whole, &mut nodes, &mut approval.refused).await {
                 Err(error) if extender.config.ignorable => tracing::warn!(%error, "ignored"),
                 outcome => outcome?,
             }
         }
         for extender in self.with(pod, |config| &config.prioritize_verb) {
-            let arguments = extender.arguments(&pod.pod, &nodes);
+            let arguments = extender.arguments(whole, &nodes);
             // A score that cannot be had is no reason not to place the pod.
             match extender.call::<Vec<HostPriority>>(&extender.config.prioritize_verb, &arguments).await {
                 Ok(scores) => {
@@ -220,36 +241,65 @@ impl Extenders {
     /// Binds the pod by the first that binds; `None` if there is none.
     pub async fn bind(&self, pod: &PendingPod, node: &str) -> Option<Result<(), String>> {
         let extender = self.with(pod, |config| &config.bind_verb).next()?;
-        let body = json!({"podName": pod.facts.key.name, "podNamespace": pod.facts.key.namespace,
-            "podUID": *pod.facts.uid, "node": node});
-        Some(match extender.call::<Value>(&extender.config.bind_verb, &body).await {
-            Ok(answer) => match answer["error"].as_str() {
-                None | Some("") => Ok(()),
-                Some(error) => Err(error.to_owned()),
-            },
+        let body = json!({"PodName": pod.facts.key.name, "PodNamespace": pod.facts.key.namespace,
+            "PodUID": *pod.facts.uid, "Node": node});
+        Some(match extender.call::<BindingResult>(&extender.config.bind_verb, &body).await {
+            Ok(answer) => answer.error.filter(|cause| !cause.is_empty()).map_or(Ok(()), Err),
             Err(error) => Err(error.to_string()),
         })
     }
 
-    /// The victims on the node that are left when all have been asked; `None` if one of them is against it.
-    pub async fn victims(&self, pod: &PendingPod, node: &str, victims: &[Arc<str>]) -> Option<Vec<Arc<str>>> {
-        let mut victims = victims.to_vec();
+    /// Whether one of them is to be asked before pods make room for this one, and then whether it wants to see whole pods.
+    pub fn preempt(&self, pod: &PendingPod) -> Option<bool> {
+        let mut asked = self.with(pod, |config| &config.preempt_verb).peekable();
+        asked.peek()?;
+        Some(asked.any(|extender| !extender.config.node_cache_capable))
+    }
+
+    /// The nodes that are left when all have been asked, with the victims that they want; `pods` are the victims for those
+    /// who want to see them. As `callExtenders`.
+    pub async fn candidates(
+        &self,
+        pod: &PendingPod,
+        whole_pod: &Value,
+        mut candidates: Vec<Candidate>,
+        pods: &HashMap<Arc<str>, Value>,
+    ) -> Result<Vec<Candidate>, String> {
         for extender in self.with(pod, |config| &config.preempt_verb) {
-            let pods = victims.iter().map(|uid| MetaPod { uid: uid.to_string() }).collect();
-            let meta = MetaVictims { pods, violations: 0 };
-            let body = json!({"pod": *pod.pod, "nodeNameToMetaVictims": {node: meta}});
-            match extender.call::<PreemptionResult>(&extender.config.preempt_verb, &body).await {
-                Ok(result) => {
-                    let left = result.victims.get(node)?;
-                    victims.retain(|uid| left.pods.iter().any(|pod| pod.uid == **uid));
+            let whole = !extender.config.node_cache_capable;
+            let victim = |uid: &Arc<str>| match whole {
+                true => json!(pods.get(uid)),
+                false => json!({"UID": **uid}),
+            };
+            let told = |one: &Candidate| {
+                let pods: Vec<Value> = one.victims.iter().map(victim).filter(|pod| !pod.is_null()).collect();
+                (one.node.to_string(), json!({"Pods": pods, "NumPDBViolations": one.violations}))
+            };
+            let victims: serde_json::Map<String, Value> = candidates.iter().map(told).collect();
+            let field = if whole { "NodeNameToVictims" } else { "NodeNameToMetaVictims" };
+            let body = json!({"Pod": whole_pod, field: victims});
+            let ignorable = extender.config.ignorable;
+            let result = match extender.call::<PreemptionResult>(&extender.config.preempt_verb, &body).await {
+                Err(error) if ignorable => {
+                    tracing::warn!(%error, "ignored");
+                    continue;
                 }
-                Err(error) if extender.config.ignorable => tracing::warn!(%error, "ignored"),
-                Err(error) => {
-                    tracing::warn!(%error, "no preemption");
-                    return None;
+                result => result.map_err(|error| error.to_string())?,
+            };
+            candidates.clear();
+            for (node, victims) in result.victims.into_iter().flatten() {
+                let MetaVictims { pods, violations } = victims.unwrap_or_default();
+                let victims: Vec<Arc<str>> = pods.into_iter().flatten().map(|pod| pod.uid).collect();
+                if !victims.is_empty() {
+                    candidates.push(Candidate { node: node.into(), victims, violations });
+                } else if !ignorable {
+                    return Err(format!("expected at least one victim pod on node {node:?}"));
                 }
             }
+            if candidates.is_empty() {
+                break;
+            }
         }
-        Some(victims)
+        Ok(candidates)
     }
 }

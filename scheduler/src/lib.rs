@@ -18,6 +18,7 @@ mod naive;
 pub mod options;
 pub mod plugins;
 pub mod queue;
+pub mod resources;
 pub mod server;
 #[cfg(test)]
 mod testing;

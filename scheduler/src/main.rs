@@ -24,7 +24,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let options: Options = cli::parse(IGNORED);
-    daemon::run("kube-scheduler", options.common.v, async |shutdown| run(options, shutdown).await)
+    // Decisions are one after the other; on several threads each watch event and each answer would wake another one.
+    daemon::run_on_one_thread("kube-scheduler", options.common.v, async |shutdown| run(options, shutdown).await)
 }
 
 async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -99,5 +100,10 @@ async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()
     election.lease_duration = options.leader_elect_lease_duration.unwrap_or(defaults.lease_duration);
     election.renew_deadline = options.leader_elect_renew_deadline.unwrap_or(defaults.renew_deadline);
     election.retry_period = options.leader_elect_retry_period.unwrap_or(defaults.retry_period);
-    leader_election::run(client, election, shutdown, work).await
+    let (told, teller) = (election.clone(), client.clone());
+    let lead = |stop| {
+        told.tell(teller, "default-scheduler");
+        work(stop)
+    };
+    leader_election::run(client, election, shutdown, lead).await
 }

@@ -51,6 +51,21 @@ pub struct Metrics {
     tries: Histogram,
     waits: Family<Tries, Histogram>,
     incoming: Family<Incoming, Counter>,
+    points: Family<Point, Histogram>,
+    unschedulable: Family<Held, Gauge>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Held {
+    plugin: &'static str,
+    profile: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Point {
+    extension_point: &'static str,
+    status: &'static str,
+    profile: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -114,6 +129,19 @@ impl Default for Metrics {
                 "Number of pods added to scheduling queues by event and queue type.",
                 Family::default(),
             ),
+            unschedulable: register(
+                "scheduler_unschedulable_pods",
+                "The number of unschedulable pods broken down by plugin name. A pod will increment the gauge for all plugins \
+                 that caused it to not schedule and so this metric will have meaning only when broken down by plugin.",
+                Family::default(),
+            ),
+            points: register(
+                "scheduler_framework_extension_point_duration_seconds",
+                "Latency for running all plugins of a specific extension point.",
+                Family::<Point, Histogram>::new_with_constructor(|| {
+                    Histogram::new(exponential_buckets(0.0001, 2.0, 12))
+                }),
+            ),
         }
     }
 }
@@ -124,6 +152,12 @@ impl Metrics {
         let labels = Attempt { profile: profile.to_owned(), result: outcome.label() };
         self.attempts.get_or_create(&labels).inc();
         self.durations.get_or_create(&labels).observe(duration.as_secs_f64());
+    }
+
+    /// All plugins of a point have run.
+    pub fn ran(&self, profile: &str, extension_point: &'static str, status: &'static str, took: Duration) {
+        let labels = Point { extension_point, status, profile: profile.to_owned() };
+        self.points.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// A pod has come into a queue.
@@ -138,17 +172,27 @@ impl Metrics {
         self.waits.get_or_create(&Tries { attempts }).observe(waited.as_secs_f64());
     }
 
-    /// No node fits; preemption was tried, and would remove so many pods (none if it does not help).
-    pub fn preempted(&self, victims: usize) {
+    /// No node fits: preemption is tried.
+    pub fn preemption_tried(&self) {
         self.preemptions.inc();
-        if victims > 0 {
-            self.victims.observe(victims as f64);
-        }
+    }
+
+    /// So many pods go for another.
+    pub fn preempted(&self, victims: usize) {
+        self.victims.observe(victims as f64);
     }
 
     /// Records how long a decision took.
     pub fn decided_in(&self, duration: Duration) {
         self.algorithm.observe(duration.as_secs_f64());
+    }
+
+    /// Shows which plugins hold pods back, by profile.
+    pub fn held_back<'a>(&self, by: impl Iterator<Item = (&'static str, &'a str)>) {
+        self.unschedulable.clear();
+        for (plugin, profile) in by {
+            self.unschedulable.get_or_create(&Held { plugin, profile: profile.to_owned() }).inc();
+        }
     }
 
     /// Shows how many pods wait where.

@@ -215,6 +215,11 @@ impl<P: Policy> Queue<P> {
         backoff.into_iter().chain(late).min()
     }
 
+    /// Whether there is a pod to be tried now, or at the end of its back-off.
+    pub fn has_next(&self) -> bool {
+        !self.active.is_empty() || !self.backoff.is_empty()
+    }
+
     /// Tries a pod again whatever it waits for. As `Activate`.
     pub fn try_again(&mut self, uid: &str, now: Instant) {
         if matches!(self.entries.get(uid).map(|entry| entry.place), Some(Place::Unschedulable(..))) {
@@ -225,6 +230,19 @@ impl<P: Policy> Queue<P> {
     /// The waiting pods.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<PendingPod>> {
         self.entries.values().map(|entry| &entry.pod)
+    }
+
+    /// The pods that are held back, with the places of the plugins that refused them; none of those that are gated.
+    pub fn held_back(&self) -> impl Iterator<Item = (&PendingPod, &[u8])> {
+        let waits = |entry: &&Entry| match entry.place {
+            Place::Gated => true,
+            Place::InFlight => false,
+            _ => !entry.refused.places.is_empty(),
+        };
+        self.entries.values().filter(waits).map(|entry| match entry.place {
+            Place::Gated => (&*entry.pod, &[][..]),
+            _ => (&*entry.pod, &entry.refused.places[..]),
+        })
     }
 
     pub fn depths(&self) -> Depths {
@@ -363,6 +381,22 @@ mod tests {
         fixture.set(pod("urgent").priority(5), 2);
         let order: Vec<_> = std::iter::from_fn(|| fixture.pop(3)).collect();
         assert_eq!(order, ["urgent", "old", "new"]);
+    }
+
+    #[test]
+    fn pods_that_are_held_back_name_who_refused_them() {
+        let mut fixture = Fixture::new();
+        let gate = serde_json::json!({"schedulingGates": [{"name": "g"}]});
+        fixture.set(pod("gated").spec(gate), 0);
+        for (name, places) in [("fits", vec![]), ("refused", vec![2, 5])] {
+            fixture.set(pod(name), 0);
+            let (pod, _) = fixture.queue.pop(fixture.start).expect("a pod");
+            let refused = Refused { helped_by: EventSet::NODE_ADD, places };
+            fixture.queue.refused(&pod.facts.uid, Some(refused), fixture.start);
+        }
+        let held = fixture.queue.held_back().map(|(pod, places)| (pod.facts.key.name.clone(), places.to_vec()));
+        let held: std::collections::BTreeMap<_, _> = held.collect();
+        assert_eq!(held, [("gated".to_owned(), vec![]), ("refused".to_owned(), vec![2, 5])].into());
     }
 
     #[test]

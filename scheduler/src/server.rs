@@ -22,9 +22,11 @@ use crate::cache::PendingPod;
 use crate::driver::Driver;
 use crate::explain::supposed_pod;
 use crate::options::Options;
+use crate::resources;
 
 const CONNECTIONS_MAX: usize = 256;
 const EXPLAIN: &str = "/debug/explain";
+const RESOURCES: &str = "/metrics/resources";
 /// The largest manifest.
 const MANIFEST_MAX: usize = 1 << 20;
 
@@ -47,15 +49,24 @@ pub async fn start(
     tokio::spawn(serve(listener, listening, shutdown, move |request| {
         let (endpoints, driver) = (endpoints.clone(), driver.clone());
         async move {
-            if request.uri().path() != EXPLAIN {
+            let path = request.uri().path().to_owned();
+            if path != EXPLAIN && path != RESOURCES {
                 return endpoints.handle(request).await;
             }
-            let verb = request.method().as_str().to_lowercase();
-            let access = Access::NonResource { verb, path: EXPLAIN.to_owned() };
+            let resources = path == RESOURCES;
+            let access = Access::NonResource { verb: request.method().as_str().to_lowercase(), path };
             if let Some(auth) = &endpoints.auth
                 && let Err(error) = authorize(auth, &request, &access).await
             {
                 return status(&error);
+            }
+            if resources {
+                // Who does not lead has nothing to tell.
+                let Some(driver) = driver.get() else { return text(StatusCode::OK, "") };
+                return match resources::text(driver.client()).await {
+                    Ok(told) => respond(StatusCode::OK, component_base::metrics::CONTENT_TYPE, told),
+                    Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+                };
             }
             match explain(driver.get(), request).await {
                 Ok(told) => respond(StatusCode::OK, "application/json", told.to_string()),

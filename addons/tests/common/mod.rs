@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 struct State {
     objects: HashMap<String, HashMap<String, Value>>,
     events: Vec<(String, Value)>,
+    /// Nobody is answered, and whoever listened is left.
+    away: bool,
 }
 
 #[derive(Clone)]
@@ -35,7 +37,7 @@ impl FakeApi {
         let api = FakeApi { address: listener.local_addr().expect("an address"), state: Arc::default() };
         let served = api.clone();
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming().flatten().filter(|_| !served.is_away()) {
                 let api = served.clone();
                 std::thread::spawn(move || api.connection(stream));
             }
@@ -70,6 +72,16 @@ impl FakeApi {
         changed.notify_all();
     }
 
+    /// As if the server's machine were switched off, and on again.
+    pub fn go_away(&self, away: bool) {
+        self.state.0.lock().expect("the state").away = away;
+        self.state.1.notify_all();
+    }
+
+    fn is_away(&self) -> bool {
+        self.state.0.lock().expect("the state").away
+    }
+
     pub fn delete(&self, path: &str, namespace: &str, name: &str) {
         let (state, changed) = &*self.state;
         let mut state = state.lock().expect("the state");
@@ -99,11 +111,15 @@ impl FakeApi {
             if std::io::Read::read_exact(&mut reader, &mut body).is_err() {
                 return;
             }
+            if self.is_away() {
+                return;
+            }
             let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             if query.contains("watch=true") {
                 let since = query.split('&').find_map(|item| item.strip_prefix("resourceVersion=")?.parse().ok());
-                self.watch(stream, path, since.unwrap_or(0));
+                let since = since.filter(|_| !query.contains("sendInitialEvents=true"));
+                self.watch(stream, path, since);
                 return;
             }
             let answer = if request.starts_with("GET") { self.list(path).to_string() } else { "{}".to_owned() };
@@ -120,27 +136,45 @@ impl FakeApi {
         json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": state.events.len().to_string()}, "items": items})
     }
 
-    fn watch(&self, mut stream: TcpStream, path: &str, since: usize) {
+    /// The events behind `since`; without it what is there first, as a streamed list.
+    fn watch(&self, mut stream: TcpStream, path: &str, since: Option<usize>) {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
         if stream.write_all(head.as_bytes()).is_err() {
             return;
         }
+        let mut send = |event: &Value| {
+            let line = format!("{event}\n");
+            stream.write_all(format!("{:x}\r\n{line}\r\n", line.len()).as_bytes()).is_ok()
+        };
         let (state, changed) = &*self.state;
-        let mut sent = since;
+        let mut sent = since.unwrap_or_else(|| state.lock().expect("the state").events.len());
+        if since.is_none() {
+            let list = self.list(path);
+            let objects = list["items"].as_array().into_iter().flatten();
+            let of_first = objects.clone().next().unwrap_or(&list);
+            let end = json!({"apiVersion": of_first["apiVersion"], "kind": of_first["kind"], "metadata": {
+                "resourceVersion": sent.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}});
+            if !objects.into_iter().all(|object| send(&json!({"type": "ADDED", "object": object})))
+                || !send(&json!({"type": "BOOKMARK", "object": end}))
+            {
+                return;
+            }
+        }
         loop {
             let events: Vec<Value> = {
                 let state = state.lock().expect("the state");
-                let state = changed.wait_while(state, |state| state.events.len() <= sent).expect("the state");
+                let nothing = |state: &mut State| state.events.len() <= sent && !state.away;
+                let state = changed.wait_while(state, nothing).expect("the state");
+                if state.away {
+                    return;
+                }
                 let new =
                     state.events[sent..].iter().filter(|(at, _)| at == path).map(|(_, event)| event.clone()).collect();
                 sent = state.events.len();
                 new
             };
-            for event in events {
-                let line = format!("{event}\n");
-                if stream.write_all(format!("{:x}\r\n{line}\r\n", line.len()).as_bytes()).is_err() {
-                    return;
-                }
+            if !events.iter().all(&mut send) {
+                return;
             }
         }
     }
@@ -156,14 +190,14 @@ impl Drop for Program {
     }
 }
 
-/// Wait until `check` gives something, at most ten seconds.
+/// Wait until `check` gives something, at most a minute.
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = check() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}: not within ten seconds");
+        assert!(Instant::now() < deadline, "{what}: not within a minute");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage};
 
 /// A pod, or a machine beside the node: the process that holds its namespace.
 pub struct Wire {
@@ -77,7 +78,8 @@ impl Wire {
         self
     }
 
-    fn new(name: &str, address: &str) -> Wire {
+    /// A namespace without a link, for a runtime to make one.
+    pub fn bare(name: &str, address: &str) -> Wire {
         let holder = Command::new("unshare")
             .args(["--net", "--kill-child", "sleep", "600"])
             .spawn()
@@ -87,27 +89,39 @@ impl Wire {
         crate::common::eventually("a namespace of its own", || {
             std::fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|found| *found != own)
         });
-        run(&format!("ip link add name w-{name} type veth peer name eth0 netns {pid}; ip link set w-{name} up"));
         let wire = Wire { holder, name: name.to_owned(), address: address.parse().expect("an address") };
-        wire.run("ip link set lo up; ip link set eth0 up");
+        wire.run("ip link set lo up");
         wire
+    }
+
+    fn new(name: &str, address: &str) -> Wire {
+        let wire = Wire::bare(name, address);
+        let pid = wire.holder.id();
+        run(&format!("ip link add name w-{name} type veth peer name eth0 netns {pid}; ip link set w-{name} up"));
+        wire.run("ip link set eth0 up");
+        wire
+    }
+
+    /// Where its namespace is.
+    pub fn namespace(&self) -> String {
+        format!("/proc/{}/ns/net", self.holder.id())
     }
 
     /// A command there.
     pub fn run(&self, command: &str) {
-        run(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{command}'", self.holder.id()));
+        run(&format!("nsenter --net={} sh -ec '{command}'", self.namespace()));
     }
 
     /// A program to be run there.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.args([&format!("--net=/proc/{}/ns/net", self.holder.id()), program]);
+        command.args([&format!("--net={}", self.namespace()), program]);
         command
     }
 
     /// `work` on a thread that is there.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("a namespace");
+        let namespace = std::fs::File::open(self.namespace()).expect("a namespace");
         std::thread::spawn(move || {
             setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).expect("entered");
             work()
@@ -125,20 +139,7 @@ impl Wire {
         let (tcp, udp) = self.within(move || {
             (TcpListener::bind(address).expect("a TCP port"), UdpSocket::bind(address).expect("a UDP port"))
         });
-        std::thread::spawn(move || {
-            for mut stream in tcp.incoming().flatten() {
-                let Ok(peer) = stream.peer_addr() else { continue };
-                // Kept open, so that a later question on the same connection is answered too.
-                std::thread::spawn(move || {
-                    let mut word = [0; 16];
-                    while stream.read(&mut word).is_ok_and(|size| size > 0) {
-                        if stream.write_all(format!("{name} {}", peer.ip()).as_bytes()).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
+        answer_streams(name, tcp);
         std::thread::spawn(move || {
             let mut word = [0; 16];
             while let Ok((_, peer)) = udp.recv_from(&mut word) {
@@ -147,10 +148,55 @@ impl Wire {
         });
     }
 
+    /// A server there over SCTP, whose streams are as TCP's.
+    pub fn serve_sctp(&self, name: &'static str, address: SocketAddr) {
+        let listener = self.within(move || {
+            let socket = sctp(address)?;
+            socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+            socket::listen(&socket, Backlog::new(16)?)?;
+            Ok::<_, nix::Error>(TcpListener::from(socket))
+        });
+        answer_streams(name, listener.expect("a port of SCTP"));
+    }
+
     pub fn ask(&self, to: &str) -> String {
         let to = to.to_owned();
         self.within(move || ask(&to))
     }
+}
+
+fn answer_streams(name: &'static str, listener: TcpListener) {
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let Ok(peer) = stream.peer_addr() else { continue };
+            // Kept open, so that a later question on the same connection is answered too.
+            std::thread::spawn(move || {
+                let mut word = [0; 16];
+                while stream.read(&mut word).is_ok_and(|size| size > 0) {
+                    if stream.write_all(format!("{name} {}", peer.ip()).as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A kernel that has no SCTP, or has not loaded it, has no such directory.
+pub fn has_sctp() -> bool {
+    std::path::Path::new("/proc/net/sctp").exists()
+}
+
+fn sctp(of: SocketAddr) -> nix::Result<OwnedFd> {
+    let family = if of.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp)
+}
+
+fn connect_sctp(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::from(sctp(to)?);
+    stream.set_write_timeout(Some(PATIENCE))?;
+    socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(stream)
 }
 
 impl Drop for Wire {
@@ -163,7 +209,7 @@ impl Drop for Wire {
 /// Packets are answered within this time, or never.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// What a server says over `tcp:1.2.3.4:5` or `udp:…`; `refused` or `silence` if it says nothing.
+/// What a server says over `tcp:1.2.3.4:5`, `udp:…` or `sctp:…`; `refused` or `silence` if it says nothing.
 pub fn ask(to: &str) -> String {
     let (protocol, address) = to.split_once(':').expect("protocol:address:port");
     let address: SocketAddr = address.parse().expect("address:port");
@@ -173,6 +219,8 @@ pub fn ask(to: &str) -> String {
             socket.connect(address)?;
             ask_on_udp(&socket)
         })
+    } else if protocol == "sctp" {
+        connect_sctp(address).and_then(|mut stream| ask_on_tcp(&mut stream))
     } else {
         TcpStream::connect_timeout(&address, PATIENCE).and_then(|mut stream| ask_on_tcp(&mut stream))
     };

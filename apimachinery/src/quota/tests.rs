@@ -83,11 +83,52 @@ fn every_kind_is_measured_by_what_it_uses() {
         assert_eq!(as_json(&got), expected, "{group}/{resource} {object}");
         for name in got.keys() {
             assert!(counts(group, resource, name), "{name}");
-            assert_eq!(counted(name), Some((group.to_owned(), resource.to_owned())), "{name}");
+            assert!(counted(name).contains(&(group.to_owned(), resource.to_owned())), "{name}");
         }
     }
-    assert_eq!(counted("requests.kubernetes.io/x"), None);
-    assert_eq!(counted("nonsense"), None);
+    assert!(counted("requests.kubernetes.io/x").is_empty() && counted("nonsense").is_empty());
+    for name in ["requests.example.com/gpu", "requests.deviceclass.resource.kubernetes.io/gpu"] {
+        assert_eq!(counted(name).len(), 2, "pods ask for it, and claims");
+    }
+}
+
+/// As `TestResourceClaimEvaluatorUsage`.
+#[test]
+fn what_a_pod_is_charged_with_its_claim_is_not() {
+    const IMPLICIT: &str = "deviceclass.resource.kubernetes.io/gpu";
+    let pod = |requests: &Value, status: Value| {
+        json!({"metadata": {"name": "p", "uid": "u"}, "status": status,
+            "spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}})
+    };
+    let claim = |name: &str, count: i64, of_pod: bool| {
+        let mut claim = json!({"metadata": {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"devices": {"requests": [{"exactly": {"deviceClassName": "gpu", "count": count}}]}}});
+        if of_pod {
+            claim["metadata"]["annotations"] = json!({"resource.kubernetes.io/extended-resource-claim": "true"});
+            claim["metadata"]["ownerReferences"] =
+                json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": true}]);
+        }
+        claim
+    };
+    let says = json!({"extendedResourceClaimStatus": {"resourceClaimName": "foo"}});
+    let both = json!({"example.com/gpu": "1", IMPLICIT: "1"});
+    for (claim, pod, others, implicit, explicit) in [
+        (claim("foo", 1, false), pod(&both, says.clone()), vec![], 1, 1),
+        (claim("foo", 1, true), pod(&json!({IMPLICIT: "1"}), says.clone()), vec![], 0, 1),
+        (claim("foo", 1, true), pod(&json!({"example.com/gpu": "1"}), says.clone()), vec![], 1, 0),
+        (claim("foo", 2, true), pod(&both, says.clone()), vec![], 1, 1),
+        (claim("foo", 2, true), pod(&both, json!({})), vec![], 1, 1),
+        (claim("foo-copy", 2, true), pod(&both, json!({})), vec![claim("foo", 2, true)], 2, 2),
+        (claim("other", 2, true), pod(&both, says), vec![], 2, 2),
+    ] {
+        let mut measured = measure("resource.k8s.io", "resourceclaims", &claim, Timestamp::UNIX_EPOCH);
+        let pod = charged_pod(&claim, |name| Some(pod.clone()).filter(|_| name == "p"), || others.clone());
+        let pod = pod.map(|pod| measure("", "pods", &pod, Timestamp::UNIX_EPOCH));
+        name_devices(&mut measured, |class| Some(format!("example.com/{class}")), pod.as_ref());
+        let counts = |name: &str| measured.usage.get(name).map_or(0, Quantity::value);
+        assert_eq!(counts(&format!("requests.{IMPLICIT}")), implicit, "{claim}");
+        assert_eq!(counts("requests.example.com/gpu"), explicit, "{claim}");
+    }
 }
 
 #[test]

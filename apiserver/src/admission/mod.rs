@@ -8,6 +8,7 @@ mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod node_taint;
+mod param_access;
 mod pod_security;
 mod priority;
 mod rbac_escalation;
@@ -241,8 +242,10 @@ impl AdmissionChain {
         }
         // Granting more than one holds is forbidden whatever plugins are on; in Kubernetes the roles' storage sees to it.
         let escalation: Box<dyn Plugin> = Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()));
+        let access = param_access::ParamAccess { lister: parts.lister.clone(), authorizer: parts.authorizer.clone() };
         let mut plugins = vec![
             (AdmissionTimes::of_plugin("RBACEscalation"), escalation),
+            (AdmissionTimes::of_plugin("ParamAccess"), Box::new(access)),
             (AdmissionTimes::of_plugin("DeviceAdmin"), simple::DEVICE_ADMIN.equip(&parts)),
         ];
         for plugin in PLUGINS {
@@ -439,6 +442,22 @@ mod testing {
         let (quotas, pod_security) = (Arc::new(NoQuotas), Arc::new(pod_security));
         let (limits, toleration_seconds) = Default::default();
         Parts { lister: objects, authorizer, quotas, limits, pod_security, toleration_seconds }
+    }
+
+    /// What a plugin says, as the last, to who writes an object `x`; `old` makes it an update.
+    pub async fn write(
+        plugin: &dyn Plugin,
+        (user, groups): (&str, &[&str]),
+        what: &str,
+        mut new: Value,
+        old: Option<Value>,
+    ) -> Result<(), String> {
+        let mut attributes = attributes(what, "", user, groups);
+        attributes.name = "x".into();
+        let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+        let mut request = request(&attributes, operation, Some(&mut new), old.as_ref());
+        assert!(plugin.handles(&request));
+        plugin.validate(&mut request).await.map_err(|error| error.message().to_owned())
     }
 
     /// Runs a plugin's two steps on a creation.

@@ -275,7 +275,11 @@ fn update_pod_status(request: &AdmissionRequest<'_>, node: &str) -> Result<(), S
         return Err(format!("node {node:?} cannot update labels through pod status"));
     }
     if new.pointer("/status/resourceClaimStatuses") != old.pointer("/status/resourceClaimStatuses") {
-        return Err(format!("node {node:?} cannot update resource claim statuses"));
+        // So it is spelled.
+        return Err(format!("node {node:?} cannot update resource claim statues"));
+    }
+    if new.pointer("/status/extendedResourceClaimStatus") != old.pointer("/status/extendedResourceClaimStatus") {
+        return Err(format!("node {node:?} cannot update extended resource claim status"));
     }
     Ok(())
 }

@@ -26,8 +26,7 @@ impl Plugin for RbacEscalation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::Operation;
-    use crate::admission::testing::{attributes, request};
+    use crate::admission::testing;
     use crate::authorization::lister::fake::Objects;
     use crate::authorization::lister::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES};
     use serde_json::{Value, json};
@@ -48,20 +47,9 @@ mod tests {
         RbacEscalation(Arc::new(Authorizer::with(&["RBAC".to_owned()], objects).unwrap()))
     }
 
-    async fn write(
-        user: &str,
-        groups: &[&str],
-        resource: &str,
-        mut new: Value,
-        old: Option<Value>,
-    ) -> Result<(), String> {
-        let mut attributes = attributes(&format!("rbac.authorization.k8s.io/{resource}"), "", user, groups);
-        attributes.name = "x".into();
-        let operation = if old.is_some() { Operation::Update } else { Operation::Create };
-        let mut request = request(&attributes, operation, Some(&mut new), old.as_ref());
-        let plugin = plugin();
-        assert!(plugin.handles(&request));
-        plugin.validate(&mut request).await.map_err(|error| error.message().to_owned())
+    async fn write(user: &str, groups: &[&str], resource: &str, new: Value, old: Option<Value>) -> Result<(), String> {
+        let what = format!("rbac.authorization.k8s.io/{resource}");
+        testing::write(&plugin(), (user, groups), &what, new, old).await
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! while a namespace's quotas are being written wait for the next round, which claims for all of them at once: under load a
 //! round costs one write a quota, however many requests it answers. Where there is no quota, nothing is done.
 use super::{AdmissionRequest, Operation, Plugin};
-use crate::authorization::lister::{Lister, RESOURCE_QUOTAS};
+use crate::authorization::lister::{DEVICE_CLASSES, Lister, PODS, RESOURCE_CLAIMS, RESOURCE_QUOTAS};
 use crate::registry::Resource;
 use crate::storage::{Put, Store, StoredObject};
 use apimachinery::pod::Resources;
@@ -97,15 +97,33 @@ impl ResourceQuota {
         Self { rounds: Arc::new(Rounds { lister, ledger, waiting: Mutex::default() }), limited }
     }
 
+    /// What an object uses. Devices have names that their classes give them, and a pod may be charged for them already.
+    fn measure(&self, request: &AdmissionRequest<'_>, object: &Value) -> Measured {
+        let (attributes, lister, now) = (request.attributes, &self.rounds.lister, jiff::Timestamp::now());
+        let (group, resource) = (attributes.group.as_str(), attributes.resource.as_str());
+        let mut measured = quota::measure(group, resource, object, now);
+        if (group, resource) == ("resource.k8s.io", "resourceclaims") {
+            let namespace = attributes.namespace.as_str();
+            let pod = |name: &str| lister.get(PODS, namespace, name).map(|pod| pod.value());
+            let others = || lister.list(RESOURCE_CLAIMS, Some(namespace)).iter().map(|claim| claim.value()).collect();
+            let pod = quota::charged_pod(object, pod, others).map(|pod| quota::measure("", "pods", &pod, now));
+            let called = |class: &str| {
+                let class = lister.get(DEVICE_CLASSES, "", class)?.value();
+                class.pointer("/spec/extendedResourceName")?.as_str().map(ToOwned::to_owned)
+            };
+            quota::name_devices(&mut measured, called, pod.as_ref());
+        }
+        measured
+    }
+
     /// Refuses what needs a quota where there is none. The cache is asked first; what it refuses, the newest state must.
     async fn check_limited(&self, request: &AdmissionRequest<'_>) -> Result<(), StatusError> {
         if self.limited.is_empty() || request.attributes.subresource == "status" {
             return Ok(());
         }
         let (group, resource) = (request.attributes.group.as_str(), request.attributes.resource.as_str());
-        let now = jiff::Timestamp::now();
-        let new = quota::measure(group, resource, request.new_object(), now);
-        let adds = request.old_object.is_none_or(|old| new.exceeds(&quota::measure(group, resource, old, now)));
+        let new = self.measure(request, request.new_object());
+        let adds = request.old_object.is_none_or(|old| new.exceeds(&self.measure(request, old)));
         let find = || {
             let stored = self.rounds.lister.list(RESOURCE_QUOTAS, Some(&request.attributes.namespace));
             let quotas: Vec<Quota> = stored.iter().map(|object| Quota::of(&object.value())).collect();
@@ -136,12 +154,11 @@ impl ResourceQuota {
         if !quotas.iter().any(|quota| counts(Quota::of(&quota.value()))) {
             return Ok(());
         }
-        let now = jiff::Timestamp::now();
         let (answer, answered) = oneshot::channel();
         let claim = Claim {
             kind: (group.to_owned(), resource.to_owned()),
-            new: quota::measure(group, resource, request.new_object(), now),
-            old: request.old_object.map(|old| quota::measure(group, resource, old, now)),
+            new: self.measure(request, request.new_object()),
+            old: request.old_object.map(|old| self.measure(request, old)),
             unlimited: attributes.subresource == "status",
             dry_run: request.dry_run,
             verdict: None,
@@ -491,6 +508,42 @@ mod tests {
         let error = create(&*plugin, "/pods", "a", &mut pod).await.unwrap_err();
         let why = "insufficient quota to match these scopes: [{PriorityClass In [top]}]";
         assert_eq!((error.code(), error.message()), (500, why));
+    }
+
+    #[tokio::test]
+    async fn devices_count_by_the_names_that_they_have_as_resources_and_once_for_a_pod() {
+        let (plugin, objects) = plugin(&[quota("q", "requests.example.com/gpu", 3)]);
+        objects.put(
+            DEVICE_CLASSES,
+            json!({"metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "example.com/gpu"}}),
+        );
+        let container = json!({"name": "c", "resources": {"requests": {"example.com/gpu": "2"}}});
+        let mut pod =
+            json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"containers": [container]}});
+        create(&*plugin, "/pods", "a", &mut pod).await.unwrap();
+        objects.put(PODS, pod);
+        let claim = |name: &str, meta: Value| {
+            let request = json!({"name": "r", "exactly": {"deviceClassName": "gpu", "count": 2}});
+            let mut claim = json!({"metadata": meta, "spec": {"devices": {"requests": [request]}}});
+            claim["metadata"]["name"] = name.into();
+            claim
+        };
+        let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": true}]);
+        let made = json!({"annotations": {"resource.kubernetes.io/extended-resource-claim": "true"}, "ownerReferences": owner});
+        let mut own = claim("a-of-p", made.clone());
+        create(&*plugin, "resource.k8s.io/resourceclaims", "a", &mut own).await.unwrap();
+        assert_eq!(
+            used(&objects, "q"),
+            json!({"requests.example.com/gpu": "2"}),
+            "the pod is charged, the claim is not"
+        );
+        own["metadata"]["namespace"] = "a".into();
+        objects.put(RESOURCE_CLAIMS, own);
+        for mut other in [claim("b-of-p", made), claim("c", json!({}))] {
+            let error = create(&*plugin, "resource.k8s.io/resourceclaims", "a", &mut other).await.unwrap_err();
+            let why = "exceeded quota: q, requested: requests.example.com/gpu=2, used: requests.example.com/gpu=2, limited: requests.example.com/gpu=3";
+            assert!(error.message().ends_with(why), "{}", error.message());
+        }
     }
 
     #[tokio::test]

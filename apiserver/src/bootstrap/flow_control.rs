@@ -64,6 +64,7 @@ fn schemas() -> Vec<Value> {
     let probes = json!([{"subjects": everyone, "nonResourceRules": [
         {"verbs": ["get"], "nonResourceURLs": ["/healthz", "/readyz", "/livez"]}]}]);
     let endpoints = resources(&["get", "create", "update"], "", &["endpoints"], false);
+    let old_locks = resources(&["get", "create", "update"], "", &["endpoints", "configmaps"], false);
     let (endpoint, mirror) = (account("endpoint-controller"), account("endpointslicemirroring-controller"));
     let mirrors = [&manager, &endpoint, &mirror];
     let node_rules = [
@@ -76,7 +77,7 @@ fn schemas() -> Vec<Value> {
         ("probes", "exempt", 2, "", probes),
         ("system-leader-election", "leader-election", 100, "ByUser", some(&leaders, &[&leases])),
         ("endpoint-controller", "workload-high", 150, "ByUser", some(&mirrors, &[&endpoints])),
-        ("workload-leader-election", "leader-election", 200, "ByUser", some(&[&accounts], &[&leases])),
+        ("workload-leader-election", "leader-election", 200, "ByUser", some(&[&accounts], &[&old_locks, &leases])),
         ("system-node-high", "node-high", 400, "ByUser", some(&[&nodes], &node_rules)),
         ("system-nodes", "system", 500, "ByUser", all(std::slice::from_ref(&nodes))),
         ("kube-controller-manager", "workload-high", 800, "ByNamespace", all(std::slice::from_ref(&manager))),

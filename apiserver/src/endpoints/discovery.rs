@@ -63,6 +63,21 @@ pub fn document(
     Some(Ok(response))
 }
 
+/// Is there a group of this name?
+pub fn has_group(group: &str) -> bool {
+    group.is_empty() || facts::groups().iter().any(|known| known.name == group)
+}
+
+/// Is it the path of a group that lacks such a version?
+pub fn lacks_version(path: &str) -> bool {
+    let mut parts = path.trim_matches('/').split('/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("api"), Some(_), _) => true,
+        (Some("apis"), Some(group), Some(_)) => has_group(group),
+        _ => false,
+    }
+}
+
 /// All paths of the index at `/`.
 pub fn paths() -> Vec<&'static str> {
     DOCUMENTS.keys().map(String::as_str).chain(["/api"]).collect()

@@ -2,7 +2,7 @@
 
 use crate::server::body::Body;
 use crate::server::request_info::Query;
-use crate::server::{Context, metrics, respond};
+use crate::server::{Context, respond};
 use http::Response;
 use http::header::{HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
@@ -59,7 +59,7 @@ pub fn document(context: &Context, path: &str, query: &Query) -> Option<Response
     let excluded: Vec<&str> = query.all("exclude").collect();
     let (code, text) = answer(endpoint, single, &excluded, query.has("verbose"), check);
     for (name, needs, _) in CHECKS {
-        metrics::checked(name, endpoint, check(needs).is_ok());
+        component_base::metrics::checked(name, endpoint, check(needs).is_ok());
     }
     let mut response = respond::text(code, text);
     response.headers_mut().insert(NO_SNIFF, HeaderValue::from_static("nosniff"));
@@ -117,6 +117,12 @@ fn answer(
     }
 }
 
+/// What was built, if the build was told.
+pub const GIT_COMMIT: &str = match option_env!("GIT_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
 /// `/version`.
 pub fn version() -> Response<Body> {
     let body = json!({
@@ -127,7 +133,7 @@ pub fn version() -> Response<Body> {
         "minCompatibilityMajor": "1",
         "minCompatibilityMinor": "35",
         "gitVersion": crate::KUBERNETES_VERSION,
-        "gitCommit": "",
+        "gitCommit": GIT_COMMIT,
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none",

@@ -3,14 +3,14 @@
 use super::list::{KNOWN_MATCHES, MATCH, Selectors, invalid_options};
 use super::{Outcome, Payload, ResourceRequest, get, table};
 use crate::registry::Resource;
-use crate::server::body::{Body, BoxError};
+use crate::server::body::{Body, BoxError, Pieces};
 use crate::server::negotiation::{Encoding, Shape, Wanted};
 use crate::server::request_info::Query;
 use crate::server::respond;
 use crate::storage::cache::{Event, Scope, Snapshot, Subscription, in_namespace};
 use crate::storage::{Store, StoredObject};
 use apimachinery::status::{FieldError, StatusError};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use http_body::Frame;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -301,30 +301,23 @@ impl WatchStream {
         }
     }
 
-    /// All frames that are ready, as one where they are small: what is sent costs by the piece as well.
-    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// All frames that are ready, up to a size: what is sent costs by the piece as well.
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Pieces>> {
         let Some(first) = std::task::ready!(self.poll_next(cx)) else { return Poll::Ready(None) };
-        let mut batch: Option<BytesMut> = None;
-        let mut size = first.len();
-        while size < BATCH {
+        let mut batch = Pieces::from(first);
+        while batch.remaining() < BATCH {
             let Poll::Ready(Some(next)) = self.poll_next(cx) else { break };
-            let batch = batch.get_or_insert_with(|| {
-                let mut batch = BytesMut::with_capacity(BATCH);
-                batch.extend_from_slice(&first);
-                batch
-            });
-            batch.extend_from_slice(&next);
-            size += next.len();
+            batch.push(next);
         }
-        Poll::Ready(Some(batch.map_or(first, BytesMut::freeze)))
+        Poll::Ready(Some(batch))
     }
 }
 
 impl http_body::Body for WatchStream {
-    type Data = Bytes;
+    type Data = Pieces;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, BoxError>>> {
         self.get_mut().poll_batch(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b))))
     }
 }

@@ -10,10 +10,10 @@ use crate::authentication::UserInfo;
 use crate::authorization::{Decision, forbidden};
 use crate::options::Options;
 use crate::server::Context;
-use crate::server::body::Body;
+use crate::server::body::{Body, Pieces};
 use crate::server::request_info::RequestInfo;
 use apimachinery::status::StatusError;
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes};
 use component_base::streams::{self, TUNNEL, V5, Wanted};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use futures::StreamExt as _;
@@ -110,18 +110,18 @@ impl Proxy {
             return Err(StatusError::no_such_resource());
         }
         match info.subresource.as_str() {
-            "log" => self.log(context, info, &request).await,
+            "log" => self.log(context, info, request).await,
             "proxy" => self.reverse(context, info, request).await,
             _ => self.stream(context, info, user, request).await,
         }
     }
 
-    /// `pods/log`. As `LogLocation`.
+    /// `pods/log`, in messages for a WebSocket client. As `LogLocation`.
     async fn log(
         &self,
         context: &Arc<Context>,
         info: &RequestInfo,
-        request: &Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Result<Response<Body>, StatusError> {
         if *request.method() != Method::GET {
             return Err(StatusError::method_not_allowed());
@@ -135,13 +135,18 @@ impl Proxy {
         }
         let kubelet = self.kubelet(context, node).await?;
         let path = target::log_path(&info.namespace, &info.name, &container, &info.query);
-        let request = Request::builder().uri(&path).header(header::HOST, kubelet.authority()).body(Body::Empty);
-        let request = request.map_err(StatusError::internal)?;
-        let answer = transport::send(&kubelet, Some(&self.kubelets), request).await.map_err(|error| {
+        let outgoing = Request::builder().uri(&path).header(header::HOST, kubelet.authority()).body(Body::Empty);
+        let outgoing = outgoing.map_err(StatusError::internal)?;
+        let answer = transport::send(&kubelet, Some(&self.kubelets), outgoing).await.map_err(|error| {
             StatusError::internal(format!("Get \"https://{}{path}\": {error}", kubelet.authority()))
         })?;
         if !answer.status().is_success() {
             return Err(complaint(answer, &info.name).await);
+        }
+        if let Some(protocol) = streams::chosen(request.headers(), &[streams::BINARY]) {
+            let log = answer.into_body().into_data_stream();
+            let accepted = streams::accept(request, protocol, move |client| streams::send_bytes(client, log));
+            return accepted.map(|answer| answer.map(|()| Body::Empty));
         }
         Ok(plain_text(stream_body(answer.into_body())))
     }
@@ -469,7 +474,7 @@ async fn lead_back(mut answer: Response<Body>, seen: &Seen<'_>) -> Response<Body
     // A page that is greater is passed on as it is: nobody waits for the whole of it.
     while page.len() <= PAGE_BYTES_MAX {
         match body.frame().await {
-            Some(Ok(frame)) => page.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+            Some(Ok(frame)) => page.put(frame.into_data().unwrap_or_default()),
             Some(Err(error)) => {
                 tracing::debug!(%error, "a proxied page broke off");
                 break;
@@ -481,7 +486,7 @@ async fn lead_back(mut answer: Response<Body>, seen: &Seen<'_>) -> Response<Body
             }
         }
     }
-    let read = futures::stream::once(std::future::ready(Ok(Frame::data(Bytes::from(page)))));
+    let read = futures::stream::once(std::future::ready(Ok(Frame::data(Pieces::from(Bytes::from(page))))));
     let whole = StreamBody::new(read.chain(BodyStream::new(body)));
     Response::from_parts(parts, Body::boxed(whole))
 }

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{PrivateKeyDer, ServerName};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,19 @@ impl Credentials {
     }
 }
 
+/// In Go's words, which people and tools know.
+fn connect_error(error: &io::Error) -> String {
+    let words = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::ConnectionReset => "connection reset by peer",
+        io::ErrorKind::HostUnreachable => "no route to host",
+        io::ErrorKind::NetworkUnreachable => "network is unreachable",
+        io::ErrorKind::TimedOut => "connection timed out",
+        _ => return error.to_string(),
+    };
+    format!("connect: {words}")
+}
+
 /// Sends a request; `tls` for HTTPS. The response may be an upgrade.
 pub async fn send(
     address: &Address,
@@ -88,7 +102,7 @@ pub async fn send(
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
         .map_err(|_| dial("i/o timeout".to_owned()))?
-        .map_err(|error| dial(error.to_string()))?;
+        .map_err(|error| dial(connect_error(&error)))?;
     // Failing only costs latency.
     let _ = stream.set_nodelay(true);
     let Some(credentials) = tls else { return over(stream, request).await };

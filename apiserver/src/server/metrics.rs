@@ -18,13 +18,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::AtomicI64;
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 /// What a request is about, as far as series tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EncodeLabelSet)]
 struct Target {
     component: &'static str,
     group: &'static str,
@@ -35,7 +35,7 @@ struct Target {
     version: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
     code: u16,
     dry_run: &'static str,
@@ -44,11 +44,33 @@ struct RequestLabels {
     target: Target,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
 struct DurationLabels {
     dry_run: &'static str,
     #[prometheus(flatten)]
     target: Target,
+}
+
+// Every request is found among these: what tells most of them apart is enough.
+
+impl Hash for Target {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let texts = [self.resource, self.verb, self.subresource];
+        let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        state.write_u64(texts.iter().flat_map(|text| text.as_bytes()).fold(0, mix));
+    }
+}
+
+impl Hash for RequestLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.target.hash(state);
+    }
+}
+
+impl Hash for DurationLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.target.hash(state);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -87,19 +109,6 @@ struct ControllerLabels {
     name: &'static str,
     #[prometheus(flatten)]
     step: StepLabels,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CheckLabels {
-    name: &'static str,
-    r#type: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CheckedLabels {
-    name: &'static str,
-    status: &'static str,
-    r#type: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -198,12 +207,6 @@ static ADMISSION_STEPS: LazyLock<Histograms<StepLabels>> = LazyLock::new(|| {
         histograms(|| Histogram::new(ADMISSIONS)),
     )
 });
-static HEALTH: LazyLock<Family<CheckLabels, Gauge>> = LazyLock::new(|| {
-    register("kubernetes_healthcheck", "This metric records the result of a single healthcheck", Family::default())
-});
-static HEALTH_CHECKS: LazyLock<Family<CheckedLabels, Counter>> = LazyLock::new(|| {
-    register("kubernetes_healthchecks", "This metric records the results of all healthcheck", Family::default())
-});
 static BUILD: LazyLock<Family<BuildLabels, Gauge>> = LazyLock::new(|| {
     register("kubernetes_build_info", "A metric with a constant '1' value labeled by what was built", Family::default())
 });
@@ -216,7 +219,7 @@ pub fn text(store: &Store) -> String {
     let build = BuildLabels {
         build_date: "",
         compiler: "rustc",
-        git_commit: "",
+        git_commit: crate::endpoints::health::GIT_COMMIT,
         git_tree_state: "clean",
         git_version: crate::KUBERNETES_VERSION,
         go_version: "none",
@@ -312,19 +315,14 @@ impl AdmissionTimes {
     }
 }
 
-/// A health check has been asked.
-pub fn checked(name: &'static str, endpoint: &'static str, passed: bool) {
-    HEALTH.get_or_create(&CheckLabels { name, r#type: endpoint }).set(i64::from(passed));
-    let status = if passed { "success" } else { "error" };
-    HEALTH_CHECKS.get_or_create(&CheckedLabels { name, status, r#type: endpoint }).inc();
-}
-
 /// One more request, until the guard is dropped.
 pub struct Counted(Gauge);
 
 pub fn in_flight(mutating: bool) -> Counted {
-    let request_kind = if mutating { "mutating" } else { "readOnly" };
-    count(IN_FLIGHT.get_or_create(&KindLabels { request_kind }).clone())
+    static KINDS: LazyLock<[Gauge; 2]> = LazyLock::new(|| {
+        ["readOnly", "mutating"].map(|request_kind| IN_FLIGHT.get_or_create_owned(&KindLabels { request_kind }))
+    });
+    count(KINDS[usize::from(mutating)].clone())
 }
 
 pub fn long_running(info: &RequestInfo) -> Counted {
@@ -417,10 +415,10 @@ mod tests {
         drop((in_flight(true), long_running(&get)));
         AdmissionTimes::of_steps().observe(Operation::Create, true, false, Duration::ZERO);
         AdmissionTimes::of_plugin("Priority").observe(Operation::Create, true, false, Duration::ZERO);
-        checked("ping", "livez", true);
+        component_base::metrics::checked("ping", "livez", true);
         storage_size(1);
         OBJECTS.get_or_create(&ResourceLabels { resource: "pods".into() }).set(1);
-        let ours = read(&component_base::metrics::encode());
+        let ours = read(&(component_base::metrics::encode() + &component_base::metrics::encode_slis()));
 
         let mut compared = 0;
         for metric in &apimachinery::yaml::documents(&text).unwrap()[0].as_array().unwrap().clone() {

@@ -89,7 +89,7 @@ impl State {
 /// Runs the server until `shutdown`.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = tls_config(&options)?;
-    let etcd = Etcd::connect(&options).await.context("cannot set up the etcd client")?;
+    let etcd = Etcd::new(&options).context("cannot set up the etcd client")?;
     let settings = registry::settings(&options)?;
     let mut endpoints = registry::endpoints();
     endpoints.extend(authentication::endpoints(&options)?);

@@ -40,13 +40,14 @@ const EXEMPT_PATHS: [&str; 3] = ["/healthz", "/livez", "/readyz"];
 /// Its holders are never refused for want of room.
 const SUPERUSERS: &str = "system:masters";
 /// What `/` names beside discovery.
-const OTHER_PATHS: [&str; 11] = [
+const OTHER_PATHS: [&str; 12] = [
     "/.well-known/openid-configuration",
     "/configz",
     "/healthz",
     "/healthz/etcd",
     "/livez",
     "/metrics",
+    "/metrics/slis",
     "/openapi/v2",
     "/openapi/v3",
     "/openid/v1/jwks",
@@ -67,6 +68,8 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
     }
     let dry_run = info.query.has("dryRun");
     let client = metrics::system_client(request.headers());
+    // Who asks may name the request.
+    let named = request.headers().get(AUDIT_ID).filter(|id| !id.is_empty()).cloned();
     let wanted = Wanted::of(request.headers(), info.query.get("pretty"), has_table(&info));
     let error_form = *wanted.as_ref().unwrap_or(&Wanted::PLAIN);
     let result = {
@@ -93,8 +96,8 @@ pub async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Respon
             respond::status(&StatusError::internal("the request could not be handled"), error_form)
         }
     };
-    if let Ok(value) = HeaderValue::try_from(metadata::new_uid()) {
-        response.headers_mut().insert(AUDIT_ID, value);
+    if let Some(id) = named.or_else(|| HeaderValue::try_from(metadata::new_uid()).ok()) {
+        response.headers_mut().insert(AUDIT_ID, id);
     }
     let (code, took) = (response.status().as_u16(), started.elapsed());
     metrics::answered(&info, dry_run, client, &response, took);
@@ -222,6 +225,10 @@ fn document(
             let text = metrics::text(&context.store);
             return Ok(respond::plain(200, component_base::metrics::CONTENT_TYPE, text.into()));
         }
+        "/metrics/slis" => {
+            let text = component_base::metrics::encode_slis();
+            return Ok(respond::plain(200, component_base::metrics::CONTENT_TYPE, text.into()));
+        }
         "" => {
             let mut paths = discovery::paths();
             paths.extend(OTHER_PATHS);
@@ -238,8 +245,16 @@ fn document(
     if let Some(answer) = discovery::document(path, headers, wanted, &address) {
         return answer;
     }
+    if discovery::lacks_version(path) {
+        return Err(StatusError::no_such_resource());
+    }
     let document = authentication::document(&context.options, path);
-    Ok(document.unwrap_or_else(|| respond::text(404, "404 page not found\n")))
+    Ok(document.unwrap_or_else(not_found))
+}
+
+/// What nobody serves: a path, or the resources of a group.
+fn not_found() -> Response<Body> {
+    respond::text(404, "404 page not found\n")
 }
 
 struct Rendered {
@@ -259,6 +274,14 @@ async fn resource(
     wanted: Result<Wanted, StatusError>,
 ) -> Result<Rendered, StatusError> {
     let (group, version) = (info.group.as_str(), info.version.as_str());
+    if !discovery::has_group(group) {
+        let (payload, warnings) = (Payload::Response(not_found()), Vec::new());
+        return Ok(Rendered {
+            wanted: Wanted::PLAIN,
+            include: table::Include::Metadata,
+            outcome: Outcome { code: 404, payload, warnings },
+        });
+    }
     if context.proxy.serves(&info.resource, &info.subresource) {
         let body = body.take().ok_or_else(|| StatusError::internal("the body was read already"))?;
         return Box::pin(connect(context, info, user, attributes, request.map(|()| body))).await;

@@ -250,7 +250,7 @@ pub fn from_key<'o>(
     let (first, end): (Arc<str>, Option<Arc<str>>) = match namespace {
         "" => ("".into(), None),
         // '0' is the character behind '/'.
-        namespace => (format!("{namespace}/").into(), Some(format!("{namespace}0").into())),
+        namespace => ([namespace, "/"].concat().into(), Some([namespace, "0"].concat().into())),
     };
     let first = if *start > *first { start.into() } else { first };
     objects.range(first..).take_while(move |(key, _)| end.as_ref().is_none_or(|end| *key < end))

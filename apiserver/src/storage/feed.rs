@@ -2,9 +2,9 @@
 //! history needed for that is gone is everything listed anew, and all watchers sent away: never a gap.
 
 use super::cache::Objects;
-use super::etcd::EtcdError;
+use super::etcd::messages::{self, Watched};
+use super::etcd::{EtcdError, Stream};
 use super::{Store, keys};
-use etcd_client::{EventType, WatchOptions, WatchResponse};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,13 +105,11 @@ async fn watch(store: &Store) -> End {
         async move { etcd.learn_versions().await }
     });
     let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
-    let options = WatchOptions::new().with_prefix().with_start_revision(store.progress() + 1).with_progress_notify();
-    let mut client = store.etcd.watch_client();
-    let opening = client.watch(format!("{}/", store.root), Some(options));
-    let mut stream = match tokio::time::timeout(HEARTBEAT, opening).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return broken(&error),
-        Err(_) => return End::Broken("etcd does not answer".to_owned()),
+    let root = format!("{}/", store.root);
+    let end = keys::range_end(&root);
+    let mut stream = match store.etcd.watch(root.as_bytes(), &end, store.progress() + 1).await {
+        Ok(stream) => stream,
+        Err(error) => return broken(&error),
     };
     loop {
         let message = tokio::select! {
@@ -119,22 +117,19 @@ async fn watch(store: &Store) -> End {
             () = store.restart_feed.notified() => return End::Broken("it had fallen behind".to_owned()),
             // Someone waits for a revision that may have been made outside our prefix.
             () = store.ask_progress.notified() => {
-                if let Err(error) = stream.request_progress().await {
+                if let Err(error) = stream.send(messages::progress()) {
                     return broken(&error);
                 }
                 continue;
             }
         };
         match message {
-            Ok(Ok(Some(response))) => {
-                if response.compact_revision() > 0 {
-                    return End::Compacted;
-                }
-                if response.canceled() {
-                    return End::Broken(response.cancel_reason().to_owned());
-                }
-                apply(store, &response);
-            }
+            Ok(Ok(Some(message))) => match messages::watched(&message) {
+                Ok(watched) if watched.compact_revision > 0 => return End::Compacted,
+                Ok(watched) if watched.canceled => return broken(&String::from_utf8_lossy(watched.cancel_reason)),
+                Ok(watched) => apply(store, &watched),
+                Err(error) => return broken(&error),
+            },
             Ok(Ok(None)) => return End::Broken("etcd closed it".to_owned()),
             Ok(Err(error)) => return broken(&error),
             Err(_) => {
@@ -156,13 +151,14 @@ async fn watch(store: &Store) -> End {
 }
 
 /// Writes a mark and waits for anything to come through.
-async fn moves(store: &Store, stream: &mut etcd_client::WatchStream) -> bool {
+async fn moves(store: &Store, stream: &mut Stream) -> bool {
     if store.etcd.put_always(&format!("{}/pilothouse/progress", store.root), b"{}").await.is_err() {
         return false;
     }
-    match tokio::time::timeout(super::FRESH_WAIT, stream.message()).await {
-        Ok(Ok(Some(response))) if response.compact_revision() == 0 && !response.canceled() => {
-            apply(store, &response);
+    let Ok(Ok(Some(message))) = tokio::time::timeout(super::FRESH_WAIT, stream.message()).await else { return false };
+    match messages::watched(&message) {
+        Ok(watched) if watched.compact_revision == 0 && !watched.canceled => {
+            apply(store, &watched);
             true
         }
         _ => false,
@@ -170,26 +166,22 @@ async fn moves(store: &Store, stream: &mut etcd_client::WatchStream) -> bool {
 }
 
 /// Brings a batch of events into the caches, then says so.
-fn apply(store: &Store, response: &WatchResponse) {
+fn apply(store: &Store, watched: &Watched<'_>) {
     let mut newest = store.progress();
-    if response.events().is_empty() && !response.created() && store.etcd.progress_is_true() {
+    if watched.events.is_empty() && !watched.created && store.etcd.progress_is_true() {
         // A progress notification: whatever happened up to its revision has been sent.
-        newest = newest.max(response.header().map_or(0, |h| h.revision()));
+        newest = newest.max(watched.revision);
     }
     let mut batches: HashMap<&str, Vec<_>> = HashMap::new();
-    for event in response.events() {
-        let Some(kv) = event.kv() else { continue };
-        newest = newest.max(kv.mod_revision());
-        let full = String::from_utf8_lossy(kv.key());
+    for event in &watched.events {
+        let kv = &event.kv;
+        newest = newest.max(kv.mod_revision);
+        let full = String::from_utf8_lossy(kv.key);
         let Some((prefix, key)) = keys::split(&store.root, &full, |p| store.rooms.contains_key(p)) else { continue };
         let Some((prefix, room)) = store.rooms.get_key_value(prefix) else { continue };
-        let object = match event.event_type() {
-            EventType::Delete => None,
-            EventType::Put => {
-                Some(store.parse(room, &full, kv.value(), kv.mod_revision(), kv.create_revision() == kv.mod_revision()))
-            }
-        };
-        batches.entry(prefix.as_str()).or_default().push((Arc::<str>::from(key), kv.mod_revision(), object));
+        let created = kv.create_revision == kv.mod_revision;
+        let object = (!event.deleted).then(|| store.parse(room, &full, kv.value, kv.mod_revision, created));
+        batches.entry(prefix.as_str()).or_default().push((Arc::<str>::from(key), kv.mod_revision, object));
     }
     for (prefix, changes) in batches {
         if let Some(room) = store.rooms.get(prefix) {

@@ -2,12 +2,12 @@
 
 /// The key of an object below its resource's prefix: `ns/name`, or `name` where there is no namespace.
 pub fn object_key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+    if namespace.is_empty() { name.to_owned() } else { [namespace, "/", name].concat() }
 }
 
 /// The full key of an object.
 pub fn full_key(root: &str, prefix: &str, key: &str) -> String {
-    format!("{root}/{prefix}/{key}")
+    [root, "/", prefix, "/", key].concat()
 }
 
 /// Takes a full key apart into the resource's prefix and the object's key. `known` says which prefixes there are; they have

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod clock;
+pub mod conformance;
 
 use base64::Engine as _;
 use http::Request;
@@ -51,6 +52,14 @@ pub fn has_etcd() -> bool {
     if !found {
         assert!(std::env::var_os("CI").is_none(), "etcd is not installed");
         println!("skipped: etcd is not installed");
+    }
+    found
+}
+
+pub fn has_kubectl() -> bool {
+    let found = Command::new("kubectl").args(["version", "--client"]).stdout(Stdio::null()).status().is_ok();
+    if !found {
+        println!("skipped: kubectl is not installed");
     }
     found
 }
@@ -315,6 +324,28 @@ impl Server {
             "users": [{"name": "c", "user": user}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]})
         .to_string()
+    }
+
+    /// A call of kubectl, in a directory that is its home.
+    pub fn kubectl_command(&self, args: &[&str]) -> Command {
+        let config = self.directory.path().join("kubeconfig");
+        std::fs::write(&config, self.kubeconfig()).unwrap();
+        let mut command = Command::new("kubectl");
+        command.args(args).env("KUBECONFIG", &config).env("HOME", self.directory.path());
+        command
+    }
+
+    /// Whether kubectl succeeded, and what it said, given a manifest to read if there is one.
+    pub fn kubectl(&self, args: &[&str], manifest: &str) -> (bool, String) {
+        let mut command = self.kubectl_command(args);
+        if !manifest.is_empty() {
+            let file = self.directory.path().join("manifest.yaml");
+            std::fs::write(&file, manifest).unwrap();
+            command.arg("-f").arg(&file);
+        }
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
 
     /// Code, headers and body of a request with headers of one's own.

@@ -69,9 +69,22 @@ async fn an_account_lives_and_its_tokens_hold() {
     server.delete(&format!("{ACCOUNTS}?labelSelector=l%3Dstatic"), &Value::Null).await.unwrap();
     server.gone(&format!("{ACCOUNTS}/a")).await;
 
-    let document = server.get("/.well-known/openid-configuration").await.unwrap();
+    // An account can check a token by what the issuer publishes.
+    let of_issuer = async |path: &str| {
+        let account = ("system:serviceaccount:t:default", ["system:serviceaccounts", "system:authenticated"]);
+        server.call_as((account.0, &account.1), "GET", path, &Value::Null).await.unwrap()
+    };
+    let document = of_issuer("/.well-known/openid-configuration").await;
     assert_eq!((&document["issuer"], &document["response_types_supported"]), (&json!(ISSUER), &json!(["id_token"])));
-    assert!(server.get("/openid/v1/jwks").await.unwrap()["keys"][0]["kid"].is_string());
+    let keys: jsonwebtoken::jwk::JwkSet = serde_json::from_value(of_issuer("/openid/v1/jwks").await).unwrap();
+    let header = jsonwebtoken::decode_header(token).unwrap();
+    let key = jsonwebtoken::DecodingKey::from_jwk(keys.find(header.kid.as_deref().unwrap()).unwrap()).unwrap();
+    let mut rules = jsonwebtoken::Validation::new(header.alg);
+    rules.set_audience(&["vault"]);
+    rules.set_issuer(&[document["issuer"].as_str().unwrap()]);
+    let claims = jsonwebtoken::decode::<Value>(token, &key, &rules).unwrap().claims;
+    assert_eq!(claims["sub"], "system:serviceaccount:t:a");
+    assert!(jsonwebtoken::decode::<Value>(&format!("{token}A"), &key, &rules).is_err(), "a signature of another");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

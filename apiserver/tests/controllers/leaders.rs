@@ -57,6 +57,13 @@ async fn another_takes_over_in_the_middle_of_a_roll_out() {
     server.end_controllers(first, false);
     let next = holder(&server, &leader).await;
     pods(&server, 40).await;
+    eventually("it is told who leads", async || {
+        let events = "/api/v1/namespaces/kube-system/events?fieldSelector=reason%3DLeaderElection";
+        let list = server.get(events).await.map_err(|error| format!("{error:?}"))?;
+        let told = list.to_string();
+        if told.contains(&format!("{next} became leader")) { Ok(()) } else { Err(told) }
+    })
+    .await;
     let deleted = server.get("/api/v1/namespaces/t/events?fieldSelector=reason%3DSuccessfulDelete").await.unwrap();
     assert_eq!(deleted["items"].as_array().map(Vec::len), Some(0), "none was too many");
 

@@ -8,6 +8,8 @@ mod clocks;
 mod common;
 mod endpoints;
 mod garbage;
+mod held;
+mod kubectl;
 mod leaders;
 mod namespaces;
 mod nodes;
@@ -21,6 +23,12 @@ async fn start() -> Option<common::Server> {
         return None;
     }
     let server = common::Server::start_with_controllers().await;
+    ready(&server).await;
+    Some(server)
+}
+
+/// Makes the namespace `t`, and waits until pods can be made in it.
+async fn ready(server: &common::Server) {
     server.namespace("t").await;
     // Pods need it.
     common::eventually("the default ServiceAccount", async || {
@@ -30,5 +38,4 @@ async fn start() -> Option<common::Server> {
             .map_err(|error| format!("{error:?} {}", server.controllers_log()))
     })
     .await;
-    Some(server)
 }

@@ -121,8 +121,10 @@ async fn a_node_that_falls_silent_loses_its_pods() {
     // When all fall silent at once, the fault is rather here: nobody is evicted.
     let impatient = json!([{"key": unreachable, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}]);
     pod(&server, "spared", "n1", impatient).await;
-    alive.abort();
+    // The empty one first: alone, the other one would lose its pod.
     back.abort();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    alive.abort();
     eventually("both are unreachable", async || {
         let nodes = server.get(NODES).await.map_err(|error| format!("{error:?}"))?;
         let all: Vec<String> = nodes["items"].as_array().unwrap().iter().flat_map(taints).collect();

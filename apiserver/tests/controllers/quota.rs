@@ -290,3 +290,33 @@ async fn what_comes_and_goes_never_is_more_than_there_may_be() {
     assert!(made > 2 * HARD, "what went made room: {made}");
     says_used(&server, "q", json!({"secrets": "0"})).await;
 }
+
+/// Whoever asks for devices: a container by a resource's name, or a claim by their class.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_count_by_the_name_that_their_class_gives_them() {
+    const NAME: &str = "requests.example.com/gpu";
+    const CLASS: &str = "requests.deviceclass.resource.kubernetes.io/gpu";
+    let Some(server) = start().await else { return };
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "example.com/gpu"}});
+    server.post("/apis/resource.k8s.io/v1/deviceclasses", &class).await.unwrap();
+    make(&server, "q", json!({"hard": {NAME: "4", CLASS: "9"}})).await;
+    says_used(&server, "q", json!({NAME: "0", CLASS: "0"})).await;
+    let amount = json!({"example.com/gpu": "1"});
+    server.post(&format!("{V1}/pods"), &pod("p", json!({"requests": amount, "limits": amount}))).await.unwrap();
+    says_used(&server, "q", json!({NAME: "1", CLASS: "0"})).await;
+    let claims = "/apis/resource.k8s.io/v1/namespaces/t/resourceclaims";
+    let claim = |name: &str| {
+        let request = json!({"name": "r", "exactly": {"deviceClassName": "gpu", "count": 2}});
+        json!({"metadata": {"name": name}, "spec": {"devices": {"requests": [request]}}})
+    };
+    server.post(claims, &claim("a")).await.unwrap();
+    says_used(&server, "q", json!({NAME: "3", CLASS: "2"})).await;
+    let (code, why) = server.post(claims, &claim("b")).await.unwrap_err();
+    let told = format!("exceeded quota: q, requested: {NAME}=2, used: {NAME}=3, limited: {NAME}=4");
+    assert!(code == 403 && why.ends_with(&told), "{code}: {why}");
+    // What is counted anew is what was claimed.
+    server.delete(&format!("{V1}/pods/p"), &Value::Null).await.unwrap();
+    says_used(&server, "q", json!({NAME: "2", CLASS: "2"})).await;
+    server.delete(&format!("{claims}/a"), &Value::Null).await.unwrap();
+    says_used(&server, "q", json!({NAME: "0", CLASS: "0"})).await;
+}

@@ -1,10 +1,9 @@
 //! Server-side apply and field ownership against a real server: over every stored kind, over status and scale, and by kubectl.
 
-use crate::common::{JSON, MERGE, Server, has_etcd};
+use crate::common::{JSON, MERGE, Server, has_etcd, has_kubectl};
 use crate::kinds::{collection_path, one_of_each, version_of};
 use apimachinery::facts::KindFacts;
 use serde_json::{Value, json};
-use std::process::Command;
 
 const APPLY: &str = "application/apply-patch+yaml";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
@@ -256,26 +255,9 @@ async fn what_cannot_be_applied_is_refused() {
     assert!(error.0 == 409 && error.1.contains("UID in precondition: someone-else"), "{error:?}");
 }
 
-/// kubectl with a kubeconfig for the server; gives whether it succeeded, and what it said.
-fn kubectl(server: &Server, args: &[&str], manifest: &str) -> (bool, String) {
-    let directory = tempfile::tempdir().unwrap();
-    let (config, file) = (directory.path().join("config"), directory.path().join("manifest.yaml"));
-    std::fs::write(&config, server.kubeconfig()).unwrap();
-    std::fs::write(&file, manifest).unwrap();
-    let mut command = Command::new("kubectl");
-    command.env("KUBECONFIG", &config).env("HOME", directory.path()).args(args);
-    if !manifest.is_empty() {
-        command.arg("-f").arg(&file);
-    }
-    let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_applies() {
-    if !has_etcd() || Command::new("kubectl").arg("version").arg("--client").output().is_err() {
-        println!("skipped: kubectl is not installed");
+    if !has_etcd() || !has_kubectl() {
         return;
     }
     let server = Server::start().await;
@@ -285,7 +267,7 @@ async fn kubectl_applies() {
         apimachinery::yaml::to_string(&object).unwrap()
     };
     let run = |args: &[&str], manifest: &str| {
-        let (ok, said) = kubectl(&server, args, manifest);
+        let (ok, said) = server.kubectl(args, manifest);
         assert!(ok, "{args:?}: {said}");
         said
     };
@@ -293,7 +275,7 @@ async fn kubectl_applies() {
     assert!(said.contains("deployment.apps/web serverside-applied"), "{said}");
     run(&["apply", "--server-side"], &manifest(2, "nginx:1"));
     run(&["scale", "deployment/web", "--replicas=4"], "");
-    let (ok, said) = kubectl(&server, &["apply", "--server-side"], &manifest(2, "nginx:1"));
+    let (ok, said) = server.kubectl(&["apply", "--server-side"], &manifest(2, "nginx:1"));
     assert!(!ok && said.contains("Apply failed with 1 conflict: conflict with \"kubectl\" with subresource \"scale\" using apps/v1: .spec.replicas"), "{said}");
     run(&["apply", "--server-side", "--force-conflicts"], &manifest(3, "nginx:2"));
     let said = run(
@@ -323,13 +305,12 @@ async fn kubectl_applies() {
     run(&["apply", "--server-side"], &config("c", ""));
     let said = run(&["get", "configmap", "c", "-o", "jsonpath={.data}"], "");
     assert_eq!(said, r#"{"k":"c"}"#);
-    let (ok, said) = kubectl(
-        &server,
+    let (ok, said) = server.kubectl(
         &["apply", "--server-side", "--validate=false"],
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\nbogus: 1\n",
     );
     assert!(!ok && said.contains(".bogus: field not declared in schema"), "{said}");
-    let (ok, said) = kubectl(&server, &["create"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: d}\nbogus: 1\n");
+    let (ok, said) = server.kubectl(&["create"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: d}\nbogus: 1\n");
     assert!(!ok && said.contains("strict decoding error: unknown field \"bogus\""), "{said}");
     run(&["label", "configmap", "c", "a=b"], "");
     run(&["patch", "configmap", "c", "--type=json", "-p", r#"[{"op":"add","path":"/data/x","value":"y"}]"#], "");

@@ -1,7 +1,7 @@
 //! What the server says of itself: discovery, OpenAPI, version, health, metrics, keys; read by plain requests, by kubectl, and
 //! by the client for Python.
 
-use crate::common::{ISSUER, JSON, Server, has_etcd};
+use crate::common::{ISSUER, JSON, Server, has_etcd, has_kubectl};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -141,7 +141,8 @@ async fn version_health_metrics_and_keys_are_told() {
     let verbose = text("/readyz?verbose&exclude=etcd").await.1;
     assert!(verbose.contains("[+]etcd excluded: ok") && verbose.ends_with("readyz check passed\n"), "{verbose}");
 
-    server.get("/api/v1/pods").await.unwrap();
+    let (_, headers, _) = get(&server, "/api/v1/pods", &[("audit-id", "asked-for")]).await;
+    assert_eq!(headers["audit-id"], "asked-for");
     let metrics = text("/metrics").await.1;
     for series in [
         "apiserver_request_total{",
@@ -149,10 +150,14 @@ async fn version_health_metrics_and_keys_are_told() {
         "apiserver_response_sizes_bucket{",
         "apiserver_storage_objects{",
         "apiserver_admission_step_admission_duration_seconds_bucket{",
-        "kubernetes_healthcheck{",
     ] {
         assert!(metrics.contains(series), "{series}");
     }
+    let checks = text("/metrics/slis").await.1;
+    assert!(
+        checks.contains("kubernetes_healthcheck{") && checks.contains("kubernetes_healthchecks_total{"),
+        "{checks}"
+    );
     assert!(text("/configz").await.1.contains("etcd-servers"));
     let (_, headers, configuration) = get(&server, "/.well-known/openid-configuration", &[]).await;
     assert_eq!((headers["content-type"].to_str().unwrap(), &configuration["issuer"]), (JSON, &json!(ISSUER)));
@@ -198,35 +203,12 @@ async fn openapi_is_read_by_its_index() {
     assert_eq!((code, headers["content-type"].to_str().unwrap()), (200, accept.replace('@', ".").as_str()));
 }
 
-fn kubectl_command(server: &Server, home: &Path, arguments: &[&str]) -> Command {
-    let kubeconfig = home.join("kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-    let mut command = Command::new("kubectl");
-    command.arg("--kubeconfig").arg(kubeconfig).args(arguments).env("HOME", home);
-    command
-}
-
-/// kubectl, if there is one on this machine.
-fn kubectl(server: &Server, home: &Path, arguments: &[&str]) -> Option<String> {
-    let output = match kubectl_command(server, home, arguments).output() {
-        Ok(output) => output,
-        Err(error) => {
-            println!("skipped: kubectl: {error}");
-            return None;
-        }
-    };
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "kubectl {arguments:?}: {out}{err}");
-    Some(out.into_owned())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_explains_and_checks_before_it_sends() {
-    if !has_etcd() {
+    if !has_etcd() || !has_kubectl() {
         return;
     }
     let server = Server::start().await;
-    let home = tempfile::tempdir().unwrap();
     for (arguments, expected) in [
         (vec!["explain", "pod.spec", "--recursive"], "terminationGracePeriodSeconds\t<integer>"),
         (vec!["explain", "deployment.spec.strategy"], "Type of deployment. Can be \"Recreate\" or"),
@@ -239,18 +221,15 @@ async fn kubectl_explains_and_checks_before_it_sends() {
         (vec!["get", "componentstatuses"], "etcd-0"),
         (vec!["get", "namespaces", "-o", "wide"], "kube-system"),
     ] {
-        let Some(text) = kubectl(&server, home.path(), &arguments) else { return };
-        assert!(text.contains(expected), "{arguments:?}: {text}");
+        let (ok, text) = server.kubectl(&arguments, "");
+        assert!(ok && text.contains(expected), "{arguments:?}: {text}");
     }
-    let manifest = home.path().join("map.yaml");
-    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: b}\n").unwrap();
-    let file = manifest.to_str().unwrap();
-    kubectl(&server, home.path(), &["create", "-f", file]).unwrap();
-    kubectl(&server, home.path(), &["apply", "-f", file]).unwrap();
-    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: c}\nbogus: 1\n")
-        .unwrap();
-    let refused = kubectl_command(&server, home.path(), &["apply", "-f", file]).output().unwrap();
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("unknown field \"bogus\""), "{refused:?}");
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\n";
+    for command in ["create", "apply"] {
+        assert!(server.kubectl(&[command], &format!("{map}data: {{a: b}}\n")).0);
+    }
+    let (ok, said) = server.kubectl(&["apply"], &format!("{map}data: {{a: c}}\nbogus: 1\n"));
+    assert!(!ok && said.contains("unknown field \"bogus\""), "{said}");
 }
 
 /// The client for Python does what its users do with it.

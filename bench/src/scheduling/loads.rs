@@ -37,6 +37,9 @@ pub struct Options {
     /// Pods of each of those Deployments
     #[arg(long, default_value_t = 10)]
     replicas: usize,
+    /// Without the rolling update of those Deployments
+    #[arg(long)]
+    creation_only: bool,
 }
 
 const TOKEN: &str = "bench";
@@ -207,6 +210,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// How many objects there are, without reading them: what waits must not take the processors from what it waits for.
+    async fn count(&self, path: &str) -> anyhow::Result<usize> {
+        let list = self.send("GET", &format!("{path}?limit=1"), &Value::Null).await?;
+        let more = list["metadata"]["remainingItemCount"].as_u64().unwrap_or(0);
+        Ok(list["items"].as_array().map_or(0, Vec::len) + usize::try_from(more)?)
+    }
+
     /// Whether no pod matches the field selector.
     async fn none(&self, fields: &str) -> anyhow::Result<bool> {
         let list = self.send("GET", &format!("/api/v1/pods?limit=1&fieldSelector={fields}"), &Value::Null).await?;
@@ -237,7 +247,7 @@ async fn measure(options: &Options, load: Load, nodes: usize) -> anyhow::Result<
     first["spec"]["containers"][0]["resources"] = json!({});
     cluster.send("POST", PODS, &first).await?;
     cluster.until("the first pod has a node", START_WITHIN, async |cluster| cluster.none(UNBOUND).await).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(crate::SETTLED).await;
     let before = usage(scheduler)?;
     let count = if load == Load::Preemption { PREEMPTORS.min(options.pods) } else { options.pods };
     let started = Instant::now();
@@ -298,7 +308,7 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
     let replicas = options.replicas;
     let pods = DEPLOYMENTS * replicas;
     let finished = async |cluster: &Cluster| {
-        let list = cluster.send("GET", "/apis/apps/v1/namespaces/default/deployments", &Value::Null).await?;
+        let path = |number: usize| format!("/apis/apps/v1/namespaces/default/deployments/web-{number}");
         let done = |object: &Value| {
             let is = |field: &str| object["status"][field] == replicas;
             object["status"]["observedGeneration"] == object["metadata"]["generation"]
@@ -306,13 +316,20 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
                 && is("availableReplicas")
                 && is("replicas")
         };
-        Ok(list["items"].as_array().is_some_and(|items| items.len() == DEPLOYMENTS && items.iter().all(done)))
+        // One after the other: what is finished stays so.
+        for number in 0..DEPLOYMENTS {
+            while !done(&cluster.send("GET", &path(number), &Value::Null).await?) {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        anyhow::Ok(())
     };
     let memory = |of: (&Usage, &Usage)| format!("{:.1} / {:.1}", of.0.memory_mb, of.1.memory_mb);
     let nothing = || "-".to_owned();
+    tokio::time::sleep(crate::SETTLED).await;
     let idle = memory((&usage(scheduler)?, &usage(controllers)?));
     let mut rows = vec![vec!["idle".to_owned(), nothing(), nothing(), nothing(), nothing(), idle]];
-    for what in ["creation", "rolling update"] {
+    for what in ["creation", "rolling update"].into_iter().take(if options.creation_only { 1 } else { 2 }) {
         let before = (usage(scheduler)?, usage(controllers)?);
         let started = Instant::now();
         let mut bound = None;
@@ -325,9 +342,7 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
                 .await?;
             cluster
                 .until("all pods are bound", DONE_WITHIN, async |cluster| {
-                    let list = cluster.send("GET", PODS, &Value::Null).await?;
-                    let has_node = |pod: &&Value| pod["spec"]["nodeName"].is_string();
-                    Ok(list["items"].as_array().is_some_and(|items| items.iter().filter(has_node).count() >= pods))
+                    Ok(cluster.count(PODS).await? >= pods && cluster.none(UNBOUND).await?)
                 })
                 .await?;
             bound = Some(started.elapsed());
@@ -340,7 +355,9 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
                 stream::iter(paths).map(|path| async move { cluster.send("PATCH", &path, patch).await.map(drop) });
             sent.buffer_unordered(CLIENTS).try_collect::<()>().await?;
         }
-        cluster.until(what, DONE_WITHIN, finished).await?;
+        tokio::time::timeout(DONE_WITHIN, finished(&cluster))
+            .await
+            .with_context(|| format!("not in time: {what}"))??;
         let elapsed = started.elapsed();
         let after = (usage(scheduler)?, usage(controllers)?);
         rows.push(vec![

@@ -4,8 +4,8 @@
 mod spdy;
 
 use apimachinery::status::StatusError;
-use bytes::{BufMut as _, BytesMut};
-use futures::{SinkExt as _, StreamExt as _};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::{SinkExt as _, Stream, StreamExt as _};
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use hyper::body::Incoming;
@@ -27,6 +27,8 @@ pub const V5: &str = "v5.channel.k8s.io";
 pub const V4: &str = "v4.channel.k8s.io";
 /// SPDY in messages, for port-forward.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// Bytes of one stream in messages, for logs.
+pub const BINARY: &str = "binary.k8s.io";
 /// What runs over SPDY's streams: a command, or connections to ports.
 pub const COMMAND: &str = "v4.channel.k8s.io";
 pub const PORT_FORWARD: &str = "portforward.k8s.io";
@@ -134,6 +136,29 @@ where
         }
     });
     Ok(response)
+}
+
+/// Sends what comes, until it ends or the client goes.
+pub async fn send_bytes<S, E>(mut client: Client, chunks: S) -> Result<(), BoxError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Send,
+    E: Into<BoxError>,
+{
+    let mut chunks = std::pin::pin!(chunks);
+    loop {
+        let chunk = tokio::select! {
+            chunk = chunks.next() => chunk,
+            // Its pings are answered by reading them.
+            heard = client.next() => match heard {
+                Some(Ok(message)) if !message.is_close() => continue,
+                _ => return Ok(()),
+            },
+        };
+        match chunk {
+            Some(chunk) => client.send(Message::binary(chunk.map_err(Into::into)?)).await?,
+            None => return Ok(client.close(None).await?),
+        }
+    }
 }
 
 /// Channels in messages on the client's side, streams on the runtime's.

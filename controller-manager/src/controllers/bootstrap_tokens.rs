@@ -9,8 +9,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
+    api::WatchParams,
     api::{DeleteParams, PostParams, Preconditions},
-    runtime::watcher,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::info;
@@ -88,7 +88,7 @@ struct Signer {
 /// Signs `cluster-info`; runs until shutdown.
 pub async fn start_signing(context: Arc<Context>) {
     let Some(client) = context.client_for("bootstrap-signer").await else { return };
-    let only = watcher::Config::default().fields(&format!("metadata.name={INFO}")).any_semantic();
+    let only = WatchParams::default().fields(&format!("metadata.name={INFO}"));
     let info = Informer::start(api_in::<ConfigMap>(&context.client, INFO_NAMESPACE), only);
     let secrets = context.informers.get::<Secret>();
     let queue = Arc::new(WorkQueue::new("bootstrap_signer_queue"));

@@ -100,7 +100,9 @@ pub const ALL: &[Entry] = entries! {
     "token-cleaner-controller", "tokencleaner" => bootstrap_tokens::start_cleaning;
 };
 
-/// Controllers of Kubernetes v1.36 that are not here, and why.
+/// Controllers of Kubernetes v1.36 that are not here, and why. So Services of the type LoadBalancer are left alone, whatever their
+/// class: as with kube-controller-manager v1.36, which has no cloud providers any more, their finalizer
+/// `service.kubernetes.io/load-balancer-cleanup` and their status come from who provides the balancer.
 pub const ABSENT: &[(&str, &str)] = &[
     ("service-lb-controller", CLOUD),
     ("node-route-controller", CLOUD),

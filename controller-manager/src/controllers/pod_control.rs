@@ -7,9 +7,12 @@ use crate::{
     },
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, names, pod::controller_of};
+use bytes::Bytes;
 use component_base::{
+    client::send,
     events::{Recorder, Type},
     informer::{Change, Informer},
+    lean,
 };
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use k8s_openapi::{
@@ -21,13 +24,25 @@ use kube::{
     Client, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use serde::Deserialize;
-use std::{sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How long changes of pods that are there are gathered: each alone would be a status to write.
 const GATHER: Duration = Duration::from_millis(50);
+/// The same for pods of which more are awaited.
+const GATHER_AWAITED: Duration = Duration::from_millis(500);
+/// How long a status may be behind while pods are on their way: of a set by which a rolling update goes on, and of what only
+/// people read.
+pub const TOLD_SOON: Duration = Duration::from_millis(500);
+pub const TOLD_LATER: Duration = Duration::from_secs(1);
 /// Writes of one step that are under way at the same time.
 const PARALLEL: usize = 16;
+/// Namespaces that are remembered.
+const PROVEN_MAX: usize = 10_000;
 
 /// What owns pods by a selector.
 pub trait PodOwner: Watched + Resource<Scope = NamespaceResourceScope> {
@@ -38,6 +53,11 @@ pub trait PodOwner: Watched + Resource<Scope = NamespaceResourceScope> {
 
     /// Whether an orphan that is selected is of any use.
     fn can_use(&self, _orphan: &Pod) -> bool {
+        true
+    }
+
+    /// Whether an owner does anything else for a pod of its own because it changed in this way.
+    fn concerns(_old: &Pod, _new: &Pod) -> bool {
         true
     }
 }
@@ -68,9 +88,10 @@ pub fn pod_changed<K: PodOwner>(
         }
         let began_to_go = going && change.old.is_some_and(|p| p.metadata.deletion_timestamp.is_none());
         // The last of those that were awaited is urgent, and what nobody awaited.
-        if (change.old.is_none() || began_to_go) && expectations.satisfied(key) {
-            queue.add(key.clone());
-        } else {
+        if change.old.is_none() || began_to_go {
+            let satisfied = expectations.satisfied(key);
+            queue.add_after(key.clone(), if satisfied { Duration::ZERO } else { GATHER_AWAITED });
+        } else if change.old.zip(change.new).is_none_or(|(old, new)| K::concerns(old, new)) {
             queue.add_after(key.clone(), GATHER);
         }
         // A pod becomes available by time alone; its owner's step asks to be called then.
@@ -83,9 +104,11 @@ pub fn pod_changed<K: PodOwner>(
     }
     // An orphan may be adopted by whoever selects it.
     let orphan = change.new.is_some_and(|p| controller_of(&p.metadata).is_none());
-    let relabelled = change.old.map(|p| &p.metadata.labels) != change.new.map(|p| &p.metadata.labels)
-        || change.old.is_some_and(|p| controller_of(&p.metadata).is_some());
-    if orphan && relabelled && !going {
+    let relabelled = || {
+        change.old.map(|p| &p.metadata.labels) != change.new.map(|p| &p.metadata.labels)
+            || change.old.is_some_and(|p| controller_of(&p.metadata).is_some())
+    };
+    if orphan && !going && relabelled() {
         for owner in owners.list_in(namespace) {
             if owner.selector().is_ok_and(|s| !s.is_empty() && s.matches_opt(pod.metadata.labels.as_ref())) {
                 queue.add(NamespacedName::of(owner.as_ref()));
@@ -94,10 +117,10 @@ pub fn pod_changed<K: PodOwner>(
     }
 }
 
-/// How many to try at once, one batch after the other, so that a pod that cannot be made fails once and not a hundred
+/// How many to try at once, one batch after the other, so that a pod that cannot be made fails `first` times and not a hundred
 /// times: 1, 2, 4, … As `slowStartBatch`.
-pub fn slow_start(count: usize) -> Vec<usize> {
-    let (mut batches, mut left, mut size) = (Vec::new(), count, 1);
+pub fn slow_start(count: usize, first: usize) -> Vec<usize> {
+    let (mut batches, mut left, mut size) = (Vec::new(), count, first);
     while left > 0 {
         let batch = size.min(left);
         batches.push(batch);
@@ -105,6 +128,50 @@ pub fn slow_start(count: usize) -> Vec<usize> {
         size *= 2;
     }
     batches
+}
+
+/// Namespaces in which the last pods that were to be made were made: there the next ones need not come one by one.
+#[derive(Clone, Default)]
+struct Proven(Arc<Mutex<HashSet<String>>>);
+
+impl Proven {
+    fn first_batch(&self, namespace: &str) -> usize {
+        if self.0.lock().contains(namespace) { PARALLEL } else { 1 }
+    }
+
+    fn note(&self, namespace: &str, made: bool) {
+        let mut all = self.0.lock();
+        if !made {
+            all.remove(namespace);
+        } else if !all.contains(namespace) {
+            if all.len() >= PROVEN_MAX {
+                all.clear();
+            }
+            all.insert(namespace.to_owned());
+        }
+    }
+}
+
+/// Whose written status is behind, and since when: what can wait waits for more, but not for long. Each write is a request, and
+/// one more of whoever follows it.
+#[derive(Default)]
+pub struct Behind(Mutex<HashMap<NamespacedName, Instant>>);
+
+impl Behind {
+    /// How long the status of `key`, which can wait `within` a time, may still do so; None if it is to be written now, or says
+    /// nothing new.
+    pub fn wait(&self, key: &NamespacedName, within: Option<Duration>) -> Option<Duration> {
+        let mut all = self.0.lock();
+        if let Some(within) = within {
+            let since = all.entry(key.clone()).or_insert_with(Instant::now);
+            let left = within.saturating_sub(since.elapsed());
+            if !left.is_zero() {
+                return Some(left);
+            }
+        }
+        all.remove(key);
+        None
+    }
 }
 
 /// Carries out one batch of writes after the other until one fails; gives that failure and how many were not tried.
@@ -123,15 +190,12 @@ pub async fn in_batches(
     Ok(())
 }
 
-/// What is read of the answer to a creation: the rest comes by the watch.
-#[derive(Deserialize)]
-struct Made {
-    metadata: MadeMeta,
-}
+/// A pod to be made, as it is sent.
+pub type NewPod = Bytes;
 
-#[derive(Deserialize)]
-struct MadeMeta {
-    name: String,
+/// A pod as it is sent.
+pub fn new_pod(pod: &Pod) -> Result<NewPod, SyncError> {
+    Ok(serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?.into())
 }
 
 /// Writes pods on behalf of owners.
@@ -139,13 +203,20 @@ struct MadeMeta {
 pub struct PodControl {
     pub client: Client,
     pub recorder: Recorder,
+    proven: Proven,
 }
 
 impl PodControl {
-    /// Makes one pod for `owner`.
-    pub async fn create(&self, namespace: &str, pod: &Pod, owner: &ObjectReference) -> Result<(), kube::Error> {
-        match self.post(namespace, pod).await {
-            Ok(Made { metadata: MadeMeta { name } }) => {
+    pub fn new(client: Client, recorder: Recorder) -> Self {
+        Self { client, recorder, proven: Proven::default() }
+    }
+
+    /// Makes one pod for `owner`, of its text.
+    async fn create(&self, namespace: &str, pod: &[u8], owner: &ObjectReference) -> Result<(), kube::Error> {
+        let pods = kube::core::Request::new(Pod::url_path(&(), Some(namespace)));
+        match send(&self.client, pods.create(&PostParams::default(), pod.to_vec())).await {
+            Ok(made) => {
+                let name = lean::name_of(&made).unwrap_or_default();
                 self.recorder.event(owner, Type::Normal, "SuccessfulCreate", "", format!("Created pod: {name}"));
                 Ok(())
             }
@@ -160,20 +231,13 @@ impl PodControl {
         }
     }
 
-    async fn post(&self, namespace: &str, pod: &Pod) -> Result<Made, kube::Error> {
-        let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;
-        let all = kube::core::Request::new(Pod::url_path(&(), Some(namespace)));
-        let request = all.create(&PostParams::default(), body).map_err(kube::Error::BuildRequest)?;
-        self.client.request(request).await
-    }
-
     /// Deletes and makes pods of `owner`, expecting to see that; gives the reason of a failure and the failure.
     pub async fn write(
         &self,
         expectations: &Expectations,
         key: &NamespacedName,
         owner: &ObjectReference,
-        create: &[Pod],
+        create: &[NewPod],
         delete: &[Arc<Pod>],
     ) -> Result<(), (&'static str, SyncError)> {
         if create.is_empty() && delete.is_empty() {
@@ -196,7 +260,12 @@ impl PodControl {
             };
             creation.boxed()
         });
-        if let Err((untried, error)) = in_batches(creations.collect(), slow_start(create.len())).await {
+        let batches = slow_start(create.len(), self.proven.first_batch(&key.namespace));
+        let created = in_batches(creations.collect(), batches).await;
+        if !create.is_empty() {
+            self.proven.note(&key.namespace, created.is_ok());
+        }
+        if let Err((untried, error)) = created {
             // What was not made will not be seen.
             (0..untried).for_each(|_| expectations.creation_observed(key));
             return Err(("FailedCreate", error.into()));
@@ -210,7 +279,8 @@ impl PodControl {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let only_this = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
-        match gone_is_fine(api_in::<Pod>(&self.client, namespace).delete(name, &parameters).await) {
+        let pods = kube::core::Request::new(Pod::url_path(&(), Some(namespace)));
+        match gone_is_fine(send(&self.client, pods.delete(name, &parameters)).await) {
             Ok(Some(_)) => {
                 self.recorder.event(owner, Type::Normal, "SuccessfulDelete", "", format!("Deleted pod: {name}"));
                 Ok(())
@@ -295,7 +365,29 @@ mod tests {
 
     #[test]
     fn batches_double() {
-        assert_eq!(slow_start(0), Vec::<usize>::new());
-        assert_eq!(slow_start(10), [1, 2, 4, 3]);
+        assert_eq!(slow_start(0, 1), Vec::<usize>::new());
+        assert_eq!(slow_start(10, 1), [1, 2, 4, 3]);
+        assert_eq!(slow_start(50, 16), [16, 32, 2]);
+    }
+
+    #[test]
+    fn what_was_made_last_says_how_many_come_first() {
+        let proven = Proven::default();
+        assert_eq!(proven.first_batch("a"), 1);
+        proven.note("a", true);
+        assert_eq!((proven.first_batch("a"), proven.first_batch("b")), (PARALLEL, 1));
+        proven.note("a", false);
+        assert_eq!(proven.first_batch("a"), 1);
+    }
+
+    #[test]
+    fn a_status_waits_a_while_and_no_longer() {
+        let (behind, key) = (Behind::default(), NamespacedName::new("ns", "web"));
+        assert_eq!(behind.wait(&key, None), None);
+        assert!(behind.wait(&key, Some(TOLD_SOON)).is_some_and(|left| left <= TOLD_SOON));
+        behind.0.lock().insert(key.clone(), Instant::now() - TOLD_SOON);
+        assert!(behind.wait(&key, Some(TOLD_LATER)).is_some(), "others have more time");
+        assert_eq!(behind.wait(&key, Some(TOLD_SOON)), None);
+        assert!(behind.wait(&key, Some(TOLD_SOON)).is_some(), "the next one waits anew");
     }
 }

@@ -113,7 +113,10 @@ fn plan(
         }
     }
     if threshold > 0 && ended.len() > threshold {
-        ended.sort_by_key(|at| (pods[*at].metadata.creation_timestamp.clone(), pods[*at].metadata.name.clone()));
+        // Evicted ones first. As `byEvictionAndCreationTimestamp`.
+        let evicted = |pod: &Pod| pod.status.as_ref().is_some_and(|s| s.reason.as_deref() == Some("Evicted"));
+        let order = |pod: &Pod| (!evicted(pod), pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone());
+        ended.sort_by_key(|at| order(&pods[*at]));
         let surplus = ended.len() - threshold;
         remove.extend(ended.into_iter().take(surplus).map(|at| (Reason::Terminated, at)));
     }
@@ -202,5 +205,8 @@ mod tests {
         ];
         assert_eq!(plan(&pods, &known, &BTreeSet::new(), 2), [(Reason::Terminated, 1)]);
         assert_eq!(plan(&pods, &known, &BTreeSet::new(), 0), []);
+        let mut evicted = pods.clone();
+        Arc::make_mut(&mut evicted[0]).status.get_or_insert_default().reason = Some("Evicted".to_owned());
+        assert_eq!(plan(&evicted, &known, &BTreeSet::new(), 2), [(Reason::Terminated, 0)]);
     }
 }

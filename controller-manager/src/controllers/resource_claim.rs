@@ -66,13 +66,15 @@ pub async fn start(context: Arc<Context>) {
     let queue = Arc::new(WorkQueue::new(NAME));
     let to = queue.clone();
     controller.pods.on_change(move |change| {
-        let Some(pod) = change.latest().filter(|p| asked(p).next().is_some()) else { return };
-        let key = NamespacedName::of(pod.as_ref());
+        let Some(pod) = change.latest() else { return };
         if change.new.is_none_or(|p| is_done(p)) {
-            let claims = asked(pod).filter_map(|asked| name_of(pod, asked));
-            claims.for_each(|c| to.add(Key::Claim(NamespacedName::new(key.namespace.clone(), c))));
-        } else if change.old.and_then(|p| node_name(p)) != node_name(pod) || change.old.is_none() {
-            to.add(Key::Pod(key));
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            claims_of(pod).for_each(|c| to.add(Key::Claim(NamespacedName::new(namespace, c))));
+            return;
+        }
+        let placed = change.old.and_then(|p| node_name(p)) != node_name(pod);
+        if (placed || change.old.is_none()) && asked(pod).next().is_some() {
+            to.add(Key::Pod(NamespacedName::of(pod.as_ref())));
         }
     });
     let to = queue.clone();
@@ -110,6 +112,12 @@ pub(super) fn name_of(pod: &Pod, asked: &PodResourceClaim) -> Option<String> {
     }
     let statuses = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
     statuses.into_iter().find(|s| s.name == asked.name)?.resource_claim_name.clone()
+}
+
+/// All claims of a pod that are known by name: what it asks for, and what the scheduler made for its extended resources.
+fn claims_of(pod: &Pod) -> impl Iterator<Item = String> {
+    let extended = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
+    asked(pod).filter_map(|asked| name_of(pod, asked)).chain(extended.map(|s| s.resource_claim_name.clone()))
 }
 
 /// It will not run (any more). As `isPodDone`.
@@ -360,8 +368,10 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"},
             "spec": {"containers": [], "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"},
                 {"name": "net", "resourceClaimName": "shared"}]},
-            "status": {"resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "p-gpu-x"}]}}))
+            "status": {"resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "p-gpu-x"}],
+                "extendedResourceClaimStatus": {"resourceClaimName": "p-extended-resources-y", "requestMappings": []}}}))
         .unwrap();
+        assert_eq!(claims_of(&pod).collect::<Vec<_>>(), ["p-gpu-x", "shared", "p-extended-resources-y"]);
         let names: Vec<_> = asked(&pod).map(|a| name_of(&pod, a)).collect();
         assert_eq!(names, [Some("p-gpu-x".to_owned()), Some("shared".to_owned())]);
         let template = serde_json::from_value(json!({"metadata": {}, "spec": {"metadata": {"labels": {"a": "b"}},

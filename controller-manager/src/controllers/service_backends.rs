@@ -6,7 +6,7 @@ use apimachinery::{
     time::rfc3339,
 };
 use k8s_openapi::{
-    api::core::v1::{ObjectReference, Pod, Service, ServicePort},
+    api::core::v1::{ObjectReference, Pod, PodIP, Service, ServicePort},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
     jiff::Timestamp,
 };
@@ -140,7 +140,13 @@ pub fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
 /// Whether a change of a pod may change the endpoints of Services that select it. As `endpointChanged`.
 pub fn matters(old: &Pod, new: &Pod) -> bool {
     use apimachinery::pod::is_ready;
-    let shape = |p: &Pod| (p.spec.as_ref().map(|s| (s.node_name.clone(), s.hostname.clone(), s.subdomain.clone())),);
+    type Field<'a> = Option<&'a String>;
+    fn shape(pod: &Pod) -> Option<(Field<'_>, Field<'_>, Field<'_>)> {
+        pod.spec.as_ref().map(|s| (s.node_name.as_ref(), s.hostname.as_ref(), s.subdomain.as_ref()))
+    }
+    fn addresses(pod: &Pod) -> Option<(Field<'_>, Option<&Vec<PodIP>>)> {
+        pod.status.as_ref().map(|s| (s.pod_ip.as_ref(), s.pod_ips.as_ref()))
+    }
     old.metadata.labels != new.metadata.labels
         || old.metadata.deletion_timestamp.is_some() != new.metadata.deletion_timestamp.is_some()
         || is_ready(old) != is_ready(new)

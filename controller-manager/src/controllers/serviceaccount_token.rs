@@ -13,8 +13,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
+    api::WatchParams,
     api::{DeleteParams, PostParams, Preconditions},
-    runtime::watcher,
 };
 use rcgen::PublicKeyData as _;
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ pub async fn start(context: Arc<Context>) {
         Some(path) => tokio::fs::read(path).await.ok(),
         None => None,
     };
-    let only = watcher::Config::default().fields(&format!("type={TYPE}")).any_semantic();
+    let only = WatchParams::default().fields(&format!("type={TYPE}"));
     let secrets = Informer::start(Api::<Secret>::all(context.client.clone()), only);
     let accounts = context.informers.get::<ServiceAccount>();
     let queue = Arc::new(WorkQueue::new(NAME));

@@ -52,11 +52,10 @@ pub async fn start(context: Arc<Context>) {
             pod.spec.as_ref().map(|s| (&s.node_name, &s.tolerations))
         }
         if let Some(pod) = change.latest() {
-            let key = NamespacedName::of(pod.as_ref());
             if change.new.is_none() {
-                seen.waiting.forget(&key);
-            } else if change.old.map(placed) != change.new.map(placed) {
-                to.add(key);
+                seen.waiting.forget(&NamespacedName::of(pod.as_ref()));
+            } else if change.old.map(placed) != change.new.map(placed) && seen.is_on_tainted_node(pod) {
+                to.add(NamespacedName::of(pod.as_ref()));
             }
         }
     });
@@ -73,6 +72,14 @@ pub async fn start(context: Arc<Context>) {
     nodes.synced().await;
     pods.synced().await;
     run(NAME, queue, controller, WORKERS, context.shutdown.clone()).await;
+}
+
+impl Controller {
+    /// A pod on a node without such taints, or on one that is not known yet, hears of it when the node gets one.
+    fn is_on_tainted_node(&self, pod: &Pod) -> bool {
+        let node = pod.spec.as_ref().and_then(|spec| self.nodes.get("", spec.node_name.as_deref()?));
+        node.is_some_and(|node| !no_execute(&node).is_empty())
+    }
 }
 
 fn no_execute(node: &Node) -> Vec<Taint> {

@@ -1,11 +1,11 @@
 //! Whose name a controller writes in.
 //!
 //! With `--use-service-account-credentials` each controller writes as `kube-system/<controller>`, whose rights are the
-//! default role `system:controller:<controller>`; otherwise as the process itself. All share one connection: what tells
+//! default role `system:controller:<controller>`; otherwise as the process itself. All share a connection: what tells
 //! them apart is the bearer token that [`Delegate`] puts on a request. Tokens are renewed before they expire, and at once
 //! when the server does not accept one any more (its ServiceAccount was deleted and made anew, say).
 use super::worker::{cause, is_code};
-use component_base::backoff::Backoff;
+use component_base::{backoff::Backoff, client::Service, transport::Received};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use k8s_openapi::api::{
@@ -35,8 +35,9 @@ const RETRY_CAP: Duration = Duration::from_secs(30);
 pub struct Credentials {
     /// The process's own client: it may make ServiceAccounts and ask for their tokens.
     own: Client,
-    /// A client that says nothing of who it is; None when controllers write as the process.
-    anonymous: Option<Client>,
+    /// What controllers write through, and whether that says who they are: else they do, by tokens.
+    base: Service,
+    tokens: bool,
     limits: Limits,
     shutdown: CancellationToken,
 }
@@ -52,8 +53,8 @@ pub struct Limits {
 // === impl Credentials ===
 
 impl Credentials {
-    pub fn new(own: Client, anonymous: Option<Client>, limits: Limits, shutdown: CancellationToken) -> Self {
-        Self { own, anonymous, limits, shutdown }
+    pub fn new(own: Client, base: Service, tokens: bool, limits: Limits, shutdown: CancellationToken) -> Self {
+        Self { own, base, tokens, limits, shutdown }
     }
 
     /// A client that writes as `kube-system/<account>`, with so many times the limits; returns once it has its first token.
@@ -61,16 +62,20 @@ impl Credentials {
     pub async fn client(&self, account: &str, times: f64) -> Option<Client> {
         let Limits { qps, burst } = self.limits;
         let limiter = Arc::new(Limiter::new(Limits { qps: qps * times, burst: burst * times }));
-        let Some(anonymous) = &self.anonymous else {
-            return Some(delegate(self.own.clone(), limiter, None));
+        let client = |token| {
+            let delegate = Delegate { base: self.base.clone(), limiter, token };
+            Client::new(delegate, self.own.default_namespace())
         };
+        if !self.tokens {
+            return Some(client(None));
+        }
         let token = Arc::new(Token { header: RwLock::new(None), renew: Notify::new() });
         let expires = tokio::select! {
             expires = renew(&self.own, account, &token) => expires,
             () = self.shutdown.cancelled() => return None,
         };
         tokio::spawn(keep(self.own.clone(), account.to_owned(), token.clone(), expires, self.shutdown.clone()));
-        Some(delegate(anonymous.clone(), limiter, Some(token)))
+        Some(client(Some(token)))
     }
 }
 
@@ -142,20 +147,15 @@ async fn request(own: &Client, account: &str) -> Result<(HeaderValue, Duration),
 
 // === the service below a controller's client ===
 
-fn delegate(base: Client, limiter: Arc<Limiter>, token: Option<Arc<Token>>) -> Client {
-    let namespace = base.default_namespace().to_owned();
-    Client::new(Delegate { base, limiter, token }, namespace)
-}
-
 #[derive(Clone)]
 struct Delegate {
-    base: Client,
+    base: Service,
     limiter: Arc<Limiter>,
     token: Option<Arc<Token>>,
 }
 
 impl tower::Service<Request<Body>> for Delegate {
-    type Response = Response<Body>;
+    type Response = Response<Received>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
@@ -164,13 +164,13 @@ impl tower::Service<Request<Body>> for Delegate {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let Self { base, limiter, token } = self.clone();
+        let Self { mut base, limiter, token } = self.clone();
         Box::pin(async move {
             limiter.take().await;
             if let Some(header) = token.as_ref().and_then(|t| t.header.read().clone()) {
                 request.headers_mut().insert(AUTHORIZATION, header);
             }
-            let response = base.send(request).await?;
+            let response = base.call(request).await?;
             if response.status() == StatusCode::UNAUTHORIZED
                 && let Some(token) = token
             {

@@ -6,14 +6,15 @@ use component_base::informer::Informer;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Resource;
 use parking_lot::RwLock;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
-/// Objects by a text that each has one of, or none.
+/// Objects by a text that each has one of, or none; of one text in the order of [`name`].
 pub struct Index<K> {
-    entries: RwLock<HashMap<String, BTreeMap<(String, String), Arc<K>>>>,
+    entries: RwLock<HashMap<String, Vec<Arc<K>>>>,
+}
+
+fn name<K: Resource>(object: &K) -> (Option<&str>, Option<&str>) {
+    (object.meta().namespace.as_deref(), object.meta().name.as_deref())
 }
 
 impl<K: Resource + Send + Sync + 'static> Index<K> {
@@ -24,20 +25,26 @@ impl<K: Resource + Send + Sync + 'static> Index<K> {
         informer.on_change(move |change| {
             let (old, new) = (change.old.and_then(|o| value(o)), change.new.and_then(|o| value(o)));
             let Some(object) = change.latest() else { return };
-            let meta = object.meta();
-            let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            let place =
+                |group: &Vec<Arc<K>>| group.binary_search_by(|one| name(one.as_ref()).cmp(&name(object.as_ref())));
             let mut entries = follower.entries.write();
             if let Some(old) = old
                 && Some(&old) != new.as_ref()
                 && let Some(group) = entries.get_mut(&old)
             {
-                group.remove(&key);
+                if let Ok(at) = place(group) {
+                    group.remove(at);
+                }
                 if group.is_empty() {
                     entries.remove(&old);
                 }
             }
             if let (Some(new), Some(object)) = (new, change.new) {
-                entries.entry(new).or_default().insert(key, object.clone());
+                let group = entries.entry(new).or_default();
+                match place(group) {
+                    Ok(at) => group[at] = object.clone(),
+                    Err(at) => group.insert(at, object.clone()),
+                }
             }
         });
         index
@@ -45,7 +52,7 @@ impl<K: Resource + Send + Sync + 'static> Index<K> {
 
     /// What belongs to `value`, by namespace and name.
     pub fn get(&self, value: &str) -> Vec<Arc<K>> {
-        self.entries.read().get(value).map(|group| group.values().cloned().collect()).unwrap_or_default()
+        self.entries.read().get(value).cloned().unwrap_or_default()
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! An object is slimmed before it is kept: [`Watched::slim`] says what no controller reads. What is written back whole
 //! (Deployments, ReplicaSets, Services' slices) must not be slimmed.
-use component_base::informer::Informer;
+use component_base::{
+    client::send,
+    informer::Informer,
+    lean::{self, list, optional, optional_list, whole},
+    part,
+};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -13,9 +18,11 @@ use k8s_openapi::{
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
-            ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints, Namespace,
-            Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
-            ServiceAccount, Volume,
+            Affinity, ConfigMap, Container, ContainerPort, ContainerState, ContainerStateTerminated, ContainerStatus,
+            Endpoints, EphemeralVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
+            PersistentVolumeClaimVolumeSource, Pod, PodCondition, PodExtendedResourceClaimStatus, PodIP,
+            PodResourceClaim, PodResourceClaimStatus, PodSpec, PodStatus, ReplicationController, ResourceQuota, Secret,
+            Service, ServiceAccount, Toleration, Volume,
         },
         discovery::v1::EndpointSlice,
         networking::v1::{IPAddress, IPAddressSpec, ServiceCIDR},
@@ -24,28 +31,38 @@ use k8s_openapi::{
         resource::v1::{Device, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
         storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
-use kube::{Api, Client, Resource, api::PostParams, runtime::watcher};
+use kube::{
+    Api, Client, Resource,
+    api::{PostParams, WatchParams},
+    core::ApiResource,
+};
 use parking_lot::Mutex;
-use serde::{
-    Serialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     any::{Any, TypeId},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Debug,
+    sync::Arc,
 };
+use tokio::sync::watch;
 
 /// A kind that informers watch.
 pub trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {
     /// Takes away what no controller reads.
     fn slim(&mut self) {}
 
+    /// An object of its text, without what no controller reads.
+    fn decode(text: &[u8]) -> serde_json::Result<Self> {
+        let mut object: Self = lean::decode(text)?;
+        object.slim();
+        Ok(object)
+    }
+
     /// Which objects are watched: all, unless a controller needs only a few.
-    fn selection() -> watcher::Config {
-        watcher::Config::default()
+    fn selection() -> WatchParams {
+        WatchParams::default()
     }
 }
 
@@ -67,7 +84,7 @@ impl Informers {
             return informer.clone();
         }
         // What is a little old is good enough: the watch catches up, and it costs the server no read of etcd.
-        let informer = Informer::start_lean(self.client.clone(), K::selection(), K::slim);
+        let informer = Informer::start_decoded(Api::all(self.client.clone()), K::selection(), K::decode);
         started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
         informer
     }
@@ -90,14 +107,133 @@ where
     let all = kube::core::Request::new(K::url_path(&(), meta.namespace.as_deref()));
     let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
     let name = meta.name.as_deref().unwrap_or_default();
-    let request = all.replace_subresource("status", name, &PostParams::default(), body);
-    client.request::<IgnoredAny>(request.map_err(kube::Error::BuildRequest)?).await.map(|_| ())
+    send(client, all.replace_subresource("status", name, &PostParams::default(), body)).await.map(drop)
 }
+
+/// An object of whatever kind, by its metadata.
+pub trait Described: Debug + Send + Sync {
+    fn metadata(&self) -> &ObjectMeta;
+}
+
+impl<K: Resource + Debug + Send + Sync> Described for K {
+    fn metadata(&self) -> &ObjectMeta {
+        self.meta()
+    }
+}
+
+/// What happened to an object, as [`component_base::informer::Change`] says it.
+type Follower = Box<dyn Fn(Option<&ObjectMeta>, Option<Arc<dyn Described>>) + Send + Sync>;
+
+/// Of these kinds controllers watch all objects: those that are kept as they are, and the others.
+macro_rules! watched_whole {
+    ($($plain:ident),*; $($slimmed:ident),*) => {
+        $(impl Watched for $plain {})*
+
+        impl Informers {
+            /// Tells `follower` of all objects of a kind, if that is watched for other controllers anyway: then gives what
+            /// tells when it has heard of all that were there.
+            pub fn follow(&self, kind: &ApiResource, follower: Follower) -> Option<watch::Receiver<bool>> {
+                $(if is::<$plain>(kind) {
+                    return Some(follow(&self.get::<$plain>(), follower));
+                })*
+                $(if is::<$slimmed>(kind) {
+                    return Some(follow(&self.get::<$slimmed>(), follower));
+                })*
+                None
+            }
+        }
+    };
+}
+
+fn is<K: Watched>(kind: &ApiResource) -> bool {
+    K::group(&()) == kind.group && K::plural(&()) == kind.plural
+}
+
+fn follow<K: Watched>(informer: &Informer<K>, follower: Follower) -> watch::Receiver<bool> {
+    informer.on_change(move |change| {
+        follower(change.old.map(|o| o.meta()), change.new.map(|o| o.clone() as Arc<dyn Described>));
+    });
+    informer.sync_state()
+}
+
+watched_whole!(
+    Deployment, DaemonSet, Job, CronJob, HorizontalPodAutoscaler, PodDisruptionBudget, StatefulSet,
+    PersistentVolumeClaim, ControllerRevision, ReplicaSet, ReplicationController, ResourceQuota, Service,
+    Endpoints, EndpointSlice, Namespace, Lease, CertificateSigningRequest, ClusterRole,
+    ValidatingAdmissionPolicy, PersistentVolume, StorageClass, CSIDriver, VolumeAttachment,
+    VolumeAttributesClass, ResourceClaim, ResourceClaimTemplate, ServiceCIDR;
+    Pod, Node, ServiceAccount, IPAddress, ResourceSlice
+);
 
 // === what is kept of each kind ===
 
+part! { PodMeta of ObjectMeta {
+    name: Option<String>, namespace: Option<String>, uid: Option<String>, resource_version: Option<String>,
+    generation: Option<i64>, labels: Option<BTreeMap<String, String>>, annotations: Option<BTreeMap<String, String>>,
+    owner_references: Option<Vec<OwnerReference>>, finalizers: Option<Vec<String>>, creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>, deletion_grace_period_seconds: Option<i64>,
+} }
+
+part! { PodPart of Pod {
+    #[serde(deserialize_with = "whole::<PodMeta, _, _>")] metadata: ObjectMeta,
+    #[serde(deserialize_with = "optional::<SpecPart, _, _>")] spec: Option<PodSpec>,
+    #[serde(deserialize_with = "optional::<StatusPart, _, _>")] status: Option<PodStatus>,
+} }
+
+part! { SpecPart of PodSpec {
+    affinity: Option<Affinity>, node_name: Option<String>, hostname: Option<String>, subdomain: Option<String>,
+    tolerations: Option<Vec<Toleration>>, termination_grace_period_seconds: Option<i64>,
+    resource_claims: Option<Vec<PodResourceClaim>>,
+    #[serde(deserialize_with = "optional_list::<VolumePart, _, _>")] volumes: Option<Vec<Volume>>,
+    #[serde(deserialize_with = "list::<ContainerPart, _, _>")] containers: Vec<Container>,
+    #[serde(deserialize_with = "optional_list::<ContainerPart, _, _>")] init_containers: Option<Vec<Container>>,
+} }
+
+part! { VolumePart of Volume {
+    name: String, persistent_volume_claim: Option<PersistentVolumeClaimVolumeSource>,
+    ephemeral: Option<EphemeralVolumeSource>,
+} }
+
+part! { ContainerPart of Container {
+    name: String, ports: Option<Vec<ContainerPort>>, restart_policy: Option<String>,
+} }
+
+part! { StatusPart of PodStatus {
+    phase: Option<String>, reason: Option<String>,
+    #[serde(rename = "podIP")] pod_ip: Option<String>,
+    #[serde(rename = "podIPs")] pod_ips: Option<Vec<PodIP>>,
+    #[serde(deserialize_with = "optional_list::<ConditionPart, _, _>")] conditions: Option<Vec<PodCondition>>,
+    #[serde(deserialize_with = "optional_list::<ContainerStatusPart, _, _>")]
+    container_statuses: Option<Vec<ContainerStatus>>,
+    #[serde(deserialize_with = "optional_list::<ContainerStatusPart, _, _>")]
+    init_container_statuses: Option<Vec<ContainerStatus>>,
+    resource_claim_statuses: Option<Vec<PodResourceClaimStatus>>,
+    extended_resource_claim_status: Option<PodExtendedResourceClaimStatus>,
+} }
+
+part! { ConditionPart of PodCondition {
+    type_: String, status: String, reason: Option<String>, last_transition_time: Option<Time>,
+} }
+
+part! { ContainerStatusPart of ContainerStatus {
+    name: String, restart_count: i32,
+    #[serde(deserialize_with = "optional::<StatePart, _, _>")] state: Option<ContainerState>,
+} }
+
+part! { StatePart of ContainerState {
+    #[serde(deserialize_with = "optional::<EndPart, _, _>")] terminated: Option<ContainerStateTerminated>,
+} }
+
+part! { EndPart of ContainerStateTerminated { exit_code: i32, finished_at: Option<Time>, } }
+
 impl Watched for Pod {
-    /// Keeps identity, owners, placement, ports, tolerations and the parts of the status that say how the pod fares.
+    /// Decodes identity, owners, placement, ports, tolerations and the parts of the status that say how the pod fares.
+    fn decode(text: &[u8]) -> serde_json::Result<Self> {
+        let mut pod = Pod::from(lean::decode::<PodPart>(text)?);
+        pod.slim();
+        Ok(pod)
+    }
+
     fn slim(&mut self) {
         const ANNOTATIONS_READ: [&str; 3] = [
             "controller.kubernetes.io/pod-deletion-cost",
@@ -110,65 +246,36 @@ impl Watched for Pod {
             let unplaced = spec.node_name.as_deref().unwrap_or("").is_empty();
             let mut owners = self.metadata.owner_references.iter().flatten();
             let daemon = unplaced && owners.any(|o| o.kind == "DaemonSet");
-            let mut kept = k8s_openapi::api::core::v1::PodSpec {
-                affinity: spec.affinity.take().filter(|_| daemon),
-                node_name: spec.node_name.take(),
-                hostname: spec.hostname.take(),
-                subdomain: spec.subdomain.take(),
-                tolerations: spec.tolerations.take(),
-                termination_grace_period_seconds: spec.termination_grace_period_seconds,
-                resource_claims: spec.resource_claims.take(),
-                ..Default::default()
-            };
+            spec.affinity.take_if(|_| !daemon);
             let claims = |v: &Volume| v.persistent_volume_claim.is_some() || v.ephemeral.is_some();
-            kept.volumes = spec.volumes.take().map(|mut volumes| {
-                volumes.retain(claims);
-                volumes
-            });
-            kept.volumes.take_if(|volumes| volumes.is_empty());
+            retain(&mut spec.volumes, claims);
             // Of containers nothing but their ports is read.
-            let has_ports = |c: &&mut Container| c.ports.as_ref().is_some_and(|ports| !ports.is_empty());
-            kept.containers = spec.containers.iter_mut().filter(has_ports).map(ports_of).collect();
-            let sidecars = spec.init_containers.iter_mut().flatten().filter(|c| c.restart_policy.is_some());
-            let sidecars: Vec<_> = sidecars.filter(has_ports).map(ports_of).collect();
-            kept.init_containers = (!sidecars.is_empty()).then_some(sidecars);
-            *spec = kept;
+            let has_ports = |c: &Container| c.ports.as_ref().is_some_and(|ports| !ports.is_empty());
+            spec.containers.retain(has_ports);
+            spec.containers.shrink_to_fit();
+            retain(&mut spec.init_containers, |c| c.restart_policy.is_some() && has_ports(c));
         }
         if let Some(status) = &mut self.status {
-            for condition in status.conditions.iter_mut().flatten() {
-                condition.message = None;
-                condition.last_probe_time = None;
-            }
-            // How containers ended is what failure policies and back-off read.
-            let slim = |status: &mut ContainerStatus| {
-                let ended = status.state.take().and_then(|s| s.terminated);
-                let ended = ended.map(|t| ContainerStateTerminated {
-                    exit_code: t.exit_code,
-                    finished_at: t.finished_at,
-                    ..Default::default()
-                });
-                *status = ContainerStatus {
-                    name: std::mem::take(&mut status.name),
-                    restart_count: status.restart_count,
-                    state: ended.map(|t| ContainerState { terminated: Some(t), ..Default::default() }),
-                    ..Default::default()
-                };
-            };
-            status.container_statuses.iter_mut().flatten().for_each(slim);
             let of_job = self.metadata.owner_references.iter().flatten().any(|o| o.kind == "Job");
-            if let Some(statuses) = status.container_statuses.as_mut().filter(|_| !of_job) {
-                statuses.retain(|s| s.restart_count > 0 || s.state.is_some());
-                statuses.shrink_to_fit();
-            }
-            status.container_statuses.take_if(|statuses| statuses.is_empty());
-            status.init_container_statuses = status.init_container_statuses.take().filter(|_| of_job);
-            status.init_container_statuses.iter_mut().flatten().for_each(slim);
-            status.ephemeral_container_statuses = None;
-            status.message = None;
-            status.resources = None;
-            status.allocated_resources = None;
+            // A Job's policy may ask for any.
+            let read = |c: &PodCondition| of_job || matches!(c.type_.as_str(), "Ready" | "DisruptionTarget");
+            retain(&mut status.conditions, read);
+            // How containers ended is what failure policies and back-off read.
+            let all = status.container_statuses.iter_mut().chain(&mut status.init_container_statuses).flatten();
+            all.for_each(|status| drop(status.state.take_if(|state| state.terminated.is_none())));
+            retain(&mut status.container_statuses, |s| of_job || s.restart_count > 0 || s.state.is_some());
+            retain(&mut status.init_container_statuses, |_| of_job);
         }
     }
+}
+
+/// Leaves those of a list, and no list that is empty.
+fn retain<T>(list: &mut Option<Vec<T>>, wanted: impl FnMut(&T) -> bool) {
+    if let Some(items) = list {
+        items.retain(wanted);
+        items.shrink_to_fit();
+    }
+    list.take_if(|items| items.is_empty());
 }
 
 fn keep_annotations(meta: &mut ObjectMeta, read: &[&str]) {
@@ -176,15 +283,6 @@ fn keep_annotations(meta: &mut ObjectMeta, read: &[&str]) {
         annotations.retain(|key, _| read.contains(&key.as_str()));
     }
     meta.annotations.take_if(|annotations| annotations.is_empty());
-}
-
-fn ports_of(container: &mut Container) -> Container {
-    Container {
-        name: std::mem::take(&mut container.name),
-        ports: container.ports.take(),
-        restart_policy: container.restart_policy.take(),
-        ..Container::default()
-    }
 }
 
 impl Watched for Node {
@@ -205,14 +303,14 @@ impl Watched for Node {
 }
 
 impl Watched for ConfigMap {
-    fn selection() -> watcher::Config {
-        watcher::Config::default().fields("metadata.name=kube-root-ca.crt")
+    fn selection() -> WatchParams {
+        WatchParams::default().fields("metadata.name=kube-root-ca.crt")
     }
 }
 
 impl Watched for Secret {
-    fn selection() -> watcher::Config {
-        watcher::Config::default().fields("type=bootstrap.kubernetes.io/token")
+    fn selection() -> WatchParams {
+        WatchParams::default().fields("type=bootstrap.kubernetes.io/token")
     }
 }
 
@@ -229,35 +327,6 @@ impl Watched for IPAddress {
         self.spec = IPAddressSpec::default();
     }
 }
-
-impl Watched for Deployment {}
-impl Watched for DaemonSet {}
-impl Watched for Job {}
-impl Watched for CronJob {}
-impl Watched for HorizontalPodAutoscaler {}
-impl Watched for PodDisruptionBudget {}
-impl Watched for StatefulSet {}
-impl Watched for PersistentVolumeClaim {}
-impl Watched for ControllerRevision {}
-impl Watched for ReplicaSet {}
-impl Watched for ReplicationController {}
-impl Watched for ResourceQuota {}
-impl Watched for Service {}
-impl Watched for Endpoints {}
-impl Watched for EndpointSlice {}
-impl Watched for Namespace {}
-impl Watched for Lease {}
-impl Watched for CertificateSigningRequest {}
-impl Watched for ClusterRole {}
-impl Watched for ValidatingAdmissionPolicy {}
-impl Watched for PersistentVolume {}
-impl Watched for StorageClass {}
-impl Watched for CSIDriver {}
-impl Watched for VolumeAttachment {}
-impl Watched for VolumeAttributesClass {}
-impl Watched for ResourceClaim {}
-impl Watched for ResourceClaimTemplate {}
-impl Watched for ServiceCIDR {}
 
 impl Watched for ResourceSlice {
     /// Keeps which devices have taints that evict.
@@ -282,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_slim_pod_keeps_what_decisions_read() {
-        let mut pod: Pod = serde_json::from_value(json!({
+        let pod = json!({
             "metadata": {"name": "p", "annotations": {
                 "controller.kubernetes.io/pod-deletion-cost": "5", "kubectl.kubernetes.io/last-applied": "x"}},
             "spec": {"nodeName": "n1", "subdomain": "s",
@@ -292,9 +361,8 @@ mod tests {
             "status": {"podIP": "10.0.0.1", "phase": "Running",
                 "containerStatuses": [
                     {"name": "dull", "restartCount": 0, "image": "i", "imageID": "", "ready": true}, {"name": "c", "restartCount": 3, "image": "i", "imageID": "", "ready": true}]}
-        }))
-        .unwrap();
-        pod.slim();
+        });
+        let pod = Pod::decode(pod.to_string().as_bytes()).unwrap();
         let slim = serde_json::to_value(&pod).unwrap();
         let spec = &slim["spec"];
         assert_eq!(slim["metadata"]["annotations"].as_object().unwrap().len(), 1);

@@ -15,11 +15,11 @@ mod worker;
 use crate::options::Settings;
 use component_base::events::Recorder;
 pub use credentials::{Credentials, Limits};
-pub use discovery::{ServerResource, discover};
+pub use discovery::{Discovery, ServerResource, discover};
 pub use expectations::Expectations;
 pub use fresh::Fresh;
 pub use index::{Index, by_controller, by_node, orphans_of};
-pub use informers::{Informers, Watched, api_in, put_status};
+pub use informers::{Described, Informers, Watched, api_in, put_status};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet},
     batch::v1::Job,

@@ -1,14 +1,16 @@
 //! Workers: the loop between a queue and a controller's step.
 use super::queue::WorkQueue;
+use futures::{FutureExt as _, future::BoxFuture};
 use std::{
     fmt::{Debug, Display},
     hash::Hash,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// Failures of one key after which they are the operator's business.
 const WARN_AFTER: u32 = 6;
@@ -44,6 +46,17 @@ pub trait Reconcile: Send + Sync + 'static {
     type Key: Clone + Eq + Hash + Debug + Display + Send + Sync + 'static;
 
     fn reconcile(&self, key: &Self::Key) -> impl Future<Output = Result<Next, SyncError>> + Send;
+}
+
+/// A [`Reconcile`] whose type is forgotten: the loop is there once for a type of keys, not for each controller.
+trait Step<K>: Send + Sync {
+    fn step<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<Next, SyncError>>;
+}
+
+impl<R: Reconcile> Step<R::Key> for R {
+    fn step<'a>(&'a self, key: &'a R::Key) -> BoxFuture<'a, Result<Next, SyncError>> {
+        Box::pin(self.reconcile(key))
+    }
 }
 
 impl SyncError {
@@ -104,15 +117,15 @@ pub async fn run<R: Reconcile>(
 ) {
     let mut running = JoinSet::new();
     for _ in 0..workers.max(1) {
-        running.spawn(work(controller, queue.clone(), reconciler.clone(), shutdown.clone()));
+        running.spawn(work(controller, queue.clone(), reconciler.clone() as Arc<dyn Step<R::Key>>, shutdown.clone()));
     }
     while running.join_next().await.is_some() {}
 }
 
-async fn work<R: Reconcile>(
+async fn work<K: Clone + Eq + Hash + Debug + Display + Send + Sync + 'static>(
     controller: &'static str,
-    queue: Arc<WorkQueue<R::Key>>,
-    reconciler: Arc<R>,
+    queue: Arc<WorkQueue<K>>,
+    reconciler: Arc<dyn Step<K>>,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -121,17 +134,23 @@ async fn work<R: Reconcile>(
             () = shutdown.cancelled() => return,
         };
         let start = Instant::now();
+        let step = AssertUnwindSafe(reconciler.step(&key)).catch_unwind();
         let outcome = tokio::select! {
-            outcome = tokio::time::timeout(STEP_TIMEOUT, reconciler.reconcile(&key)) => outcome,
+            outcome = tokio::time::timeout(STEP_TIMEOUT, step) => outcome,
             () = shutdown.cancelled() => return,
         };
         match outcome {
-            Ok(Ok(Next::Settled)) => queue.forget(&key),
-            Ok(Ok(Next::After(wait))) => {
+            // Whatever was wrong, this object and this worker must not be lost with it.
+            Ok(Err(_)) => {
+                let failures = queue.retry(key.clone());
+                error!(controller, %key, failures, "a fault of the program ended the step, will retry");
+            }
+            Ok(Ok(Ok(Next::Settled))) => queue.forget(&key),
+            Ok(Ok(Ok(Next::After(wait)))) => {
                 queue.forget(&key);
                 queue.add_after(key.clone(), wait);
             }
-            Ok(Err(error)) => {
+            Ok(Ok(Err(error))) => {
                 let failures = queue.retry(key.clone());
                 if error.is_ordinary() || failures < WARN_AFTER {
                     debug!(controller, %key, failures, %error, "will retry");
@@ -145,5 +164,35 @@ async fn work<R: Reconcile>(
             }
         }
         queue.done(&key, start.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    struct Faulty(AtomicU32);
+
+    impl Reconcile for Faulty {
+        type Key = String;
+
+        async fn reconcile(&self, _: &String) -> Result<Next, SyncError> {
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) > 1, "not yet");
+            Ok(Next::Settled)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_neither_the_worker_nor_the_key() {
+        let (queue, faulty) = (Arc::new(WorkQueue::new("faulty")), Arc::new(Faulty(AtomicU32::new(0))));
+        queue.add("key".to_owned());
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(run("faulty", queue.clone(), faulty.clone(), 1, shutdown.clone()));
+        while faulty.0.load(Ordering::Relaxed) < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        shutdown.cancel();
+        running.await.unwrap();
     }
 }

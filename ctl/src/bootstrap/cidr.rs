@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use component_base::cidr::Cidr as Range;
+
 /// The offset of the `kubernetes` Service in the service range.
 const KUBERNETES_SERVICE: u32 = 1;
 /// The offset of the cluster DNS Service in the service range. As `GetDNSIP`.
@@ -10,10 +12,7 @@ const DNS_SERVICE: u32 = 10;
 
 /// A range in CIDR notation; the host bits are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cidr {
-    base: IpAddr,
-    prefix: u8,
-}
+pub(crate) struct Cidr(Range);
 
 /// Why a text is not a range.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,12 +26,11 @@ pub(crate) enum CidrError {
 impl Cidr {
     /// The `offset`th address; `None` where the range is too small.
     pub(crate) fn nth(&self, offset: u32) -> Option<IpAddr> {
-        let width = if self.base.is_ipv4() { 32 } else { 128 };
-        let host_bits = width - u32::from(self.prefix);
+        let host_bits = u32::from(Range::host(self.0.address).prefix - self.0.prefix);
         if host_bits < 32 && u64::from(offset) >= 1 << host_bits {
             return None;
         }
-        Some(match self.base {
+        Some(match self.0.address {
             IpAddr::V4(base) => Ipv4Addr::from(u32::from(base) + offset).into(),
             IpAddr::V6(base) => Ipv6Addr::from(u128::from(base) + u128::from(offset)).into(),
         })
@@ -54,26 +52,15 @@ impl FromStr for Cidr {
 
     fn from_str(text: &str) -> Result<Cidr, CidrError> {
         let syntax = || CidrError::Syntax(text.to_owned());
-        let (address, prefix) = text.split_once('/').ok_or_else(syntax)?;
-        let address: IpAddr = address.parse().map_err(|_| syntax())?;
-        let prefix: u8 = prefix.parse().map_err(|_| syntax())?;
-        let base = match address {
-            IpAddr::V4(v4) if prefix <= 32 => {
-                IpAddr::from(Ipv4Addr::from(u32::from(v4) & u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)))
-            }
-            IpAddr::V6(v6) if prefix <= 128 => IpAddr::from(Ipv6Addr::from(
-                u128::from(v6) & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0),
-            )),
-            _ => return Err(syntax()),
-        };
-        let cidr = Cidr { base, prefix };
-        if base == address { Ok(cidr) } else { Err(CidrError::HostBits(text.to_owned(), cidr)) }
+        let range: Range = text.parse().map_err(|_| syntax())?;
+        let given = text.split('/').next().and_then(|address| address.parse::<IpAddr>().ok()).ok_or_else(syntax)?;
+        if given == range.address { Ok(Cidr(range)) } else { Err(CidrError::HostBits(text.to_owned(), Cidr(range))) }
     }
 }
 
 impl std::fmt::Display for Cidr {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.base, self.prefix)
+        self.0.fmt(f)
     }
 }
 

@@ -55,8 +55,9 @@ pub(crate) fn kubelet(layout: &Layout, cluster: &ClusterFlags, node: &NodeFlags)
         "streamingConnectionIdleTimeout": "0s",
         "syncFrequency": "0s",
         "volumeStatsAggPeriod": "0s",
-        // A demo machine with swap is better served by a running cluster than by a refusal.
+        // A demo machine with swap, or with cgroups of version 1, is better served by a running cluster than by a refusal.
         "failSwapOn": false,
+        "failCgroupV1": false,
     });
     set_machine(&mut configuration, node);
     Ok(configuration)

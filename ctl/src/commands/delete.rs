@@ -8,10 +8,10 @@ use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
+use super::shared::{ChoiceFlags, DryRun, WriteFlags, fetch, within};
 use crate::cluster::{Cluster, JSON, RequestError, Resource, timeout, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, name, namespace, targets, text};
+use crate::objects::{Target, items, name, namespace, targets, text};
 
 /// How long to pause when a watch ends early.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -27,12 +27,8 @@ enum Cascade {
 /// Delete resources by file names, stdin, resources and names, or by resources and label selector
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
-    /// TYPE NAME…, TYPE/NAME…, or TYPE with -l or --all
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     #[command(flatten)]
     write: WriteFlags,
     /// All objects of the types
@@ -125,8 +121,8 @@ pub(crate) async fn run(args: DeleteArgs, flags: &GlobalFlags) -> Result<ExitCod
 
 async fn choose(cluster: &Cluster, args: &DeleteArgs) -> Result<Vec<Doomed>> {
     let mut doomed = Vec::new();
-    if !args.files.is_empty() {
-        for mut manifest in args.files.read()? {
+    if !args.choice.files.is_empty() {
+        for mut manifest in args.choice.files.read()? {
             let resource = manifest.locate(cluster).await?;
             doomed.push(Doomed {
                 resource,
@@ -137,9 +133,9 @@ async fn choose(cluster: &Cluster, args: &DeleteArgs) -> Result<Vec<Doomed>> {
         }
         return Ok(doomed);
     }
-    for Target { resource, namespace: place, names } in targets(cluster, &args.words).await? {
+    for Target { resource, namespace: place, names } in targets(cluster, &args.choice.words).await? {
         if !names.is_empty() {
-            if args.all || !args.selectors.is_empty() {
+            if args.all || !args.choice.selectors.is_empty() {
                 bail!("name cannot be provided when a selector is specified");
             }
             for name in names {
@@ -149,7 +145,7 @@ async fn choose(cluster: &Cluster, args: &DeleteArgs) -> Result<Vec<Doomed>> {
             continue;
         }
         let target = Target { resource, namespace: place, names };
-        for found in fetch(cluster, vec![target], &args.selectors, args.all, args.all_namespaces).await? {
+        for found in fetch(cluster, vec![target], &args.choice.selectors, args.all, args.all_namespaces).await? {
             doomed.push(Doomed {
                 namespace: namespace(&found.object).to_owned(),
                 name: name(&found.object).to_owned(),
@@ -227,11 +223,5 @@ pub(crate) async fn wait_until_gone(
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     };
-    match limit {
-        Some(limit) => match tokio::time::timeout(limit, gone).await {
-            Ok(outcome) => outcome,
-            Err(_) => bail!("timed out waiting for the condition on {}/{object_name}", resource.qualified_name()),
-        },
-        None => gone.await,
-    }
+    within(limit, &format!(" on {}/{object_name}", resource.qualified_name()), gone).await
 }

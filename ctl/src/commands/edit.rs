@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
+use super::shared::{ChoiceFlags, DryRun, WriteFlags};
 use crate::cluster::{Cluster, PatchKind, RequestError};
 use crate::flags::GlobalFlags;
 use crate::objects::{FileFlags, difference, name, namespace, set, strip_managed_fields, text};
@@ -18,11 +18,8 @@ const ATTEMPTS_MAX: usize = 10;
 /// Edit a resource on the server
 #[derive(Debug, Args)]
 pub(crate) struct EditArgs {
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     /// yaml or json
     #[arg(short = 'o', long)]
     output: Option<String>,
@@ -46,9 +43,8 @@ pub(crate) struct ReplaceArgs {
 
 pub(crate) async fn edit(args: EditArgs, flags: &GlobalFlags) -> Result<ExitCode> {
     let cluster = Cluster::connect(flags).await?;
-    let wanted = args.files.or_named(&cluster, &args.words).await?;
     let as_json = args.output.as_deref() == Some("json");
-    for mut found in fetch(&cluster, wanted, &args.selectors, true, false).await? {
+    for mut found in args.choice.fetch(&cluster, &args.choice.words, true, false).await? {
         strip_managed_fields(&mut found.object);
         let original = if as_json { json_text(&found.object)? } else { apimachinery::yaml::to_string(&found.object)? };
         let (mut edited, mut complaint) = (original.clone(), String::new());

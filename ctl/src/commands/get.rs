@@ -7,10 +7,10 @@ use clap::Args;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::shared::{SelectorFlags, with_kinds};
+use super::shared::{ChoiceFlags, with_kinds};
 use crate::cluster::{Cluster, JSON, RequestError, Resource, TABLE, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, kind, name, namespace, strip_managed_fields, text};
+use crate::objects::{Target, items, kind, name, namespace, strip_managed_fields, text};
 use crate::output::table::{TableOptions, Widths, headings, rows};
 use crate::output::{Format, age, jsonpath, list_of};
 
@@ -20,12 +20,8 @@ const CHUNK: &str = "500";
 /// Display one or many resources
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
-    /// TYPE[,TYPE…] [NAME…] or TYPE/NAME…
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     /// json, yaml, name, wide, jsonpath=…, jsonpath-file=…, custom-columns=…, custom-columns-file=…
     #[arg(short = 'o', long)]
     output: Option<String>,
@@ -73,12 +69,12 @@ pub(crate) async fn run(args: GetArgs, flags: &GlobalFlags) -> Result<ExitCode> 
         return Ok(ExitCode::SUCCESS);
     }
     let format = Format::parse(args.output.as_deref())?;
-    let wanted = args.files.or_named(&cluster, &args.words).await?;
+    let wanted = args.choice.targets(&cluster).await?;
     if wanted.iter().any(|target| !target.names.is_empty()) {
         if args.all_namespaces {
             bail!("a resource cannot be retrieved by name across all namespaces");
         }
-        if !args.selectors.is_empty() {
+        if !args.choice.selectors.is_empty() {
             bail!("selectors and the all flag cannot be used when passing resource/name arguments");
         }
     }
@@ -135,7 +131,7 @@ async fn collect(
         }
     }
     if target.names.is_empty() {
-        let base = args.selectors.query(&target.resource.collection(args.scope(target)));
+        let base = args.choice.selectors.query(&target.resource.collection(args.scope(target)));
         let mut next = String::new();
         loop {
             let path = with_query(&base, &[("limit", CHUNK), ("continue", &next), ("includeObject", include)]);
@@ -257,7 +253,7 @@ async fn watch(cluster: &Cluster, args: &GetArgs, format: &Format, mut wanted: V
         );
     }
     let accept = if format.is_table() { TABLE } else { JSON };
-    let mut selectors = args.selectors.clone();
+    let mut selectors = args.choice.selectors.clone();
     if let Some(name) = target.names.first() {
         // That the object is there is an error now, and not an empty watch.
         cluster.get(&args.object_path(&target, name)).await?;

@@ -6,21 +6,16 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::patch::merge_patch;
-use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
-use crate::cluster::Cluster;
+use super::shared::{ChoiceFlags, WriteFlags, change};
+use crate::cluster::{Cluster, PatchKind};
 use crate::flags::GlobalFlags;
-use crate::objects::FileFlags;
 use crate::output::jsonpath::plain;
 
 /// TYPE NAME KEY=VALUE… KEY-…
 #[derive(Debug, Args)]
 pub(crate) struct LabelArgs {
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     #[command(flatten)]
     write: WriteFlags,
     /// Change what has a value already
@@ -83,15 +78,13 @@ fn split(words: &[String]) -> Result<(Vec<String>, Changes)> {
 }
 
 pub(crate) async fn run(args: LabelArgs, flags: &GlobalFlags, field: Field) -> Result<ExitCode> {
-    let (words, changes) = split(&args.words)?;
+    let (words, changes) = split(&args.choice.words)?;
     if changes.is_empty() && !args.list {
         bail!("at least one {} update is required", field.name().trim_end_matches('s'));
     }
     let cluster = Cluster::connect(flags).await?;
-    let wanted = args.files.or_named(&cluster, &words).await?;
-    let found = fetch(&cluster, wanted, &args.selectors, args.all, args.all_namespaces).await?;
     let mut failed = false;
-    for found in found {
+    for found in args.choice.fetch(&cluster, &words, args.all, args.all_namespaces).await? {
         let present =
             found.object["metadata"].get(field.name()).and_then(Value::as_object).cloned().unwrap_or_default();
         if args.list {
@@ -113,11 +106,7 @@ pub(crate) async fn run(args: LabelArgs, flags: &GlobalFlags, field: Field) -> R
             metadata["resourceVersion"] = json!(version);
         }
         let patch = json!({"metadata": metadata});
-        let object = match args.write.dry_run {
-            DryRun::Client => found.object.clone(),
-            _ => merge_patch(&cluster, &args.write, &found, &patch, "kubectl-label").await?,
-        };
-        args.write.report(object, Some(&found.resource), done)?;
+        change(&cluster, &args.write, found, PatchKind::Merge, &patch, "kubectl-label", done).await?;
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

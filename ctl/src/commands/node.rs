@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::delete::wait_until_gone;
-use super::shared::{DryRun, Found, SelectorFlags, WriteFlags, fetch};
+use super::shared::{DryRun, Found, SelectorFlags, WriteFlags, change, fetch};
 use crate::cluster::{Cluster, PatchKind, RequestError, timeout, with_query};
 use crate::flags::GlobalFlags;
 use crate::objects::{Target, items, name, namespace, targets, text};
@@ -303,13 +303,9 @@ pub(crate) async fn taint(args: TaintArgs, flags: &GlobalFlags) -> Result<ExitCo
         let taints = changed_taints(items(&node.object, "/spec/taints"), &changes, args.overwrite)?;
         let done =
             if changes.iter().any(|change| matches!(change, Change::Add { .. })) { "tainted" } else { "untainted" };
-        let mut object = node.object.clone();
-        if args.write.dry_run != DryRun::Client {
-            let patch = json!({
-                "metadata": {"resourceVersion": node.object["metadata"]["resourceVersion"]}, "spec": {"taints": taints}});
-            object = cluster.patch(&args.write.query(&node.path(), "kubectl-taint"), PatchKind::Merge, &patch).await?;
-        }
-        args.write.report(object, Some(&node.resource), done)?;
+        let version = &node.object["metadata"]["resourceVersion"];
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
+        change(&cluster, &args.write, node, PatchKind::Merge, &patch, "kubectl-taint", done).await?;
     }
     Ok(ExitCode::SUCCESS)
 }

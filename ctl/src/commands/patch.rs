@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use serde_json::Value;
 
 use super::shared::{DryRun, WriteFlags, fetch};
 use crate::cluster::{Cluster, PatchKind};
@@ -71,15 +70,4 @@ pub(crate) async fn run(args: PatchArgs, flags: &GlobalFlags) -> Result<ExitCode
         args.write.report(patched, Some(&found.resource), if unchanged { "patched (no change)" } else { "patched" })?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Sends a merge patch for `label`, `annotate` and their like; returns the object as it is now.
-pub(crate) async fn merge_patch(
-    cluster: &Cluster,
-    write: &WriteFlags,
-    found: &super::shared::Found,
-    patch: &Value,
-    manager: &str,
-) -> Result<Value> {
-    cluster.patch(&write.query(&found.path(), manager), PatchKind::Merge, patch).await
 }

@@ -4,13 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::shared::{DryRun, Found, SelectorFlags, WriteFlags, fetch};
-use crate::cluster::{Cluster, JSON, PatchKind, timeout, with_query};
+use super::shared::{ChoiceFlags, Found, WriteFlags, change, until, within};
+use crate::cluster::{Cluster, PatchKind, timeout, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, items, kind, name, namespace, number, selector_of, text};
+use crate::objects::{items, kind, name, namespace, number, selector_of, text};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
@@ -27,7 +26,7 @@ enum Action {
     /// Show the status of the rollout
     Status {
         #[command(flatten)]
-        objects: ObjectFlags,
+        objects: ChoiceFlags,
         /// Watch the status of the rollout until it's done
         #[arg(short = 'w', long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true,
               action = clap::ArgAction::Set)]
@@ -39,7 +38,7 @@ enum Action {
     /// View rollout history
     History {
         #[command(flatten)]
-        objects: ObjectFlags,
+        objects: ChoiceFlags,
         /// One revision, with its pod template
         #[arg(long, default_value_t = 0)]
         revision: i64,
@@ -47,14 +46,14 @@ enum Action {
     /// Restart a resource
     Restart {
         #[command(flatten)]
-        objects: ObjectFlags,
+        objects: ChoiceFlags,
         #[command(flatten)]
         write: WriteFlags,
     },
     /// Undo a previous rollout
     Undo {
         #[command(flatten)]
-        objects: ObjectFlags,
+        objects: ChoiceFlags,
         #[command(flatten)]
         write: WriteFlags,
         /// The revision to go back to; 0 is the last
@@ -64,33 +63,22 @@ enum Action {
     /// Mark the provided resource as paused
     Pause {
         #[command(flatten)]
-        objects: ObjectFlags,
+        objects: ChoiceFlags,
         #[command(flatten)]
         write: WriteFlags,
     },
     /// Resume a paused resource
     Resume {
         #[command(flatten)]
-        objects: ObjectFlags,
+        objects: ChoiceFlags,
         #[command(flatten)]
         write: WriteFlags,
     },
 }
 
-#[derive(Debug, Args)]
-struct ObjectFlags {
-    words: Vec<String>,
-    #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
-}
-
-impl ObjectFlags {
-    async fn fetch(&self, cluster: &Cluster) -> Result<Vec<Found>> {
-        let wanted = self.files.or_named(cluster, &self.words).await?;
-        fetch(cluster, wanted, &self.selectors, true, false).await
-    }
+/// All that the words, files and selectors choose.
+async fn chosen(choice: &ChoiceFlags, cluster: &Cluster) -> Result<Vec<Found>> {
+    choice.fetch(cluster, &choice.words, true, false).await
 }
 
 pub(crate) async fn run(args: RolloutArgs, flags: &GlobalFlags) -> Result<ExitCode> {
@@ -98,24 +86,17 @@ pub(crate) async fn run(args: RolloutArgs, flags: &GlobalFlags) -> Result<ExitCo
     match args.action {
         Action::Status { objects, watch, timeout: limit } => {
             let limit = timeout(limit.as_deref())?;
-            for found in objects.fetch(&cluster).await? {
-                let watching = follow(&cluster, &found, watch);
-                match limit {
-                    Some(limit) => match tokio::time::timeout(limit, watching).await {
-                        Ok(outcome) => outcome?,
-                        Err(_) => bail!("timed out waiting for the condition"),
-                    },
-                    None => watching.await?,
-                }
+            for found in chosen(&objects, &cluster).await? {
+                within(limit, "", follow(&cluster, found, watch)).await?;
             }
         }
         Action::History { objects, revision } => {
-            for found in objects.fetch(&cluster).await? {
+            for found in chosen(&objects, &cluster).await? {
                 history(&cluster, &found, revision).await?;
             }
         }
         Action::Restart { objects, write } => {
-            for found in objects.fetch(&cluster).await? {
+            for found in chosen(&objects, &cluster).await? {
                 require_template(&found, "restarting")?;
                 if found.object["spec"]["paused"] == true {
                     bail!("can't restart paused deployment (run rollout resume first)");
@@ -123,21 +104,21 @@ pub(crate) async fn run(args: RolloutArgs, flags: &GlobalFlags) -> Result<ExitCo
                 let now = apimachinery::time::rfc3339(jiff::Timestamp::now());
                 let annotations = json!({"kubectl.kubernetes.io/restartedAt": now});
                 let patch = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
-                change(&cluster, &write, found, PatchKind::Merge, patch, "kubectl-rollout", "restarted").await?;
+                change(&cluster, &write, found, PatchKind::Merge, &patch, "kubectl-rollout", "restarted").await?;
             }
         }
         Action::Undo { objects, write, to_revision } => {
-            for found in objects.fetch(&cluster).await? {
+            for found in chosen(&objects, &cluster).await? {
                 undo(&cluster, &write, found, to_revision).await?;
             }
         }
         Action::Pause { objects, write } => {
-            for found in objects.fetch(&cluster).await? {
+            for found in chosen(&objects, &cluster).await? {
                 pause(&cluster, &write, found, true).await?;
             }
         }
         Action::Resume { objects, write } => {
-            for found in objects.fetch(&cluster).await? {
+            for found in chosen(&objects, &cluster).await? {
                 pause(&cluster, &write, found, false).await?;
             }
         }
@@ -152,22 +133,6 @@ fn require_template(found: &Found, doing: &str) -> Result<()> {
     }
 }
 
-async fn change(
-    cluster: &Cluster,
-    write: &WriteFlags,
-    found: Found,
-    patch_kind: PatchKind,
-    patch: Value,
-    manager: &str,
-    done: &str,
-) -> Result<()> {
-    if write.dry_run == DryRun::Client {
-        return write.report(found.object, Some(&found.resource), done);
-    }
-    let patched = cluster.patch(&write.query(&found.path(), manager), patch_kind, &patch).await?;
-    write.report(patched, Some(&found.resource), done)
-}
-
 async fn pause(cluster: &Cluster, write: &WriteFlags, found: Found, paused: bool) -> Result<()> {
     if kind(&found.object) != "Deployment" {
         bail!("{} pausing is not supported", found.resource.qualified_name());
@@ -177,45 +142,25 @@ async fn pause(cluster: &Cluster, write: &WriteFlags, found: Found, paused: bool
         bail!("{} {:?} is {state}", found.resource.qualified_name(), name(&found.object));
     }
     let done = if paused { "paused" } else { "resumed" };
-    change(cluster, write, found, PatchKind::Merge, json!({"spec": {"paused": paused}}), "kubectl-rollout", done).await
+    change(cluster, write, found, PatchKind::Merge, &json!({"spec": {"paused": paused}}), "kubectl-rollout", done).await
 }
 
-/// Prints the status until the rollout is done.
-async fn follow(cluster: &Cluster, found: &Found, watch: bool) -> Result<()> {
-    require_template(found, "rollout status")?;
-    let (mut object, mut last) = (found.object.clone(), String::new());
-    let filter = format!("metadata.name={}", name(&object));
-    let collection = with_query(
-        &found.resource.collection(Some(namespace(&object))),
-        &[("fieldSelector", &filter), ("watch", "true")],
-    );
-    loop {
-        let version = text(&object, "/metadata/resourceVersion").to_owned();
-        if say(&object, &mut last)? || !watch {
-            return Ok(());
+/// Prints the status whenever it changes, until the rollout is done.
+async fn follow(cluster: &Cluster, found: Found, watch: bool) -> Result<()> {
+    require_template(&found, "rollout status")?;
+    let mut last = String::new();
+    let is_done = |object: &Value| {
+        let (message, done) = status(object)?;
+        if message != last {
+            println!("{message}");
+            last = message;
         }
-        let mut events = cluster.watch(&with_query(&collection, &[("resourceVersion", &version)]), JSON).await?;
-        while let Some(event) = events.next().await {
-            let (kind, newer) = event?;
-            if kind == "DELETED" {
-                bail!("object has been deleted");
-            }
-            object = newer;
-            if say(&object, &mut last)? {
-                return Ok(());
-            }
-        }
+        Ok(done || !watch)
+    };
+    match until(cluster, &found.resource, found.object, is_done).await? {
+        Some(_) => Ok(()),
+        None => bail!("object has been deleted"),
     }
-}
-
-/// Prints the status if it changed; returns whether the rollout is done.
-fn say(object: &Value, last: &mut String) -> Result<bool> {
-    let (message, done) = status(object)?;
-    if message != *last {
-        println!("{message}");
-        *last = message;
-    }
-    Ok(done)
 }
 
 /// The message and whether the rollout is done. As kubectl's `StatusViewer`s.
@@ -401,7 +346,7 @@ async fn undo(cluster: &Cluster, write: &WriteFlags, found: Found, to: i64) -> R
         return Ok(());
     }
     let patch = json!([{"op": "replace", "path": "/spec/template", "value": target.template}]);
-    change(cluster, write, found, PatchKind::Json, patch, "kubectl-rollout", "rolled back").await
+    change(cluster, write, found, PatchKind::Json, &patch, "kubectl-rollout", "rolled back").await
 }
 
 #[cfg(test)]

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::shared::{DryRun, WriteFlags, create, pairs};
+use super::shared::{DryRun, WriteFlags, create, pairs, until, within};
 use super::streams::{self, Streams};
-use crate::cluster::{Cluster, JSON, with_query};
+use crate::cluster::Cluster;
 use crate::flags::GlobalFlags;
 use crate::objects::{items, text};
+
+/// How long a container that was attached to may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Create and run a particular image in a pod, or with --replicas in a deployment
 #[derive(Debug, Args)]
@@ -83,7 +85,7 @@ pub(crate) async fn run(args: RunArgs, flags: &GlobalFlags) -> Result<ExitCode> 
     }
     let mut object = object(&args)?;
     if let Some(overrides) = &args.overrides {
-        merge(&mut object, &serde_json::from_str(overrides)?);
+        apimachinery::patch::merge(&mut object, &serde_json::from_str(overrides)?);
     }
     let cluster = Cluster::connect(flags).await?;
     let quiet_report = args.quiet || args.rm;
@@ -182,30 +184,10 @@ fn service(args: &RunArgs) -> Result<Value> {
     }))
 }
 
-/// JSON merge, for `--overrides`.
-fn merge(object: &mut Value, with: &Value) {
-    match (object, with) {
-        (Value::Object(object), Value::Object(with)) => {
-            for (field, value) in with {
-                if value.is_null() {
-                    object.remove(field);
-                } else {
-                    merge(object.entry(field).or_insert(Value::Null), value);
-                }
-            }
-        }
-        (object, with) => *object = with.clone(),
-    }
-}
-
 /// Waits for the pod, attaches to it, and ends as its container ended.
 async fn attached(cluster: &Cluster, args: &RunArgs) -> Result<ExitCode> {
     let limit = apimachinery::time::parse_duration(&args.pod_running_timeout)?;
-    let Ok(pod) = tokio::time::timeout(limit, phase(cluster, &args.name, &["Running", "Succeeded", "Failed"])).await
-    else {
-        bail!("timed out waiting for the condition");
-    };
-    let pod = pod?;
+    let pod = within(Some(limit), "", phase(cluster, &args.name, &["Running", "Succeeded", "Failed"])).await?;
     let interactive = Streams { stdin: args.stdin, tty: args.tty };
     if text(&pod, "/status/phase") == "Running" {
         if args.tty && !args.quiet {
@@ -228,14 +210,11 @@ async fn attached(cluster: &Cluster, args: &RunArgs) -> Result<ExitCode> {
     if args.restart == "Always" {
         return Ok(ExitCode::SUCCESS);
     }
-    let ended =
-        tokio::time::timeout(Duration::from_secs(30), phase(cluster, &args.name, &["Succeeded", "Failed"])).await;
-    let code = match ended {
-        Ok(Ok(pod)) => items(&pod, "/status/containerStatuses")
-            .iter()
-            .find_map(|status| status.pointer("/state/terminated/exitCode")?.as_u64()),
-        _ => None,
-    };
+    let ended = within(Some(END_TIMEOUT), "", phase(cluster, &args.name, &["Succeeded", "Failed"])).await;
+    let code = ended.ok().and_then(|pod| {
+        let statuses = items(&pod, "/status/containerStatuses").iter();
+        statuses.filter_map(|status| status.pointer("/state/terminated/exitCode")?.as_u64()).next()
+    });
     Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(0)))
 }
 
@@ -247,22 +226,10 @@ async fn print_log(cluster: &Cluster, args: &RunArgs) -> Result<()> {
 
 /// Waits until the pod is in one of the phases.
 async fn phase(cluster: &Cluster, name: &str, phases: &[&str]) -> Result<Value> {
-    let path = with_query(
-        &format!("/api/v1/namespaces/{}/pods", cluster.namespace),
-        &[("fieldSelector", &format!("metadata.name={name}")), ("watch", "true")],
-    );
-    loop {
-        let mut events = cluster.watch(&path, JSON).await?;
-        while let Some(event) = events.next().await {
-            let (kind, pod) = event?;
-            if kind == "DELETED" {
-                bail!("pod {name} was deleted");
-            }
-            if phases.contains(&text(&pod, "/status/phase")) {
-                return Ok(pod);
-            }
-        }
-    }
+    let pods = cluster.resource("pods").await?;
+    let pod = cluster.get(&pods.object(&cluster.namespace, name)).await?;
+    let found = until(cluster, &pods, pod, |pod| Ok(phases.contains(&text(pod, "/status/phase")))).await?;
+    found.ok_or_else(|| anyhow::anyhow!("pod {name} was deleted"))
 }
 
 #[cfg(test)]

@@ -6,19 +6,16 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::shared::{DryRun, SelectorFlags, WriteFlags, fetch};
+use super::shared::{ChoiceFlags, DryRun, WriteFlags};
 use crate::cluster::{Cluster, PatchKind, RequestError};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, number, text};
+use crate::objects::{number, text};
 
 /// Set a new size for a deployment, replica set, or replication controller
 #[derive(Debug, Args)]
 pub(crate) struct ScaleArgs {
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     #[command(flatten)]
     write: WriteFlags,
     #[arg(long)]
@@ -41,15 +38,11 @@ pub(crate) async fn run(args: ScaleArgs, flags: &GlobalFlags) -> Result<ExitCode
         bail!("The --replicas=COUNT flag is required, and COUNT must be greater than or equal to 0");
     }
     let cluster = Cluster::connect(flags).await?;
-    let wanted = args.files.or_named(&cluster, &args.words).await?;
-    let found =
-        fetch(&cluster, wanted, &args.selectors, args.all, false).await.map_err(
-            |error| match RequestError::message_of(&error, 404) {
-                Some(message) => anyhow::anyhow!("no objects passed to scale {message}"),
-                None => error,
-            },
-        )?;
-    for found in found {
+    let found = args.choice.fetch(&cluster, &args.choice.words, args.all, false).await;
+    for found in found.map_err(|error| match RequestError::message_of(&error, 404) {
+        Some(message) => anyhow::anyhow!("no objects passed to scale {message}"),
+        None => error,
+    })? {
         if !found.resource.subresources.iter().any(|subresource| subresource == "scale") {
             bail!("cannot scale {}: the server could not find the requested resource", found.resource.qualified_name());
         }

@@ -6,10 +6,10 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::shared::{DryRun, Found, SelectorFlags, WriteFlags, fetch};
+use super::shared::{ChoiceFlags, DryRun, Found, WriteFlags, change};
 use crate::cluster::{Cluster, PatchKind};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, items, name, text};
+use crate::objects::{items, name, text};
 
 /// Set specific features on objects
 #[derive(Debug, Args)]
@@ -28,12 +28,8 @@ enum What {
 
 #[derive(Debug, Args)]
 struct SetFlags {
-    /// TYPE/NAME or TYPE NAME, then the changes
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     #[command(flatten)]
     write: WriteFlags,
     #[arg(long)]
@@ -56,22 +52,22 @@ pub(crate) async fn run(args: SetArgs, flags: &GlobalFlags) -> Result<ExitCode> 
     let cluster = Cluster::connect(flags).await?;
     match args.what {
         What::Image(args) => {
-            let (objects, changes) = split(&args.words, |word| word.contains('='));
+            let (objects, changes) = split(&args.choice.words, |word| word.contains('='));
             let images: Vec<(&str, &str)> = changes.iter().filter_map(|change| change.split_once('=')).collect();
             if images.is_empty() || images.len() != changes.len() {
                 bail!("at least one image update is required, as CONTAINER=IMAGE");
             }
-            for found in find(&cluster, &args, &objects).await? {
+            for found in args.choice.fetch(&cluster, &objects, args.all, false).await? {
                 let patch = image_patch(&found.object, &images)?;
                 send(&cluster, &args.write, found, patch, "image updated").await?;
             }
         }
         What::Env(args) => {
-            let (objects, changes) = split(&args.set.words, |word| word.contains('=') || word.ends_with('-'));
+            let (objects, changes) = split(&args.set.choice.words, |word| word.contains('=') || word.ends_with('-'));
             if changes.is_empty() && !args.list {
                 bail!("at least one environment variable must be provided");
             }
-            for found in find(&cluster, &args.set, &objects).await? {
+            for found in args.set.choice.fetch(&cluster, &objects, args.set.all, false).await? {
                 if args.list {
                     list_env(&found);
                     continue;
@@ -89,21 +85,13 @@ fn split(words: &[String], is_change: impl Fn(&str) -> bool) -> (Vec<String>, Ve
     (words[..first].to_vec(), words[first..].to_vec())
 }
 
-async fn find(cluster: &Cluster, args: &SetFlags, words: &[String]) -> Result<Vec<Found>> {
-    let wanted = args.files.or_named(cluster, words).await?;
-    fetch(cluster, wanted, &args.selectors, args.all, false).await
-}
-
 async fn send(cluster: &Cluster, write: &WriteFlags, found: Found, patch: Option<Value>, done: &str) -> Result<()> {
-    let Some(patch) = patch.filter(|_| write.dry_run != DryRun::Client) else {
-        // As kubectl, nothing is said when nothing changes.
-        return match write.dry_run {
-            DryRun::Client => write.report(found.object, Some(&found.resource), done),
-            _ => Ok(()),
-        };
-    };
-    let patched = cluster.patch(&write.query(&found.path(), "kubectl-set"), PatchKind::Strategic, &patch).await?;
-    write.report(patched, Some(&found.resource), done)
+    // As kubectl, nothing is said when nothing changes.
+    if patch.is_none() && write.dry_run != DryRun::Client {
+        return Ok(());
+    }
+    let patch = patch.unwrap_or_default();
+    change(cluster, write, found, PatchKind::Strategic, &patch, "kubectl-set", done).await
 }
 
 /// Where the pod's spec is in an object.

@@ -1,11 +1,14 @@
 //! What several commands do alike: flags, dry runs, creating, choosing objects, waiting.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use clap::Args;
+use futures::StreamExt;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, Resource, with_query};
-use crate::objects::{Target, items, name, namespace};
+use crate::cluster::{Cluster, JSON, PatchKind, RequestError, Resource, with_query};
+use crate::objects::{FileFlags, Target, items, name, namespace, text};
 use crate::output::Format;
 
 /// How far a change goes.
@@ -152,6 +155,35 @@ impl SelectorFlags {
     }
 }
 
+/// Which objects a command is about.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ChoiceFlags {
+    /// TYPE[,TYPE…] [NAME…] or TYPE/NAME…, and behind them the changes, where a command makes any
+    pub(crate) words: Vec<String>,
+    #[command(flatten)]
+    pub(crate) files: FileFlags,
+    #[command(flatten)]
+    pub(crate) selectors: SelectorFlags,
+}
+
+impl ChoiceFlags {
+    pub(crate) async fn targets(&self, cluster: &Cluster) -> Result<Vec<Target>> {
+        self.files.or_named(cluster, &self.words).await
+    }
+
+    /// The objects; `words` are those that name them. As [`fetch`].
+    pub(crate) async fn fetch(
+        &self,
+        cluster: &Cluster,
+        words: &[String],
+        all: bool,
+        all_namespaces: bool,
+    ) -> Result<Vec<Found>> {
+        let wanted = self.files.or_named(cluster, words).await?;
+        fetch(cluster, wanted, &self.selectors, all, all_namespaces).await
+    }
+}
+
 /// One object that a command is to change, as the server has it.
 pub(crate) struct Found {
     pub(crate) resource: Resource,
@@ -165,6 +197,74 @@ impl Found {
 
     pub(crate) fn reference(&self) -> String {
         self.resource.reference(name(&self.object))
+    }
+}
+
+/// Patches an object that was found, but for a dry run of the client, and says what was done.
+pub(crate) async fn change(
+    cluster: &Cluster,
+    write: &WriteFlags,
+    found: Found,
+    kind: PatchKind,
+    patch: &Value,
+    manager: &str,
+    done: &str,
+) -> Result<()> {
+    let object = match write.dry_run {
+        DryRun::Client => found.object.clone(),
+        _ => cluster.patch(&write.query(&found.path(), manager), kind, patch).await?,
+    };
+    write.report(object, Some(&found.resource), done)
+}
+
+/// Between tries to follow an object whose watch has ended.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Follows an object until it is as it should be; none if it was deleted before.
+pub(crate) async fn until(
+    cluster: &Cluster,
+    resource: &Resource,
+    mut object: Value,
+    mut is_met: impl FnMut(&Value) -> Result<bool>,
+) -> Result<Option<Value>> {
+    let filter = format!("metadata.name={}", name(&object));
+    let collection = with_query(&resource.collection(Some(namespace(&object))), &[("fieldSelector", &filter)]);
+    loop {
+        if is_met(&object)? {
+            return Ok(Some(object));
+        }
+        let version = text(&object, "/metadata/resourceVersion").to_owned();
+        let path = with_query(&collection, &[("watch", "true"), ("resourceVersion", &version)]);
+        match cluster.watch(&path, JSON).await {
+            Ok(mut events) => {
+                while let Some(Ok((kind, newer))) = events.next().await {
+                    if kind == "DELETED" {
+                        return Ok(None);
+                    }
+                    object = newer;
+                    if is_met(&object)? {
+                        return Ok(Some(object));
+                    }
+                }
+            }
+            Err(error) if RequestError::code_of(&error) == Some(410) => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+        let path = resource.object(namespace(&object), name(&object));
+        let Some(newer) = cluster.get_opt(&path).await? else { return Ok(None) };
+        object = newer;
+    }
+}
+
+/// Work that may take so long, or as long as it takes; `of` ends the sentence that says it took longer.
+pub(crate) async fn within<T>(limit: Option<Duration>, of: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match limit {
+        None => work.await,
+        Some(limit) => match tokio::time::timeout(limit, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => bail!("timed out waiting for the condition{of}"),
+        },
     }
 }
 
@@ -216,11 +316,9 @@ pub(crate) async fn pods_of(cluster: &Cluster, in_namespace: &str, object: &Valu
     let mut pods: Vec<Value> = items(&list, "/items").to_vec();
     let ready =
         |pod: &Value| items(pod, "/status/conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-    let placed = |pod: &Value| !crate::objects::text(pod, "/spec/nodeName").is_empty();
-    let created = |pod: &Value| crate::objects::text(pod, "/metadata/creationTimestamp").to_owned();
-    pods.sort_by_key(|pod| {
-        (!placed(pod), crate::objects::text(pod, "/status/phase") != "Running", !ready(pod), created(pod))
-    });
+    let placed = |pod: &Value| !text(pod, "/spec/nodeName").is_empty();
+    let created = |pod: &Value| text(pod, "/metadata/creationTimestamp").to_owned();
+    pods.sort_by_key(|pod| (!placed(pod), text(pod, "/status/phase") != "Running", !ready(pod), created(pod)));
     Ok(pods)
 }
 
@@ -240,7 +338,7 @@ pub(crate) async fn one_pod(cluster: &Cluster, word: &str) -> Result<Value> {
 /// The container that is meant if none is named: the annotated one, else the first, with a word about it.
 pub(crate) fn default_container(pod: &Value, given: Option<&str>, quiet: bool) -> Result<String> {
     let names = |pointer: &str| -> Vec<String> {
-        items(pod, pointer).iter().map(|container| crate::objects::text(container, "/name").to_owned()).collect()
+        items(pod, pointer).iter().map(|container| text(container, "/name").to_owned()).collect()
     };
     let (containers, init, ephemeral) =
         (names("/spec/containers"), names("/spec/initContainers"), names("/spec/ephemeralContainers"));

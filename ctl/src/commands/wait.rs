@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use futures::StreamExt;
 use serde_json::Value;
 
 use super::delete::wait_until_gone;
-use super::shared::{SelectorFlags, fetch};
-use crate::cluster::{Cluster, JSON, RequestError, Resource, with_query};
+use super::shared::{ChoiceFlags, fetch, until, within};
+use crate::cluster::{Cluster, RequestError};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, items, name, namespace, text};
+use crate::objects::{items, name, namespace, text};
 use crate::output::jsonpath::{Path, plain};
 
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -20,11 +19,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Wait for a specific condition on one or many resources
 #[derive(Debug, Args)]
 pub(crate) struct WaitArgs {
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     /// delete, create, condition=NAME[=VALUE] or jsonpath='{PATH}'[=VALUE]
     #[arg(long = "for", required = true, value_name = "WHAT")]
     what: String,
@@ -114,10 +110,10 @@ pub(crate) async fn run(args: WaitArgs, flags: &GlobalFlags) -> Result<ExitCode>
     };
     let deadline = Instant::now() + limit;
     let cluster = Cluster::connect(flags).await?;
-    let wanted = args.files.or_named(&cluster, &args.words).await?;
+    let wanted = args.choice.targets(&cluster).await?;
     let left = || deadline.saturating_duration_since(Instant::now());
     let found = loop {
-        match fetch(&cluster, wanted.clone(), &args.selectors, args.all, args.all_namespaces).await {
+        match fetch(&cluster, wanted.clone(), &args.choice.selectors, args.all, args.all_namespaces).await {
             Ok(found) if !found.is_empty() || goal != Goal::Created => break found,
             Err(error) if RequestError::code_of(&error) == Some(404) && goal == Goal::Deleted => {
                 // What is gone already need not be waited for.
@@ -141,13 +137,12 @@ pub(crate) async fn run(args: WaitArgs, flags: &GlobalFlags) -> Result<ExitCode>
             let uid = text(&found.object, "/metadata/uid");
             wait_until_gone(&cluster, &found.resource, &place, &object_name, uid, Some(left())).await
         } else {
-            match tokio::time::timeout(left(), until(&cluster, &found.resource, found.object.clone(), &goal)).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(anyhow::anyhow!(
-                    "timed out waiting for the condition on {}/{object_name}",
-                    found.resource.qualified_name()
-                )),
-            }
+            let of = format!(" on {}/{object_name}", found.resource.qualified_name());
+            let met = until(&cluster, &found.resource, found.object.clone(), |object| Ok(goal.is_met(object)));
+            within(Some(left()), &of, met).await.and_then(|met| match met {
+                Some(_) => Ok(()),
+                None => bail!("{} {object_name:?} was deleted", found.resource.qualified_name()),
+            })
         };
         match outcome {
             Ok(()) if args.output.as_deref() == Some("name") => println!("{}", found.reference()),
@@ -159,35 +154,6 @@ pub(crate) async fn run(args: WaitArgs, flags: &GlobalFlags) -> Result<ExitCode>
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-async fn until(cluster: &Cluster, resource: &Resource, mut object: Value, goal: &Goal) -> Result<()> {
-    let filter = format!("metadata.name={}", name(&object));
-    let collection = with_query(&resource.collection(Some(namespace(&object))), &[("fieldSelector", &filter)]);
-    loop {
-        if goal.is_met(&object) {
-            return Ok(());
-        }
-        let version = text(&object, "/metadata/resourceVersion").to_owned();
-        let path = with_query(&collection, &[("watch", "true"), ("resourceVersion", &version)]);
-        match cluster.watch(&path, JSON).await {
-            Ok(mut events) => {
-                while let Some(Ok((kind, newer))) = events.next().await {
-                    if kind == "DELETED" {
-                        bail!("{} {:?} was deleted", resource.qualified_name(), name(&object));
-                    }
-                    object = newer;
-                    if goal.is_met(&object) {
-                        return Ok(());
-                    }
-                }
-            }
-            Err(error) if RequestError::code_of(&error) == Some(410) => {}
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(RETRY_PAUSE).await;
-        object = cluster.get(&resource.object(namespace(&object), name(&object))).await?;
-    }
 }
 
 #[cfg(test)]

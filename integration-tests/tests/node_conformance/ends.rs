@@ -9,6 +9,11 @@ impl Node {
             merge(&mut container, more);
             json!([container])
         };
+        let expanded = |path: &str| {
+            json!({"volumes": [{"name": "v", "emptyDir": {}}],
+                "containers": with("true", json!({"env": [{"name": "P", "value": path}],
+                    "volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "$(P)"}]}))})
+        };
         let message =
             |policy: &str, path: &str| json!({"terminationMessagePolicy": policy, "terminationMessagePath": path});
         let log = "/dev/termination-log";
@@ -43,10 +48,8 @@ impl Node {
                 "on-failure",
                 json!({"restartPolicy": "OnFailure", "containers": with("if [ -e /v/again ]; then exit 0; fi; touch /v/again; exit 1", json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})), "volumes": [{"name": "v", "emptyDir": {}}]}),
             ),
-            (
-                "absolute",
-                json!({"containers": with("true", json!({"env": [{"name": "P", "value": "/tmp"}], "volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "$(P)"}]})), "volumes": [{"name": "v", "emptyDir": {}}]}),
-            ),
+            ("absolute", expanded("/tmp")),
+            ("outside", expanded("..")),
             (
                 "guaranteed",
                 json!({"containers": with("true", json!({"resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "10m", "memory": "16Mi"}}}))}),
@@ -81,11 +84,13 @@ impl Node {
         assert_eq!(apimachinery::pod::phase(&init), "Pending");
         self.until("always", "restarts", |pod| restarts(pod) >= 2).await;
         assert_eq!(restarts(&self.phase("on-failure", "Succeeded").await), 1);
-        let waits = |pod: &Pod| {
-            let waiting = statuses(pod).first().and_then(|s| s.state.clone()?.waiting);
-            waiting.is_some_and(|w| w.message.unwrap_or_default().contains("must not be an absolute path"))
-        };
-        self.until("absolute", "waits", waits).await;
+        for (name, why) in [("absolute", "must not be an absolute path"), ("outside", "must not contain '..'")] {
+            let waits = |pod: &Pod| {
+                let waiting = statuses(pod).first().and_then(|s| s.state.clone()?.waiting);
+                waiting.is_some_and(|w| w.message.unwrap_or_default().contains(why))
+            };
+            self.until(name, "waits", waits).await;
+        }
         let pod = self.phase("guaranteed", "Succeeded").await;
         assert_eq!(pod.status.and_then(|s| s.qos_class).as_deref(), Some("Guaranteed"));
         assert_eq!(
@@ -103,6 +108,7 @@ impl Node {
             "always",
             "on-failure",
             "absolute",
+            "outside",
             "guaranteed",
             "invalid-sysctl",
         ];

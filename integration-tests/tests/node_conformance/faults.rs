@@ -48,21 +48,19 @@ impl Node {
             ];
             host.exec(&parts.join("; ")).stdout
         };
-        let all_gone = async || {
-            eventually("no pods", MINUTES, || async {
-                let pods = self.pods.list(&kube::api::ListParams::default()).await.map_err(|e| e.to_string())?.items;
-                if pods.is_empty() { Ok(()) } else { Err(format!("{} pods", pods.len())) }
-            })
-            .await;
-        };
-        all_gone().await;
-        eventually("the traces of pods before are gone", MINUTES, || async {
-            let left = host.exec("ls /var/lib/kubelet/pods").stdout;
-            // The pods of the cluster's DNS stay.
-            if left.lines().count() <= 2 { Ok(()) } else { Err(left) }
+        self.nothing_left(cluster).await;
+        // What is as it was for longer than it takes to look for what was forgotten stays so.
+        let mut before = count();
+        let mut since = Instant::now();
+        eventually("nothing of the pods before goes any more", MINUTES, || {
+            let now = count();
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            let settled = since.elapsed() > Duration::from_secs(6);
+            std::future::ready(if settled { Ok(()) } else { Err(before.clone()) })
         })
         .await;
-        let before = count();
         let memory = || {
             let lines = host.exec("grep -E '(VmRSS|RssAnon)' /proc/$(cat /run/pilothouse/kubelet.pid)/status").stdout;
             lines.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -73,7 +71,7 @@ impl Node {
         for round in 0..rounds {
             let begun = Instant::now();
             self.many_come_and_some_faults(cluster, PODS, round).await;
-            all_gone().await;
+            self.nothing_left(cluster).await;
             println!("round {round}: {PODS} pods came and went in {:?}; kubelet: {}", begun.elapsed(), memory());
             eventually("all is as it was", MINUTES, || async {
                 let now = count();
@@ -93,8 +91,22 @@ impl Node {
         let volumes =
             json!([{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "c", "configMap": {"name": "cm"}}]);
         for index in 0..count {
-            // A start that the kubelet's death cuts short has failed for the runtime: such a pod must be one that tries again.
-            let spec = json!({"restartPolicy": "Always", "containers": [container], "volumes": volumes});
+            // A start that the kubelet's death cuts short is none, even for a pod that runs only once.
+            let policy = if index.is_multiple_of(2) { "Always" } else { "Never" };
+            let mut spec = json!({"restartPolicy": policy, "containers": [container], "volumes": volumes});
+            if index.is_multiple_of(5) {
+                // Some are in the midst of an init container, a hook or a probe when the kubelet dies.
+                let run = |script: &str| json!({"exec": {"command": ["sh", "-c", script]}});
+                merge(
+                    &mut spec["containers"][0],
+                    json!({"readinessProbe": {"periodSeconds": 1, "timeoutSeconds": 10}}),
+                );
+                merge(&mut spec["containers"][0]["readinessProbe"], run("sleep 0.2"));
+                spec["containers"][0]["lifecycle"] =
+                    json!({"postStart": run("sleep 0.5"), "preStop": run("sleep 0.5")});
+                spec["initContainers"] = json!([sh("i", "sleep 0.5")]);
+                spec["terminationGracePeriodSeconds"] = json!(5);
+            }
             let mut pod = pod(&format!("many-{index}"), spec);
             pod.metadata.labels = Some([("app".to_owned(), "many".to_owned())].into());
             self.pods.create(&PostParams::default(), &pod).await.expect("made");
@@ -125,8 +137,7 @@ impl Node {
             let ran = running(&pods);
             cluster.kill(0, "containerd");
             tokio::time::sleep(Duration::from_secs(3)).await;
-            cluster.kill(0, "kubelet");
-            host.exec("timeout 60 sh -c 'until curl -sf http://127.0.0.1:10248/healthz; do sleep 0.2; done'").success();
+            cluster.kubelet_anew(0);
             pods = cluster.ready_pods("app=many", count, MINUTES).await;
             untouched(&ran, &pods);
         }
@@ -134,10 +145,74 @@ impl Node {
         for pause in if hangs { [500, 0] } else { [100, 1500] } {
             if pause > 0 {
                 tokio::time::sleep(Duration::from_millis(pause)).await;
-                host.exec("timeout 60 sh -c 'until kill -9 $(cat /run/pilothouse/kubelet.pid); do sleep 0.2; done'")
-                    .success();
+                cluster.kill(0, "kubelet");
             }
         }
+    }
+
+    /// Where pods fill the kubelet's disk, the one that did is evicted, others are refused meanwhile, and then all is as before.
+    pub(super) async fn a_full_disk_is_survived(&self, cluster: &Cluster) {
+        let host = &cluster.hosts[0];
+        let node = self.pods_host().await.0;
+        // What pods before left is taken away first, and the kubelet holds still meanwhile: a directory that goes or comes
+        // while it is copied fails the copy.
+        self.nothing_left(cluster).await;
+        host.exec(
+            "set -e; kill -STOP $(cat /run/pilothouse/kubelet.pid); root=/var/lib/kubelet; cp -a $root /run/kubelet-root; \
+             mount -t tmpfs -o size=64m,mode=755 tmpfs $root; mount --make-rshared $root; \
+             cp -a /run/kubelet-root/. $root/; rm -r /run/kubelet-root",
+        )
+        .success();
+        cluster.kubelet_anew(0);
+        // Images that nothing uses go first: the one of the pods here must stay.
+        self.run("keeps", json!({"restartPolicy": "Always", "containers": [sh("c", "sleep 6000")]})).await;
+        self.ready("keeps").await;
+        let mut fills = sh("c", "dd if=/dev/zero of=/v/f bs=1M; sleep 600");
+        merge(&mut fills, json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}));
+        self.run("fills", json!({"containers": [fills], "volumes": [{"name": "v", "emptyDir": {}}]})).await;
+        let pressed = async |wanted: &str| {
+            eventually(&format!("DiskPressure is {wanted}"), MINUTES, || async {
+                let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(self.client.clone());
+                let status = nodes.get(&node).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+                let found = status.conditions.into_iter().flatten().find(|c| c.type_ == "DiskPressure");
+                if found.as_ref().is_some_and(|c| c.status == wanted) { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await;
+        };
+        pressed("True").await;
+        self.run("refused", json!({"nodeName": node, "containers": [sh("c", "true")]})).await;
+        for name in ["fills", "refused"] {
+            let over = self.phase(name, "Failed").await;
+            assert_eq!(over.status.and_then(|s| s.reason).as_deref(), Some("Evicted"), "{name}");
+        }
+        pressed("False").await;
+        self.run("after", json!({"nodeName": node, "containers": [sh("c", "true")]})).await;
+        self.phase("after", "Succeeded").await;
+        self.remove(&["fills", "refused", "after", "keeps"]).await;
+        self.nothing_left(cluster).await;
+        host.exec("umount -R -l /var/lib/kubelet").success();
+        cluster.kubelet_anew(0);
+    }
+
+    /// Until the pods of the test are gone, and the kubelet keeps nothing of pods that are not in the API.
+    async fn nothing_left(&self, cluster: &Cluster) {
+        let pods = Api::<Pod>::all(self.client.clone());
+        eventually("what the kubelet kept of pods that are gone is gone", MINUTES, || async {
+            let pods = pods.list(&kube::api::ListParams::default()).await.map_err(|e| e.to_string())?;
+            let ours = pods.iter().filter(|pod| pod.metadata.namespace.as_deref() == Some("default")).count();
+            if ours > 0 {
+                return Err(format!("{ours} pods"));
+            }
+            let known: Vec<_> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+            let left = cluster.hosts[0].exec("ls /var/lib/kubelet/pods").stdout;
+            let left: Vec<_> = left.lines().filter(|uid| !known.iter().any(|known| known == uid)).collect();
+            let Some(stranger) = left.first() else { return Ok(()) };
+            let said = format!(
+                "grep -h {stranger} /var/log/pilothouse/kubelet.log | tail -n 12; grep {stranger} /proc/mounts"
+            );
+            Err(format!("{left:?}, where known are {known:?}:\n{}", cluster.hosts[0].exec(&said).stdout))
+        })
+        .await;
     }
 
     /// Without its control plane a node goes on: what runs runs, what ends begins again, even if the kubelet is new.
@@ -148,8 +223,9 @@ impl Node {
         let steady = self.ready("steady").await;
         self.ready("crashing").await;
         host.exec("kill -STOP $(cat /run/pilothouse/apiserver.pid)").success();
-        // It ends, begins again at once, ends, and begins again after its back-off of ten seconds.
-        tokio::time::sleep(Duration::from_secs(25)).await;
+        // It ends, begins again at once, ends, and begins again after its back-off of ten seconds. A long run takes minutes.
+        let away = if std::env::var_os("PILOTHOUSE_ROUNDS").is_some() { 180 } else { 25 };
+        tokio::time::sleep(Duration::from_secs(away)).await;
         cluster.kill(0, "kubelet");
         tokio::time::sleep(Duration::from_secs(5)).await;
         host.exec("kill -CONT $(cat /run/pilothouse/apiserver.pid)").success();

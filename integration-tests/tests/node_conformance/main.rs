@@ -1,14 +1,17 @@
 //! What the conformance programme asks of a node's agent (`[sig-node]`, `[sig-storage]`), on one node: most entries are a pod that
 //! runs to its end and says what it saw, all of them at once; the others watch a pod change while it runs.
+mod csi;
+mod dra;
 mod ends;
 mod faults;
+mod held;
 mod live;
 mod mounted;
 mod probed;
 mod seen;
 mod served;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use integration_tests::{Cluster, Setup, can_run_hosts, eventually};
 use k8s_openapi::api::core::v1::{
@@ -35,13 +38,18 @@ async fn a_node_conforms() {
     node.ends_and_restarts().await;
     node.changes_are_seen().await;
     node.all_begin_anew().await;
+    node.others_write_to_a_pod().await;
     node.generations_are_counted().await;
     node.what_is_served().await;
     node.probes_and_hooks().await;
     node.resources_change_in_place(&cluster).await;
     node.claims_are_volumes(&cluster).await;
+    node.drivers_make_volumes_for_pods(&cluster).await;
+    node.devices_are_claimed(&cluster).await;
+    node.huge_pages_are_a_volume(&cluster).await;
     node.starts_are_quick().await;
     node.nodes_stand_alone(&cluster).await;
+    node.a_full_disk_is_survived(&cluster).await;
     node.many_come_and_go(&cluster).await;
 }
 
@@ -165,9 +173,17 @@ impl Node {
             let pod = self
                 .until(&name, case.entry, |pod| matches!(apimachinery::pod::phase(pod), "Succeeded" | "Failed"))
                 .await;
-            let log = self.log(&name).await;
-            let missing: Vec<_> =
-                case.log.iter().filter(|line| !log.lines().any(|l| l.trim() == line.trim())).collect();
+            // What a container said last is in its log a moment after its end.
+            let ended = Instant::now();
+            let (log, missing) = loop {
+                let log = self.log(&name).await;
+                let is_said = |line: &&String| log.lines().any(|l| l.trim() == line.trim());
+                let missing: Vec<_> = case.log.iter().filter(|line| !is_said(line)).collect();
+                if missing.is_empty() || ended.elapsed() > Duration::from_secs(10) {
+                    break (log, missing);
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            };
             if apimachinery::pod::phase(&pod) != "Succeeded" || !missing.is_empty() {
                 wrong.push(format!("{}: {} lacks {missing:?} in {log:?}", case.entry, apimachinery::pod::phase(&pod)));
             }
@@ -198,18 +214,24 @@ impl Node {
         .expect("a class");
         let classes = Api::<RuntimeClass>::all(self.client.clone());
         classes.create(&PostParams::default(), &class).await.expect("made");
-        let deleted = RuntimeClass {
-            metadata: kube::api::ObjectMeta { name: Some("deleted".into()), ..Default::default() },
-            ..class
-        };
-        classes.create(&PostParams::default(), &deleted).await.expect("made");
+        for name in ["plain", "deleted"] {
+            let metadata = kube::api::ObjectMeta { name: Some(name.into()), ..Default::default() };
+            let class = RuntimeClass { metadata, overhead: None, ..class.clone() };
+            classes.create(&PostParams::default(), &class).await.expect("made");
+        }
         classes.delete("deleted", &DeleteParams::default()).await.expect("deleted");
+        let made = async |class: Value| {
+            let pod = pod("of-a-class", json!({"runtimeClassName": class, "containers": [sh("c", "true")]}));
+            let dry = PostParams { dry_run: true, ..Default::default() };
+            self.pods.create(&dry, &pod).await.map(drop).map_err(|e| e.to_string())
+        };
+        // The namespace has its account, and the classes are known.
+        for class in [Value::Null, json!("plain"), json!("costly")] {
+            eventually("a pod may be made", MINUTES, || made(class.clone())).await;
+        }
         for class in ["deleted", "never-there"] {
-            let pod = pod("of-no-class", json!({"runtimeClassName": class, "containers": [sh("c", "true")]}));
-            let refused =
-                || async { self.pods.create(&PostParams { dry_run: true, ..Default::default() }, &pod).await };
             eventually("a pod of a class that is not there is refused", MINUTES, || async {
-                refused().await.map_or(Ok(()), |_| Err("it was taken".to_owned()))
+                made(json!(class)).await.map_or(Ok(()), |()| Err("it was taken".to_owned()))
             })
             .await;
         }

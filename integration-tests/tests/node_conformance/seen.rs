@@ -8,13 +8,13 @@ impl Node {
     pub(super) async fn what_pods_see(&self) {
         let env = |list: Value| json!({"env": list});
         let field = |path: &str| json!({"name": "F", "valueFrom": {"fieldRef": {"fieldPath": path}}});
-        let resource = |name: &str| json!({"name": "R", "valueFrom": {"resourceFieldRef": {"resource": name}}});
+        let amount = |name: &str, of: &str| json!({"name": name, "valueFrom": {"resourceFieldRef": {"resource": of}}});
         let limits =
             json!({"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": {"cpu": "1250m", "memory": "64Mi"}});
         let with = |list: Value| json!({"env": list, "resources": limits});
         let node = self.pods_host().await;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let print = "echo \"$F\"; echo \"$R\"";
+        let print = "echo \"$F\"";
         let mut cases = vec![
             case(
                 "ConfigMap via environment variable",
@@ -61,13 +61,27 @@ impl Node {
                 &["override both"],
             ),
             case(
-                "Downward API pod name and UID",
+                "Containers override the image's default arguments",
+                "",
+                json!({"command": null, "args": ["echo", "said by args"]}),
+                json!({}),
+                &["said by args"],
+            ),
+            case(
+                "Downward API pod UID",
+                "grep -q \"pods/$F/etc-hosts\" /proc/self/mountinfo && echo mine",
+                env(json!([field("metadata.uid")])),
+                json!({}),
+                &["mine"],
+            ),
+            case(
+                "Downward API pod name",
                 "echo $A $B $C",
                 env(
                     json!([{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}, {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}]),
                 ),
                 json!({}),
-                &[&format!("default {} see-6", node.0)],
+                &[&format!("default {} see-8", node.0)],
             ),
             case("Downward API host IP", print, env(json!([field("status.hostIP")])), json!({}), &[&node.1]),
             case("Downward API host IPs", print, env(json!([field("status.hostIPs")])), json!({}), &[&node.1]),
@@ -78,20 +92,24 @@ impl Node {
                 json!({}),
                 &["mine"],
             ),
-            case("Downward API limits.cpu", print, with(json!([resource("limits.cpu")])), json!({}), &["2"]),
             case(
-                "Downward API requests.memory",
-                print,
-                with(json!([resource("requests.memory")])),
+                "Downward API requests and limits",
+                "echo $A $B $C $D",
+                with(json!([
+                    amount("A", "requests.cpu"),
+                    amount("B", "limits.cpu"),
+                    amount("C", "requests.memory"),
+                    amount("D", "limits.memory")
+                ])),
                 json!({}),
-                &["33554432"],
+                &["1 2 33554432 67108864"],
             ),
             case(
                 "Downward API default limits from node allocatable",
-                print,
-                env(json!([resource("limits.cpu")])),
+                "echo $A $B",
+                env(json!([amount("A", "limits.cpu"), amount("B", "limits.memory")])),
                 json!({}),
-                &[&cpus.to_string()],
+                &[&format!("{cpus} {}", self.allocatable_memory().await)],
             ),
             case(
                 "Pods contain environment variables for services",
@@ -115,6 +133,13 @@ impl Node {
                 &["# Kubernetes-managed hosts file (host network)."],
             ),
             case(
+                "KubeletManagedEtcHosts gives way to a mount",
+                "grep -c Kubernetes-managed /etc/hosts || true",
+                json!({"volumeMounts": [{"name": "h", "mountPath": "/etc/hosts"}]}),
+                json!({"volumes": [{"name": "h", "hostPath": {"path": "/etc/hosts"}}]}),
+                &["0"],
+            ),
+            case(
                 "Security Context runAsUser 65534",
                 "id -u",
                 json!({"securityContext": {"runAsUser": 65534}}),
@@ -126,6 +151,20 @@ impl Node {
                 "id -u; id -g; id -G",
                 json!({"securityContext": {"runAsUser": 1001}}),
                 json!({"securityContext": {"runAsUser": 5, "runAsGroup": 2002, "fsGroup": 3003, "supplementalGroups": [4004]}}),
+                &["1001", "2002"],
+            ),
+            case(
+                "Security Context of the container",
+                "id -u; id -g",
+                json!({"securityContext": {"runAsUser": 1001, "runAsGroup": 2002}}),
+                json!({}),
+                &["1001", "2002"],
+            ),
+            case(
+                "Security Context of the pod",
+                "id -u; id -g",
+                json!({}),
+                json!({"securityContext": {"runAsUser": 1001, "runAsGroup": 2002}}),
                 &["1001", "2002"],
             ),
             case(
@@ -143,6 +182,13 @@ impl Node {
                 &["refused"],
             ),
             case(
+                "Security Context with a root file system to write to",
+                "echo x >/file && cat /file",
+                json!({"securityContext": {"readOnlyRootFilesystem": false}}),
+                json!({}),
+                &["x"],
+            ),
+            case(
                 "Security Context AllowPrivilegeEscalation",
                 "grep NoNewPrivs /proc/self/status",
                 json!({"securityContext": {"allowPrivilegeEscalation": false, "runAsUser": 1000}}),
@@ -157,6 +203,7 @@ impl Node {
                 &["1"],
             ),
             case("RuntimeClass with overhead", "echo ran", json!({}), json!({"runtimeClassName": "costly"}), &["ran"]),
+            case("RuntimeClass without", "echo ran", json!({}), json!({"runtimeClassName": "plain"}), &["ran"]),
         ];
         // An image's own command: the shell, which ends at once without input.
         let mut image = case("Containers use the image's defaults", "", json!({"command": null}), json!({}), &[]);

@@ -6,6 +6,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub const KIND: &str = "KubeProxyConfiguration";
+pub const HEALTHZ_PORT: u16 = 10256;
+pub const METRICS_PORT: u16 = 10249;
 
 /// The file. A misspelt field is an error.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -116,7 +118,7 @@ pub fn read(path: &Path) -> anyhow::Result<KubeProxyConfiguration> {
 impl KubeProxyConfiguration {
     /// As `SetDefaults_KubeProxyConfiguration`, but that rules may change 20 times a second, not once: a difference costs little
     /// here, and clients notice.
-    pub fn set_defaults(&mut self) {
+    pub fn set_defaults(&mut self, [healthz, metrics]: [u16; 2]) {
         let ipv6 = self.bind_address.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6());
         let (all, loopback) = if ipv6 { ("::", "::1") } else { ("0.0.0.0", "127.0.0.1") };
         for (field, default) in [
@@ -133,7 +135,7 @@ impl KubeProxyConfiguration {
                 default.clone_into(field);
             }
         }
-        for (address, port) in [(&mut self.healthz_bind_address, 10256), (&mut self.metrics_bind_address, 10249)] {
+        for (address, port) in [(&mut self.healthz_bind_address, healthz), (&mut self.metrics_bind_address, metrics)] {
             if let Ok(ip) = address.parse::<IpAddr>() {
                 *address = std::net::SocketAddr::new(ip, port).to_string();
             }

@@ -7,8 +7,12 @@ use component_base::{
     cidr::Cidr,
     cli::{CommonFlags, Ignored},
 };
-use file::{Conntrack, KubeProxyConfiguration};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use file::{Conntrack, HEALTHZ_PORT, KubeProxyConfiguration, METRICS_PORT};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Flags of kube-proxy; the file of `--config` wins over them, but for `--hostname-override`.
 #[derive(Parser, Clone, Debug)]
@@ -37,10 +41,21 @@ pub struct Flags {
     pub pod_bridge_interface: String,
     #[arg(long, default_value = "")]
     pub pod_interface_name_prefix: String,
+    /// Of the API server, in place of the kubeconfig's.
+    #[arg(long)]
+    pub master: Option<String>,
+    /// Empty: not served.
     #[arg(long)]
     pub healthz_bind_address: Option<String>,
+    /// Empty: not served.
     #[arg(long)]
     pub metrics_bind_address: Option<String>,
+    /// Deprecated; 0: not served.
+    #[arg(long)]
+    pub healthz_port: Option<u16>,
+    /// Deprecated; 0: not served.
+    #[arg(long)]
+    pub metrics_port: Option<u16>,
     /// Fail where an address cannot be listened on.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub bind_address_hard_fail: bool,
@@ -111,6 +126,7 @@ pub struct Flags {
 
 /// Flags of Kubernetes' kube-proxy that mean nothing here.
 pub const IGNORED: &[Ignored] = &[
+    Ignored::Value("boot-id-file"),
     Ignored::Value("config-sync-period"),
     Ignored::Value("feature-gates"),
     Ignored::Value("kube-api-burst"),
@@ -118,6 +134,11 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("kube-api-qps"),
     Ignored::Value("logging-format"),
     Ignored::Value("log-flush-frequency"),
+    Ignored::Value("log-json-info-buffer-size"),
+    Ignored::Bool("log-json-split-stream"),
+    Ignored::Value("log-text-info-buffer-size"),
+    Ignored::Bool("log-text-split-stream"),
+    Ignored::Value("machine-id-file"),
     Ignored::Bool("profiling"),
     Ignored::Value("show-hidden-metrics-for-version"),
     Ignored::Value("vmodule"),
@@ -163,6 +184,7 @@ pub enum DetectLocalMode {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub kubeconfig: Option<PathBuf>,
+    pub master: Option<String>,
     pub node: String,
     pub mode: ModeSettings,
     pub detect_local: DetectLocalMode,
@@ -178,6 +200,7 @@ pub struct Config {
     /// NodePorts are at the node's own addresses only.
     pub primary: bool,
     pub localhost_node_ports: bool,
+    pub drop_invalid: bool,
     pub hard_fail: bool,
     pub healthz: Option<SocketAddr>,
     pub metrics: Option<SocketAddr>,
@@ -195,7 +218,9 @@ impl Config {
             Some(path) => file::read(path)?,
             None => KubeProxyConfiguration::default(),
         };
-        Self::checked(merged(flags, file))
+        let mut config = Self::checked(merged(flags, file))?;
+        config.master.clone_from(&flags.master);
+        Ok(config)
     }
 
     /// As `Validate` of the kind.
@@ -205,7 +230,8 @@ impl Config {
             let all = Mode::ALL.map(|(name, _)| format!("{name:?}")).join(", ");
             anyhow::bail!("mode: Unsupported value: {named:?}: supported values: {all}");
         };
-        let rules = if mode == Mode::Iptables { &file.iptables } else { &file.nftables };
+        // The mode ipvs reads the section of iptables for what its own does not have.
+        let rules = if matches!(mode, Mode::Iptables | Mode::Ipvs) { &file.iptables } else { &file.nftables };
         let (min_sync_period, sync_period) = match mode {
             Mode::Ipvs => (&file.ipvs.min_sync_period, &file.ipvs.sync_period),
             _ => (&rules.min_sync_period, &rules.sync_period),
@@ -246,24 +272,43 @@ impl Config {
         let primary = addresses == ["primary"] || addresses.is_empty() && mode == Mode::Nftables;
         let node_port_addresses =
             if primary { Vec::new() } else { ranges("nodePortAddresses", addresses.iter().map(String::as_str))? };
+        // Where there are addresses of their own for NodePorts, loopback must be among them.
+        let on_loopback = |range: &Cidr| range.address.is_loopback();
+        let localhost_node_ports = mode == Mode::Iptables
+            && rules.localhost_node_ports == Some(true)
+            && !primary
+            && (node_port_addresses.is_empty() || node_port_addresses.iter().any(on_loopback));
         let kubeconfig = Some(PathBuf::from(&file.client_connection.kubeconfig)).filter(|p| !p.as_os_str().is_empty());
+        let cluster_cidrs = ranges("clusterCIDR", file.cluster_cidr.split(','))?;
+        anyhow::ensure!(
+            [false, true].iter().all(|ipv6| cluster_cidrs.iter().filter(|range| range.is_ipv6() == *ipv6).count() <= 1),
+            "clusterCIDR: Invalid value: {:?}: must be a CIDR block or one of each family",
+            file.cluster_cidr
+        );
+        anyhow::ensure!(
+            file.bind_address.parse::<IpAddr>().is_ok(),
+            "bindAddress: Invalid value: {:?}: not a valid textual representation of an IP address",
+            file.bind_address
+        );
         Ok(Self {
+            master: None,
             kubeconfig,
             node: node.trim().to_lowercase(),
             mode: ModeSettings { mode, ipvs },
             detect_local: detect_local(&file)?,
-            cluster_cidrs: ranges("clusterCIDR", file.cluster_cidr.split(','))?,
+            cluster_cidrs,
             masquerade_all: rules.masquerade_all,
             mark: 1 << bit,
             min_sync_period,
             sync_period,
             node_port_addresses,
             primary,
-            localhost_node_ports: mode == Mode::Iptables && rules.localhost_node_ports == Some(true),
+            localhost_node_ports,
+            drop_invalid: !file.conntrack.tcp_be_liberal,
             hard_fail: file.bind_address_hard_fail,
-            healthz: Some(address("healthzBindAddress", &file.healthz_bind_address)?),
-            metrics: Some(address("metricsBindAddress", &file.metrics_bind_address)?),
-            sysctls: sysctls(&file.conntrack, mode, file.ipvs.strict_arp)?,
+            healthz: address("healthzBindAddress", &file.healthz_bind_address)?,
+            metrics: address("metricsBindAddress", &file.metrics_bind_address)?,
+            sysctls: sysctls(&file.conntrack, mode, file.ipvs.strict_arp, localhost_node_ports)?,
             oom_score_adj,
             file,
         })
@@ -325,7 +370,20 @@ fn merged(flags: &Flags, mut file: KubeProxyConfiguration) -> KubeProxyConfigura
     if !flags.hostname_override.is_empty() {
         file.hostname_override.clone_from(&flags.hostname_override);
     }
-    file.set_defaults();
+    // Only a flag takes an endpoint away: an empty field of the file is its default.
+    let is_off =
+        |field: &str, flag: &Option<String>, port| field.is_empty() && (flag.as_deref() == Some("") || port == Some(0));
+    let off = [
+        is_off(&file.healthz_bind_address, &flags.healthz_bind_address, flags.healthz_port),
+        is_off(&file.metrics_bind_address, &flags.metrics_bind_address, flags.metrics_port),
+    ];
+    let ports = [flags.healthz_port.unwrap_or(HEALTHZ_PORT), flags.metrics_port.unwrap_or(METRICS_PORT)];
+    file.set_defaults(ports);
+    for (address, _) in
+        [&mut file.healthz_bind_address, &mut file.metrics_bind_address].into_iter().zip(off).filter(|(_, off)| *off)
+    {
+        address.clear();
+    }
     file
 }
 
@@ -355,12 +413,19 @@ fn duration(field: &str, text: &Option<String>) -> anyhow::Result<Duration> {
     apimachinery::time::parse_duration(text).map_err(|e| anyhow::anyhow!("{field}: Invalid value: {text:?}: {e}"))
 }
 
-fn address(field: &str, text: &str) -> anyhow::Result<SocketAddr> {
-    text.parse().map_err(|e| anyhow::anyhow!("{field}: Invalid value: {text:?}: {e}"))
+/// None where it is not to be served.
+fn address(field: &str, text: &str) -> anyhow::Result<Option<SocketAddr>> {
+    let parsed = (!text.is_empty()).then(|| text.parse()).transpose();
+    parsed.map_err(|e| anyhow::anyhow!("{field}: Invalid value: {text:?}: {e}"))
 }
 
 /// As `conntracker` and the set-up of the mode ipvs; 0 leaves the kernel's.
-fn sysctls(conntrack: &Conntrack, mode: Mode, strict_arp: bool) -> anyhow::Result<Vec<(&'static str, u64)>> {
+fn sysctls(
+    conntrack: &Conntrack,
+    mode: Mode,
+    strict_arp: bool,
+    route_localnet: bool,
+) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let max = match conntrack.max_per_core.unwrap_or(0) {
         0 => 0,
@@ -389,6 +454,7 @@ fn sysctls(conntrack: &Conntrack, mode: Mode, strict_arp: bool) -> anyhow::Resul
         ("net/ipv4/vs/expire_nodest_conn", ipvs),
         ("net/ipv4/vs/expire_quiescent_template", ipvs),
         ("net/ipv4/ip_forward", ipvs),
+        ("net/ipv4/conf/all/route_localnet", u64::from(route_localnet)),
         ("net/ipv4/conf/all/arp_ignore", arp),
         ("net/ipv4/conf/all/arp_announce", arp * 2),
     ];
@@ -427,7 +493,7 @@ mod tests {
     fn each_mode_reads_its_own_section() {
         let sections = "iptables: {masqueradeBit: 3, minSyncPeriod: 3s}\nnftables: {masqueradeBit: 5}\nipvs: {scheduler: lc, minSyncPeriod: 7s}\n";
         for (mode, mark, min_seconds, primary) in
-            [("iptables", 8, 3, false), ("nftables", 32, 0, true), ("ipvs", 32, 7, false), ("userspace", 32, 0, false)]
+            [("iptables", 8, 3, false), ("nftables", 32, 0, true), ("ipvs", 8, 7, false), ("userspace", 32, 0, false)]
         {
             let config = load(&format!("mode: {mode}\n{sections}")).unwrap();
             let found = (config.mode.mode.as_str(), config.mark, config.min_sync_period.as_secs(), config.primary);
@@ -476,6 +542,21 @@ mod tests {
     }
 
     #[test]
+    fn flags_take_endpoints_away() {
+        for (flag, expected) in [
+            ("--healthz-bind-address=", (None, Some(10249))),
+            ("--healthz-port=0", (None, Some(10249))),
+            ("--metrics-bind-address=", (Some(10256), None)),
+            ("--metrics-port=9", (Some(10256), Some(9))),
+            ("--healthz-bind-address=127.0.0.1", (Some(10256), Some(10249))),
+        ] {
+            let flags = Flags::try_parse_from(["kube-proxy", flag]).unwrap();
+            let config = Config::checked(merged(&flags, KubeProxyConfiguration::default())).unwrap();
+            assert_eq!((config.healthz.map(|at| at.port()), config.metrics.map(|at| at.port())), expected, "{flag}");
+        }
+    }
+
+    #[test]
     fn misspelt_and_impossible_settings_are_named() {
         for (yaml, named) in [
             ("clusterCidr: x", "clusterCidr"),
@@ -489,6 +570,8 @@ mod tests {
             ("conntrack: {udpTimeout: soon}", "udpTimeout"),
             ("nodePortAddresses: [10.0.0.0]", "nodePortAddresses"),
             ("detectLocalMode: BridgeInterface", "bridgeInterface"),
+            ("clusterCIDR: 10.0.0.0/8,10.1.0.0/16", "clusterCIDR"),
+            ("bindAddress: here", "bindAddress"),
         ] {
             let error = format!("{:#}", load(yaml).unwrap_err());
             assert!(error.contains(named), "{error}");

@@ -103,10 +103,13 @@ pub fn exclusive_memory(pod: &Pod, container: &Container) -> BTreeMap<String, u6
         .collect()
 }
 
-/// How many devices of each of these resources a container asks for.
-pub fn devices(container: &Container, known: impl Fn(&str) -> bool) -> BTreeMap<String, usize> {
+/// How many devices of each of these resources a container asks for. What stands for a claim's devices is none of them.
+pub fn devices(pod: &Pod, container: &Container, known: impl Fn(&str) -> bool) -> BTreeMap<String, usize> {
     let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
-    let wanted = limits.into_iter().flatten().filter(|(name, _)| known(name));
+    let claimed = pod.status.iter().filter_map(|s| s.extended_resource_claim_status.as_ref());
+    let claimed: Vec<_> = claimed.flat_map(|c| &c.request_mappings).collect();
+    let is_claimed = |name: &str| claimed.iter().any(|m| m.container_name == container.name && m.resource_name == name);
+    let wanted = limits.into_iter().flatten().filter(|(name, _)| known(name) && !is_claimed(name));
     let wanted = wanted.map(|(name, q)| (name.clone(), usize::try_from(Quantity::from(q).value()).unwrap_or(0)));
     wanted.filter(|(_, count)| *count > 0).collect()
 }

@@ -24,22 +24,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::config::KubeletConfiguration;
+use crate::dra::Dra;
 use crate::runtime::pods::uid_of;
 use crate::status::Ended;
 use devices::Devices;
 use held::{All, Held, HeldDevices, Left};
-use topology::{Hint, Mask, Policy, Topology};
+use topology::{CpuOptions, Hint, Mask, Options, Policy, Topology};
 
 /// How the node gives away what containers have for themselves.
 #[derive(Debug, Clone, Default)]
 pub struct Policies {
     /// `cpuManagerPolicy: static`, with the processors that are never given.
     pub static_cpus: Option<BTreeSet<u32>>,
-    /// `full-pcpus-only`.
-    pub whole_cores: bool,
+    pub cpus: CpuOptions,
     /// `memoryManagerPolicy: Static`, with the bytes kept back by node and kind.
     pub static_memory: Option<BTreeMap<u32, BTreeMap<String, u64>>>,
     pub topology: Policy,
+    pub options: Options,
     /// `topologyManagerScope: pod`.
     pub by_pod: bool,
 }
@@ -53,7 +54,7 @@ impl Policies {
             let milli = [&config.system_reserved, &config.kube_reserved].into_iter().filter_map(|r| r.get("cpu"));
             let milli: i64 = milli.filter_map(|t| Quantity::parse(t).ok()).map(|q| q.milli_value()).sum();
             let count = usize::try_from(milli.max(1).unsigned_abs().div_ceil(1000)).unwrap_or(1);
-            topology.take_cpus(&topology.all_cpus(), count, None).unwrap_or_default()
+            topology.take_cpus(&topology.all_cpus(), count, None, false).unwrap_or_default()
         };
         let is_static = config.cpu_manager_policy == "static";
         let by_node = config
@@ -62,11 +63,23 @@ impl Policies {
             .map(|(node, kinds)| (*node, kinds.iter().map(|(kind, text)| (kind.clone(), amount(text))).collect()));
         Policies {
             static_cpus: is_static.then(|| if kept.is_empty() { reserved() } else { kept }),
-            whole_cores: config.cpu_manager_policy_options.get("full-pcpus-only").is_some_and(|on| on == "true"),
+            cpus: CpuOptions::of(&config.cpu_manager_policy_options).unwrap_or_default(),
             static_memory: (config.memory_manager_policy == "Static").then(|| by_node.collect()),
             topology: Policy::parse(&config.topology_manager_policy).unwrap_or_default(),
+            options: Options::of(&config.topology_manager_policy_options).unwrap_or_default(),
             by_pod: config.topology_manager_scope == "pod",
         }
+    }
+
+    /// Whether they can be kept on this machine.
+    pub fn check(&self, topology: &Topology) -> anyhow::Result<()> {
+        let (nodes, most) = (topology.nodes().len(), self.options.most_nodes);
+        anyhow::ensure!(
+            self.topology == Policy::None || nodes <= most,
+            "unsupported on machines with more than {most} NUMA Nodes (this one has {nodes}): set the Topology Manager Policy \
+             option max-allowable-numa-nodes, or topologyManagerPolicy: none"
+        );
+        Ok(())
     }
 }
 
@@ -125,10 +138,11 @@ impl Allocator {
     pub async fn serve(
         self: Arc<Self>,
         pods: impl Fn() -> Vec<Arc<Pod>> + Send + Sync + 'static,
+        dra: Arc<Dra>,
         shutdown: CancellationToken,
     ) {
         let plugins = self.devices.clone().serve(shutdown.clone());
-        let readers = server::serve(self.clone(), pods, self.root_dir.join("pod-resources"), shutdown);
+        let readers = server::serve((self.clone(), dra), pods, self.root_dir.join("pod-resources"), shutdown);
         let (plugins, readers) = tokio::join!(plugins, readers);
         for (what, result) in [("device plugins", plugins), ("pod resources", readers)] {
             if let Err(error) = result {
@@ -158,7 +172,7 @@ impl Allocator {
     fn concerns(&self, pod: &Pod) -> bool {
         let policies = &self.policies;
         held::containers(pod).iter().any(|(c, _)| {
-            !held::devices(c, |name| self.devices.knows(name)).is_empty()
+            !held::devices(pod, c, |name| self.devices.knows(name)).is_empty()
                 || policies.static_cpus.is_some() && held::exclusive_cpus(pod, c) > 0
                 || policies.static_memory.is_some() && !held::exclusive_memory(pod, c).is_empty()
         })
@@ -211,7 +225,7 @@ impl Allocator {
         if self.policies.static_memory.is_some() {
             held::exclusive_memory(pod, container).iter().for_each(|(kind, bytes)| wish(kind, *bytes));
         }
-        for (name, count) in held::devices(container, |name| self.devices.knows(name)) {
+        for (name, count) in held::devices(pod, container, |name| self.devices.knows(name)) {
             // Devices that are on no node can be used from any.
             if self.devices.list(&name).values().any(|d| !d.nodes.is_empty()) {
                 wish(&name, count as u64);
@@ -240,6 +254,7 @@ impl Allocator {
     fn near(&self, wishes: &BTreeMap<String, u64>, left: &Left) -> Result<Option<Mask>, Ended> {
         let nodes = self.topology.nodes();
         let held = self.held.lock();
+        let Options { closest, most_nodes: most } = self.policies.options;
         let hints: Vec<Vec<Hint>> = wishes
             .iter()
             .map(|(name, wanted)| match name.as_str() {
@@ -249,11 +264,11 @@ impl Allocator {
                         self.topology.cpus.iter().filter(|c| c.node == node && set.contains(&c.id)).count() as u64
                     };
                     let all = self.topology.all_cpus();
-                    topology::hints(&nodes, *wanted, |n| on(&all, n), |n| on(&free, n))
+                    topology::hints(&nodes, most, *wanted, |n| on(&all, n), |n| on(&free, n))
                 }
                 kind if kind == "memory" || kind.starts_with("hugepages-") => {
                     let free = |node| self.free_memory(&held, left, node, kind);
-                    topology::hints(&nodes, *wanted, |n| self.usable_memory(n, kind), free)
+                    topology::hints(&nodes, most, *wanted, |n| self.usable_memory(n, kind), free)
                 }
                 resource => {
                     let list = self.devices.list(resource);
@@ -263,11 +278,13 @@ impl Allocator {
                             list.iter().filter(|(id, d)| d.nodes.contains(&node) && (!free_only || free.contains(*id)));
                         here.count() as u64
                     };
-                    topology::hints(&nodes, *wanted, |n| on(n, false), |n| on(n, true))
+                    topology::hints(&nodes, most, *wanted, |n| on(n, false), |n| on(n, true))
                 }
             })
             .collect();
-        let (hint, admitted) = topology::merge(self.policies.topology, &nodes, &hints);
+        let (hint, admitted) = topology::merge(self.policies.topology, &nodes, &hints, |mask| {
+            if closest { self.topology.distance(mask) } else { 0 }
+        });
         if admitted {
             return Ok(hint.mask);
         }
@@ -323,11 +340,11 @@ impl Allocator {
             let count = held::exclusive_cpus(pod, container);
             let free = self.free_cpus(&held, left);
             if count > 0 {
-                let taken = self.topology.take_cpus(&free, count, near);
+                let taken = self.topology.choose_cpus(&free, count, near, self.policies.cpus);
                 out.cpus = taken.ok_or_else(|| {
                     format!("not enough cpus available to satisfy request: requested={count}, available={}", free.len())
                 })?;
-                if self.policies.whole_cores && !self.are_whole_cores(&out.cpus) {
+                if self.policies.cpus.whole_cores && !self.are_whole_cores(&out.cpus) {
                     return Err(format!("SMT Alignment Error: requested {count} cpus not multiple cpus per core"));
                 }
             }
@@ -348,7 +365,7 @@ impl Allocator {
                 }
             }
         }
-        for (resource, count) in held::devices(container, |name| self.devices.knows(name)) {
+        for (resource, count) in held::devices(pod, container, |name| self.devices.knows(name)) {
             let ids = self.pick_devices(&resource, count, &held, left, near).await?;
             let answer = self.devices.allocate(&resource, &ids).await?;
             out.devices.insert(resource, HeldDevices { ids, answer: answer.encode_to_vec() });
@@ -452,7 +469,8 @@ impl Allocator {
         }
         let taken = held::taken_cpus(&self.held.lock());
         let mut shared = self.topology.all_cpus();
-        shared.retain(|cpu| !taken.contains(cpu));
+        let kept = self.policies.static_cpus.as_ref().filter(|_| self.policies.cpus.strict);
+        shared.retain(|cpu| !taken.contains(cpu) && kept.is_none_or(|kept| !kept.contains(cpu)));
         topology::show_set(&shared)
     }
 

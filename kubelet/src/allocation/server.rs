@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use proto::podresources as pb;
 use proto::podresources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -13,17 +13,19 @@ use tonic::{Request, Response, Status};
 
 use super::held::{self, Held};
 use super::{Allocator, devices};
+use crate::dra::Dra;
 use crate::runtime::pods::uid_of;
 
 type Pods = Arc<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>;
 
 struct Lister {
     allocator: Arc<Allocator>,
+    dra: Arc<Dra>,
     pods: Pods,
 }
 
 pub(super) async fn serve(
-    allocator: Arc<Allocator>,
+    (allocator, dra): (Arc<Allocator>, Arc<Dra>),
     pods: impl Fn() -> Vec<Arc<Pod>> + Send + Sync + 'static,
     directory: PathBuf,
     shutdown: CancellationToken,
@@ -35,7 +37,7 @@ pub(super) async fn serve(
         _ => {}
     }
     let listener = tokio::net::UnixListener::bind(socket)?;
-    let lister = Lister { allocator, pods: Arc::new(pods) };
+    let lister = Lister { allocator, dra, pods: Arc::new(pods) };
     let server = tonic::transport::Server::builder().add_service(PodResourcesListerServer::new(lister));
     let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned());
     serving.await.map_err(std::io::Error::other)
@@ -72,6 +74,29 @@ impl Lister {
         held.memory.iter().flat_map(of_node).collect()
     }
 
+    fn claims(&self, pod: &Pod, container: &Container) -> Vec<pb::DynamicResource> {
+        let mut claims: Vec<pb::DynamicResource> = Vec::new();
+        for (claim, driver, device) in self.dra.claims_of_container(pod, container) {
+            let resource = pb::ClaimResource {
+                cdi_devices: device.cdi_ids.into_iter().map(|name| pb::CdiDevice { name }).collect(),
+                driver_name: driver,
+                pool_name: device.pool,
+                device_name: device.name,
+            };
+            let is_it = |c: &&mut pb::DynamicResource| c.claim_name == claim.name;
+            match claims.iter_mut().find(is_it) {
+                Some(known) if known.claim_resources.contains(&resource) => {}
+                Some(known) => known.claim_resources.push(resource),
+                None => claims.push(pb::DynamicResource {
+                    claim_name: claim.name,
+                    claim_namespace: claim.namespace,
+                    claim_resources: vec![resource],
+                }),
+            }
+        }
+        claims
+    }
+
     fn of(&self, pod: &Pod) -> pb::PodResources {
         let own = self.allocator.held.lock().get(uid_of(pod)).cloned().unwrap_or_default();
         let containers = held::containers(pod).into_iter().filter(|(_, ends)| !ends).map(|(container, _)| {
@@ -81,7 +106,7 @@ impl Lister {
                 devices: held.devices.iter().flat_map(|(name, d)| self.devices(name, &d.ids)).collect(),
                 cpu_ids: held.cpus.iter().map(|cpu| i64::from(*cpu)).collect(),
                 memory: Self::memory(&held),
-                dynamic_resources: Vec::new(),
+                dynamic_resources: self.claims(pod, container),
             }
         });
         pb::PodResources {

@@ -74,10 +74,10 @@ impl DevicePlugin for FakePlugin {
 /// Eight processors: nodes 0 and 1 have two cores of two threads each.
 fn machine() -> Topology {
     let mut cpus: Vec<topology::Cpu> =
-        (0..8).map(|id| topology::Cpu { id, socket: id / 2 % 2, core: id % 2, node: id / 2 % 2 }).collect();
+        (0..8).map(|id| topology::Cpu { id, socket: id / 2 % 2, core: id % 2, node: id / 2 % 2, cache: 0 }).collect();
     cpus.sort();
     let node = || BTreeMap::from([("memory".to_owned(), 1u64 << 30)]);
-    Topology { cpus, memory: BTreeMap::from([(0, node()), (1, node())]) }
+    Topology { cpus, memory: BTreeMap::from([(0, node()), (1, node())]), ..Default::default() }
 }
 
 fn policies(topology: Policy) -> Policies {
@@ -117,7 +117,8 @@ async fn devices_are_registered_given_and_taken_back() {
     let allocator = Allocator::new(machine(), Policies::default(), root.path().to_owned());
     let wanted = Arc::new(pod("u1", "1", "1Mi", 2));
     let pods = vec![wanted.clone()];
-    tokio::spawn(allocator.clone().serve(move || pods.clone(), shutdown));
+    let dra = Dra::new(None, "n1", root.path());
+    tokio::spawn(allocator.clone().serve(move || pods.clone(), dra, shutdown));
     let socket = root.path().join("device-plugins/kubelet.sock");
     until("the socket", || socket.exists()).await;
 
@@ -143,6 +144,14 @@ async fn devices_are_registered_given_and_taken_back() {
     until("four devices", || has(4, 4)).await;
 
     allocator.admit(&wanted).await.unwrap();
+    // What stands for a claim's devices is not the plugin's to give.
+    let mut claimed = pod("claimed", "1", "1Mi", 2);
+    let mapping = json!({"containerName": "c", "resourceName": "example.com/thing", "requestName": "r"});
+    claimed.status = serde_json::from_value(
+        json!({"extendedResourceClaimStatus": {"resourceClaimName": "made", "requestMappings": [mapping]}}),
+    )
+    .unwrap();
+    allocator.admit(&claimed).await.unwrap();
     assert_eq!(plugin.calls.lock().clone(), ["allocate d0+d1"]);
     let given = allocator.before_start(&wanted, "c").await.unwrap();
     assert_eq!((given.envs[0].1.as_str(), given.devices[0].container_path.as_str()), ("d0+d1", "/dev/x"));
@@ -189,4 +198,19 @@ async fn processors_and_memory_are_kept_together_and_shared_pools_shrink() {
     // What is no whole processor is shared.
     allocator.admit(&pod("u4", "500m", "1Mi", 0)).await.unwrap();
     assert!(allocator.cpuset_of("u4", "c").is_some_and(|set| set.contains('0')));
+}
+
+#[test]
+fn too_many_nodes_are_refused() {
+    let machine =
+        |nodes: u32| Topology { memory: (0..nodes).map(|n| (n, BTreeMap::new())).collect(), ..Default::default() };
+    for (policy, nodes, most_nodes, good) in [
+        (Policy::None, 9, 8, true),
+        (Policy::BestEffort, 8, 8, true),
+        (Policy::BestEffort, 9, 8, false),
+        (Policy::BestEffort, 9, 12, true),
+    ] {
+        let policies = Policies { options: Options { most_nodes, ..Default::default() }, ..policies(policy) };
+        assert_eq!(policies.check(&machine(nodes)).is_ok(), good, "{policy:?} {nodes} {most_nodes}");
+    }
 }

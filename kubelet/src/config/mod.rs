@@ -1,6 +1,7 @@
 //! `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1): defaults, the file, drop-ins, and the flags over them.
 
 mod fields;
+pub mod flags;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -8,14 +9,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use apimachinery::quantity::Quantity;
+use component_base::auth::Remembered;
 use k8s_openapi::api::core::v1::Taint;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::allocation::topology::{self, Policy};
+use crate::allocation::topology::{self, CpuOptions, Options, Policy};
 use crate::eviction::Amount;
 use crate::images::pulled::Verification;
 use crate::options::Flags;
+use crate::runtime::user_ids;
+use crate::server::tls;
 use fields::Fields;
 
 /// Why there is no usable configuration.
@@ -39,12 +43,26 @@ pub struct KubeletConfiguration {
     pub static_pod_path: Option<PathBuf>,
     pub sync_frequency: Duration,
     pub file_check_frequency: Duration,
+    /// Where more static pods come from, with these headers.
+    #[serde(rename = "staticPodURL")]
+    pub static_pod_url: Option<String>,
+    #[serde(rename = "staticPodURLHeader")]
+    pub static_pod_url_header: BTreeMap<String, Vec<String>>,
+    pub http_check_frequency: Duration,
+    pub enable_server: bool,
     pub address: String,
     pub port: u16,
+    /// Without authentication; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub read_only_port: u16,
     pub healthz_port: u16,
     pub healthz_bind_address: String,
     pub tls_cert_file: Option<PathBuf>,
     pub tls_private_key_file: Option<PathBuf>,
+    /// As `VersionTLS12`. Empty: that.
+    pub tls_min_version: String,
+    /// Empty: all.
+    pub tls_cipher_suites: Vec<String>,
     #[serde(rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: bool,
     pub rotate_certificates: bool,
@@ -54,6 +72,9 @@ pub struct KubeletConfiguration {
     pub anonymous_auth: bool,
     #[serde(skip)]
     pub webhook_authentication: bool,
+    /// How long its answers are believed, and those of the authorization: the three `cache…TTL`.
+    #[serde(skip)]
+    pub remembered: Remembered,
     /// false: AlwaysAllow.
     #[serde(skip)]
     pub webhook_authorization: bool,
@@ -72,6 +93,9 @@ pub struct KubeletConfiguration {
     /// "cgroupfs" or "systemd".
     pub cgroup_driver: String,
     pub max_pods: i32,
+    /// 0: as many as `max_pods`, however few processors there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pods_per_core: u16,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
     pub pod_pids_limit: i64,
@@ -80,6 +104,28 @@ pub struct KubeletConfiguration {
     #[serde(rename = "cpuCFSQuotaPeriod")]
     pub cpu_cfs_quota_period: Duration,
     pub fail_swap_on: bool,
+    /// Not to run where cgroups are of version 1.
+    pub fail_cgroup_v1: bool,
+    pub oom_score_adj: i32,
+    pub max_open_files: u64,
+    /// Settings of the kernel that are other than Kubernetes counts on are an error; else they are changed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub protect_kernel_defaults: bool,
+    /// 0: any number.
+    #[serde(rename = "eventRecordQPS")]
+    pub event_record_qps: i32,
+    pub event_burst: i32,
+    /// `userNamespaces.idsPerPod`
+    #[serde(skip)]
+    pub ids_per_pod: u32,
+    /// `pods`, `system-reserved`, `kube-reserved`: which cgroups are held to what the node has for them.
+    pub enforce_node_allocatable: Vec<String>,
+    pub system_reserved_cgroup: String,
+    pub kube_reserved_cgroup: String,
+    /// Below 0: all.
+    pub node_status_max_images: i32,
+    pub runtime_request_timeout: Duration,
+    pub volume_stats_agg_period: Duration,
     #[serde(skip)]
     pub container_log_max_size_bytes: i64,
     pub container_log_max_files: i32,
@@ -143,6 +189,7 @@ pub struct KubeletConfiguration {
     pub memory_manager_policy: String,
     pub topology_manager_policy: String,
     pub topology_manager_scope: String,
+    pub topology_manager_policy_options: BTreeMap<String, String>,
     /// As `0-1,4`.
     #[serde(rename = "reservedSystemCPUs")]
     pub reserved_system_cpus: String,
@@ -158,17 +205,29 @@ impl Default for KubeletConfiguration {
             static_pod_path: None,
             sync_frequency: Duration::from_secs(60),
             file_check_frequency: Duration::from_secs(20),
+            static_pod_url: None,
+            static_pod_url_header: BTreeMap::new(),
+            http_check_frequency: Duration::from_secs(20),
+            enable_server: true,
             address: "0.0.0.0".into(),
             port: 10250,
+            read_only_port: 0,
             healthz_port: 10248,
             healthz_bind_address: "127.0.0.1".into(),
             tls_cert_file: None,
             tls_private_key_file: None,
+            tls_min_version: String::new(),
+            tls_cipher_suites: Vec::new(),
             server_tls_bootstrap: false,
             rotate_certificates: false,
             client_ca_file: None,
             anonymous_auth: false,
             webhook_authentication: true,
+            remembered: Remembered {
+                tokens: Duration::from_secs(120),
+                allowed: Duration::from_secs(300),
+                refused: Duration::from_secs(30),
+            },
             webhook_authorization: true,
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
@@ -181,11 +240,25 @@ impl Default for KubeletConfiguration {
             cgroups_per_qos: true,
             cgroup_driver: "cgroupfs".into(),
             max_pods: 110,
+            pods_per_core: 0,
             pod_cidr: String::new(),
             pod_pids_limit: -1,
             cpu_cfs_quota: true,
             cpu_cfs_quota_period: Duration::from_millis(100),
             fail_swap_on: true,
+            fail_cgroup_v1: true,
+            oom_score_adj: -999,
+            max_open_files: 1_000_000,
+            protect_kernel_defaults: false,
+            event_record_qps: 50,
+            event_burst: 100,
+            ids_per_pod: user_ids::LENGTH,
+            enforce_node_allocatable: vec!["pods".into()],
+            system_reserved_cgroup: String::new(),
+            kube_reserved_cgroup: String::new(),
+            node_status_max_images: 50,
+            runtime_request_timeout: Duration::from_secs(120),
+            volume_stats_agg_period: Duration::from_secs(60),
             container_log_max_size_bytes: 10 << 20,
             container_log_max_files: 5,
             container_log_monitor_interval: Duration::from_secs(10),
@@ -239,6 +312,7 @@ impl Default for KubeletConfiguration {
             memory_manager_policy: "None".into(),
             topology_manager_policy: "none".into(),
             topology_manager_scope: "container".into(),
+            topology_manager_policy_options: BTreeMap::new(),
             reserved_system_cpus: String::new(),
             reserved_memory: BTreeMap::new(),
         }
@@ -256,10 +330,20 @@ pub fn load(flags: &Flags) -> Result<KubeletConfiguration, ConfigError> {
             fields::merge(&mut merged, read_file(&path)?);
         }
     }
-    let mut config = from_fields(&Fields { config: &merged })?;
-    apply_flags(&mut config, flags)?;
+    flags.fields.lay(&mut merged);
+    let config = from_fields(&Fields { config: &merged })?;
     validate(&config)?;
+    for field in shown::stated_in_vain(&merged) {
+        tracing::warn!(field, "accepted, but nothing here goes by it");
+    }
     Ok(config)
+}
+
+/// How much is to be logged, of `-v` and the files. What is wrong with the files is told when they are loaded.
+pub fn verbosity(flags: &Flags) -> u8 {
+    let file = flags.config.as_deref().and_then(|path| read_file(path).ok()).unwrap_or_default();
+    let stated = Fields { config: &file }.int("logging.verbosity").ok().flatten();
+    flags.verbosity.max(stated.and_then(|level| u8::try_from(level).ok()).unwrap_or(0))
 }
 
 /// The `*.conf` files of a drop-in directory, in the order of their names.
@@ -312,7 +396,7 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
     let path = |name: &str| Ok::<_, ConfigError>(fields.string(name)?.map(PathBuf::from));
     let port = |name: &str, default: u16| match fields.int(name)? {
         None => Ok(default),
-        Some(number) => u16::try_from(number).map_err(|_| invalid(name, format!("{number} is not a port"))),
+        Some(number) => u16::try_from(number).map_err(|_| invalid(name, format!("{number} is out of range"))),
     };
     let mode = fields.string("authorization.mode")?.unwrap_or_else(|| "Webhook".to_owned());
     let log_size = match fields.string("containerLogMaxSize")? {
@@ -334,6 +418,42 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
         static_pod_path: path("staticPodPath")?,
         sync_frequency: fields.duration("syncFrequency")?.unwrap_or(default.sync_frequency),
         file_check_frequency: fields.duration("fileCheckFrequency")?.unwrap_or(default.file_check_frequency),
+        static_pod_url: fields.string("staticPodURL")?,
+        static_pod_url_header: fields.object("staticPodURLHeader", "map[string][]string")?.unwrap_or_default(),
+        http_check_frequency: fields.duration("httpCheckFrequency")?.unwrap_or(default.http_check_frequency),
+        enable_server: fields.boolean("enableServer")?.unwrap_or(default.enable_server),
+        read_only_port: port("readOnlyPort", default.read_only_port)?,
+        pods_per_core: port("podsPerCore", default.pods_per_core)?,
+        fail_cgroup_v1: fields.boolean("failCgroupV1")?.unwrap_or(default.fail_cgroup_v1),
+        oom_score_adj: fields.int("oomScoreAdj")?.unwrap_or(default.oom_score_adj),
+        max_open_files: match fields.long("maxOpenFiles")? {
+            None | Some(0) => default.max_open_files,
+            Some(number) => u64::try_from(number)
+                .map_err(|_| invalid("maxOpenFiles", format!("{number} must not be a negative number")))?,
+        },
+        protect_kernel_defaults: fields.boolean("protectKernelDefaults")?.unwrap_or(default.protect_kernel_defaults),
+        event_record_qps: fields.int("eventRecordQPS")?.unwrap_or(default.event_record_qps),
+        event_burst: match fields.int("eventBurst")? {
+            None | Some(0) => default.event_burst,
+            Some(number) => number,
+        },
+        ids_per_pod: match fields.long("userNamespaces.idsPerPod")? {
+            None => default.ids_per_pod,
+            Some(number) => u32::try_from(number)
+                .ok()
+                .filter(|number| *number > 0 && number.is_multiple_of(user_ids::LENGTH))
+                .ok_or_else(|| {
+                    invalid("userNamespaces.idsPerPod", format!("{number} must be a multiple of {}", user_ids::LENGTH))
+                })?,
+        },
+        tls_min_version: fields.string("tlsMinVersion")?.unwrap_or_default(),
+        tls_cipher_suites: fields.strings("tlsCipherSuites")?.unwrap_or_default(),
+        enforce_node_allocatable: fields.strings("enforceNodeAllocatable")?.unwrap_or(default.enforce_node_allocatable),
+        system_reserved_cgroup: fields.string("systemReservedCgroup")?.unwrap_or_default(),
+        kube_reserved_cgroup: fields.string("kubeReservedCgroup")?.unwrap_or_default(),
+        node_status_max_images: fields.int("nodeStatusMaxImages")?.unwrap_or(default.node_status_max_images),
+        runtime_request_timeout: fields.duration("runtimeRequestTimeout")?.unwrap_or(default.runtime_request_timeout),
+        volume_stats_agg_period: fields.duration("volumeStatsAggPeriod")?.unwrap_or(default.volume_stats_agg_period),
         address: fields.string("address")?.unwrap_or(default.address),
         port: match port("port", default.port)? {
             0 => default.port,
@@ -350,6 +470,13 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
         webhook_authentication: fields
             .boolean("authentication.webhook.enabled")?
             .unwrap_or(default.webhook_authentication),
+        remembered: Remembered {
+            tokens: fields.duration("authentication.webhook.cacheTTL")?.unwrap_or(default.remembered.tokens),
+            allowed: fields.duration("authorization.webhook.cacheAuthorizedTTL")?.unwrap_or(default.remembered.allowed),
+            refused: fields
+                .duration("authorization.webhook.cacheUnauthorizedTTL")?
+                .unwrap_or(default.remembered.refused),
+        },
         webhook_authorization: is_webhook(&mode)?,
         cluster_dns: fields.strings("clusterDNS")?.unwrap_or_default(),
         cluster_domain: fields.string("clusterDomain")?.unwrap_or_default(),
@@ -457,6 +584,7 @@ fn from_fields(fields: &Fields<'_>) -> Result<KubeletConfiguration, ConfigError>
         memory_manager_policy: fields.string("memoryManagerPolicy")?.unwrap_or(default.memory_manager_policy),
         topology_manager_policy: fields.string("topologyManagerPolicy")?.unwrap_or(default.topology_manager_policy),
         topology_manager_scope: fields.string("topologyManagerScope")?.unwrap_or(default.topology_manager_scope),
+        topology_manager_policy_options: fields.string_map("topologyManagerPolicyOptions")?.unwrap_or_default(),
         reserved_system_cpus: fields.string("reservedSystemCPUs")?.unwrap_or_default(),
         reserved_memory: fields
             .object::<Vec<MemoryReservation>>("reservedMemory", "[]MemoryReservation")?
@@ -484,90 +612,6 @@ struct MemoryReservation {
     limits: BTreeMap<String, String>,
 }
 
-/// Flags win over the file.
-fn apply_flags(config: &mut KubeletConfiguration, flags: &Flags) -> Result<(), ConfigError> {
-    fn set<T: Clone>(field: &mut T, flag: &Option<T>) {
-        if let Some(given) = flag {
-            field.clone_from(given);
-        }
-    }
-    let port =
-        |name: &str, number: i32| u16::try_from(number).map_err(|_| invalid(name, format!("{number} is not a port")));
-    if let Some(path) = &flags.pod_manifest_path {
-        config.static_pod_path = Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
-    }
-    set(&mut config.address, &flags.address);
-    if let Some(number) = flags.port {
-        config.port = port("--port", number)?;
-    }
-    if let Some(number) = flags.healthz_port {
-        config.healthz_port = port("--healthz-port", number)?;
-    }
-    set(&mut config.healthz_bind_address, &flags.healthz_bind_address);
-    set(&mut config.tls_cert_file, &flags.tls_cert_file.clone().map(Some));
-    set(&mut config.tls_private_key_file, &flags.tls_private_key_file.clone().map(Some));
-    set(&mut config.client_ca_file, &flags.client_ca_file.clone().map(Some));
-    set(&mut config.server_tls_bootstrap, &flags.rotate_server_certificates);
-    set(&mut config.rotate_certificates, &flags.rotate_certificates);
-    set(&mut config.anonymous_auth, &flags.anonymous_auth);
-    set(&mut config.webhook_authentication, &flags.authentication_token_webhook);
-    if let Some(mode) = &flags.authorization_mode {
-        config.webhook_authorization = is_webhook(mode)?;
-    }
-    if !flags.cluster_dns.is_empty() {
-        config.cluster_dns.clone_from(&flags.cluster_dns);
-    }
-    set(&mut config.cluster_domain, &flags.cluster_domain);
-    set(&mut config.resolv_conf, &flags.resolv_conf);
-    set(&mut config.cgroup_driver, &flags.cgroup_driver);
-    set(&mut config.cgroup_root, &flags.cgroup_root);
-    set(&mut config.cgroups_per_qos, &flags.cgroups_per_qos);
-    set(&mut config.max_pods, &flags.max_pods);
-    set(&mut config.pod_cidr, &flags.pod_cidr);
-    set(&mut config.fail_swap_on, &flags.fail_swap_on);
-    set(&mut config.register_node, &flags.register_node);
-    set(&mut config.container_runtime_endpoint, &flags.container_runtime_endpoint);
-    set(&mut config.image_service_endpoint, &flags.image_service_endpoint);
-    set(&mut config.provider_id, &flags.provider_id);
-    if !flags.system_reserved.is_empty() {
-        config.system_reserved = pairs("--system-reserved", &flags.system_reserved, '=')?;
-    }
-    if !flags.kube_reserved.is_empty() {
-        config.kube_reserved = pairs("--kube-reserved", &flags.kube_reserved, '=')?;
-    }
-    if !flags.eviction_hard.is_empty() {
-        config.eviction_hard = pairs("--eviction-hard", &flags.eviction_hard, '<')?;
-    }
-    for (flag, given, field, separator) in [
-        ("--eviction-soft", &flags.eviction_soft, &mut config.eviction_soft, '<'),
-        (
-            "--eviction-soft-grace-period",
-            &flags.eviction_soft_grace_period,
-            &mut config.eviction_soft_grace_period,
-            '=',
-        ),
-        ("--eviction-minimum-reclaim", &flags.eviction_minimum_reclaim, &mut config.eviction_minimum_reclaim, '='),
-    ] {
-        if !given.is_empty() {
-            *field = pairs(flag, given, separator)?;
-        }
-    }
-    set(&mut config.cpu_manager_policy, &flags.cpu_manager_policy);
-    set(&mut config.memory_manager_policy, &flags.memory_manager_policy);
-    set(&mut config.topology_manager_policy, &flags.topology_manager_policy);
-    set(&mut config.reserved_system_cpus, &flags.reserved_cpus);
-    set(&mut config.eviction_max_pod_grace_period, &flags.eviction_max_pod_grace_period);
-    if !flags.register_with_taints.is_empty() {
-        config.register_with_taints =
-            flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_, _>>()?;
-    }
-    for (name, value) in pairs("--feature-gates", &flags.feature_gates, '=')? {
-        let on = value.parse().map_err(|_| invalid("--feature-gates", format!("{name}={value}: not true or false")))?;
-        config.feature_gates.insert(name, on);
-    }
-    Ok(())
-}
-
 fn verification(fields: &Fields<'_>) -> Result<Verification, ConfigError> {
     const POLICY: &str = "imagePullCredentialsVerificationPolicy";
     const ALLOWED: &str = "preloadedImagesVerificationAllowlist";
@@ -578,36 +622,6 @@ fn verification(fields: &Fields<'_>) -> Result<Verification, ConfigError> {
         return Err(invalid(ALLOWED, reason));
     }
     Verification::parse(&policy, allowed).ok_or_else(|| invalid(POLICY, format!("unknown policy {policy:?}")))
-}
-
-fn pairs(flag: &str, items: &[String], separator: char) -> Result<BTreeMap<String, String>, ConfigError> {
-    items
-        .iter()
-        .filter(|item| !item.is_empty())
-        .map(|item| {
-            let (key, value) = item
-                .split_once(separator)
-                .ok_or_else(|| invalid(flag, format!("{item:?} is not of the form name{separator}value")))?;
-            Ok((key.trim().to_owned(), value.trim().to_owned()))
-        })
-        .collect()
-}
-
-/// `key=value:effect`, `key:effect`.
-fn taint(text: &str) -> Result<Taint, ConfigError> {
-    let bad = || invalid("--register-with-taints", format!("{text:?} is not of the form key=value:effect"));
-    let (key_value, effect) = text.rsplit_once(':').ok_or_else(bad)?;
-    if !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-        return Err(invalid("--register-with-taints", format!("{text:?}: unknown effect {effect:?}")));
-    }
-    let (key, value) = match key_value.split_once('=') {
-        Some((key, value)) => (key, Some(value.to_owned()).filter(|value| !value.is_empty())),
-        None => (key_value, None),
-    };
-    if key.is_empty() {
-        return Err(bad());
-    }
-    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
 }
 
 /// What would fail later, or silently be something else than meant.
@@ -624,6 +638,19 @@ fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
     if Policy::parse(&config.topology_manager_policy).is_none() {
         let policy = &config.topology_manager_policy;
         return Err(invalid("topologyManagerPolicy", format!("unknown policy: {policy:?}")));
+    }
+    if !matches!(config.topology_manager_scope.as_str(), "container" | "pod") {
+        return Err(invalid("topologyManagerScope", format!("unknown scope: {:?}", config.topology_manager_scope)));
+    }
+    Options::of(&config.topology_manager_policy_options)
+        .map_err(|reason| invalid("topologyManagerPolicyOptions", reason))?;
+    CpuOptions::of(&config.cpu_manager_policy_options).map_err(|reason| invalid("cpuManagerPolicyOptions", reason))?;
+    tls::versions(&config.tls_min_version).map_err(|reason| invalid("tlsMinVersion", reason))?;
+    tls::suites(&config.tls_cipher_suites).map_err(|reason| invalid("tlsCipherSuites", reason))?;
+    for (field, number) in [("eventRecordQPS", config.event_record_qps), ("eventBurst", config.event_burst)] {
+        if number < 0 {
+            return Err(invalid(field, format!("{number} must not be a negative number")));
+        }
     }
     if config.shutdown_grace_period_critical_pods > config.shutdown_grace_period {
         let reason = "must be less than or equal to shutdownGracePeriod".to_owned();
@@ -676,6 +703,23 @@ fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
     {
         return Err(invalid("evictionSoft", format!("grace period missing for the soft eviction threshold {signal}")));
     }
+    for (level, cgroup, field) in [
+        ("system-reserved", &config.system_reserved_cgroup, "systemReservedCgroup"),
+        ("kube-reserved", &config.kube_reserved_cgroup, "kubeReservedCgroup"),
+    ] {
+        if cgroup.is_empty() && config.enforces(level) {
+            let reason = format!("must be specified when {level:?} contained in enforceNodeAllocatable");
+            return Err(invalid(field, reason));
+        }
+    }
+    const LEVELS: [&str; 4] = ["none", "pods", "system-reserved", "kube-reserved"];
+    if let Some(level) = config.enforce_node_allocatable.iter().find(|level| !LEVELS.contains(&level.as_str())) {
+        return Err(invalid("enforceNodeAllocatable", format!("unknown option {level:?}")));
+    }
+    if !(-1000..=1000).contains(&config.oom_score_adj) {
+        let reason = format!("{} must be between -1000 and 1000", config.oom_score_adj);
+        return Err(invalid("oomScoreAdj", reason));
+    }
     if config.tls_cert_file.is_some() != config.tls_private_key_file.is_some() {
         return Err(invalid("tlsCertFile", "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned()));
     }
@@ -699,6 +743,17 @@ fn is_webhook(mode: &str) -> Result<bool, ConfigError> {
         "Webhook" => Ok(true),
         "AlwaysAllow" => Ok(false),
         other => Err(invalid("authorization.mode", format!("{other:?} is neither Webhook nor AlwaysAllow"))),
+    }
+}
+
+fn is_zero(number: &u16) -> bool {
+    *number == 0
+}
+
+impl KubeletConfiguration {
+    /// Whether `enforceNodeAllocatable` names this.
+    pub fn enforces(&self, level: &str) -> bool {
+        self.enforce_node_allocatable.iter().any(|named| named == level)
     }
 }
 
@@ -789,7 +844,7 @@ volumeStatsAggPeriod: 0s
                 "cannot unmarshal string into Go struct field KubeletConfiguration.maxPods of type int32",
             ),
             ("syncFrequency: soon", "syncFrequency"),
-            ("port: 70000", "70000 is not a port"),
+            ("port: 70000", "70000 is out of range"),
             ("cgroupDriver: runc", "neither cgroupfs nor systemd"),
             ("authorization: {mode: Maybe}", "authorization.mode"),
             ("imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 80", "must be less than"),
@@ -797,6 +852,18 @@ volumeStatsAggPeriod: 0s
             ("systemReserved: {cpu: lots}", "is not a quantity"),
             ("evictionHard: {memory.available: much}", "is neither a quantity nor a percentage"),
             ("topologyManagerPolicy: somehow", "unknown policy"),
+            ("topologyManagerScope: machine", "unknown scope"),
+            ("topologyManagerPolicyOptions: {be-quick: \"true\"}", "unknown Topology Manager Policy option"),
+            ("cpuManagerPolicyOptions: {align-by-socket: \"true\"}", "not enabled"),
+            ("cpuManagerPolicyOptions: {full-pcpus-only: maybe}", "bad value for option"),
+            ("tlsMinVersion: VersionTLS99", "unknown tls version"),
+            ("tlsCipherSuites: [TLS_NULL]", "Cipher suite TLS_NULL not supported or doesn't exist"),
+            ("eventRecordQPS: -1", "must not be a negative number"),
+            ("maxOpenFiles: -1", "must not be a negative number"),
+            ("userNamespaces: {idsPerPod: 1000}", "must be a multiple of 65536"),
+            ("oomScoreAdj: -1001", "must be between -1000 and 1000"),
+            ("podsPerCore: -1", "out of range"),
+            ("enforceNodeAllocatable: [pods, kube-reserved]", "must be specified when"),
             ("evictionSoft: {memory.available: 1Gi}", "grace period missing"),
         ];
         for (text, want) in cases {
@@ -814,21 +881,11 @@ volumeStatsAggPeriod: 0s
             .expect("a file");
         std::fs::write(dir.path().join("10.conf"), format!("{HEAD}maxPods: 20\nclusterDomain: b\n")).expect("a file");
         std::fs::write(dir.path().join("note.txt"), "ignored").expect("a file");
-        let flags = Flags {
-            config_dir: Some(dir.path().to_owned()),
-            cluster_domain: Some("c".into()),
-            register_with_taints: vec!["a=b:NoSchedule".into(), "c:NoExecute".into()],
-            eviction_hard: vec!["memory.available<50Mi".into()],
-            ..Flags::default()
-        };
+        let mut flags = Flags { config_dir: Some(dir.path().to_owned()), ..Flags::default() };
+        flags.fields.set("clusterDomain", "c".into());
         let text = format!("{HEAD}maxPods: 10\nkubeReserved: {{cpu: 100m}}\nclusterDomain: a\n");
         let config = load_text(&text, flags).expect("a configuration");
         assert_eq!((config.max_pods, config.cluster_domain.as_str()), (30, "c"));
         assert_eq!(config.kube_reserved.keys().collect::<Vec<_>>(), ["cpu", "memory"]);
-        assert_eq!(config.register_with_taints[0].value.as_deref(), Some("b"));
-        assert_eq!(config.register_with_taints[1].effect, "NoExecute");
-        assert_eq!(config.eviction_hard["memory.available"], "50Mi");
-        let bad = load_text(HEAD, Flags { register_with_taints: vec!["a".into()], ..Flags::default() });
-        assert!(bad.expect_err("no effect").to_string().contains("--register-with-taints"));
     }
 }

@@ -8,17 +8,57 @@ use crate::images::pulled::Verification;
 /// Kubernetes' defaults of what is accepted without effect.
 fn without_effect() -> Value {
     json!({
-        "enableServer": true, "httpCheckFrequency": "20s", "eventRecordQPS": 50, "eventBurst": 100, "oomScoreAdj": -999,
-        "volumeStatsAggPeriod": "1m0s", "runtimeRequestTimeout": "2m0s", "hairpinMode": "promiscuous-bridge",
-        "maxOpenFiles": 1_000_000, "contentType": "application/vnd.kubernetes.protobuf", "kubeAPIQPS": 50, "kubeAPIBurst": 100,
-        "makeIPTablesUtilChains": true, "iptablesMasqueradeBit": 14, "iptablesDropBit": 15, "failCgroupV1": false,
-        "enableControllerAttachDetach": true, "enforceNodeAllocatable": ["pods"], "nodeStatusMaxImages": 50,
+        "hairpinMode": "promiscuous-bridge",
+        "contentType": "application/vnd.kubernetes.protobuf", "kubeAPIQPS": 50, "kubeAPIBurst": 100,
+        "makeIPTablesUtilChains": true, "iptablesMasqueradeBit": 14, "iptablesDropBit": 15,
+        "enableControllerAttachDetach": true,
         "configMapAndSecretChangeDetectionStrategy": "Watch", "containerLogMaxWorkers": 1, "containerLogMaxSize": "10Mi",
         "enableProfilingHandler": true, "enableDebugFlagsHandler": true, "localStorageCapacityIsolation": true,
-        "logging": {"format": "text", "flushFrequency": "5s", "verbosity": 0},
-        "authentication": {"webhook": {"cacheTTL": "2m0s"}},
-        "authorization": {"webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
+        "logging": {"format": "text", "flushFrequency": "5s"},
     })
+}
+
+/// Fields that nobody reads here, and what they are where they are not stated: nothing.
+const IN_VAIN: [&str; 12] = [
+    "enableContentionProfiling",
+    "enableSystemLogQuery",
+    "kernelMemcgNotification",
+    "kubeletCgroups",
+    "logging.vmodule",
+    "qosReserved",
+    "runOnce",
+    "showHiddenMetricsForVersion",
+    "singleProcessOOMKill",
+    "systemCgroups",
+    "tlsCurvePreferences",
+    "tracing",
+];
+
+/// The fields that are stated to be other than Kubernetes' default, and without effect.
+pub(super) fn stated_in_vain(stated: &Map<String, Value>) -> Vec<String> {
+    fn walk(stated: &Map<String, Value>, defaults: &Map<String, Value>, prefix: &str, found: &mut Vec<String>) {
+        for (name, value) in stated {
+            let path = format!("{prefix}{name}");
+            match (value, defaults.get(name)) {
+                (Value::Object(inner), Some(Value::Object(defaults))) => {
+                    walk(inner, defaults, &format!("{path}."), found)
+                }
+                (value, Some(default)) if value != default => found.push(path),
+                (_, None) if IN_VAIN.contains(&path.as_str()) => found.push(path),
+                _ => {}
+            }
+        }
+    }
+    // What only says that nothing is said.
+    let mut stated = Value::Object(stated.clone());
+    tidy(&mut stated);
+    let (Value::Object(mut stated), Value::Object(defaults)) = (stated, without_effect()) else { return Vec::new() };
+    if let Some(Value::Object(logging)) = stated.get_mut("logging") {
+        logging.retain(|_, value| *value != json!(0));
+    }
+    let mut found = Vec::new();
+    walk(&stated, &defaults, "", &mut found);
+    found
 }
 
 impl KubeletConfiguration {
@@ -42,14 +82,18 @@ impl KubeletConfiguration {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "authentication": {
                 "anonymous": {"enabled": self.anonymous_auth},
-                "webhook": {"enabled": self.webhook_authentication},
+                "webhook": {"enabled": self.webhook_authentication, "cacheTTL": time(self.remembered.tokens)},
                 "x509": {"clientCAFile": self.client_ca_file},
             },
-            "authorization": {"mode": mode},
+            "authorization": {"mode": mode, "webhook": {
+                "cacheAuthorizedTTL": time(self.remembered.allowed),
+                "cacheUnauthorizedTTL": time(self.remembered.refused),
+            }},
             "crashLoopBackOff": {"maxContainerRestartPeriod": time(self.max_container_restart_period)},
             "imagePullCredentialsVerificationPolicy": verification,
             "preloadedImagesVerificationAllowlist": allowed,
             "memorySwap": {"swapBehavior": self.swap_behavior},
+            "userNamespaces": {"idsPerPod": self.ids_per_pod},
             "reservedMemory": memory,
             "shutdownGracePeriodByPodPriority": priorities,
         });
@@ -92,15 +136,19 @@ mod tests {
     #[test]
     fn what_is_shown_could_be_a_file() {
         let mut config = KubeletConfiguration::default();
-        config.stated.insert("eventBurst".into(), json!(7));
+        config.stated.insert("kubeAPIBurst".into(), json!(7));
+        config.remembered.refused = std::time::Duration::from_secs(7);
         let shown = config.shown();
         assert_eq!(fields::unknown(shown.as_object().expect("an object")), Vec::<String>::new());
         for (path, want) in [
-            ("/eventBurst", json!(7)),
+            ("/kubeAPIBurst", json!(7)),
+            ("/eventBurst", json!(100)),
+            ("/userNamespaces/idsPerPod", json!(65_536)),
             ("/syncFrequency", json!("1m0s")),
             ("/clusterDNS", Value::Null),
             ("/authentication/webhook/enabled", json!(true)),
             ("/authentication/webhook/cacheTTL", json!("2m0s")),
+            ("/authorization/webhook/cacheUnauthorizedTTL", json!("7s")),
             ("/containerLogMaxSize", json!("10Mi")),
             ("/maxPods", json!(110)),
             ("/crashLoopBackOff/maxContainerRestartPeriod", json!("5m0s")),
@@ -110,5 +158,14 @@ mod tests {
         let again = super::super::from_fields(&super::super::Fields { config: shown.as_object().expect("an object") });
         let again = KubeletConfiguration { stated: config.stated.clone(), ..again.expect("valid") };
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn what_is_stated_in_vain_is_told() {
+        let stated = json!({"hairpinMode": "none", "contentType": "application/vnd.kubernetes.protobuf", "kubeAPIQPS": 9,
+            "logging": {"flushFrequency": 0, "format": "json", "verbosity": 2, "options": {"json": {"infoBufferSize": "0"}}},
+            "authentication": {"webhook": {"cacheTTL": "0s", "enabled": true}}, "maxPods": 3, "runOnce": true, "tracing": {}});
+        let Value::Object(stated) = stated else { return };
+        assert_eq!(stated_in_vain(&stated), ["hairpinMode", "kubeAPIQPS", "logging.format", "runOnce"]);
     }
 }

@@ -164,13 +164,13 @@ impl Evictor {
                 return false;
             }
         }
-        let pods = self.workers.pods();
+        let pods = self.workers.active_pods();
         let with_disk = !matches!(threshold.signal, Signal::Memory | Signal::Pids);
         let Ok(usages) = usage::pods(&self.runtime, &pods, |_| with_disk).await else { return false };
         let ranked = rank::rank(together(pods, usages), threshold.signal);
         let Some((pod, usage)) = ranked.first() else { return false };
         let ended = rank::ended(threshold, observed.get(&threshold.signal), pod, usage);
-        let grace = threshold.grace.map_or(0, |_| i64::from(self.config.eviction_max_pod_grace_period));
+        let grace = rank::grace(threshold, self.config.eviction_max_pod_grace_period, pod);
         self.evict(pod, ended, grace).await;
         true
     }
@@ -197,9 +197,11 @@ impl Evictor {
         // A grace of nothing still lets the runtime say goodbye.
         self.workers.end(&uid, ended, Some(grace.max(1)));
         let begun = Instant::now();
+        let volumes = self.runtime.node.pod_dir(&uid).join("volumes");
         while begun.elapsed() < PATIENCE {
-            let gone = self.runtime.observe(&uid).await.is_ok_and(|observed| observed.is_stopped());
-            if gone {
+            // What it had is free only when its volumes are gone: else the next pod would be ended for what this one held.
+            let stopped = self.runtime.observe(&uid).await.is_ok_and(|observed| observed.is_stopped());
+            if stopped && !volumes.exists() {
                 debug!(uid, "evicted pod has ended");
                 return;
             }

@@ -9,6 +9,7 @@ use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::thresholds::{Observation, Signal, Threshold};
+use crate::runtime::pods::grace_seconds;
 use crate::static_pods;
 use crate::status::Ended;
 use crate::usage::{ContainerUsage, PodUsage};
@@ -56,6 +57,16 @@ fn shown(signal: Signal, amount: i64) -> String {
     match signal {
         Signal::Memory | Signal::NodeFs | Signal::ImageFs => Quantity::from_bytes(amount).to_string(),
         _ => Quantity::from_value(amount).to_string(),
+    }
+}
+
+/// Seconds that the pod gets to end: none for a hard threshold; for a soft one its own, up to `most` where that is not below 0.
+pub fn grace(threshold: &Threshold, most: i32, pod: &Pod) -> i64 {
+    let own = grace_seconds(pod);
+    match threshold.grace {
+        None => 0,
+        Some(_) if most < 0 => own,
+        Some(_) => own.min(i64::from(most)),
     }
 }
 
@@ -191,6 +202,21 @@ mod tests {
             ended.message,
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. Container c was using 20Mi, request is 10Mi, has larger consumption of memory. "
         );
+    }
+
+    #[test]
+    fn soft_thresholds_leave_a_pod_some_time() {
+        let (pod, _) = pod("p", 0, "10Mi", 20);
+        let of = |grace: Option<u64>, most| {
+            let threshold = Threshold {
+                signal: Signal::Memory,
+                at: Amount::Quantity(1),
+                grace: grace.map(std::time::Duration::from_secs),
+                minimum_reclaim: Amount::Quantity(0),
+            };
+            super::grace(&threshold, most, &pod)
+        };
+        assert_eq!((of(None, 60), of(Some(5), 60), of(Some(5), 10), of(Some(5), -1)), (0, 30, 10, 30));
     }
 
     #[test]

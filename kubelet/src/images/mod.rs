@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::objects::Objects;
+use crate::rate::Limit;
 use crate::runtime::cri::{Cri, CriError};
 use credentials::{Credentials, Keyring};
 use providers::Providers;
@@ -88,6 +89,9 @@ pub struct ImageEvent {
     pub message: String,
 }
 
+/// How long an image that was there counts as there: if it went meanwhile, the container cannot be made, and it is asked for again.
+const SEEN_FOR: Duration = Duration::from_secs(10);
+const MAX_SEEN: usize = 256;
 /// How many images are fetched at once where the configuration sets no limit of its own.
 pub const DEFAULT_PARALLEL_PULLS: usize = 3;
 const BACK_OFF_START: Duration = Duration::from_secs(10);
@@ -139,6 +143,12 @@ impl Puller {
         self
     }
 
+    /// At most so many fetches a second (0: any number), and so many at once after a pause (`registryPullQPS`, `registryBurst`).
+    pub fn with_limit(mut self, per_second: i32, burst: i32) -> Self {
+        self.images.limit = Limit::new(per_second, burst).map(Mutex::new);
+        self
+    }
+
     /// With programs of the host's that know how to log in to registries.
     pub fn with_providers(mut self, providers: Option<Providers>) -> Self {
         self.providers = providers;
@@ -173,6 +183,11 @@ impl Puller {
             found
         };
         self.images.ensure(uid, image, policy, credentials, record).await
+    }
+
+    /// A container could not be made: perhaps an image is no longer there.
+    pub fn look_anew(&self) {
+        self.images.seen.lock().clear();
     }
 
     /// Forget a pod that is gone.
@@ -227,7 +242,10 @@ impl ImageService for Cri {
 pub struct Images<S> {
     service: Arc<S>,
     pulls: Arc<Semaphore>,
+    limit: Option<Mutex<Limit>>,
     records: Option<Arc<PulledRecords>>,
+    /// Images that were there when they were asked for last.
+    seen: Mutex<HashMap<String, (Instant, PresentImage)>>,
     back_off: Mutex<HashMap<BackOffKey, BackOffState>>,
     /// Fetches under way, by image and credentials' user: those who want the same wait for the same.
     running: Mutex<HashMap<(String, Vec<String>), watch::Receiver<Option<PullOutcome>>>>,
@@ -241,9 +259,11 @@ impl<S: ImageService> Images<S> {
         Images {
             service,
             pulls: Arc::new(Semaphore::new(parallel_pulls.max(1))),
+            limit: None,
             records: None,
             back_off: Mutex::default(),
             running: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -266,7 +286,7 @@ impl<S: ImageService> Images<S> {
         let policy = PullPolicy::of(policy, &reference);
         // Under its plain name as well as the complete one: a runtime may hold either.
         let name = reference.to_string();
-        let present = self.service.status(&name).await.map_err(|error| {
+        let present = self.present(&name).await.map_err(|error| {
             let message = format!("Failed to inspect image \"{image}\": {error}");
             warn("InspectFailed", message.clone());
             PullError { reason: PullReason::ImageInspectError, message }
@@ -316,6 +336,7 @@ impl<S: ImageService> Images<S> {
         match outcome {
             Ok((pulled, opened_by, pull_time)) => {
                 self.back_off.lock().remove(&key);
+                self.seen.lock().remove(&name);
                 let found = match self.service.status(&pulled).await {
                     Ok(Some(found)) => found,
                     _ => PresentImage { image: ImageRef { id: pulled, ..Default::default() }, size_bytes: 0 },
@@ -353,6 +374,23 @@ impl<S: ImageService> Images<S> {
                 Err(error)
             }
         }
+    }
+
+    /// The image, if it is there, or was a moment ago.
+    async fn present(&self, name: &str) -> Result<Option<PresentImage>, String> {
+        if let Some((_, found)) = self.seen.lock().get(name).filter(|(at, _)| at.elapsed() < SEEN_FOR) {
+            return Ok(Some(found.clone()));
+        }
+        let found = self.service.status(name).await?;
+        let mut seen = self.seen.lock();
+        if seen.len() >= MAX_SEEN {
+            seen.clear();
+        }
+        match &found {
+            Some(found) => seen.insert(name.to_owned(), (Instant::now(), found.clone())),
+            None => seen.remove(name),
+        };
+        Ok(found)
     }
 
     /// Whether the pod may use an image that is there. Its credentials are looked for only if that depends on them.
@@ -458,6 +496,9 @@ impl<S: ImageService> Images<S> {
         let mut last = failed("no attempt was made");
         for auth in attempts {
             let source = auth.as_ref().and_then(|auth| auth.source.clone());
+            if self.limit.as_ref().is_some_and(|limit| !limit.lock().take(Instant::now())) {
+                return Err(failed("pull QPS exceeded"));
+            }
             match tokio::time::timeout(PULL_TIMEOUT, self.service.pull(name, auth)).await {
                 Ok(Ok(pulled)) => return Ok((pulled, source, begun.elapsed())),
                 Ok(Err(error)) => last = error,

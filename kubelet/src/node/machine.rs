@@ -39,12 +39,15 @@ impl Machine {
     }
 
     /// Everything the machine has, as the node reports it.
-    pub fn capacity(&self, max_pods: i32) -> BTreeMap<String, Quantity> {
+    pub fn capacity(&self, config: &KubeletConfiguration) -> BTreeMap<String, Quantity> {
+        let per_core = i64::from(config.pods_per_core) * (self.milli_cpu / 1000);
+        let max_pods = i64::from(config.max_pods);
+        let max_pods = if per_core > 0 { per_core.min(max_pods) } else { max_pods };
         let mut out: BTreeMap<String, Quantity> = [
             ("cpu".to_owned(), Quantity::from_milli(self.milli_cpu)),
             ("memory".to_owned(), Quantity::from_bytes(self.memory_bytes / 1024 * 1024)),
             ("ephemeral-storage".to_owned(), Quantity::from_bytes(self.disk_bytes / 1024 * 1024)),
-            ("pods".to_owned(), Quantity::from_value(i64::from(max_pods))),
+            ("pods".to_owned(), Quantity::from_value(max_pods)),
         ]
         .into();
         out.extend(self.huge_pages.iter().map(|(name, bytes)| (name.clone(), Quantity::from_bytes(*bytes))));
@@ -53,7 +56,7 @@ impl Machine {
 
     /// What is left for pods: less what is reserved, and what eviction keeps free.
     pub fn allocatable(&self, config: &KubeletConfiguration) -> BTreeMap<String, Quantity> {
-        let mut out = self.capacity(config.max_pods);
+        let mut out = self.capacity(config);
         let parse = |text: &String| Quantity::parse(text).ok();
         for reserved in [&config.system_reserved, &config.kube_reserved] {
             for (name, amount) in reserved {
@@ -257,6 +260,11 @@ mod tests {
         assert_eq!(left["memory"].value(), 6 << 30);
         assert_eq!(left["ephemeral-storage"].value(), 90 << 30);
         assert_eq!(left["pods"].value(), 110);
+        // So many for each processor, but no more than there may be.
+        for (pods_per_core, pods) in [(0, 110), (10, 40), (100, 110)] {
+            let config = KubeletConfiguration { pods_per_core, ..Default::default() };
+            assert_eq!(machine.capacity(&config)["pods"].value(), pods);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The node in the API: registered once, its status kept up to date, its lease renewed. When the API is away nothing here
 //! touches what runs; it goes on trying.
 
+pub mod kernel;
 pub mod machine;
 mod object;
 

@@ -18,7 +18,6 @@ use crate::eviction::Pressure;
 use crate::runtime::cri::CriError;
 
 /// Images listed in the status, and names of each.
-const MAX_IMAGES: usize = 50;
 const MAX_IMAGE_NAMES: usize = 5;
 
 /// What is known of the node when the kubelet starts.
@@ -144,7 +143,7 @@ pub(super) fn status(
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
         }),
-        images: Some(image_list(images)),
+        images: Some(image_list(images, usize::try_from(config.node_status_max_images).unwrap_or(usize::MAX))),
         conditions: Some(conditions(old, not_ready, pressure, &now)),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(facts.strict_groups) }),
         runtime_handlers: Some(
@@ -218,11 +217,11 @@ fn conditions(
 }
 
 /// The largest images, with the names by which they are known.
-fn image_list(mut images: Vec<pb::Image>) -> Vec<ContainerImage> {
+fn image_list(mut images: Vec<pb::Image>, most: usize) -> Vec<ContainerImage> {
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     images
         .into_iter()
-        .take(MAX_IMAGES)
+        .take(most)
         .map(|image| {
             let names = image.repo_digests.into_iter().chain(image.repo_tags).take(MAX_IMAGE_NAMES).collect();
             ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use component_base::informer::Informer;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use kube::runtime::watcher;
+use kube::api::WatchParams;
 
 use watched::Watched;
 
@@ -103,7 +103,7 @@ impl Objects {
     async fn service_informer(&self) -> Option<&Informer<Service>> {
         let inner = self.inner.as_ref()?;
         let services = kube::Api::<Service>::all(inner.client.clone());
-        let start = async || Informer::start_with_transform(services, watcher::Config::default(), slim);
+        let start = async || Informer::start_slim(services, WatchParams::default(), slim);
         Some(inner.services.get_or_init(start).await)
     }
 }
@@ -123,17 +123,6 @@ impl From<Option<kube::Client>> for Objects {
 pub(crate) fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// As [`explain`], of an error of a watch.
-fn explain_watch(error: &watcher::Error) -> String {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => explain(error),
-        watcher::Error::WatchError(status) if !status.message.is_empty() => status.message.clone(),
         other => other.to_string(),
     }
 }

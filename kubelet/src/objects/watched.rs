@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use apimachinery::meta::NamespacedName;
-use futures::StreamExt;
+use component_base::lean;
+use component_base::watch::{Sink, Version, follow};
 use k8s_openapi::NamespaceResourceScope;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Resource};
+use kube::Resource;
+use kube::api::WatchParams;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -104,8 +105,10 @@ where
         let stale = entries.remove(key).and_then(Entry::last_known);
         make_room(&mut entries, now);
         let (sender, state) = watch::channel(State::Pending);
-        let api = Api::<K>::namespaced(self.client.clone(), &key.namespace);
-        let task = tokio::spawn(follow(api, key.name.clone(), self.is_immutable, sender)).abort_handle();
+        let only = WatchParams::default().fields(&format!("metadata.name={}", key.name));
+        let path = K::url_path(&(), Some(&key.namespace));
+        let followed = Followed { sender, listed: Mutex::default(), is_immutable: self.is_immutable };
+        let task = tokio::spawn(follow(self.client.clone(), path, only, Arc::new(followed))).abort_handle();
         let entry = Entry { state: state.clone(), stale: stale.clone(), task: Some(task), begun: now, last_used: now };
         entries.insert(key.clone(), entry);
         (state, stale)
@@ -180,46 +183,52 @@ fn make_room<K>(entries: &mut HashMap<NamespacedName, Entry<K>>, now: Instant) {
     }
 }
 
-/// Keep `sender` at the object's present state. Ends once the object is immutable, or when the entry is gone.
-async fn follow<K>(api: Api<K>, name: String, is_immutable: fn(&K) -> bool, sender: watch::Sender<State<K>>)
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
-{
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
-    let mut initial = None;
-    let strip = |mut object: K| {
-        object.meta_mut().managed_fields = None;
-        Some(Arc::new(object))
-    };
-    while let Some(event) = events.next().await {
-        let known = match event {
-            Ok(watcher::Event::Init) => {
-                initial = None;
-                continue;
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                initial = strip(object);
-                continue;
-            }
-            Ok(watcher::Event::InitDone) => initial.take(),
-            Ok(watcher::Event::Apply(object)) => strip(object),
-            Ok(watcher::Event::Delete(_)) => None,
-            Err(error) => {
-                sender.send_if_modified(|state| match state {
-                    State::Known(_) => false,
-                    State::Pending | State::Refused(_) => {
-                        *state = State::Refused(super::explain_watch(&error));
-                        true
-                    }
-                });
-                continue;
-            }
-        };
-        let settled = known.as_deref().is_some_and(is_immutable);
-        if sender.send(State::Known(known)).is_err() || settled {
-            return;
+/// Keeps `sender` at the object's present state, until that is final or nobody asks.
+struct Followed<K> {
+    sender: watch::Sender<State<K>>,
+    /// What there was when the watch began.
+    listed: Mutex<Option<Arc<K>>>,
+    is_immutable: fn(&K) -> bool,
+}
+
+impl<K: Resource + DeserializeOwned + Send + Sync> Sink for Followed<K> {
+    fn begin(&self) {
+        self.listed.lock().take();
+    }
+
+    fn set(&self, object: &[u8], listed: bool) -> Version {
+        let object: Arc<K> = Arc::new(lean::decode(object)?);
+        let version = object.meta().resource_version.clone();
+        if listed {
+            *self.listed.lock() = Some(object);
+        } else {
+            self.sender.send_replace(State::Known(Some(object)));
         }
+        Ok(version)
+    }
+
+    fn delete(&self, object: &[u8]) -> Version {
+        self.sender.send_replace(State::Known(None));
+        Ok(lean::decode::<K>(object)?.meta().resource_version.clone())
+    }
+
+    fn listed(&self) {
+        self.sender.send_replace(State::Known(self.listed.lock().take()));
+    }
+
+    fn failed(&self, error: &kube::Error) {
+        self.sender.send_if_modified(|state| match state {
+            State::Known(_) => false,
+            State::Pending | State::Refused(_) => {
+                *state = State::Refused(super::explain(error));
+                true
+            }
+        });
+    }
+
+    fn is_done(&self) -> bool {
+        let is_final = |state: &State<K>| matches!(state, State::Known(Some(object)) if (self.is_immutable)(object));
+        self.sender.is_closed() || is_final(&self.sender.borrow())
     }
 }
 

@@ -218,7 +218,7 @@ fn plan_beginning_anew(input: &Input<'_>, causes: &[(&Container, &ObservedContai
         actions.kill.push(Kill { id, name, reason: KillReason::BeginAnew, message });
     }
     for (container, ended) in causes {
-        let held = input.backoff.held_until(&container.name, container_hash(container), ended.finished_at);
+        let held = input.backoff.held_until(&container.name, container_hash(container), ended.ended_at(input.now));
         if let Some((delay, until)) = held.filter(|(_, until)| input.now < *until) {
             actions.held_back.push(HeldBack { name: container.name.clone(), delay, until });
         }
@@ -305,7 +305,7 @@ fn propose(actions: &mut Actions, input: &Input<'_>, kind: ContainerKind, contai
     let ended = input.observed.containers.iter().find(|c| c.name == container.name && c.state == State::Exited);
     if let Some(ended) = ended
         && let Some((delay, until)) =
-            input.backoff.held_until(&container.name, container_hash(container), ended.finished_at)
+            input.backoff.held_until(&container.name, container_hash(container), ended.ended_at(input.now))
         && input.now < until
     {
         actions.held_back.push(HeldBack { name: container.name.clone(), delay, until });

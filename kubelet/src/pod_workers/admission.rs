@@ -60,7 +60,7 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
             return Err(out_of(reason, name, unit(want), used, unit(limit)));
         }
     }
-    if let Some(refused) = unsupported(spec, node) {
+    if let Some(refused) = unsupported(pod, spec, node) {
         return Err(refused);
     }
     let selected = api_node.is_none_or(|node| {
@@ -88,7 +88,7 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
 }
 
 /// What no node like this one can do.
-fn unsupported(spec: &PodSpec, node: &Allocatable) -> Option<Ended> {
+fn unsupported(pod: &Pod, spec: &PodSpec, node: &Allocatable) -> Option<Ended> {
     let os = spec.os.as_ref().map_or("linux", |os| os.name.as_str());
     if os != "linux" {
         return Some(Ended::new("PodOSNotSupported", "Pod was rejected: Pod's OS doesn't match node's OS"));
@@ -100,14 +100,22 @@ fn unsupported(spec: &PodSpec, node: &Allocatable) -> Option<Ended> {
             "Pod was rejected: SupplementalGroupsPolicy=Strict is not supported in this node",
         ));
     }
-    let of_pod = context.and_then(|c| c.app_armor_profile.as_ref());
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let own = containers.map(|c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()));
-    let confined = own.map(|own| own.or(of_pod)).any(|p| p.is_some_and(|p| p.type_ == "Localhost"));
-    (!node.apparmor && confined).then(|| {
+    (!node.apparmor && asks_for_apparmor(pod, spec)).then(|| {
         let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
         Ended::new("AppArmor", message)
     })
+}
+
+/// Whether any profile but `Unconfined` is named. As `apparmor.isRequired`.
+fn asks_for_apparmor(pod: &Pod, spec: &PodSpec) -> bool {
+    const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref());
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let contexts = containers.map(|c| c.security_context.as_ref());
+    let contexts = contexts.chain(spec.ephemeral_containers.iter().flatten().map(|c| c.security_context.as_ref()));
+    let mut profiles = contexts.flatten().filter_map(|c| c.app_armor_profile.as_ref()).chain(of_pod);
+    let mut annotated = pod.metadata.annotations.iter().flatten().filter(|(key, _)| key.starts_with(ANNOTATION));
+    profiles.any(|p| p.type_ != "Unconfined") || annotated.any(|(_, value)| value != "unconfined")
 }
 
 /// As the kubelet's sysctl allow list.
@@ -194,6 +202,7 @@ mod tests {
                 json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost"}}}]}),
                 "AppArmor",
             ),
+            (json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}, "containers": []}), "AppArmor"),
         ] {
             assert_eq!(check(spec, &[]).as_deref(), Some(reason));
         }

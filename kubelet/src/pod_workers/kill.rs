@@ -36,7 +36,7 @@ pub(super) async fn container(
     {
         let ip = pod_ip(pod, observed, &means.probes.host_ip);
         let limit = Duration::from_secs(grace.unsigned_abs());
-        let run = hooks::run(&means.runtime.cri, &hook, container, &running.id, &ip);
+        let run = Box::pin(hooks::run(&means.runtime.cri, &hook, container, &running.id, &ip));
         match tokio::time::timeout(limit, run).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -63,13 +63,14 @@ pub(super) async fn pod(means: &Means, pod: &Pod, observed: &ObservedPod, grace:
     let (late, first): (Vec<_>, Vec<_>) =
         observed.containers.iter().filter(alive).partition(|c| sidecars.contains(&c.name));
 
-    let stops = first.into_iter().map(|c| container(means, pod, observed, c, grace, None));
+    let stops = first.into_iter().map(|c| Box::pin(container(means, pod, observed, c, grace, None)));
     let mut result: Result<(), CriError> = join_all(stops).await.into_iter().collect();
     for name in sidecars.iter().rev() {
         let spent = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
         // The grace is the pod's: what the others used up is gone for the sidecars.
         let left = if grace == 0 { 0 } else { (grace - spent).max(MINIMUM_GRACE_SECONDS) };
-        let stops = late.iter().filter(|c| &c.name == name).map(|c| container(means, pod, observed, c, left, None));
+        let stops = late.iter().filter(|c| &c.name == name);
+        let stops = stops.map(|c| Box::pin(container(means, pod, observed, c, left, None)));
         result = result.and(join_all(stops).await.into_iter().collect());
     }
     for sandbox in &observed.sandboxes {

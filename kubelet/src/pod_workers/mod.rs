@@ -29,8 +29,8 @@ use crate::events::Events;
 use crate::eviction::Shortage;
 use crate::images::Puller;
 use crate::probes;
-use crate::runtime::Runtime;
 use crate::runtime::pods::{full_name, uid_of};
+use crate::runtime::{Runtime, RuntimeWatch};
 use crate::shutdown::Shutdown;
 use crate::status::{Ended, StatusManager};
 use crate::volumes::Volumes;
@@ -38,6 +38,7 @@ use crate::volumes::Volumes;
 /// What the workers share.
 pub struct Means {
     pub runtime: Arc<Runtime>,
+    pub watch: Arc<RuntimeWatch>,
     pub volumes: Arc<Volumes>,
     /// None: standalone.
     pub client: Option<kube::Client>,

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::{Means, hooks, kill};
 use crate::env;
 use crate::images::{PullError, PullReason};
+use crate::metrics::metrics;
 use crate::plan::Start;
 use crate::runtime::cri::CriError;
 use crate::runtime::labels::DEFAULT_TERMINATION_PATH;
@@ -38,7 +39,12 @@ pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<St
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
         warn!(directory = %config.log_directory, %error, "log directory not made");
     }
-    let id = means.runtime.run_pod_sandbox(config, &handler).await.map_err(|e| e.message())?;
+    let made = means.runtime.cri.run_pod_sandbox(config, &handler).await;
+    metrics().started("pod_sandbox", made.as_ref().err().map(|_| "CreatePodSandboxError"));
+    let id = made.map_err(|e| e.message())?;
+    if attempt == 0 {
+        metrics().started_pods.inc();
+    }
     info!(pod = %full_name(pod), sandbox = %id, attempt, "sandbox runs");
     Ok(id)
 }
@@ -80,15 +86,24 @@ fn waiting(reason: &str, message: impl Into<String>) -> Waiting {
 
 /// Starts one container. `Err` is what its status shows until it can be started.
 pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &Start) -> Result<String, Waiting> {
+    let started = make_and_start(means, prepared, start).await;
+    let kind = match start.kind {
+        ContainerKind::Init => "init_container",
+        ContainerKind::App => "container",
+        ContainerKind::Ephemeral => "ephemeral_container",
+    };
+    metrics().started(kind, started.as_ref().err().map(|waiting| waiting.reason.as_str()));
+    started
+}
+
+async fn make_and_start(means: &Means, prepared: &Prepared<'_>, start: &Start) -> Result<String, Waiting> {
     let pod = prepared.pod;
     let declared = &start.container;
     let name = declared.name.as_str();
     let events = &means.events;
 
     let image = declared.image.as_deref().unwrap_or_default();
-    let image = means
-        .puller
-        .ensure(pod, image, declared.image_pull_policy.as_deref())
+    let image = Box::pin(means.puller.ensure(pod, image, declared.image_pull_policy.as_deref()))
         .await
         .map_err(|e| waiting(pull_reason(&e), e.message))?;
 
@@ -101,8 +116,9 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
     };
     let config_error = failed("CreateContainerConfigError");
     let known = with_addresses(means, pod, prepared.observed);
-    let mut envs =
-        env::make(&known, declared, &means.env, prepared.sources).await.map_err(|e| config_error(e.to_string()))?;
+    let mut envs = Box::pin(env::make(&known, declared, &means.env, prepared.sources))
+        .await
+        .map_err(|e| config_error(e.to_string()))?;
     let mut given = means.allocator.before_start(pod, name).await.map_err(failed("PreStartContainer"))?;
     envs.append(&mut given.envs);
     given.cdi_devices.extend(means.dra.devices_of(pod, declared).into_iter().map(|name| pb::CdiDevice { name }));
@@ -156,10 +172,10 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
     let attempt = prepared.observed.latest_sandbox().map_or(0, |s| s.attempt);
     let sandbox_config = sandbox_config(means, pod, attempt).map_err(failed("CreateContainerConfigError"))?;
     let cri = &means.runtime.cri;
-    let id = cri
-        .create_container(prepared.sandbox_id, config, sandbox_config)
-        .await
-        .map_err(|e| failed("CreateContainerError")(short(&e)))?;
+    let id = cri.create_container(prepared.sandbox_id, config, sandbox_config).await.map_err(|e| {
+        means.puller.look_anew();
+        failed("CreateContainerError")(short(&e))
+    })?;
     events.pod(pod, Some(name), Type::Normal, "Created", "Container created");
     cri.start_container(&id).await.map_err(|e| failed("RunContainerError")(short(&e)))?;
     events.pod(pod, Some(name), Type::Normal, "Started", "Container started");
@@ -168,7 +184,7 @@ pub(super) async fn container(means: &Means, prepared: &Prepared<'_>, start: &St
         debug!(%error, "no link to the container's log");
     }
     if let Some(hook) = declared.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
-        post_start(means, prepared, declared, &id, hook).await?;
+        Box::pin(post_start(means, prepared, declared, &id, hook)).await?;
     }
     Ok(id)
 }

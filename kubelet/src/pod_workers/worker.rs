@@ -10,10 +10,12 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
 use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::resize::Resizes;
 use super::{Desired, Means, PodWorkers, admission, kill, start};
+use crate::metrics::metrics;
 use crate::plan::{self, Actions, KillReason, RestartBackoff, SandboxAction};
 use crate::probes::PodProbes;
 use crate::runtime::cri::CriError;
@@ -46,6 +48,8 @@ pub(super) struct Worker {
     probes: PodProbes,
     backoff: RestartBackoff,
     retry: Backoff,
+    /// What there is, where a step that was just taken knows: nobody need be asked.
+    seen: Option<ObservedPod>,
     /// When the last sandbox was made.
     sandbox_made: Option<Instant>,
     resizes: Resizes,
@@ -54,15 +58,21 @@ pub(super) struct Worker {
     start_again: BTreeMap<(String, u64), Instant>,
     /// Over for a reason of the node's.
     ended: Option<Ended>,
+    /// When it was first seen, until it runs.
+    awaited_since: Option<Instant>,
+    /// When it was first looked at, and how long it had been active then.
+    active: Option<(Instant, Duration)>,
     /// Nothing of it will run any more (its containers came to their ends, or it is ended).
     over: bool,
     /// All of it is stopped, for good.
     terminated: bool,
+    /// What it had on this node is taken down.
+    down: bool,
     admitted: bool,
     sources: Option<BTreeMap<String, MountSource>>,
     mounted_at: Option<Instant>,
-    /// The pod that the volumes show: labels and annotations may be in them.
-    mounted_as: Option<Arc<Pod>>,
+    /// Labels and annotations that the volumes may show.
+    mounted_as: Option<[Option<BTreeMap<String, String>>; 2]>,
     /// When volumes that were not ready are tried again.
     mount_again: Option<Instant>,
 }
@@ -96,13 +106,17 @@ impl Worker {
             probes: PodProbes::new(means.probes.clone(), wake.clone()),
             backoff: RestartBackoff::new(means.max_restart_delay),
             retry: Backoff::new(RETRY_BASE, RETRY_CAP),
+            seen: means.watch.has_nothing_of(&uid).then(|| ObservedPod { uid: uid.clone(), ..Default::default() }),
             sandbox_made: None,
             resizes: Resizes::default(),
             waiting: BTreeMap::new(),
             start_again: BTreeMap::new(),
             ended: None,
+            awaited_since: Some(Instant::now()),
+            active: None,
             over: false,
             terminated: false,
+            down: false,
             admitted: false,
             sources: None,
             mounted_at: None,
@@ -126,19 +140,26 @@ impl Worker {
                 self.ended.clone_from(&desired.ended);
             }
             self.over |= apimachinery::pod::is_terminal(&desired.pod);
+            let mut listens = true;
+            let begun = Instant::now();
             let wait = if desired.removed {
                 match Box::pin(self.take_down(&desired)).await {
                     Ok(()) => {
+                        metrics().worked("terminated", begun.elapsed());
                         info!(pod = %full_name(&desired.pod), uid = %self.uid, "pod is gone");
                         return;
                     }
                     Err(error) => {
-                        warn!(pod = %full_name(&desired.pod), %error, "pod not taken down yet");
+                        warn!(pod = %full_name(&desired.pod), uid = %self.uid, %error, "pod not taken down yet");
                         self.retry.next_wait()
                     }
                 }
             } else if self.over || must_end(&desired) {
-                Box::pin(self.terminate(&desired)).await
+                let ended = Box::pin(self.terminate(&desired)).await;
+                metrics().worked("terminating", begun.elapsed());
+                // What the runtime still has to say of it changes nothing.
+                listens = ended.is_some();
+                ended.unwrap_or(self.means.sync_frequency)
             } else {
                 let mut changes = self.desired.clone();
                 let synced = tokio::select! {
@@ -146,6 +167,7 @@ impl Worker {
                     () = becomes_ending(&mut changes) => continue,
                     synced = Box::pin(self.sync(&desired.pod)) => synced,
                 };
+                metrics().worked("sync", begun.elapsed());
                 match synced {
                     Synced::Wait(wait) => wait,
                     Synced::Over => {
@@ -156,7 +178,7 @@ impl Worker {
             };
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
-                () = self.wake.notified() => {}
+                () = self.wake.notified(), if listens => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -198,10 +220,17 @@ impl Worker {
         status
     }
 
-    /// Steps until there is nothing to do now.
+    /// Steps until there is nothing to do now. What a step needs is apart (in a box) and there while it is taken: many pods may
+    /// be here at once, most of them waiting for their turn.
     async fn sync(&mut self, pod: &Arc<Pod>) -> Synced {
+        // From the sandbox until all is started that can be.
+        let mut turn = None;
         for _ in 0..MAX_STEPS {
-            let observed = match self.observe().await {
+            let observed = match self.seen.take() {
+                Some(seen) => Ok(seen),
+                None => self.observe().await,
+            };
+            let observed = match observed {
                 Ok(observed) => observed,
                 Err(error) => {
                     debug!(pod = %full_name(pod), %error, "cannot look at the pod");
@@ -213,7 +242,7 @@ impl Worker {
             self.resizes.adopt(pod, &observed, &old);
             self.waiting.retain(|name, _| observed.latest(name).is_none_or(|c| c.state != State::Running));
             if !self.admitted {
-                if let Err(rejected) = self.admit(pod, &observed).await {
+                if let Err(rejected) = Box::pin(self.admit(pod, &observed)).await {
                     warn!(pod = %full_name(pod), reason = %rejected.reason, "pod rejected");
                     let message = rejected.message.clone();
                     self.means.events.pod(pod, None, Type::Warning, &rejected.reason, message);
@@ -231,11 +260,16 @@ impl Worker {
             });
             self.note_held_back(pod, &actions);
             let status = self.report(pod, &observed);
+            if status.phase.as_deref() == Some("Running")
+                && let Some(since) = self.awaited_since.take().filter(|_| self.sandbox_made.is_some())
+            {
+                metrics().pod_runs(since.elapsed());
+            }
             if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || actions.sandbox == SandboxAction::Stop
             {
                 return Synced::Over;
             }
-            let deadline = active_deadline(pod, &status);
+            let deadline = active_deadline(pod, &status, &mut self.active);
             if deadline == Some(Duration::ZERO) {
                 let message = "Pod was active on the node longer than the specified deadline".to_owned();
                 self.means.events.pod(pod, None, Type::Normal, "DeadlineExceeded", message.clone());
@@ -245,13 +279,13 @@ impl Worker {
             if actions.is_idle() {
                 let pool = self.pool.clone();
                 let means = self.means.clone();
-                if self.resizes.apply(&pool, &means, pod, &observed).await {
+                if Box::pin(self.resizes.apply(&pool, &means, pod, &observed)).await {
                     continue;
                 }
                 self.report(pod, &observed);
-                return self.idle(pod, &observed, &actions, deadline).await;
+                return Box::pin(self.idle(pod, &observed, &actions, deadline)).await;
             }
-            if let Err(wait) = self.carry_out(pod, &observed, actions).await {
+            if let Err(wait) = Box::pin(self.carry_out(pod, &observed, actions, &mut turn)).await {
                 // What went wrong is told before the next attempt.
                 if let Ok(observed) = self.observe().await {
                     self.report(pod, &observed);
@@ -296,15 +330,14 @@ impl Worker {
         deadline: Option<Duration>,
     ) -> Synced {
         let mut wait = self.means.sync_frequency;
-        let told = |p: &Arc<Pod>| {
-            p.metadata.labels == pod.metadata.labels && p.metadata.annotations == pod.metadata.annotations
-        };
+        let told =
+            |[labels, annotations]: &[_; 2]| *labels == pod.metadata.labels && *annotations == pod.metadata.annotations;
         let stale = self.mounted_at.is_none_or(|at| at.elapsed() >= self.means.sync_frequency);
         if stale || !self.mounted_as.as_ref().is_some_and(told) {
-            if let Err(pause) = self.mount(pod, observed).await {
+            if let Err(pause) = Box::pin(self.mount(pod, observed)).await {
                 wait = wait.min(pause);
             }
-            kill::remove_old_attempts(&self.means, observed).await;
+            Box::pin(kill::remove_old_attempts(&self.means, observed)).await;
         }
         if self.waiting.is_empty() {
             self.retry.reset();
@@ -339,11 +372,19 @@ impl Worker {
     }
 
     /// Does what was decided. `Err`: wait so long, then decide anew.
-    async fn carry_out(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, actions: Actions) -> Result<(), Duration> {
+    async fn carry_out(
+        &mut self,
+        pod: &Arc<Pod>,
+        observed: &ObservedPod,
+        actions: Actions,
+        turn: &mut Option<AbortOnDropHandle<()>>,
+    ) -> Result<(), Duration> {
         let sandbox = match actions.sandbox {
             SandboxAction::Keep(id) => id,
             SandboxAction::Stop => return Ok(()),
-            SandboxAction::Create { attempt } => return self.new_sandbox(pod, observed, attempt).await,
+            SandboxAction::Create { attempt } => {
+                return Box::pin(self.new_sandbox(pod, observed, attempt, turn)).await;
+            }
         };
         let means = self.means.clone();
         let kills = actions.kill.iter().map(|kill| {
@@ -352,7 +393,7 @@ impl Worker {
             async move {
                 let Some(running) = running else { return Ok(()) };
                 let grace = grace_of_kill(&pod, &kill.name, kill.reason);
-                kill::container(&means, &pod, observed, running, grace, Some(&kill.message)).await
+                Box::pin(kill::container(&means, &pod, observed, running, grace, Some(&kill.message))).await
             }
         });
         for result in join_all(kills).await {
@@ -365,13 +406,14 @@ impl Worker {
             return self.begin_anew(pod, observed, &actions.remove).await;
         }
         if self.sources.is_none() {
-            self.prepare(pod).await?;
-            self.mount(pod, observed).await?;
+            Box::pin(self.prepare(pod)).await?;
+            Box::pin(self.mount(pod, observed)).await?;
         }
         // Kills may have changed what there is.
         let seen =
             if actions.kill.is_empty() { observed.clone() } else { self.observe().await.map_err(|_| RETRY_BASE)? };
         let mut pause: Option<Duration> = None;
+        let mut started = Vec::new();
         let sources = self.sources.clone().unwrap_or_default();
         for wanted in &actions.start {
             let name = &wanted.container.name;
@@ -383,14 +425,16 @@ impl Worker {
                 continue;
             }
             if let Some(ended) = seen.containers.iter().find(|c| &c.name == name && c.state == State::Exited) {
-                self.backoff.restarted(name, container_hash(&wanted.container), ended.finished_at, now_nanos());
+                let now = now_nanos();
+                self.backoff.restarted(name, container_hash(&wanted.container), ended.ended_at(now), now);
             }
             let prepared = start::Prepared { pod, observed: &seen, sandbox_id: &sandbox, sources: &sources };
-            match start::container(&self.means, &prepared, wanted).await {
+            match Box::pin(start::container(&self.means, &prepared, wanted)).await {
                 Ok(id) => {
                     self.resizes.started(&id, &wanted.container);
                     self.waiting.remove(name);
                     self.start_again.retain(|(n, _), _| n != name);
+                    started.push(id);
                 }
                 Err(waiting) => {
                     debug!(pod = %full_name(pod), container = %name, reason = %waiting.reason, message = %waiting.message, "container waits");
@@ -402,14 +446,31 @@ impl Worker {
                 }
             }
         }
-        pause.map_or(Ok(()), Err)
+        if let Some(pause) = pause {
+            return Err(pause);
+        }
+        self.seen = self.with_started(seen, &started).await;
+        Ok(())
+    }
+
+    /// What there is, with containers that were started a moment ago. None: it must be looked at.
+    async fn with_started(&self, mut seen: ObservedPod, started: &[String]) -> Option<ObservedPod> {
+        let sandbox = seen.latest_sandbox()?.id.clone();
+        for id in started {
+            let container = self.means.runtime.container(id, &sandbox).await.ok()??;
+            seen.containers.retain(|c| c.id != container.id);
+            seen.containers.push(container);
+        }
+        seen.sort();
+        Some(seen)
     }
 
     /// Removes all containers, ended as they are, so that the pod begins anew in its sandbox. Their logs stay.
     async fn begin_anew(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, remove: &[String]) -> Result<(), Duration> {
         info!(pod = %full_name(pod), "a container ended so that all begin anew");
         for (cause, ended) in plan::begin_anew(pod.spec.as_ref().unwrap_or(&PodSpec::default()), observed) {
-            self.backoff.restarted(&cause.name, container_hash(cause), ended.finished_at, now_nanos());
+            let now = now_nanos();
+            self.backoff.restarted(&cause.name, container_hash(cause), ended.ended_at(now), now);
         }
         for id in remove {
             if let Err(error) = self.means.runtime.cri.remove_container(id).await {
@@ -422,7 +483,13 @@ impl Worker {
         Ok(())
     }
 
-    async fn new_sandbox(&mut self, pod: &Arc<Pod>, observed: &ObservedPod, attempt: u32) -> Result<(), Duration> {
+    async fn new_sandbox(
+        &mut self,
+        pod: &Arc<Pod>,
+        observed: &ObservedPod,
+        attempt: u32,
+        turn: &mut Option<AbortOnDropHandle<()>>,
+    ) -> Result<(), Duration> {
         let since = self.sandbox_made.map_or(SANDBOX_PAUSE, |made| made.elapsed());
         if since < SANDBOX_PAUSE {
             return Err(SANDBOX_PAUSE - since);
@@ -432,25 +499,40 @@ impl Worker {
                 let message = "Pod sandbox changed, it will be killed and re-created.";
                 self.means.events.pod(pod, None, Type::Normal, "SandboxChanged", message);
             }
-            if let Err(error) = kill::pod(&self.means, pod, observed, grace_seconds(pod)).await {
+            if let Err(error) = Box::pin(kill::pod(&self.means, pod, observed, grace_seconds(pod))).await {
                 warn!(pod = %full_name(pod), %error, "old sandbox not stopped");
                 return Err(self.retry.next_wait());
             }
         }
-        self.prepare(pod).await?;
+        Box::pin(self.prepare(pod)).await?;
         // Volumes and the sandbox do not need each other: both at once.
         let means = self.means.clone();
-        let (mounted, made) = tokio::join!(self.mount(pod, observed), start::sandbox(&means, pod, attempt));
+        let mounting = async {
+            let _turn = means.runtime.turn_to_prepare().await;
+            Box::pin(self.mount(pod, observed)).await
+        };
+        let making = async {
+            *turn = Some(means.runtime.turn().await);
+            Box::pin(start::sandbox(&means, pod, attempt)).await
+        };
+        let (mounted, made) = tokio::join!(mounting, making);
         mounted?;
-        if let Err(error) = made {
-            warn!(pod = %full_name(pod), %error, "sandbox not made");
-            let message = format!("Failed to create pod sandbox: {}", error);
-            self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
-            let wait = self.retry.next_wait();
-            // A network that is still to come is waited for, with no growing pauses.
-            return Err(if network_is_missing(&means).await { RETRY_BASE } else { wait });
-        }
+        let made = match made {
+            Ok(id) => id,
+            Err(error) => {
+                warn!(pod = %full_name(pod), %error, "sandbox not made");
+                let message = format!("Failed to create pod sandbox: {}", error);
+                self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
+                let wait = self.retry.next_wait();
+                // A network that is still to come is waited for, with no growing pauses.
+                return Err(if network_is_missing(&means).await { RETRY_BASE } else { wait });
+            }
+        };
         self.sandbox_made = Some(Instant::now());
+        if observed.is_gone() {
+            let sandbox = means.runtime.sandbox(&made).await.ok().flatten();
+            self.seen = sandbox.map(|sandbox| ObservedPod { sandboxes: vec![sandbox], ..observed.clone() });
+        }
         Ok(())
     }
 
@@ -458,7 +540,9 @@ impl Worker {
     async fn prepare(&mut self, pod: &Arc<Pod>) -> Result<(), Duration> {
         let runtime = &self.means.runtime;
         let limits = resources::pod(pod, &runtime.node.kernel);
-        let made = runtime.cgroups.ensure_pod(pod, &limits).and_then(|()| {
+        let of_pod = pod.clone();
+        let made = runtime.with_cgroups(move |cgroups| cgroups.ensure_pod(&of_pod, &limits)).await.unwrap_or(Ok(()));
+        let made = made.and_then(|()| {
             std::fs::create_dir_all(logs::pod_dir(&runtime.node.pod_logs_dir, pod))?;
             std::fs::create_dir_all(runtime.node.pod_dir(&self.uid))
         });
@@ -467,7 +551,7 @@ impl Worker {
             self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodContainer", error.to_string());
             return Err(self.retry.next_wait());
         }
-        if let Err(error) = self.means.dra.prepare(pod).await {
+        if let Err(error) = Box::pin(self.means.dra.prepare(pod)).await {
             warn!(pod = %full_name(pod), error, "dynamic resources not prepared");
             let message = format!("Failed to prepare dynamic resources: {error}");
             self.means.events.pod(pod, None, Type::Warning, "FailedPrepareDynamicResources", message);
@@ -484,11 +568,11 @@ impl Worker {
         }
         let known = start::with_addresses(&self.means, pod, observed);
         let dir = self.means.runtime.node.pod_dir(&self.uid);
-        match self.means.volumes.mount_pod(&known, &dir).await {
+        match Box::pin(self.means.volumes.mount_pod(&known, &dir)).await {
             Ok(sources) => {
                 self.sources = Some(sources);
                 self.mounted_at = Some(Instant::now());
-                self.mounted_as = Some(pod.clone());
+                self.mounted_as = Some([pod.metadata.labels.clone(), pod.metadata.annotations.clone()]);
                 self.mount_again = None;
                 Ok(())
             }
@@ -502,44 +586,45 @@ impl Worker {
         }
     }
 
-    /// Stops everything within the pod's grace, then takes down all but what people may still ask for (logs).
-    async fn terminate(&mut self, desired: &Desired) -> Duration {
+    /// Stops everything within the pod's grace, then takes down all but what people may still ask for (logs). When to look again;
+    /// None: there is nothing more to do until something else is wanted.
+    async fn terminate(&mut self, desired: &Desired) -> Option<Duration> {
         let pod = &desired.pod;
         if !self.terminated {
-            match self.stop(desired).await {
+            match Box::pin(self.stop(desired)).await {
                 Ok(true) => {}
-                Ok(false) => return Duration::ZERO,
+                Ok(false) => return Some(Duration::ZERO),
                 Err(error) => {
                     warn!(pod = %full_name(pod), %error, "pod not stopped yet");
-                    return self.retry.next_wait();
+                    return Some(self.retry.next_wait());
                 }
             }
         }
         let dir = self.means.runtime.node.pod_dir(&self.uid);
-        if let Err(error) = self.means.volumes.unmount_pod(&self.uid, &dir).await {
+        if let Err(error) = Box::pin(self.means.volumes.unmount_pod(&self.uid, &dir)).await {
             warn!(pod = %full_name(pod), %error, "volumes not unmounted yet");
-            return self.retry.next_wait();
+            return Some(self.retry.next_wait());
         }
-        if let Err(error) = self.means.dra.unprepare(&self.uid).await {
+        if let Err(error) = Box::pin(self.means.dra.unprepare(&self.uid)).await {
             warn!(pod = %full_name(pod), error, "dynamic resources not taken back yet");
-            return self.retry.next_wait();
+            return Some(self.retry.next_wait());
         }
         self.sources = None;
         self.means.allocator.forget(&self.uid);
-        self.means.runtime.cgroups.remove_pod(&self.uid);
-        match self.observe().await {
-            Ok(observed) => {
-                self.report(pod, &observed);
-            }
+        self.remove_cgroup().await;
+        self.down = true;
+        let observed = match self.observe().await {
+            Ok(observed) => observed,
             Err(error) => {
                 debug!(%error, "cannot look at the ended pod");
-                return self.retry.next_wait();
+                return Some(self.retry.next_wait());
             }
-        }
+        };
+        self.report(pod, &observed);
         if pod.metadata.deletion_timestamp.is_some() {
             self.means.statuses.finished(pod);
         }
-        Duration::from_secs(600)
+        (!observed.is_stopped()).then_some(self.means.sync_frequency)
     }
 
     /// False: what is wanted changed meanwhile, begin again.
@@ -564,36 +649,45 @@ impl Worker {
             tokio::select! {
                 // The grace was cut short: what is stopping is told again, with less time.
                 () = shorter => return Ok(false),
-                stopped = kill::pod(&self.means, pod, &observed, grace) => stopped?,
+                stopped = Box::pin(kill::pod(&self.means, pod, &observed, grace)) => stopped?,
             }
         }
         self.terminated = true;
         Ok(true)
     }
 
+    async fn remove_cgroup(&self) {
+        let uid = self.uid.clone();
+        self.means.runtime.with_cgroups(move |cgroups| cgroups.remove_pod(&uid)).await;
+    }
+
     /// Removes the last traces of a pod that its source no longer has.
     async fn take_down(&mut self, desired: &Desired) -> Result<(), CriError> {
         let pod = &desired.pod;
-        let observed = self.observe().await?;
+        let mut observed = self.observe().await?;
         if !observed.is_stopped() {
             let grace = if pod.spec.is_some() { grace_seconds(pod) } else { kill::remembered_grace(&observed) };
             kill::pod(&self.means, pod, &observed, grace).await?;
+            self.down = false;
+            observed = self.observe().await?;
         }
-        let observed = self.observe().await?;
         kill::remove_all(&self.means, &observed).await?;
         let runtime = &self.means.runtime;
         let dir = runtime.node.pod_dir(&self.uid);
-        if let Err(error) = self.means.volumes.unmount_pod(&self.uid, &dir).await {
+        let unmounted = if self.down { Ok(()) } else { self.means.volumes.unmount_pod(&self.uid, &dir).await };
+        if let Err(error) = unmounted {
             warn!(uid = %self.uid, %error, "volumes of a removed pod not unmounted; left to housekeeping");
         } else if let Err(error) = std::fs::remove_dir_all(&dir)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             debug!(dir = %dir.display(), %error, "pod directory not removed");
         }
-        if let Err(error) = self.means.dra.unprepare(&self.uid).await {
-            warn!(uid = %self.uid, error, "dynamic resources of a removed pod not taken back");
+        if !self.down {
+            if let Err(error) = self.means.dra.unprepare(&self.uid).await {
+                warn!(uid = %self.uid, error, "dynamic resources of a removed pod not taken back");
+            }
+            self.remove_cgroup().await;
         }
-        runtime.cgroups.remove_pod(&self.uid);
         let named = if pod.metadata.name.is_some() { Pod::clone(pod) } else { from_observed(&self.uid, &observed) };
         let logs_dir = logs::pod_dir(&runtime.node.pod_logs_dir, &named);
         if let Err(error) = std::fs::remove_dir_all(&logs_dir) {
@@ -630,12 +724,13 @@ async fn becomes_ending(changes: &mut watch::Receiver<Desired>) {
     }
 }
 
-/// What is left of `activeDeadlineSeconds`.
-fn active_deadline(pod: &Pod, status: &PodStatus) -> Option<Duration> {
-    let allowed = pod.spec.as_ref()?.active_deadline_seconds?;
+/// What is left of `activeDeadlineSeconds`. From when the pod is first looked at it is counted by a clock that does not jump.
+fn active_deadline(pod: &Pod, status: &PodStatus, active: &mut Option<(Instant, Duration)>) -> Option<Duration> {
+    let allowed = u64::try_from(pod.spec.as_ref()?.active_deadline_seconds?).unwrap_or(0);
     let since = status.start_time.as_ref()?.0;
-    let ran = Timestamp::now().as_second().saturating_sub(since.as_second());
-    Some(Duration::from_secs(u64::try_from(allowed.saturating_sub(ran)).unwrap_or(0)))
+    let ran = || Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
+    let (seen, before) = active.get_or_insert_with(|| (Instant::now(), ran()));
+    Some(Duration::from_secs(allowed).saturating_sub(*before + seen.elapsed()))
 }
 
 /// A probe may set a grace of its own for the kill it causes.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use component_base::events::Type;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, Probe};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodStatus, Probe};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::plan::Health;
 use crate::runtime::cri::Cri;
 use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
-use crate::runtime::pods::{full_name, init_containers, is_sidecar};
+use crate::runtime::pods::{init_containers, is_sidecar};
 use crate::status::containers::ProbeView;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,11 +125,16 @@ impl PodProbes {
                 if !self.tasks.contains_key(&key) && !waits && !done && !gave_up {
                     let task = ProbeTask {
                         means: self.means.clone(),
-                        pod: pod.clone(),
+                        object: Events::object(pod, Some(&container.name)),
                         pod_ip: pod_ip(pod, observed, &self.means.host_ip),
-                        container: container.clone(),
+                        container: Container {
+                            name: container.name.clone(),
+                            ports: container.ports.clone(),
+                            ..Default::default()
+                        },
                         probe: probe.clone(),
-                        seen: seen.clone(),
+                        id: seen.id.clone(),
+                        started_at: seen.started_at,
                         kind,
                         results: self.results.clone(),
                         wake: self.wake.clone(),
@@ -200,13 +205,17 @@ pub fn pod_ip(pod: &Pod, observed: &ObservedPod, host_ip: &str) -> String {
     observed.latest_sandbox().and_then(|s| s.ips.first().cloned()).unwrap_or_default()
 }
 
+/// A probe under way. It lives as long as its container: of that, and of the pod, it keeps what it needs.
 struct ProbeTask {
     means: Arc<Means>,
-    pod: Arc<Pod>,
+    /// The container, for events.
+    object: ObjectReference,
     pod_ip: String,
+    /// Its name and ports.
     container: Container,
     probe: Probe,
-    seen: ObservedContainer,
+    id: String,
+    started_at: i64,
     kind: Kind,
     results: Results,
     wake: Arc<Notify>,
@@ -238,8 +247,8 @@ impl ProbeTask {
                 Err(output) => {
                     (successes, failures) = (0, failures + 1);
                     let message = format!("{} probe failed: {output}", self.kind.name());
-                    debug!(pod = %full_name(&self.pod), container = %self.container.name, message, "unhealthy");
-                    self.means.events.pod(&self.pod, Some(&self.container.name), Type::Warning, "Unhealthy", message);
+                    debug!(pod = self.object.name, container = %self.container.name, message, "unhealthy");
+                    self.means.events.about(&self.object, Type::Warning, "Unhealthy", message);
                     if failures == failures_needed {
                         self.set(false);
                         if self.kind != Kind::Readiness {
@@ -254,14 +263,14 @@ impl ProbeTask {
     }
 
     fn count(&self, fine: bool) {
-        let meta = &self.pod.metadata;
+        let pod = &self.object;
         let labels = ProbeLabels {
-            pod_uid: meta.uid.clone().unwrap_or_default(),
+            pod_uid: pod.uid.clone().unwrap_or_default(),
             container: self.container.name.clone(),
             kind: self.kind.name(),
             result: if fine { "successful" } else { "failed" },
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            pod: meta.name.clone().unwrap_or_default(),
+            namespace: pod.namespace.clone().unwrap_or_default(),
+            pod: pod.name.clone().unwrap_or_default(),
         };
         let mut counts = COUNTS.lock();
         if counts.len() < MAX_COUNTS || counts.contains_key(&labels) {
@@ -274,15 +283,15 @@ impl ProbeTask {
         let delay =
             Duration::from_secs(self.probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0));
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-        let ran = Duration::from_nanos(u64::try_from(now.saturating_sub(self.seen.started_at)).unwrap_or(0));
+        let ran = Duration::from_nanos(u64::try_from(now.saturating_sub(self.started_at)).unwrap_or(0));
         delay.saturating_sub(ran)
     }
 
     /// Notes a result; true (it is now so).
     fn set(&self, healthy: bool) -> bool {
-        let before = self.results.lock().insert((self.seen.id.clone(), self.kind), healthy);
+        let before = self.results.lock().insert((self.id.clone(), self.kind), healthy);
         if before != Some(healthy) {
-            info!(pod = %full_name(&self.pod), container = %self.container.name, probe = self.kind.name(), healthy, "probe");
+            info!(pod = self.object.name, container = %self.container.name, probe = self.kind.name(), healthy, "probe");
             self.wake.notify_one();
         }
         true
@@ -292,7 +301,7 @@ impl ProbeTask {
         let timeout = seconds(self.probe.timeout_seconds, 1);
         let probe = &self.probe;
         if let Some(action) = &probe.exec {
-            check::exec(&self.means.cri, &self.seen.id, action, timeout).await
+            check::exec(&self.means.cri, &self.id, action, timeout).await
         } else if let Some(action) = &probe.http_get {
             check::http(action, &self.container, &self.pod_ip, timeout).await
         } else if let Some(action) = &probe.tcp_socket {

@@ -91,6 +91,11 @@ impl Cgroups {
         Self { hierarchies, root, systemd, per_qos, pids_limit, weight: AtomicI64::new(0) }
     }
 
+    /// Whether what is asked of it is asked of systemd, and waited for.
+    pub fn asks_systemd(&self) -> bool {
+        self.systemd && self.per_qos
+    }
+
     pub fn is_v2(&self) -> bool {
         matches!(self.hierarchies, Hierarchies::V2(_))
     }
@@ -128,17 +133,17 @@ impl Cgroups {
         if self.systemd { path.rsplit('/').next().unwrap_or_default().to_owned() } else { format!("/{path}") }
     }
 
-    /// Makes `kubepods` and its classes, limited to what the node gives to pods.
-    pub fn ensure_node(&self, allocatable_milli_cpu: i64, allocatable_memory: i64) -> io::Result<()> {
+    /// Makes `kubepods` and its classes, limited to these processors and this memory (0: unlimited).
+    pub fn ensure_node(&self, milli_cpu: i64, memory: i64) -> io::Result<()> {
         if !self.per_qos {
             return Ok(());
         }
+        let limits = pb::LinuxContainerResources {
+            cpu_shares: resources::shares(milli_cpu),
+            memory_limit_in_bytes: memory,
+            ..Default::default()
+        };
         if self.systemd {
-            let limits = pb::LinuxContainerResources {
-                cpu_shares: resources::shares(allocatable_milli_cpu),
-                memory_limit_in_bytes: allocatable_memory,
-                ..Default::default()
-            };
             let least = pb::LinuxContainerResources { cpu_shares: 2, ..Default::default() };
             self.slice("kubepods.slice", &limits, -1);
             self.slice("kubepods-besteffort.slice", &least, -1);
@@ -148,14 +153,26 @@ impl Cgroups {
         for path in [base.clone(), format!("{base}/burstable"), format!("{base}/besteffort")] {
             self.make(&path)?;
         }
-        let limits = pb::LinuxContainerResources {
-            cpu_shares: resources::shares(allocatable_milli_cpu),
-            memory_limit_in_bytes: allocatable_memory,
-            ..Default::default()
-        };
         self.apply(&base, &limits);
         let least = pb::LinuxContainerResources { cpu_shares: 2, ..Default::default() };
         self.apply(&format!("{base}/besteffort"), &least);
+        Ok(())
+    }
+
+    /// Holds a cgroup that is there, of the system's or of Kubernetes' own daemons, to what is reserved for it. As
+    /// `enforceExistingCgroup`.
+    pub fn hold_reserved(&self, name: &str, milli_cpu: i64, memory: i64) -> io::Result<()> {
+        let path = name.trim_matches('/');
+        if !self.hierarchies.mounts().iter().any(|mount| mount.join(path).is_dir()) {
+            let text = format!("failed to enforce limits on {name:?}: cgroup {name} does not exist");
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
+        let limits = pb::LinuxContainerResources {
+            cpu_shares: if milli_cpu > 0 { resources::shares(milli_cpu) } else { 0 },
+            memory_limit_in_bytes: memory,
+            ..Default::default()
+        };
+        self.apply(path, &limits);
         Ok(())
     }
 
@@ -444,6 +461,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cgroups = Cgroups::new(Hierarchies::V2(root.path().to_path_buf()), "n1", false, true, 99);
         cgroups.ensure_node(2000, 1 << 30).unwrap();
+        assert!(cgroups.hold_reserved("/system", 100, 1 << 30).unwrap_err().to_string().contains("does not exist"));
+        fs::create_dir(root.path().join("system")).unwrap();
+        fs::write(root.path().join("system/memory.max"), "max").unwrap();
+        cgroups.hold_reserved("/system", 100, 1 << 30).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("system/memory.max")).unwrap(), "1073741824");
         let pod = pod("u", json!({"requests": {"cpu": "1"}}));
         let dir = root.path().join("n1/kubepods/burstable/podu");
         cgroups.ensure_pod(&pod, &pb::LinuxContainerResources::default()).unwrap();

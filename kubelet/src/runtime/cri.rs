@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use proto::cri as pb;
@@ -13,7 +13,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
-/// Deadline of calls that do not run images, sandboxes or commands.
+use crate::metrics::metrics;
+
+/// Deadline of calls that do not run images, sandboxes or commands, unless another is configured.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// RunPodSandbox may wait for the network.
 const SANDBOX_TIMEOUT: Duration = Duration::from_secs(240);
@@ -67,6 +69,7 @@ pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     channel: Channel,
+    timeout: Duration,
 }
 
 impl Cri {
@@ -79,6 +82,7 @@ impl Cri {
         };
         Ok(Self {
             channel: runtime.clone(),
+            timeout: CALL_TIMEOUT,
             runtime: RuntimeServiceClient::new(runtime)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
@@ -88,6 +92,12 @@ impl Cri {
         })
     }
 
+    /// With another deadline of calls that do not run images, sandboxes or commands.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
     /// The connection itself, for what a runtime offers besides CRI.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
@@ -95,12 +105,12 @@ impl Cri {
 
     pub async fn version(&self) -> Result<pb::VersionResponse, CriError> {
         let mut c = self.runtime.clone();
-        call("Version", "", c.version(request(pb::VersionRequest { version: "0.1.0".into() }, CALL_TIMEOUT))).await
+        call("Version", "", c.version(request(pb::VersionRequest { version: "0.1.0".into() }, self.timeout))).await
     }
 
     pub async fn status(&self, verbose: bool) -> Result<pb::StatusResponse, CriError> {
         let mut c = self.runtime.clone();
-        call("Status", "", c.status(request(pb::StatusRequest { verbose }, CALL_TIMEOUT))).await
+        call("Status", "", c.status(request(pb::StatusRequest { verbose }, self.timeout))).await
     }
 
     /// Passes the node's pod CIDR on to the runtime.
@@ -108,14 +118,14 @@ impl Cri {
         let mut c = self.runtime.clone();
         let config = pb::RuntimeConfig { network_config: Some(pb::NetworkConfig { pod_cidr: pod_cidr.to_owned() }) };
         let message = pb::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
-        call("UpdateRuntimeConfig", pod_cidr, c.update_runtime_config(request(message, CALL_TIMEOUT))).await?;
+        call("UpdateRuntimeConfig", pod_cidr, c.update_runtime_config(request(message, self.timeout))).await?;
         Ok(())
     }
 
     /// What the runtime asks the kubelet to use; containerd before 1.7 does not know the call.
     pub async fn runtime_config(&self) -> Result<pb::RuntimeConfigResponse, CriError> {
         let mut c = self.runtime.clone();
-        call("RuntimeConfig", "", c.runtime_config(request(pb::RuntimeConfigRequest {}, CALL_TIMEOUT))).await
+        call("RuntimeConfig", "", c.runtime_config(request(pb::RuntimeConfigRequest {}, self.timeout))).await
     }
 
     pub async fn run_pod_sandbox(&self, config: pb::PodSandboxConfig, handler: &str) -> Result<String, CriError> {
@@ -128,19 +138,19 @@ impl Cri {
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), CriError> {
         let mut c = self.runtime.clone();
         let message = pb::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        gone_is_fine(call("StopPodSandbox", id, c.stop_pod_sandbox(request(message, SANDBOX_TIMEOUT))).await)
+        gone_is_fine(call("StopPodSandbox", id, c.stop_pod_sandbox(request(message, self.timeout))).await)
     }
 
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), CriError> {
         let mut c = self.runtime.clone();
         let message = pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        gone_is_fine(call("RemovePodSandbox", id, c.remove_pod_sandbox(request(message, CALL_TIMEOUT))).await)
+        gone_is_fine(call("RemovePodSandbox", id, c.remove_pod_sandbox(request(message, self.timeout))).await)
     }
 
     pub async fn pod_sandbox_status(&self, id: &str, verbose: bool) -> Result<pb::PodSandboxStatusResponse, CriError> {
         let mut c = self.runtime.clone();
         let message = pb::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose };
-        call("PodSandboxStatus", id, c.pod_sandbox_status(request(message, CALL_TIMEOUT))).await
+        call("PodSandboxStatus", id, c.pod_sandbox_status(request(message, self.timeout))).await
     }
 
     /// Sandboxes with these labels (none: all).
@@ -151,7 +161,7 @@ impl Cri {
         let mut c = self.runtime.clone();
         let filter = pb::PodSandboxFilter { label_selector: labels, ..Default::default() };
         let message = pb::ListPodSandboxRequest { filter: Some(filter) };
-        Ok(call("ListPodSandbox", "", c.list_pod_sandbox(request(message, CALL_TIMEOUT))).await?.items)
+        Ok(call("ListPodSandbox", "", c.list_pod_sandbox(request(message, self.timeout))).await?.items)
     }
 
     pub async fn create_container(
@@ -167,20 +177,20 @@ impl Cri {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        Ok(call("CreateContainer", &object, c.create_container(request(message, CALL_TIMEOUT))).await?.container_id)
+        Ok(call("CreateContainer", &object, c.create_container(request(message, self.timeout))).await?.container_id)
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), CriError> {
         let mut c = self.runtime.clone();
         let message = pb::StartContainerRequest { container_id: id.to_owned() };
-        call("StartContainer", id, c.start_container(request(message, CALL_TIMEOUT))).await?;
+        call("StartContainer", id, c.start_container(request(message, self.timeout))).await?;
         Ok(())
     }
 
     /// Sends the stop signal, and kills after `grace_seconds`.
     pub async fn stop_container(&self, id: &str, grace_seconds: i64) -> Result<(), CriError> {
         let mut c = self.runtime.clone();
-        let timeout = CALL_TIMEOUT + Duration::from_secs(grace_seconds.max(0).unsigned_abs());
+        let timeout = self.timeout + Duration::from_secs(grace_seconds.max(0).unsigned_abs());
         let message = pb::StopContainerRequest { container_id: id.to_owned(), timeout: grace_seconds.max(0) };
         gone_is_fine(call("StopContainer", id, c.stop_container(request(message, timeout))).await)
     }
@@ -188,7 +198,7 @@ impl Cri {
     pub async fn remove_container(&self, id: &str) -> Result<(), CriError> {
         let mut c = self.runtime.clone();
         let message = pb::RemoveContainerRequest { container_id: id.to_owned() };
-        gone_is_fine(call("RemoveContainer", id, c.remove_container(request(message, CALL_TIMEOUT))).await)
+        gone_is_fine(call("RemoveContainer", id, c.remove_container(request(message, self.timeout))).await)
     }
 
     /// Containers with these labels (none: all).
@@ -196,13 +206,13 @@ impl Cri {
         let mut c = self.runtime.clone();
         let filter = pb::ContainerFilter { label_selector: labels, ..Default::default() };
         let message = pb::ListContainersRequest { filter: Some(filter) };
-        Ok(call("ListContainers", "", c.list_containers(request(message, CALL_TIMEOUT))).await?.containers)
+        Ok(call("ListContainers", "", c.list_containers(request(message, self.timeout))).await?.containers)
     }
 
     pub async fn container_status(&self, id: &str) -> Result<pb::ContainerStatus, CriError> {
         let mut c = self.runtime.clone();
         let message = pb::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let answer = call("ContainerStatus", id, c.container_status(request(message, CALL_TIMEOUT))).await?;
+        let answer = call("ContainerStatus", id, c.container_status(request(message, self.timeout))).await?;
         answer.status.ok_or_else(|| CriError::Incomplete {
             call: "ContainerStatus",
             object: id.to_owned(),
@@ -221,7 +231,7 @@ impl Cri {
             linux: Some(resources),
             annotations: Default::default(),
         };
-        call("UpdateContainerResources", id, c.update_container_resources(request(message, CALL_TIMEOUT))).await?;
+        call("UpdateContainerResources", id, c.update_container_resources(request(message, self.timeout))).await?;
         Ok(())
     }
 
@@ -230,7 +240,7 @@ impl Cri {
         let mut c = self.runtime.clone();
         let location = archive.display().to_string();
         let message = pb::CheckpointContainerRequest { container_id: id.to_owned(), location, timeout: seconds };
-        call("CheckpointContainer", id, c.checkpoint_container(request(message, CALL_TIMEOUT))).await?;
+        call("CheckpointContainer", id, c.checkpoint_container(request(message, self.timeout))).await?;
         Ok(())
     }
 
@@ -238,7 +248,7 @@ impl Cri {
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), CriError> {
         let mut c = self.runtime.clone();
         let message = pb::ReopenContainerLogRequest { container_id: id.to_owned() };
-        call("ReopenContainerLog", id, c.reopen_container_log(request(message, CALL_TIMEOUT))).await?;
+        call("ReopenContainerLog", id, c.reopen_container_log(request(message, self.timeout))).await?;
         Ok(())
     }
 
@@ -260,33 +270,33 @@ impl Cri {
     pub async fn exec(&self, message: pb::ExecRequest) -> Result<String, CriError> {
         let mut c = self.runtime.clone();
         let id = message.container_id.clone();
-        Ok(call("Exec", &id, c.exec(request(message, CALL_TIMEOUT))).await?.url)
+        Ok(call("Exec", &id, c.exec(request(message, self.timeout))).await?.url)
     }
 
     /// URL of the runtime's streaming server for a container's own streams.
     pub async fn attach(&self, message: pb::AttachRequest) -> Result<String, CriError> {
         let mut c = self.runtime.clone();
         let id = message.container_id.clone();
-        Ok(call("Attach", &id, c.attach(request(message, CALL_TIMEOUT))).await?.url)
+        Ok(call("Attach", &id, c.attach(request(message, self.timeout))).await?.url)
     }
 
     /// URL of the runtime's streaming server for ports of a sandbox.
     pub async fn port_forward(&self, sandbox: &str, ports: Vec<i32>) -> Result<String, CriError> {
         let mut c = self.runtime.clone();
         let message = pb::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: ports };
-        Ok(call("PortForward", sandbox, c.port_forward(request(message, CALL_TIMEOUT))).await?.url)
+        Ok(call("PortForward", sandbox, c.port_forward(request(message, self.timeout))).await?.url)
     }
 
     pub async fn list_container_stats(&self) -> Result<Vec<pb::ContainerStats>, CriError> {
         let mut c = self.runtime.clone();
         let message = pb::ListContainerStatsRequest { filter: None };
-        Ok(call("ListContainerStats", "", c.list_container_stats(request(message, CALL_TIMEOUT))).await?.stats)
+        Ok(call("ListContainerStats", "", c.list_container_stats(request(message, self.timeout))).await?.stats)
     }
 
     pub async fn list_pod_sandbox_stats(&self) -> Result<Vec<pb::PodSandboxStats>, CriError> {
         let mut c = self.runtime.clone();
         let message = pb::ListPodSandboxStatsRequest { filter: None };
-        Ok(call("ListPodSandboxStats", "", c.list_pod_sandbox_stats(request(message, CALL_TIMEOUT))).await?.stats)
+        Ok(call("ListPodSandboxStats", "", c.list_pod_sandbox_stats(request(message, self.timeout))).await?.stats)
     }
 
     /// A stream of container events, where the runtime has it (containerd from 1.7).
@@ -297,7 +307,7 @@ impl Cri {
 
     pub async fn list_images(&self) -> Result<Vec<pb::Image>, CriError> {
         let mut c = self.images.clone();
-        Ok(call("ListImages", "", c.list_images(request(pb::ListImagesRequest { filter: None }, CALL_TIMEOUT)))
+        Ok(call("ListImages", "", c.list_images(request(pb::ListImagesRequest { filter: None }, self.timeout)))
             .await?
             .images)
     }
@@ -309,7 +319,7 @@ impl Cri {
             image: Some(pb::ImageSpec { image: image.to_owned(), ..Default::default() }),
             verbose: false,
         };
-        Ok(call("ImageStatus", image, c.image_status(request(message, CALL_TIMEOUT))).await?.image)
+        Ok(call("ImageStatus", image, c.image_status(request(message, self.timeout))).await?.image)
     }
 
     /// Pulls; the answer is the runtime's reference to the image.
@@ -330,12 +340,12 @@ impl Cri {
         let mut c = self.images.clone();
         let message =
             pb::RemoveImageRequest { image: Some(pb::ImageSpec { image: image.to_owned(), ..Default::default() }) };
-        gone_is_fine(call("RemoveImage", image, c.remove_image(request(message, CALL_TIMEOUT))).await)
+        gone_is_fine(call("RemoveImage", image, c.remove_image(request(message, self.timeout))).await)
     }
 
     pub async fn image_fs_info(&self) -> Result<pb::ImageFsInfoResponse, CriError> {
         let mut c = self.images.clone();
-        call("ImageFsInfo", "", c.image_fs_info(request(pb::ImageFsInfoRequest {}, CALL_TIMEOUT))).await
+        call("ImageFsInfo", "", c.image_fs_info(request(pb::ImageFsInfoRequest {}, self.timeout))).await
     }
 }
 
@@ -382,7 +392,10 @@ async fn call<T>(
     object: &str,
     answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, CriError> {
-    match answer.await {
+    let begun = Instant::now();
+    let answer = answer.await;
+    metrics().called(name, begun.elapsed(), answer.is_err());
+    match answer {
         Ok(response) => Ok(response.into_inner()),
         Err(status) => Err(CriError::Call { call: name, object: object.to_owned(), status }),
     }

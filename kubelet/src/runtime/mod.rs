@@ -21,11 +21,11 @@ mod watch;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use proto::cri as pb;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use cgroups::Cgroups;
 use cri::{Cri, CriError};
@@ -34,8 +34,8 @@ use observed::{ObservedContainer, ObservedPod, State};
 use user_ids::UserIds;
 pub use watch::{PodStates, RuntimeWatch};
 
-/// How long a sandbox that is being made holds the next ones up: one that hangs harms none.
-const SANDBOX_TURN: Duration = Duration::from_secs(1);
+/// How long a pod that is being started holds the next ones up: one that hangs, or waits for an image, harms none.
+const TURN: Duration = Duration::from_secs(1);
 /// How many ended containers' statuses are remembered (they never change).
 const ENDED_CACHE: usize = 4096;
 
@@ -57,6 +57,8 @@ pub struct NodeSettings {
     pub root_dir: PathBuf,
     pub pod_logs_dir: PathBuf,
     pub container_logs_dir: PathBuf,
+    /// How many user IDs a pod gets that wants its own.
+    pub ids_per_pod: u32,
     pub dns: dns::NodeDns,
     pub policy: security::NodePolicy,
     pub kernel: resources::Kernel,
@@ -87,29 +89,51 @@ pub struct Runtime {
     pub node: NodeSettings,
     pub cgroups: Cgroups,
     pub user_ids: UserIds,
-    /// Sandboxes keep processors busy: a few at a time are made sooner than all at once.
-    sandboxes: Semaphore,
-    /// Statuses of ended containers by ID.
-    ended: Mutex<HashMap<String, ObservedContainer>>,
+    /// Starts keep processors busy: a few pods at a time are started sooner than all at once.
+    turns: Arc<Semaphore>,
+    /// Volumes are made for a few more at a time: what that needs of memory is needed a few times.
+    preparing: Arc<Semaphore>,
+    /// Statuses of ended containers by ID, and when they were first seen so.
+    ended: Mutex<HashMap<String, (Instant, ObservedContainer)>>,
 }
 
 impl Runtime {
     pub fn new(cri: Cri, node: NodeSettings, cgroups: Cgroups) -> Arc<Self> {
-        let user_ids = UserIds::read(&node.root_dir.join("pods"));
+        let user_ids = UserIds::read(&node.root_dir.join("pods"), node.ids_per_pod);
         let at_once = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let sandboxes = Semaphore::new(at_once.max(4));
-        Arc::new(Self { cri, node, cgroups, user_ids, sandboxes, ended: Mutex::default() })
+        let turns = Arc::new(Semaphore::new(at_once.max(4)));
+        let preparing = Arc::new(Semaphore::new(4 * at_once.max(4)));
+        Arc::new(Self { cri, node, cgroups, user_ids, turns, preparing, ended: Mutex::default() })
     }
 
-    /// Makes a sandbox, when it is its turn.
-    pub async fn run_pod_sandbox(&self, config: pb::PodSandboxConfig, handler: &str) -> Result<String, CriError> {
-        let turn = self.sandboxes.acquire().await;
-        let mut made = std::pin::pin!(self.cri.run_pod_sandbox(config, handler));
-        tokio::select! {
-            made = &mut made => return made,
-            () = tokio::time::sleep(SANDBOX_TURN) => drop(turn),
+    /// Waits until it is a pod's turn to be started. The turn ends when what is returned is dropped, or by itself.
+    pub async fn turn(&self) -> AbortOnDropHandle<()> {
+        Self::turn_of(&self.turns).await
+    }
+
+    /// As [`Runtime::turn`], for having volumes made.
+    pub async fn turn_to_prepare(&self) -> AbortOnDropHandle<()> {
+        Self::turn_of(&self.preparing).await
+    }
+
+    async fn turn_of(turns: &Arc<Semaphore>) -> AbortOnDropHandle<()> {
+        let permit = turns.clone().acquire_owned().await;
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(TURN).await;
+            drop(permit);
+        }))
+    }
+
+    /// Work on the cgroups of pods: at once where they are files, else beside all other work. None: the kubelet ends.
+    pub async fn with_cgroups<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Cgroups) -> T + Send + 'static,
+    ) -> Option<T> {
+        if !self.cgroups.asks_systemd() {
+            return Some(work(&self.cgroups));
         }
-        made.await
+        let runtime = self.clone();
+        tokio::task::spawn_blocking(move || work(&runtime.cgroups)).await.ok()
     }
 
     /// All that the runtime has of one pod, right now.
@@ -123,37 +147,44 @@ impl Runtime {
                 out.name = metadata.name.clone();
                 out.namespace = metadata.namespace.clone();
             }
-            match self.cri.pod_sandbox_status(&listed.id, false).await {
-                Ok(answer) => out.sandboxes.extend(answer.status.map(observed::sandbox)),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
+            out.sandboxes.extend(self.sandbox(&listed.id).await?);
         }
         for listed in containers {
-            if let Some(known) = self.ended.lock().get(&listed.id) {
-                out.containers.push(known.clone());
-                continue;
-            }
-            match self.cri.container_status(&listed.id).await {
-                Ok(status) => {
-                    let mut seen = observed::container(status, &listed.pod_sandbox_id);
-                    if seen.state == State::Exited {
-                        seen.message = self.final_message(&seen);
-                        let mut ended = self.ended.lock();
-                        if ended.len() >= ENDED_CACHE {
-                            ended.clear();
-                        }
-                        ended.insert(seen.id.clone(), seen.clone());
-                    }
-                    out.containers.push(seen);
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
+            out.containers.extend(self.container(&listed.id, &listed.pod_sandbox_id).await?);
         }
-        out.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
-        out.containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.annotated.restart_count)));
+        out.sort();
         Ok(out)
+    }
+
+    /// A sandbox, by its ID.
+    pub async fn sandbox(&self, id: &str) -> Result<Option<observed::Sandbox>, CriError> {
+        match self.cri.pod_sandbox_status(id, false).await {
+            Ok(answer) => Ok(answer.status.map(observed::sandbox)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A container, by its ID. What has ended once is remembered.
+    pub async fn container(&self, id: &str, sandbox_id: &str) -> Result<Option<ObservedContainer>, CriError> {
+        if let Some((since, known)) = self.ended.lock().get(id) {
+            return Ok(Some(ObservedContainer { ended_for: since.elapsed(), ..known.clone() }));
+        }
+        let status = match self.cri.container_status(id).await {
+            Ok(status) => status,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut seen = observed::container(status, sandbox_id);
+        if seen.state == State::Exited {
+            seen.message = self.final_message(&seen);
+            let mut ended = self.ended.lock();
+            if ended.len() >= ENDED_CACHE {
+                ended.clear();
+            }
+            ended.insert(seen.id.clone(), (Instant::now(), seen.clone()));
+        }
+        Ok(Some(seen))
     }
 
     /// The termination message of an ended container, with what the runtime itself has to say.

@@ -1,6 +1,8 @@
 //! What the runtime says about a pod: its sandboxes and all attempts of its containers, newest first. Plain data, the
 //! input of `plan` and of the status.
 
+use std::time::Duration;
+
 use proto::cri as pb;
 
 use super::labels::{self, Annotated};
@@ -46,6 +48,8 @@ pub struct ObservedContainer {
     pub created_at: i64,
     pub started_at: i64,
     pub finished_at: i64,
+    /// For how long it has been known to have ended, by a clock that does not jump.
+    pub ended_for: Duration,
     pub exit_code: i32,
     pub reason: String,
     pub message: String,
@@ -62,6 +66,12 @@ pub struct ObservedContainer {
 }
 
 impl ObservedPod {
+    /// Newest first: by their count, since a clock that was set back makes the newer one the older.
+    pub fn sort(&mut self) {
+        self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));
+        self.containers.sort_by_key(|c| std::cmp::Reverse((c.annotated.restart_count, c.created_at)));
+    }
+
     pub fn latest_sandbox(&self) -> Option<&Sandbox> {
         self.sandboxes.first()
     }
@@ -91,6 +101,14 @@ impl ObservedPod {
     }
 }
 
+impl ObservedContainer {
+    /// When it ended, as back-off counts: a clock that was set back since does not prolong it.
+    pub fn ended_at(&self, now: i64) -> i64 {
+        let ended_for = i64::try_from(self.ended_for.as_nanos()).unwrap_or(i64::MAX);
+        self.finished_at.min(now.saturating_sub(ended_for))
+    }
+}
+
 impl From<pb::ContainerState> for State {
     fn from(state: pb::ContainerState) -> Self {
         match state {
@@ -100,6 +118,15 @@ impl From<pb::ContainerState> for State {
             pb::ContainerState::ContainerUnknown => State::Unknown,
         }
     }
+}
+
+/// Whether a start was cut short because its caller went away (the kubelet was killed), as containerd tells it: nothing of the
+/// container has run, so it has not ended either, and may be started whatever its pod's restart policy is.
+fn start_was_abandoned(status: &pb::ContainerStatus) -> bool {
+    status.state() == pb::ContainerState::ContainerExited
+        && status.started_at == 0
+        && status.reason == "StartError"
+        && status.message.contains("context canceled")
 }
 
 /// A sandbox from its status.
@@ -137,11 +164,12 @@ pub fn container(status: pb::ContainerStatus, sandbox_id: &str) -> ObservedConta
             .cloned()
             .or_else(|| status.metadata.as_ref().map(|m| m.name.clone()))
             .unwrap_or_default(),
-        state: status.state().into(),
+        state: if start_was_abandoned(&status) { State::Created } else { status.state().into() },
         sandbox_id: sandbox_id.to_owned(),
         created_at: status.created_at,
         started_at: status.started_at,
         finished_at: status.finished_at,
+        ended_for: Duration::ZERO,
         exit_code: status.exit_code,
         reason: status.reason,
         message: status.message,
@@ -157,5 +185,48 @@ pub fn container(status: pb::ContainerStatus, sandbox_id: &str) -> ObservedConta
         stop_signal,
         annotated,
         termination_file,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_jump_change_no_order_and_prolong_no_back_off() {
+        let attempt = |restart_count, created_at, finished_at, ended_for| ObservedContainer {
+            id: format!("c{restart_count}"),
+            name: "c".into(),
+            created_at,
+            finished_at,
+            ended_for: Duration::from_nanos(ended_for),
+            annotated: Annotated { restart_count, ..Default::default() },
+            ..Default::default()
+        };
+        let mut pod = ObservedPod {
+            containers: vec![attempt(0, 5000, 6000, 10), attempt(1, 70, 0, 0)],
+            sandboxes: [(0, 4000), (1, 60)]
+                .map(|(attempt, created_at)| Sandbox { attempt, created_at, ..Default::default() })
+                .to_vec(),
+            ..Default::default()
+        };
+        pod.sort();
+        assert_eq!((pod.latest("c").unwrap().id.as_str(), pod.latest_sandbox().unwrap().attempt), ("c1", 1));
+        assert_eq!((pod.containers[1].ended_at(100), pod.containers[1].ended_at(7000)), (90, 6000));
+    }
+
+    #[test]
+    fn a_start_that_nobody_waited_for_is_no_end() {
+        let ended = pb::ContainerStatus {
+            state: pb::ContainerState::ContainerExited as i32,
+            exit_code: 128,
+            reason: "StartError".into(),
+            message: "failed to start containerd task: context canceled: unknown".into(),
+            ..Default::default()
+        };
+        let failed = pb::ContainerStatus { message: "exec: no such file".into(), ..ended.clone() };
+        let ran = pb::ContainerStatus { started_at: 1, ..ended.clone() };
+        let states = [ended, failed, ran].map(|status| container(status, "s").state);
+        assert_eq!(states, [State::Created, State::Exited, State::Exited]);
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_client::events::TaskExit;
 use containerd_client::services::v1::SubscribeRequest;
@@ -19,12 +19,15 @@ use tracing::{debug, info, warn};
 use super::Runtime;
 use super::cri::CriError;
 use super::labels;
+use crate::metrics::metrics;
 
 const RELIST: Duration = Duration::from_secs(1);
 /// While events come, a relist only makes sure that none was lost.
 const RELIST_WITH_EVENTS: Duration = Duration::from_secs(10);
 /// The runtime counts as unhealthy when no relist has worked for this long.
 const UNHEALTHY_AFTER: Duration = Duration::from_secs(180);
+/// When what a former kubelet asked of the runtime is through.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
 /// When, after containerd's word of an exit, its CRI part is looked at: it takes a while to show it.
 const EXIT_SHOWS: [Duration; 4] =
     [Duration::from_millis(10), Duration::from_millis(40), Duration::from_millis(100), Duration::from_millis(300)];
@@ -33,12 +36,16 @@ const EXITS: &str = r#"topic=="/tasks/exit",namespace=="k8s.io""#;
 /// Pause before events are asked for again.
 const EVENTS_RETRY: Duration = Duration::from_secs(5);
 
+/// Added to a sandbox's state, to tell it from a container's.
+const SANDBOX: i32 = 16;
+
 /// States of a pod's sandboxes and containers by ID: enough to see that something changed.
 pub type PodStates = BTreeMap<String, i32>;
 
 /// The latest relist.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RuntimeWatch {
+    begun: Instant,
     pods: RwLock<HashMap<String, PodStates>>,
     last: RwLock<Option<Instant>>,
     /// A relist is due now.
@@ -50,7 +57,13 @@ pub struct RuntimeWatch {
 impl RuntimeWatch {
     /// Starts watching; UIDs of pods in which something changed are sent to `changed`.
     pub fn start(runtime: Arc<Runtime>, changed: mpsc::Sender<String>, shutdown: CancellationToken) -> Arc<Self> {
-        let watch = Arc::new(Self::default());
+        let watch = Arc::new(Self {
+            begun: Instant::now(),
+            pods: RwLock::default(),
+            last: RwLock::default(),
+            hurry: Notify::new(),
+            told: AtomicBool::new(false),
+        });
         tokio::spawn(watch.clone().relist_forever(runtime.clone(), changed.clone(), shutdown.clone()));
         let seen = watch.clone();
         tokio::spawn(async move {
@@ -64,6 +77,19 @@ impl RuntimeWatch {
     /// UIDs of all pods of which the runtime has anything. None: not relisted yet.
     pub fn pod_uids(&self) -> Option<Vec<String>> {
         self.last.read().map(|_| self.pods.read().keys().cloned().collect())
+    }
+
+    /// Whether the runtime surely has nothing yet of a pod whose worker has only begun: nor has a kubelet that was here before
+    /// left it anything to do.
+    pub fn has_nothing_of(&self, uid: &str) -> bool {
+        self.begun.elapsed() > SETTLED_AFTER && self.last.read().is_some() && !self.pods.read().contains_key(uid)
+    }
+
+    /// How many pods have a sandbox that is ready, and the states of all containers.
+    pub fn counts(&self) -> (usize, Vec<i32>) {
+        let pods = self.pods.read();
+        let ready = pods.values().filter(|states| states.values().any(|state| *state == SANDBOX)).count();
+        (ready, pods.values().flat_map(|states| states.values().copied()).filter(|state| *state < SANDBOX).collect())
     }
 
     /// Why the runtime cannot be trusted at the moment, if so.
@@ -86,8 +112,10 @@ impl RuntimeWatch {
     ) {
         let mut failing = false;
         loop {
+            let begun = Instant::now();
             match list(&runtime).await {
                 Ok(now) => {
+                    self.count(begun);
                     if std::mem::take(&mut failing) {
                         info!("the container runtime answers again");
                     }
@@ -113,6 +141,15 @@ impl RuntimeWatch {
                 () = self.hurry.notified() => {}
             }
         }
+    }
+
+    fn count(&self, begun: Instant) {
+        metrics().relist_seconds.observe(begun.elapsed().as_secs_f64());
+        if let Some(before) = *self.last.read() {
+            metrics().relist_interval.observe(before.elapsed().as_secs_f64());
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        metrics().relist_seen.set(now.as_secs_f64());
     }
 
     /// Reads containerd's own events; another runtime does not know them, and is left to the relist.
@@ -217,7 +254,7 @@ async fn list(runtime: &Runtime) -> Result<HashMap<String, PodStates>, CriError>
     let (sandboxes, containers) =
         tokio::try_join!(runtime.cri.list_pod_sandboxes_with(none()), runtime.cri.list_containers_with(none()))?;
     let mut pods: HashMap<String, PodStates> = HashMap::new();
-    let sandboxes = sandboxes.into_iter().map(|s| (s.labels, s.id, s.state));
+    let sandboxes = sandboxes.into_iter().map(|s| (s.labels, s.id, SANDBOX + s.state));
     let containers = containers.into_iter().map(|c| (c.labels, c.id, c.state));
     for (mut labels, id, state) in sandboxes.chain(containers) {
         if let Some(uid) = labels.remove(labels::POD_UID) {

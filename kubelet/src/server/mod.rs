@@ -4,6 +4,7 @@
 mod logs;
 mod stats;
 mod streaming;
+pub(crate) mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,6 @@ use anyhow::Context as _;
 use apimachinery::status::StatusError;
 use component_base::auth::{Access, DelegatedAuth};
 use component_base::serving::{self, Request, Response};
-use component_base::tls::ServerTls;
 use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::config::KubeletConfiguration;
+use crate::metrics::{Asked, metrics};
 use crate::pod_workers::PodWorkers;
 use crate::runtime::observed::{ObservedPod, State};
 use crate::runtime::pods::{find_container, uid_of};
@@ -52,8 +53,7 @@ pub(crate) struct Server {
 /// Serves until shutdown.
 pub async fn serve(parts: Parts, serving: (PathBuf, PathBuf), shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = parts.config.clone();
-    let tls = ServerTls { certificate: serving.0, key: serving.1, client_ca: config.client_ca_file.clone() };
-    let tls = tls.server_config().context("serving certificate")?;
+    let tls = tls::server_config(&config, (&serving.0, &serving.1)).context("serving certificate")?;
     let reviews = parts.client.clone().filter(|_| config.webhook_authentication || config.webhook_authorization);
     let watch = parts.watch.clone();
     let endpoints =
@@ -61,11 +61,23 @@ pub async fn serve(parts: Parts, serving: (PathBuf, PathBuf), shutdown: Cancella
             .with_check("ping", || Ok(()))
             .with_check("pleg", move || watch.unhealthy().map_or(Ok(()), Err));
     let server = Arc::new(Server {
-        auth: DelegatedAuth::new(reviews, config.anonymous_auth, &["/healthz"]),
+        auth: DelegatedAuth::new(reviews, config.anonymous_auth, &["/healthz"]).remembering(config.remembered),
         endpoints,
         stats: stats::Samples::default(),
         parts,
     });
+    if config.read_only_port > 0 {
+        let address = (config.address.as_str(), config.read_only_port);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("serving on {}:{}; set readOnlyPort", address.0, address.1))?;
+        let listening = serving::Listening { tls: None, max_connections: MAX_CONNECTIONS };
+        let server = server.clone();
+        tokio::spawn(serving::serve(listener, listening, shutdown.clone(), move |request| {
+            let server = server.clone();
+            async move { server.read_only(request).await }
+        }));
+    }
     let address = (config.address.as_str(), config.port);
     let listener = TcpListener::bind(address)
         .await
@@ -102,6 +114,12 @@ fn subresources(path: &str) -> Vec<&'static str> {
     }
 }
 
+/// Whether `readOnlyPort` shows it, to anybody.
+fn is_open(method: &Method, path: &str) -> bool {
+    let first = path.trim_matches('/').split('/').next();
+    matches!(first, Some("pods" | "stats" | "metrics" | "healthz")) && matches!(*method, Method::GET | Method::HEAD)
+}
+
 fn verb(method: &Method) -> &'static str {
     match *method {
         Method::POST => "create",
@@ -126,14 +144,61 @@ pub(crate) fn query_flag(query: &str, name: &str) -> bool {
     query_one(query, name).is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true"))
 }
 
+/// Paths by which requests are counted; others are `other`.
+const COUNTED: [&str; 13] = [
+    "pods",
+    "containerLogs",
+    "exec",
+    "attach",
+    "portForward",
+    "run",
+    "checkpoint",
+    "logs",
+    "runningpods",
+    "stats",
+    "metrics",
+    "healthz",
+    "configz",
+];
+
+fn count(request: &Request, path: &str, server_type: &'static str) {
+    let first = path.trim_matches('/').split('/').next().unwrap_or_default();
+    let path = if COUNTED.contains(&first) { first } else { "other" };
+    let asked = Asked {
+        long_running: matches!(path, "exec" | "attach" | "portForward" | "containerLogs"),
+        method: match request.method().as_str() {
+            known @ ("GET" | "POST" | "PUT" | "HEAD" | "DELETE" | "PATCH" | "OPTIONS") => known.to_owned(),
+            _ => "other".to_owned(),
+        },
+        path: path.to_owned(),
+        server_type,
+    };
+    metrics().requests.get_or_create(&asked).inc();
+}
+
 impl Server {
     async fn handle(self: Arc<Self>, request: Request) -> Response {
         let path = request.uri().path().to_owned();
         debug!(method = %request.method(), path, "request");
+        count(&request, &path, "readwrite");
         if let Err(error) = self.admit(&request, &path).await {
             return serving::status(&error);
         }
-        match self.route(request, &path).await {
+        self.answer(request, &path).await
+    }
+
+    /// Without authentication: what shows how pods and the node are doing.
+    async fn read_only(self: Arc<Self>, request: Request) -> Response {
+        let path = request.uri().path().to_owned();
+        if !is_open(request.method(), &path) {
+            return serving::text(StatusCode::NOT_FOUND, "404 page not found\n");
+        }
+        count(&request, &path, "readonly");
+        self.answer(request, &path).await
+    }
+
+    async fn answer(&self, request: Request, path: &str) -> Response {
+        match self.route(request, path).await {
             Ok(response) => response,
             // The API server passes these on to people as they are.
             Err(error) => serving::text(
@@ -369,6 +434,24 @@ mod tests {
             ("/podsx", vec!["proxy"]),
         ] {
             assert_eq!(subresources(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_only_shows_and_does_nothing() {
+        for (method, path, open) in [
+            (Method::GET, "/pods", true),
+            (Method::HEAD, "/metrics/cadvisor", true),
+            (Method::GET, "/stats/summary", true),
+            (Method::GET, "/healthz", true),
+            (Method::POST, "/pods", false),
+            (Method::GET, "/configz", false),
+            (Method::GET, "/containerLogs/a/b/c", false),
+            (Method::POST, "/exec/a/b/c", false),
+            (Method::GET, "/logs/", false),
+            (Method::GET, "/", false),
+        ] {
+            assert_eq!(is_open(&method, path), open, "{method} {path}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use apimachinery::status::StatusError;
 use component_base::serving::{self, Response};
@@ -25,8 +25,6 @@ use crate::usage::{self, ContainerUsage, DiskUsage, PodUsage, Usage};
 const MAX_SAMPLES: usize = 4096;
 /// CPU ticks a second in /proc/stat.
 const TICKS: u64 = 100;
-/// How long what a walk of the disks found is believed. As `volumeStatsAggPeriod`.
-const DISK_TRUST: Duration = Duration::from_secs(60);
 
 /// Earlier samples of CPU time, for rates: (nanoseconds of time, of CPU).
 #[derive(Default)]
@@ -37,10 +35,11 @@ pub(super) struct Samples {
 }
 
 impl Samples {
-    /// What the pods use. Disks are walked once a minute at most.
+    /// What the pods use. Disks are walked once in `volumeStatsAggPeriod`.
     async fn usages(&self, parts: &Parts, with_disk: bool) -> Result<Vec<PodUsage>, StatusError> {
         let pods = parts.workers.pods();
-        let fresh = |pod: &Pod| self.disks.lock().get(uid_of(pod)).is_some_and(|(at, _)| at.elapsed() < DISK_TRUST);
+        let trust = parts.config.volume_stats_agg_period;
+        let fresh = |pod: &Pod| self.disks.lock().get(uid_of(pod)).is_some_and(|(at, _)| at.elapsed() < trust);
         let found = usage::pods(&parts.runtime, &pods, |pod| with_disk && !fresh(pod)).await;
         let mut found = found.map_err(|e| StatusError::internal(e.to_string()))?;
         let mut disks = self.disks.lock();

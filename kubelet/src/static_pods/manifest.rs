@@ -13,6 +13,32 @@ pub(super) fn pod(text: &str, source: &str, node_name: &str) -> Result<Pod, Stri
     let [document] = documents.as_slice() else {
         return Err(format!("{} documents where one is expected", documents.len()));
     };
+    one(document, ("file", source), node_name)
+}
+
+/// The pods at a URL: one, or a list.
+pub(super) fn pods(text: &str, url: &str, node_name: &str) -> Result<Vec<Pod>, String> {
+    let documents = apimachinery::yaml::documents(text).map_err(|error| error.to_string())?;
+    let [document] = documents.as_slice() else {
+        return Err(format!("{} documents where one is expected", documents.len()));
+    };
+    if document.get("kind").and_then(Value::as_str) != Some("PodList") {
+        return Ok(vec![one(document, ("http", url), node_name)?]);
+    }
+    let items = document.get("items").and_then(Value::as_array).into_iter().flatten().cloned();
+    items
+        .map(|mut item| {
+            if let Some(item) = item.as_object_mut() {
+                item.entry("apiVersion").or_insert_with(|| "v1".into());
+                item.entry("kind").or_insert_with(|| "Pod".into());
+            }
+            one(&item, ("http", url), node_name)
+        })
+        .collect()
+}
+
+/// The pod of one document from a source: its kind, and where in it.
+fn one(document: &Value, (kind, source): (&str, &str), node_name: &str) -> Result<Pod, String> {
     let stated = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default();
     if (stated("apiVersion"), stated("kind")) != ("v1", "Pod") {
         return Err(format!("apiVersion {:?}, kind {:?}: not v1, Pod", stated("apiVersion"), stated("kind")));
@@ -25,7 +51,7 @@ pub(super) fn pod(text: &str, source: &str, node_name: &str) -> Result<Pod, Stri
         None => identity(document, source, node_name),
     };
     let annotations = meta.annotations.get_or_insert_default();
-    annotations.insert(CONFIG_SOURCE.into(), "file".into());
+    annotations.insert(CONFIG_SOURCE.into(), kind.into());
     annotations.insert(CONFIG_HASH.into(), uid.clone());
     annotations.insert(CONFIG_SEEN.into(), jiff::Timestamp::now().to_string());
     meta.uid = Some(uid);

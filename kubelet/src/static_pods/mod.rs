@@ -1,14 +1,16 @@
-//! Pods from manifests on disk, and their mirrors in the API.
+//! Pods from manifests, on disk or at a URL, and their mirrors in the API.
 
 mod manifest;
 mod mirror;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::core::v1::Pod;
+use kube::client::Body;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,8 @@ const MAX_PERIOD: Duration = Duration::from_secs(1);
 const MAX_FILES: usize = 512;
 /// As the kubelet's `maxConfigLength`.
 const MAX_BYTES: u64 = 10 << 20;
+/// As the HTTP source's client.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether a pod comes from a manifest on this node.
 pub fn is_static(pod: &Pod) -> bool {
@@ -55,18 +59,81 @@ pub fn watch(
             if tokio::time::timeout(period, shutdown.cancelled()).await.is_ok() {
                 return;
             }
-            let looked = tokio::task::spawn_blocking(move || {
-                let changed = source.look();
-                (source, changed)
-            });
-            let Ok((back, changed)) = looked.await else { return };
-            source = back;
-            if changed && sender.send(Arc::new(source.pods())).is_err() {
+            if source.look() && sender.send(Arc::new(source.pods())).is_err() {
                 return;
             }
         }
     });
     receiver
+}
+
+/// Why no pods can come from a URL.
+#[derive(Debug, thiserror::Error)]
+#[error("staticPodURL {url}: {reason}")]
+pub struct UrlError {
+    url: String,
+    reason: String,
+}
+
+/// As [`watch`], from what a URL gives: a Pod or a PodList.
+pub fn watch_url(
+    url: &str,
+    headers: BTreeMap<String, Vec<String>>,
+    node_name: &str,
+    period: Duration,
+    shutdown: CancellationToken,
+) -> Result<watch::Receiver<Arc<Vec<Pod>>>, UrlError> {
+    let failed = |reason: String| UrlError { url: url.to_owned(), reason };
+    let address: http::Uri = url.parse().map_err(|error: http::uri::InvalidUri| failed(error.to_string()))?;
+    let path = address.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    // What is asked for has the whole path: the server has none.
+    let mut server = address.into_parts();
+    server.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+    let mut config = kube::Config::new(http::Uri::from_parts(server).map_err(|error| failed(error.to_string()))?);
+    for (name, value) in headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value))) {
+        let name = name.parse().map_err(|_| failed(format!("header {name:?}")))?;
+        config.headers.push((name, value.parse().map_err(|_| failed(format!("header {value:?}")))?));
+    }
+    let client = component_base::client::connect_h1(config, "kubelet").map_err(|error| failed(error.to_string()))?;
+    let (sender, receiver) = watch::channel(Arc::new(Vec::<Pod>::new()));
+    let (url, node_name) = (url.to_owned(), node_name.to_owned());
+    tokio::spawn(async move {
+        let mut seen = String::new();
+        loop {
+            match fetch(&client, &path).await {
+                Ok(text) if text == seen => {}
+                Ok(text) => match manifest::pods(&text, &url, &node_name) {
+                    Ok(mut pods) => {
+                        for pod in &mut pods {
+                            keep_seen(pod, sender.borrow().iter().find(|known| known.metadata.uid == pod.metadata.uid));
+                        }
+                        seen = text;
+                        sender.send_replace(Arc::new(pods));
+                    }
+                    Err(error) => tracing::error!(url, error, "no pods; the last good reading stays"),
+                },
+                Err(error) => tracing::warn!(url, error, "static pods not fetched; the last known ones stay"),
+            }
+            if tokio::time::timeout(period, shutdown.cancelled()).await.is_ok() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+async fn fetch(client: &kube::Client, path: &str) -> Result<String, String> {
+    let request = http::Request::get(path).body(Body::empty()).map_err(|error| error.to_string())?;
+    let read = async {
+        let answer = client.send(request).await.map_err(|error| error.to_string())?;
+        if answer.status() != http::StatusCode::OK {
+            return Err(answer.status().to_string());
+        }
+        let whole = Limited::new(answer.into_body(), MAX_BYTES as usize).collect().await;
+        let bytes = whole.map_err(|error| error.to_string())?.to_bytes();
+        String::from_utf8(bytes.into()).map_err(|error| error.to_string())
+    };
+    tokio::time::timeout(FETCH_TIMEOUT, read).await.map_err(|_| "no answer in time".to_owned())?
 }
 
 /// What tells a changed file from an unchanged one.
@@ -232,6 +299,39 @@ mod tests {
 
         std::fs::remove_file(file("a.yaml")).expect("removed");
         assert!(changed(&mut pods).await.is_empty());
+        shutdown.cancel();
+    }
+
+    #[tokio::test]
+    async fn pods_come_from_a_url_and_stay_when_it_is_away() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        component_base::daemon::init(0);
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+        let url = format!("http://{}/pods?node=n1", server.local_addr().expect("an address"));
+        let shutdown = CancellationToken::new();
+        let headers = BTreeMap::from([("x-who".to_owned(), vec!["n1".to_owned()])]);
+        let mut pods = watch_url(&url, headers, "N1", Duration::from_millis(50), shutdown.clone()).expect("a source");
+        let one = |name: &str| serde_json::json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "PodList", "items": [one("a"), one("b")]});
+        // What is too long is not read to its end.
+        let long =
+            serde_json::json!({"apiVersion": "v1", "kind": "PodList", "items": [one("c")], "x": "x".repeat(11 << 20)});
+        for body in [list.to_string(), "nonsense: [".to_owned(), long.to_string()] {
+            let (mut stream, _) = server.accept().await.expect("a client");
+            let mut asked = [0; 1024];
+            let read = stream.read(&mut asked).await.expect("a request");
+            let asked = String::from_utf8_lossy(&asked[..read]).to_lowercase();
+            assert!(asked.starts_with("get /pods?node=n1 ") && asked.contains("x-who: n1"), "{asked}");
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+        }
+        drop(server);
+        tokio::time::timeout(Duration::from_secs(10), pods.wait_for(|pods| pods.len() == 2))
+            .await
+            .expect("in time")
+            .expect("open");
+        assert_eq!(names(&pods.borrow()), ["a-n1", "b-n1"]);
+        assert!(pods.borrow().iter().all(is_static));
         shutdown.cancel();
     }
 

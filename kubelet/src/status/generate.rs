@@ -114,6 +114,7 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
         qos_class: old.qos_class.clone().or_else(|| Some(apimachinery::pod::qos_class(spec).to_owned())),
         nominated_node_name: theirs.nominated_node_name.clone(),
         resource_claim_statuses: theirs.resource_claim_statuses.clone(),
+        extended_resource_claim_status: theirs.extended_resource_claim_status.clone(),
         observed_generation: input.pod.metadata.generation,
         init_container_statuses: init_statuses,
         container_statuses: app_statuses,

@@ -1,14 +1,16 @@
 //! Brings statuses to the API: the newest per pod, one write at a time per pod, some pods at once. Failed writes are tried
-//! again; what was overtaken is never sent. When a deleted pod has ended, its API object is deleted for good.
+//! again; what was overtaken is never sent: that a pod only begins is told when it still does a moment later. When a deleted pod has ended, its API object is deleted for good.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Resource as _};
 use parking_lot::Mutex;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -21,6 +23,8 @@ use crate::static_pods;
 const WRITERS: usize = 8;
 /// Pause after which failed writes are tried again.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long the word that a pod begins waits for a better one. A start writes to disks what a write to the API would hold up.
+const BEGINNING: Duration = Duration::from_millis(200);
 /// How often everything is compared with the API, in case a write was lost or undone.
 const RECONCILE: Duration = Duration::from_secs(10);
 
@@ -32,6 +36,8 @@ struct Entry {
     status: PodStatus,
     /// Changed since it was last written.
     dirty: bool,
+    /// Not to be written before this.
+    due: Instant,
     writing: bool,
     /// What the API holds after our last write, until its watch shows it.
     written: Option<PodStatus>,
@@ -86,6 +92,8 @@ impl StatusManager {
 
     /// Sets a pod's status; it is written if it differs.
     pub fn set(&self, pod: &Arc<Pod>, status: PodStatus) {
+        let now = Instant::now();
+        let due = if only_begins(&status) { now + BEGINNING } else { now };
         let mut entries = self.entries.lock();
         match entries.get_mut(uid_of(pod)) {
             Some(entry) => {
@@ -94,6 +102,7 @@ impl StatusManager {
                     return;
                 }
                 entry.status = status;
+                entry.due = if entry.dirty { due.min(entry.due) } else { due };
                 entry.dirty = true;
             }
             None => {
@@ -101,6 +110,7 @@ impl StatusManager {
                     pod: pod.clone(),
                     status,
                     dirty: true,
+                    due,
                     writing: false,
                     written: None,
                     finished: false,
@@ -119,6 +129,7 @@ impl StatusManager {
             entry.pod = pod.clone();
             entry.finished = true;
             entry.dirty = true;
+            entry.due = Instant::now();
         }
         self.wake.notify_one();
     }
@@ -151,10 +162,12 @@ impl StatusManager {
         let mut reconcile = tokio::time::interval(RECONCILE);
         reconcile.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let due = self.next_due();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.wake.notified() => {}
                 _ = reconcile.tick() => self.mark_drifted(),
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
             }
             while let Some(uid) = self.next_dirty() {
                 let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -163,12 +176,11 @@ impl StatusManager {
                     let done = manager.write(&uid).await;
                     if let Some(entry) = manager.entries.lock().get_mut(&uid) {
                         entry.writing = false;
-                        entry.dirty |= !done;
+                        if !done {
+                            (entry.dirty, entry.due) = (true, Instant::now() + RETRY);
+                        }
                     }
                     drop(permit);
-                    if !done {
-                        tokio::time::sleep(RETRY).await;
-                    }
                     manager.wake.notify_one();
                 });
             }
@@ -178,20 +190,25 @@ impl StatusManager {
     /// A pod to write now; marks it as being written.
     fn next_dirty(&self) -> Option<String> {
         let mut entries = self.entries.lock();
-        let (uid, entry) = entries.iter_mut().find(|(_, e)| e.dirty && !e.writing)?;
+        let now = Instant::now();
+        let (uid, entry) = entries.iter_mut().find(|(_, e)| e.dirty && !e.writing && e.due <= now)?;
         entry.dirty = false;
         entry.writing = true;
         Some(uid.clone())
+    }
+
+    /// When the next one is to be written.
+    fn next_due(&self) -> Option<Instant> {
+        self.entries.lock().values().filter(|e| e.dirty && !e.writing).map(|e| e.due).min()
     }
 
     /// Marks pods whose object in the API does not say what was written (another's write, a lost one).
     fn mark_drifted(&self) {
         for entry in self.entries.lock().values_mut() {
             let told = self.target(&entry.pod).is_some_and(|target| target.status.as_ref() == Some(&entry.status));
-            if !told || (entry.finished && !entry.delete_sent) {
-                entry.written = None;
-                entry.dirty = true;
-            }
+            // The watch has shown what was written long ago.
+            entry.written = None;
+            entry.dirty |= !told || (entry.finished && !entry.delete_sent);
         }
     }
 
@@ -214,12 +231,13 @@ impl StatusManager {
         };
         // Not in the API (yet, or any more): its arrival there, or the reconciliation, brings us back.
         let Some(target) = self.target(&pod) else { return true };
-        let api: Api<Pod> = Api::namespaced(client, target.metadata.namespace.as_deref().unwrap_or("default"));
+        let namespace = target.metadata.namespace.as_deref().unwrap_or("default");
+        let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let name = target.metadata.name.clone().unwrap_or_default();
         let base = written.unwrap_or_else(|| target.status.clone().unwrap_or_default());
         if let Some(patch) = patch::patch(uid_of(&target), &base, &status) {
-            match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
-                Ok(_) => {
+            match patch_status(&client, namespace, &name, &patch).await {
+                Ok(()) => {
                     debug!(pod = %full_name(&pod), phase = status.phase.as_deref(), "status written");
                     if let Some(entry) = self.entries.lock().get_mut(uid) {
                         entry.written = Some(status);
@@ -255,5 +273,46 @@ impl StatusManager {
             }
         }
         true
+    }
+}
+
+/// Whether it says no more than that the pod is here: its sandbox is still to come.
+fn only_begins(status: &PodStatus) -> bool {
+    status.phase.as_deref() == Some("Pending") && status.pod_ip.is_none()
+}
+
+/// Nobody reads the answer: the watch tells, too.
+async fn patch_status(client: &kube::Client, namespace: &str, name: &str, patch: &Value) -> Result<(), kube::Error> {
+    let pods = kube::core::Request::new(Pod::url_path(&(), Some(namespace)));
+    let request = pods
+        .patch_subresource("status", name, &PatchParams::default(), &Patch::Strategic(patch))
+        .map_err(kube::Error::BuildRequest)?;
+    client.request::<IgnoredAny>(request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn that_a_pod_begins_can_wait_and_nothing_else() {
+        let lookup: Lookup = Arc::new(|_, _| None);
+        let manager = StatusManager::start(None, lookup, CancellationToken::new());
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}})).unwrap());
+        let set = |status| manager.set(&pod, serde_json::from_value(status).unwrap());
+        let begun = Instant::now();
+        set(json!({"phase": "Pending"}));
+        assert!(manager.next_due().is_some_and(|due| due >= begun + BEGINNING));
+        set(json!({"phase": "Pending", "podIP": "10.0.0.1"}));
+        assert!(manager.next_due().is_some_and(|due| due <= Instant::now()));
+        assert_eq!(manager.next_dirty().as_deref(), Some("u"));
+        // What is being written is not written twice at once.
+        set(json!({"phase": "Running", "podIP": "10.0.0.1"}));
+        assert!(manager.next_due().is_none() && manager.next_dirty().is_none());
+        manager.entries.lock().get_mut("u").unwrap().writing = false;
+        assert_eq!(manager.next_dirty().as_deref(), Some("u"));
+        assert!(only_begins(&PodStatus { phase: Some("Pending".into()), ..Default::default() }));
+        assert!(!only_begins(&PodStatus { phase: Some("Failed".into()), ..Default::default() }));
     }
 }

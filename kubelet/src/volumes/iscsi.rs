@@ -173,9 +173,12 @@ pub(super) async fn mount(
 
 /// Ends the sessions that only this pod's volumes, unmounted by now, needed.
 pub(super) async fn end_sessions(pod_dir: &Path) -> Result<(), String> {
+    let own = sessions(pod_dir);
+    if own.is_empty() {
+        return Ok(());
+    }
     let own_dir = pod_dir.to_owned();
     let unneeded = blocking(move || {
-        let own = sessions(&own_dir);
         let pods = own_dir.parent().map(fs::read_dir).transpose()?.into_iter().flatten().flatten();
         let others: Vec<Target> =
             pods.map(|pod| pod.path()).filter(|pod| *pod != own_dir).flat_map(|pod| sessions(&pod)).collect();

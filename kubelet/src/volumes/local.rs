@@ -34,7 +34,7 @@ impl GroupOwnership {
 /// never set up again, whatever the pod has made of it.
 pub(super) fn empty_dir(volume: &Path, source: &EmptyDirVolumeSource, ready: &Path, pod: &Pod) -> io::Result<()> {
     let medium = source.medium.as_deref().unwrap_or_default();
-    let mounted = !medium.is_empty() && mounts::is_mount_point(volume)?;
+    let mounted = !medium.is_empty() && mounts::has_own_file_system(volume)?;
     if ready.exists() && volume.is_dir() && (mounted || medium.is_empty()) {
         return Ok(());
     }

@@ -27,6 +27,7 @@ use proto::cri as pb;
 use crate::csi::{self, Csi};
 use crate::env::{Found, NodeFacts, expansion};
 use crate::images::Puller;
+use crate::metrics::metrics;
 use crate::objects::Objects;
 use payload::{ApiVolume, Payload, Tokens};
 
@@ -117,7 +118,7 @@ impl Volumes {
         let mut sources = BTreeMap::new();
         let mut failed = None;
         let wanted = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        let mounting = wanted.map(|volume| async move { (volume, self.mount(pod, volume, pod_dir).await) });
+        let mounting = wanted.map(|volume| Box::pin(async move { (volume, self.mount(pod, volume, pod_dir).await) }));
         for (volume, mounted) in futures::future::join_all(mounting).await {
             match mounted {
                 Ok(source) => {
@@ -149,8 +150,8 @@ impl Volumes {
         if let Some(source) = volume.empty_dir.clone() {
             let path = volume_dir(pod_dir, "kubernetes.io~empty-dir", &volume.name);
             let ready = pod_dir.join("plugins/kubernetes.io~empty-dir").join(&volume.name).join("ready");
-            let (target, pod) = (path.clone(), pod.clone());
-            blocking(move || local::empty_dir(&target, &source, &ready, &pod)).await?;
+            // A new directory of our own, or a mount in memory: nothing to wait for.
+            local::empty_dir(&path, &source, &ready, pod).map_err(|error| error.to_string())?;
             return Ok(MountSource { path, ..Default::default() });
         }
         if let Some(api_volume) = payload::sources_of(volume) {
@@ -158,8 +159,7 @@ impl Volumes {
             let group = payload::fs_group(pod);
             match self.payload(pod, &api_volume).await {
                 Ok(payload) => {
-                    let (target, in_memory) = (path.clone(), api_volume.in_memory);
-                    blocking(move || write_files(&target, in_memory, &payload, group)).await?;
+                    write_files(&path, api_volume.in_memory, &payload, group).map_err(|error| error.to_string())?;
                 }
                 // Once set up, a volume stays as it is when it cannot be refreshed: its objects were deleted, or the control
                 // plane is gone. Running pods go on with what they have.
@@ -172,29 +172,32 @@ impl Volumes {
         }
         if let Some(source) = &volume.nfs {
             let path = volume_dir(pod_dir, "kubernetes.io~nfs", &volume.name);
-            persistent::mount_nfs(&source.server, &source.path, &[], &path).await?;
+            Box::pin(persistent::mount_nfs(&source.server, &source.path, &[], &path)).await?;
             return Ok(MountSource { path, read_only: source.read_only == Some(true), ..Default::default() });
         }
         if let Some(source) = &volume.iscsi {
             let path = volume_dir(pod_dir, "kubernetes.io~iscsi", &volume.name);
             let target = iscsi::Target::of(source)?;
             let secret = self.session_secret(pod, &target).await?;
-            iscsi::mount(&target, &secret, &[], pod_dir, (&volume.name, &path)).await?;
+            Box::pin(iscsi::mount(&target, &secret, &[], pod_dir, (&volume.name, &path))).await?;
             return Ok(MountSource { path, read_only: target.read_only, ..Default::default() });
         }
         if let Some(source) = &volume.image {
             let images = self.images.as_ref().filter(|_| self.image_volumes);
             let images = images.ok_or("the container runtime cannot mount images as volumes")?;
             let reference = source.reference.as_deref().unwrap_or_default();
-            let found = images.ensure(pod, reference, source.pull_policy.as_deref()).await.map_err(|e| e.message)?;
+            metrics().image_volumes.inc();
+            let found = Box::pin(images.ensure(pod, reference, source.pull_policy.as_deref())).await;
+            if found.is_ok() { &metrics().image_volumes_mounted } else { &metrics().image_volumes_failed }.inc();
+            let found = found.map_err(|e| e.message)?;
             return Ok(MountSource { image: Some(found.id), read_only: true, ..Default::default() });
         }
         if let Some(source) = &volume.csi {
-            return self.mount_inline(pod, &volume.name, source, pod_dir).await;
+            return Box::pin(self.mount_inline(pod, &volume.name, source, pod_dir)).await;
         }
         if let Some((claim, read_only)) = persistent::claim_of(pod, volume) {
             let key = (pod.metadata.uid.clone().unwrap_or_default(), volume.name.clone());
-            let mounted = self.mount_claim(pod, volume, &claim, read_only, pod_dir).await;
+            let mounted = Box::pin(self.mount_claim(pod, volume, &claim, read_only, pod_dir)).await;
             return match mounted {
                 Ok(source) => {
                     self.claimed.lock().insert(key, source.clone());
@@ -365,7 +368,7 @@ impl Volumes {
         for source in wanted.tokens {
             let client = self.objects.client().ok_or("cannot use TokenManager when kubelet is in standalone mode")?;
             let (audience, seconds) = payload::token_key(source);
-            let (token, _) = self.tokens.token(client, pod, &audience, seconds).await?;
+            let (token, _) = Box::pin(self.tokens.token(client, pod, &audience, seconds)).await?;
             tokens.insert((audience, seconds), token);
         }
         let mut facts = NodeFacts::of(pod, (**self.allocatable.load()).clone());
@@ -481,12 +484,16 @@ impl Volumes {
         self.claimed.lock().retain(|(pod, _), _| pod != uid);
         let pod_dir = pod_dir.to_path_buf();
         let subpaths = pod_dir.join("volume-subpaths");
-        blocking(move || sub_path::remove_all(&subpaths)).await.map_err(VolumeError::TearDown)?;
+        if subpaths.exists() {
+            blocking(move || sub_path::remove_all(&subpaths)).await.map_err(VolumeError::TearDown)?;
+        }
         if let Some(csi) = &self.csi {
-            csi.unmount_pod(uid, &pod_dir).await.map_err(VolumeError::TearDown)?;
+            Box::pin(csi.unmount_pod(uid, &pod_dir)).await.map_err(VolumeError::TearDown)?;
         }
         let volumes = pod_dir.join("volumes");
-        blocking(move || mounts::unmount_below(&volumes)).await.map_err(VolumeError::TearDown)?;
+        if volumes.exists() {
+            blocking(move || mounts::unmount_below(&volumes)).await.map_err(VolumeError::TearDown)?;
+        }
         iscsi::end_sessions(&pod_dir).await.map_err(VolumeError::TearDown)?;
         blocking(move || remove_volumes(&pod_dir)).await.map_err(VolumeError::TearDown)?;
         self.in_use.lock().remove(uid);
@@ -513,7 +520,7 @@ fn is_path_segment(name: &str) -> bool {
 
 fn write_files(volume: &Path, in_memory: bool, payload: &Payload, group: Option<u32>) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o750).create(volume)?;
-    let fresh = if in_memory && !mounts::is_mount_point(volume)? {
+    let fresh = if in_memory && !mounts::has_own_file_system(volume)? {
         mounts::mount_tmpfs(volume, None)?;
         true
     } else {
@@ -530,10 +537,9 @@ fn write_files(volume: &Path, in_memory: bool, payload: &Payload, group: Option<
     Ok(())
 }
 
-/// First every mount goes, checked against the kernel's table, and only then files: so nothing that is merely mounted here
-/// (a hostPath behind a subPath, a network volume) can be deleted.
+/// Only after every mount has gone, checked against the kernel's table: so nothing that is merely mounted here (a hostPath behind
+/// a subPath, a network volume) can be deleted.
 fn remove_volumes(pod_dir: &Path) -> io::Result<()> {
-    mounts::unmount_below(&pod_dir.join("volumes"))?;
     for directory in ["volumes", "volumeDevices", "plugins"] {
         match fs::remove_dir_all(pod_dir.join(directory)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

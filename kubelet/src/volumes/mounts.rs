@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +62,17 @@ pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(mount_points()?.contains(&path))
 }
 
+/// Whether a file system of its own is mounted at `path`: one look at it, where the whole table takes long on a node of many pods.
+pub(super) fn has_own_file_system(path: &Path) -> io::Result<bool> {
+    let device = |path: &Path| match fs::metadata(path) {
+        Ok(meta) => Ok(Some(meta.dev())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let parent = path.parent().map_or(Ok(None), device)?;
+    Ok(device(path)?.is_some_and(|own| parent.is_some_and(|parent| own != parent)))
+}
+
 /// Mount a tmpfs at `path` (which exists), of at most `size_bytes`, that is never swapped out where the kernel can promise it.
 pub(super) fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
     let size = size_bytes.map(|size| format!("size={size}")).unwrap_or_default();
@@ -99,7 +111,7 @@ pub(super) fn unmount(path: &Path) -> io::Result<()> {
     Err(Errno::EBUSY.into())
 }
 
-/// Unmount everything below `directory`, the latest mount first.
+/// Unmount everything below `directory`, the latest mount first; when this returns, the table shows nothing there any more.
 pub(super) fn unmount_below(directory: &Path) -> io::Result<()> {
     let directory = match directory.canonicalize() {
         Ok(path) => path,
@@ -109,7 +121,11 @@ pub(super) fn unmount_below(directory: &Path) -> io::Result<()> {
     let below = |mounts: Vec<PathBuf>| {
         mounts.into_iter().filter(|path| path.starts_with(&directory) && *path != directory).collect::<Vec<_>>()
     };
-    for path in below(mount_points()?).iter().rev() {
+    let mounted = below(mount_points()?);
+    if mounted.is_empty() {
+        return Ok(());
+    }
+    for path in mounted.iter().rev() {
         unmount(path)
             .map_err(|error| io::Error::new(error.kind(), format!("unmounting {}: {error}", path.display())))?;
     }
@@ -138,10 +154,10 @@ mod tests {
         let volume = dir.path().join("v w");
         fs::create_dir(&volume).expect("a directory");
         mount_tmpfs(&volume, Some(1 << 20)).expect("mounted");
-        assert!(is_mount_point(&volume).expect("the table"));
+        assert!(is_mount_point(&volume).expect("the table") && has_own_file_system(&volume).expect("a look"));
         assert!(fs::write(volume.join("big"), vec![0u8; 2 << 20]).is_err(), "the size is kept");
         unmount_below(dir.path()).expect("unmounted");
-        assert!(!is_mount_point(&volume).expect("the table"));
+        assert!(!is_mount_point(&volume).expect("the table") && !has_own_file_system(&volume).expect("a look"));
         unmount(&volume).expect("twice is fine");
     }
 }

@@ -181,7 +181,8 @@ fn files_of(
         return Ok(Payload::from([(source.path.clone(), file)]));
     }
     if source.cluster_trust_bundle.is_some() {
-        return Err("projected source clusterTrustBundle is not supported yet".into());
+        // As a kubelet whose feature gate ClusterTrustBundleProjection is off, which is the default.
+        return Err("ClusterTrustBundle projection is not supported in static kubelet mode".into());
     }
     if source.pod_certificate.is_some() {
         return Err("projected source podCertificate is not supported yet".into());
@@ -360,7 +361,7 @@ mod tests {
             ),
             (
                 json!({"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}),
-                "projected source clusterTrustBundle is not supported yet",
+                "ClusterTrustBundle projection is not supported in static kubelet mode",
             ),
             (
                 json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "a", "path": "../../etc/passwd"}]}}),

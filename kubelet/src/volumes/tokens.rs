@@ -2,7 +2,7 @@
 //! 24 hours are over. As the kubelet's token manager.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -30,7 +30,9 @@ struct TokenKey {
 #[derive(Debug, Clone)]
 struct CachedToken {
     token: String,
-    issued: Timestamp,
+    issued: Instant,
+    /// From then on; not by a wall clock, which may differ from the server's, and jump.
+    life: Duration,
     expires: Timestamp,
     jitter: Duration,
 }
@@ -45,19 +47,14 @@ pub(super) struct TokenManager {
 
 impl CachedToken {
     /// Whether it is time for a new one: past 80 % of its life, or past a day.
-    fn wants_renewal(&self, now: Timestamp) -> bool {
-        let life = duration_between(self.issued, self.expires);
-        let renew_after = (life * 4 / 5).min(MAX_AGE.saturating_sub(self.jitter));
-        duration_between(self.issued, now) >= renew_after
+    fn wants_renewal(&self, now: Instant) -> bool {
+        let renew_after = (self.life * 4 / 5).min(MAX_AGE.saturating_sub(self.jitter));
+        now.saturating_duration_since(self.issued) >= renew_after
     }
 
-    fn is_expired(&self, now: Timestamp) -> bool {
-        now >= self.expires
+    fn is_expired(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.issued) >= self.life
     }
-}
-
-fn duration_between(from: Timestamp, to: Timestamp) -> Duration {
-    Duration::try_from(to.duration_since(from)).unwrap_or_default()
 }
 
 // === impl TokenManager ===
@@ -76,7 +73,7 @@ impl TokenManager {
             audience: audience.to_owned(),
             expiration_seconds,
         };
-        let now = Timestamp::now();
+        let now = Instant::now();
         let cached = self.cache.lock().get(&key).cloned();
         if let Some(cached) = &cached
             && !cached.wants_renewal(now)
@@ -84,9 +81,9 @@ impl TokenManager {
             return Ok((cached.token.clone(), cached.expires));
         }
         match request(client, pod, audience, expiration_seconds).await {
-            Ok((token, expires)) => {
+            Ok((token, expires, life)) => {
                 let jitter = MAX_JITTER.mul_f64(rand::random::<f64>());
-                let fresh = CachedToken { token: token.clone(), issued: now, expires, jitter };
+                let fresh = CachedToken { token: token.clone(), issued: now, life, expires, jitter };
                 self.remember(key, fresh, now);
                 Ok((token, expires))
             }
@@ -105,7 +102,7 @@ impl TokenManager {
         self.cache.lock().retain(|key, _| key.pod_uid != uid);
     }
 
-    fn remember(&self, key: TokenKey, token: CachedToken, now: Timestamp) {
+    fn remember(&self, key: TokenKey, token: CachedToken, now: Instant) {
         let mut cache = self.cache.lock();
         if cache.len() >= MAX_TOKENS {
             cache.retain(|_, token| !token.is_expired(now));
@@ -122,7 +119,7 @@ async fn request(
     pod: &Pod,
     audience: &str,
     expiration_seconds: i64,
-) -> Result<(String, Timestamp), String> {
+) -> Result<(String, Timestamp, Duration), String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let account = pod
         .spec
@@ -148,9 +145,12 @@ async fn request(
     let answer = tokio::time::timeout(REQUEST_TIMEOUT, asked)
         .await
         .map_err(|_| "the API server did not answer in time".to_owned())?;
-    let status = answer.map_err(|error| explain(&error))?.status.ok_or("the API server's answer has no token")?;
+    let answer = answer.map_err(|error| explain(&error))?;
+    let granted = answer.spec.and_then(|spec| spec.expiration_seconds).unwrap_or(expiration_seconds);
+    let life = Duration::from_secs(u64::try_from(granted).unwrap_or(0));
+    let status = answer.status.ok_or("the API server's answer has no token")?;
     match (status.token, status.expiration_timestamp) {
-        (Some(token), Some(expires)) => Ok((token, expires.0)),
+        (Some(token), Some(expires)) => Ok((token, expires.0, life)),
         _ => Err("the API server's answer has no token".to_owned()),
     }
 }
@@ -159,10 +159,10 @@ async fn request(
 mod tests {
     use super::*;
 
-    fn token(life_s: i64) -> CachedToken {
-        let issued = Timestamp::UNIX_EPOCH;
-        let expires = Timestamp::from_second(life_s).expect("a time");
-        CachedToken { token: "t".into(), issued, expires, jitter: Duration::from_secs(5) }
+    fn token(life_s: u64) -> CachedToken {
+        let life = Duration::from_secs(life_s);
+        let expires = Timestamp::UNIX_EPOCH;
+        CachedToken { token: "t".into(), issued: Instant::now(), life, expires, jitter: Duration::from_secs(5) }
     }
 
     #[test]
@@ -176,8 +176,8 @@ mod tests {
             (0, 0, true),
         ];
         for (life, at, want) in cases {
-            let now = Timestamp::from_second(at).expect("a time");
-            assert_eq!(token(life).wants_renewal(now), want, "{life} {at}");
+            let token = token(life);
+            assert_eq!(token.wants_renewal(token.issued + Duration::from_secs(at)), want, "{life} {at}");
         }
     }
 }

@@ -23,9 +23,9 @@ mod workloads;
 
 pub use affinity::{AffinityTerm, PodAffinity};
 pub use budgets::Budgets;
-pub use claims::{Claims, DeviceId, Held, Shares, claim_keys};
+pub use claims::{Claims, DeviceId, EXTENDED_CLAIM, Held, Shares, claim_keys, is_extended};
 pub use label_groups::{Count, LabelGroups, PodsPerNode};
-pub use nodes::{Amounts, NodeId, Nodes};
+pub use nodes::{Amounts, ImageId, NodeId, Nodes};
 pub use pod_facts::{
     DEFAULT_CPU_MILLI, DEFAULT_MEMORY_BYTES, DEFAULT_SCHEDULER_NAME, HostPort, Labels, PendingPod, PodFacts, Requests,
 };
@@ -88,6 +88,13 @@ impl Snapshot {
 
     /// Takes over a pod that has a node, as a watch shows it: confirms an assumption, or corrects it.
     pub fn set_pod(&mut self, facts: PodFacts, node_name: &str) {
+        if let Some(pod) = self.placed.get_mut(&facts.uid)
+            && pod.facts == facts
+            && *self.nodes.name[pod.node.index()] == *node_name
+        {
+            pod.standing = Standing::Confirmed;
+            return;
+        }
         self.unplace(&facts.uid.clone());
         self.place(facts, node_name, Standing::Confirmed);
     }

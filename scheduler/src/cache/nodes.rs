@@ -57,6 +57,44 @@ impl Amounts {
     }
 }
 
+/// An image's place among those that nodes have.
+pub type ImageId = u32;
+
+/// The images that nodes have, each once.
+#[derive(Debug, Default)]
+struct Images {
+    by_name: HashMap<Arc<str>, ImageId>,
+    /// With the number of nodes.
+    known: Vec<(Arc<str>, u32)>,
+    free: Vec<ImageId>,
+}
+
+impl Images {
+    fn held_by_one_more(&mut self, name: &str) -> ImageId {
+        if let Some(image) = self.by_name.get(name) {
+            self.known[*image as usize].1 += 1;
+            return *image;
+        }
+        let name: Arc<str> = name.into();
+        let image = self.free.pop().unwrap_or(self.known.len() as ImageId);
+        match self.known.get_mut(image as usize) {
+            Some(known) => *known = (name.clone(), 1),
+            None => self.known.push((name.clone(), 1)),
+        }
+        self.by_name.insert(name, image);
+        image
+    }
+
+    fn held_by_one_less(&mut self, image: ImageId) {
+        let (name, count) = &mut self.known[image as usize];
+        *count -= 1;
+        if *count == 0 {
+            self.by_name.remove(name);
+            self.free.push(image);
+        }
+    }
+}
+
 /// The columns.
 #[derive(Debug, Default)]
 pub struct Nodes {
@@ -81,8 +119,9 @@ pub struct Nodes {
     pub disks: Vec<Vec<Disk>>,
     /// The UIDs of the pods there.
     pub(super) pods: Vec<Vec<Arc<str>>>,
-    images: Vec<HashMap<Arc<str>, i64>>,
-    image_nodes: HashMap<Arc<str>, u32>,
+    /// The images that are there and their sizes, sorted.
+    images_of: Vec<Box<[(ImageId, i64)]>>,
+    images: Images,
     pub topology: Topology,
 }
 
@@ -112,13 +151,15 @@ impl Nodes {
     }
 
     /// The size of an image on a node, if it is there.
-    pub fn image_size(&self, node: NodeId, image: &str) -> Option<i64> {
-        self.images[node.index()].get(image).copied()
+    pub fn image_size(&self, node: NodeId, image: ImageId) -> Option<i64> {
+        let images = &self.images_of[node.index()];
+        images.binary_search_by_key(&image, |(image, _)| *image).ok().map(|at| images[at].1)
     }
 
-    /// On how many nodes an image is present.
-    pub fn nodes_with_image(&self, image: &str) -> u32 {
-        self.image_nodes.get(image).copied().unwrap_or(0)
+    /// An image that is on some node, and on how many.
+    pub fn image(&self, name: &str) -> Option<(ImageId, u32)> {
+        let image = *self.images.by_name.get(name)?;
+        Some((image, self.images.known[image as usize].1))
     }
 
     /// The slot of a node, made if there is none.
@@ -148,7 +189,7 @@ impl Nodes {
                 self.claims.push(Vec::new());
                 self.disks.push(Vec::new());
                 self.pods.push(Vec::new());
-                self.images.push(HashMap::new());
+                self.images_of.push(Box::default());
                 self.topology.push();
                 node
             }
@@ -245,26 +286,12 @@ impl Nodes {
     }
 
     fn set_images<'a>(&mut self, node: NodeId, images: impl Iterator<Item = (&'a String, i64)>) {
-        let index = node.index();
-        let wanted: HashMap<&str, i64> = images.map(|(name, size)| (name.as_str(), size)).collect();
-        let same = self.images[index].len() == wanted.len()
-            && self.images[index].iter().all(|(name, size)| wanted.get(&**name) == Some(size));
-        if same {
-            return;
-        }
-        for name in std::mem::take(&mut self.images[index]).into_keys() {
-            if let Some(count) = self.image_nodes.get_mut(&name) {
-                *count -= 1;
-                if *count == 0 {
-                    self.image_nodes.remove(&name);
-                }
-            }
-        }
-        for (name, size) in wanted {
-            let shared: Arc<str> =
-                self.image_nodes.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
-            *self.image_nodes.entry(shared.clone()).or_default() += 1;
-            self.images[index].insert(shared, size);
+        let wanted: BTreeMap<&str, i64> = images.map(|(name, size)| (name.as_str(), size)).collect();
+        let mut now: Box<[(ImageId, i64)]> =
+            wanted.iter().map(|(name, size)| (self.images.held_by_one_more(name), *size)).collect();
+        now.sort_unstable();
+        for (image, _) in std::mem::replace(&mut self.images_of[node.index()], now) {
+            self.images.held_by_one_less(image);
         }
     }
 

@@ -72,7 +72,7 @@ impl Disk {
 }
 
 /// What decisions read of any pod, with or without a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PodFacts {
     pub uid: Arc<str>,
     pub key: NamespacedName,

@@ -34,11 +34,11 @@ pub struct Workloads {
 
 impl Workloads {
     /// Takes over a Service's selector; `None` when it is gone or has none.
-    pub fn set_service(&mut self, namespace: &str, name: &str, selector: Option<&BTreeMap<String, String>>) {
+    pub fn set_service(&mut self, namespace: &str, name: &str, selector: Option<BTreeMap<String, String>>) {
         match selector.filter(|selector| !selector.is_empty()) {
             Some(selector) => {
                 let services = self.services.entry(namespace.to_owned()).or_default();
-                services.insert(name.to_owned(), selector.clone());
+                services.insert(name.to_owned(), selector);
             }
             None => {
                 if let Some(services) = self.services.get_mut(namespace) {

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use component_base::events::{Recorder, Type};
 use component_base::informer::Informer;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -30,7 +29,7 @@ use crate::plugins::dynamic_resources::deallocate;
 use crate::queue::{Policy, Queue, Refused, Timing};
 
 mod preempt;
-mod slim;
+pub mod slim;
 mod watches;
 
 pub use watches::Watches;
@@ -55,6 +54,18 @@ impl Profiles {
     /// The profile that is to place the pod; `None` if that is another scheduler's affair.
     pub fn of(&self, pod: &PendingPod) -> Option<&Arc<Profile>> {
         self.0.get(pod.scheduler_name())
+    }
+}
+
+impl Profiles {
+    /// The plugins that hold a pod back, each with the profile: those at `places`, or else one that gates it.
+    fn refusing<'a>(&'a self, pod: &'a PendingPod, places: &'a [u8]) -> impl Iterator<Item = (&'static str, &'a str)> {
+        let profile = self.of(pod);
+        let gates = |place: &&u8| profile.is_some_and(|p| p.plugin(**place).pre_enqueue(pod).is_err());
+        let gate = profile.filter(|_| places.is_empty()).and_then(|profile| profile.pre_enqueue.iter().find(gates));
+        profile.into_iter().flat_map(move |profile| {
+            places.iter().chain(gate).map(|place| (profile.plugin(*place).name(), profile.scheduler_name.as_str()))
+        })
     }
 }
 
@@ -92,8 +103,6 @@ struct Shared {
     wake: Notify,
     profiles: Profiles,
     handle: Handle,
-    /// One for each profile: an event names its scheduler.
-    recorders: HashMap<String, Recorder>,
     metrics: Metrics,
     extenders: Extenders,
     /// For extenders that want to see whole nodes.
@@ -125,8 +134,7 @@ impl Driver {
                 core,
                 wake: Notify::new(),
                 profiles,
-                handle: Handle { client, picture },
-                recorders,
+                handle: Handle { client, recorders: Arc::new(recorders), picture },
                 metrics: Metrics::default(),
                 extenders,
                 node_objects: OnceLock::new(),
@@ -171,6 +179,10 @@ impl Driver {
         }
     }
 
+    pub fn client(&self) -> &kube::Client {
+        &self.shared.handle.client
+    }
+
     /// How many nodes and pods the picture holds.
     pub fn size(&self) -> (usize, usize) {
         let core = self.shared.core.lock();
@@ -180,6 +192,8 @@ impl Driver {
     fn keep_house(&self) {
         let (expired, depths) = {
             let mut core = self.shared.core.lock();
+            let held_back = core.queue.held_back().flat_map(|(pod, places)| self.shared.profiles.refusing(pod, places));
+            self.shared.metrics.held_back(held_back);
             (core.snapshot.expire(Instant::now()), core.queue.depths())
         };
         self.shared.metrics.depths(depths);
@@ -197,8 +211,8 @@ impl Driver {
                 Ok(approval) => Some(approval),
                 Err(error) => {
                     warn!(pod = %pod.facts.key, %error, "not decided");
-                    self.shared.core.lock().queue.refused(&pod.facts.uid, None, Instant::now());
-                    return self.tell(&pod, "SchedulerError", &error.to_string(), &Nomination::Keep).await;
+                    self.tell(&pod, "SchedulerError", &error.to_string(), &Nomination::Keep).await;
+                    return self.shared.core.lock().queue.refused(&pod.facts.uid, None, Instant::now());
                 }
             },
         };
@@ -217,10 +231,7 @@ impl Driver {
                 debug!(pod = %pod.facts.key, attempts, plugins = ?error.plugins, reason = %error, "no node fits");
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Unschedulable, started.elapsed());
                 self.shared.metrics.came("unschedulable", "ScheduleAttemptFailure");
-                self.shared.metrics.preempted(match &error.nomination {
-                    Nomination::To { victims, .. } => victims.len(),
-                    Nomination::Keep | Nomination::Clear => 0,
-                });
+                self.shared.metrics.preemption_tried();
                 tokio::spawn(async move {
                     driver.make_known(&pod, error).await;
                     drop(slot);
@@ -242,14 +253,19 @@ impl Driver {
         let decision =
             decide_among(&profile, &mut core.snapshot, pod, &mut core.scratch, &mut core.rng, approval.as_ref());
         self.shared.metrics.decided_in(started.elapsed());
-        let placed = decision.and_then(|Decision { node, .. }| match profile.reserve(pod, &mut core.snapshot, node) {
-            Ok(reserved) => Ok((node, reserved)),
-            Err(rejected) => {
-                let nodes = core.snapshot.nodes.len();
-                let diagnosis = Diagnosis { nodes, rejected: Some(rejected), ..Diagnosis::default() };
-                Err(diagnosis.into_error(&profile, &[]))
-            }
+        let timings = &mut core.scratch.timings;
+        let placed = decision.and_then(|Decision { node, .. }| {
+            profile.reserve(pod, &mut core.snapshot, node, timings).map(|reserved| (node, reserved)).map_err(
+                |rejected| {
+                    let nodes = core.snapshot.nodes.len();
+                    let diagnosis = Diagnosis { nodes, rejected: Some(rejected), ..Diagnosis::default() };
+                    diagnosis.into_error(&profile, &[])
+                },
+            )
         });
+        for (point, status, took) in timings.drain() {
+            self.shared.metrics.ran(&profile.scheduler_name, point, status, took);
+        }
         match placed {
             Ok((node, reserved)) => {
                 let name = core.snapshot.nodes.name[node.index()].to_string();
@@ -264,16 +280,13 @@ impl Driver {
                     Nomination::Clear => drop(core.snapshot.withdraw_nomination(uid)),
                     Nomination::To { node, .. } => core.snapshot.nominate(&pod.facts, Some(node)),
                 }
-                // One that waits for its victims' removal, or a claim's, is in flight until then.
-                if error.deallocate.is_none() && !matches!(error.nomination, Nomination::To { .. }) {
-                    core.queue.refused(uid, Some(refused(&error)), Instant::now());
-                }
+                // In flight until that has been told, and done what is to be done about it.
                 Next::TellUnschedulable { profile, error }
             }
         }
     }
 
-    /// What extenders say of the nodes that the plugins leave.
+    /// What extenders, who see whole pods, say of the nodes that the plugins leave.
     async fn approval(&self, pod: &PendingPod) -> Result<Approval, ExtenderError> {
         let names = {
             let mut core = self.shared.core.lock();
@@ -284,7 +297,9 @@ impl Driver {
         };
         let objects = self.shared.node_objects.get();
         let nodes = names.iter().map(|name| (name.to_string(), objects.and_then(|nodes| nodes.get("", name))));
-        self.shared.extenders.approve(pod, nodes.collect()).await
+        let nodes = nodes.collect();
+        let whole = self.shared.handle.pod(&pod.facts.key).await.map_err(ExtenderError::Pod)?;
+        self.shared.extenders.approve(pod, &whole, nodes).await
     }
 
     /// What would become of a pod, and why: `None` for a pod that is not there or is another scheduler's.
@@ -336,19 +351,30 @@ impl Driver {
                         self.shared.metrics.bound(attempts, waited);
                     }
                 }
+                let began = Instant::now();
                 for place in &profile.post_bind {
                     profile.plugin(*place).post_bind(pod, node);
                 }
-                info!(pod = %key, %node, "bound");
+                self.shared.metrics.ran(&profile.scheduler_name, "PostBind", "Success", began.elapsed());
+                debug!(pod = %key, %node, "bound");
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Scheduled, started.elapsed());
-                self.event(pod, Type::Normal, "Scheduled", "Binding", format!("Successfully assigned {key} to {node}"));
+                let handle = &self.shared.handle;
+                handle.event(
+                    pod,
+                    Type::Normal,
+                    "Scheduled",
+                    "Binding",
+                    format!("Successfully assigned {key} to {node}"),
+                );
             }
             Err(cause) => {
                 warn!(pod = %key, %node, %cause, "binding failed: taken back");
                 let still_wanted = {
                     let mut core = self.shared.core.lock();
                     let core = &mut *core;
+                    let began = Instant::now();
                     profile.unreserve(pod, &mut core.snapshot);
+                    self.shared.metrics.ran(&profile.scheduler_name, "Unreserve", "Success", began.elapsed());
                     let forgotten = core.snapshot.forget(uid);
                     let now = Instant::now();
                     if forgotten {
@@ -358,20 +384,20 @@ impl Driver {
                             pod: Some(&pod.facts),
                         };
                         self.happened(&core.snapshot, &mut core.queue, &event, now);
-                        core.queue.refused(uid, None, now);
                     } else {
                         _ = core.queue.remove(uid);
                     }
                     forgotten
                 };
-                self.shared.wake.notify_one();
                 self.shared.metrics.attempt(&profile.scheduler_name, Outcome::Error, started.elapsed());
                 if still_wanted {
                     if !steps.is_empty() {
                         self.patch_status(&pod.facts, json!({"nominatedNodeName": null})).await;
                     }
                     self.tell(pod, "SchedulerError", &format!("binding rejected: {cause}"), &Nomination::Keep).await;
+                    self.shared.core.lock().queue.refused(uid, None, Instant::now());
                 }
+                self.shared.wake.notify_one();
             }
         }
     }
@@ -388,12 +414,30 @@ impl Driver {
         if !steps.is_empty() && nominated != Some(node) {
             self.patch_status(&pod.facts, json!({"nominatedNodeName": node})).await;
         }
+        let ran = |point, outcome: &Result<(), String>, began: Instant| {
+            let status = if outcome.is_ok() { "Success" } else { "Error" };
+            self.shared.metrics.ran(&profile.scheduler_name, point, status, began.elapsed());
+        };
+        let began = Instant::now();
+        let mut prepared = Ok(());
         for (place, reserved) in steps {
-            profile.plugin(*place).pre_bind(&self.shared.handle, reserved, pod, node).await?;
+            prepared = profile.plugin(*place).pre_bind(&self.shared.handle, reserved, pod, node).await;
+            if prepared.is_err() {
+                break;
+            }
         }
-        if let Some(outcome) = self.shared.extenders.bind(pod, node).await {
-            return outcome;
-        }
+        ran("PreBind", &prepared, began);
+        prepared?;
+        let began = Instant::now();
+        let outcome = match self.shared.extenders.bind(pod, node).await {
+            Some(outcome) => outcome,
+            None => self.bind_by_plugin(profile, pod, node).await,
+        };
+        ran("Bind", &outcome, began);
+        outcome
+    }
+
+    async fn bind_by_plugin(&self, profile: &Profile, pod: &PendingPod, node: &str) -> Result<(), String> {
         for place in &profile.bind {
             match profile.plugin(*place).bind(&self.shared.handle, pod, node).await {
                 Bind::Skip => {}
@@ -404,8 +448,12 @@ impl Driver {
         Err("no bind plugin took the pod".to_owned())
     }
 
-    /// Says why a pod has no node, and does what is to be done about it.
-    async fn make_known(&self, pod: &PendingPod, error: FitError) {
+    /// Says why a pod has no node, and does what is to be done about it. Only then it can be tried again: what is said of one
+    /// attempt must not come behind the binding of the next.
+    async fn make_known(&self, pod: &PendingPod, mut error: FitError) {
+        if matches!(error.nomination, Nomination::To { .. }) {
+            self.consult(pod, &mut error).await;
+        }
         self.tell(pod, "Unschedulable", &error.message, &error.nomination).await;
         if let Some(claim) = &error.deallocate {
             info!(pod = %pod.facts.key, %claim, "taking the claim's allocation away");
@@ -414,14 +462,11 @@ impl Driver {
             }
         }
         let mut done = Some(refused(&error));
-        match &error.nomination {
-            Nomination::To { node, victims } => {
-                if !self.preempt(pod, node, victims).await {
-                    done = None;
-                }
+        if let Nomination::To { node, victims } = &error.nomination {
+            self.shared.metrics.preempted(victims.len());
+            if !self.preempt(pod, node, victims).await {
+                done = None;
             }
-            _ if error.deallocate.is_some() => {}
-            _ => return,
         }
         let mut core = self.shared.core.lock();
         if done.is_none() {
@@ -434,7 +479,7 @@ impl Driver {
 
     /// Says with an event and the pod's condition why it has no node, and which node is meant for it.
     async fn tell(&self, pod: &PendingPod, reason: &str, message: &str, nomination: &Nomination) {
-        self.event(pod, Type::Warning, "FailedScheduling", "Scheduling", message.to_owned());
+        self.shared.handle.event(pod, Type::Warning, "FailedScheduling", "Scheduling", message.to_owned());
         let known = apimachinery::pod::condition(&pod.pod, "PodScheduled");
         let same = |condition: &k8s_openapi::api::core::v1::PodCondition| {
             condition.status == "False"
@@ -471,10 +516,8 @@ impl Driver {
 
     /// Changes a pod's status; whether the pod is still there.
     async fn patch_status(&self, pod: &PodFacts, status: serde_json::Value) -> bool {
-        let patch = json!({"metadata": {"uid": &*pod.uid}, "status": status});
-        let pods: Api<Pod> = Api::namespaced(self.shared.handle.client.clone(), &pod.key.namespace);
-        match pods.patch_status(&pod.key.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-            Ok(_) => true,
+        match self.shared.handle.patch_pod_status(pod, &status).await {
+            Ok(()) => true,
             // Deleted meanwhile: nobody is left to tell.
             Err(kube::Error::Api(status)) if status.code == 404 => false,
             Err(error) => {
@@ -482,11 +525,6 @@ impl Driver {
                 true
             }
         }
-    }
-
-    fn event(&self, pod: &PendingPod, kind: Type, reason: &str, action: &str, message: String) {
-        let Some(recorder) = self.shared.recorders.get(pod.scheduler_name()) else { return };
-        recorder.event(&reference(&pod.facts), kind, reason, action, message);
     }
 
     /// Lets `change` work on the picture, and tries again the pods that what it returns may help.
@@ -508,6 +546,9 @@ impl Driver {
                 let event = Event { kinds, node, pod: pod.as_ref() };
                 self.happened(&core.snapshot, &mut core.queue, &event, now);
             }
+            if !core.queue.has_next() {
+                return;
+            }
         }
         self.shared.wake.notify_one();
     }
@@ -519,15 +560,4 @@ fn refused(error: &FitError) -> Refused {
 
 fn now_us() -> i64 {
     Timestamp::now().as_microsecond()
-}
-
-fn reference(pod: &PodFacts) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: Some(pod.key.namespace.clone()),
-        name: Some(pod.key.name.clone()),
-        uid: Some(pod.uid.to_string()),
-        ..ObjectReference::default()
-    }
 }

@@ -1,21 +1,70 @@
 //! Preemption carried out: the victims are marked and deleted, and less important pods give up the node.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use component_base::events::Type;
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, Preconditions};
-use serde_json::json;
+use futures::{StreamExt as _, stream};
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::{Driver, reference};
+use super::Driver;
 use crate::cache::{PendingPod, PodFacts};
+use crate::framework::{Candidate, FitError, Nomination};
+use crate::plugins::default_preemption::cost;
+
+/// Victims that are read for an extender at once.
+const FETCHES_MAX: usize = 16;
 
 impl Driver {
+    /// Has extenders judge the nodes that could be made free, and takes the cheapest of those that they leave.
+    pub(super) async fn consult(&self, pod: &PendingPod, error: &mut FitError) {
+        let Some(whole) = self.shared.extenders.preempt(pod) else { return };
+        let candidates = std::mem::take(&mut error.candidates);
+        let objects = if whole { self.objects(&candidates).await } else { HashMap::new() };
+        let left = match self.shared.handle.pod(&pod.facts.key).await {
+            Ok(object) => self.shared.extenders.candidates(pod, &object, candidates, &objects).await,
+            Err(error) => Err(error.to_string()),
+        };
+        let mut core = self.shared.core.lock();
+        let snapshot = &mut core.snapshot;
+        let chosen = left.and_then(|left| {
+            let known = |one: &Candidate| one.victims.iter().all(|uid| snapshot.node_of(uid) == Some(&one.node));
+            let cost = |one: &Candidate| {
+                let victims: Vec<&PodFacts> = one.victims.iter().filter_map(|uid| snapshot.facts_of(uid)).collect();
+                cost(&victims, one.violations)
+            };
+            let best = left.into_iter().filter(known).min_by_key(cost);
+            best.ok_or_else(|| "no candidate node for preemption".to_owned())
+        });
+        match chosen {
+            Ok(Candidate { node, victims, .. }) => {
+                snapshot.nominate(&pod.facts, Some(&node));
+                error.nomination = Nomination::To { node, victims };
+            }
+            Err(cause) => {
+                snapshot.withdraw_nomination(&pod.facts.uid);
+                error.nomination = Nomination::Clear;
+                error.message.push_str(&format!(" preemption: {cause}"));
+            }
+        }
+    }
+
+    /// The victims as the server has them.
+    async fn objects(&self, candidates: &[Candidate]) -> HashMap<Arc<str>, Value> {
+        let keys: Vec<_> = {
+            let core = self.shared.core.lock();
+            let victims = candidates.iter().flat_map(|one| &one.victims);
+            victims.filter_map(|uid| Some((uid.clone(), core.snapshot.facts_of(uid)?.key.clone()))).collect()
+        };
+        let handle = &self.shared.handle;
+        let fetched = stream::iter(keys).map(|(uid, key)| async move { Some((uid, handle.pod(&key).await.ok()?)) });
+        fetched.buffer_unordered(FETCHES_MAX).filter_map(std::future::ready).collect().await
+    }
+
     /// Makes a node free of `victims` for the pod; whether all of them are going. As `prepareCandidateAsync`.
     pub(super) async fn preempt(&self, pod: &PendingPod, node: &str, victims: &[Arc<str>]) -> bool {
-        let Some(victims) = self.shared.extenders.victims(pod, node, victims).await else { return false };
         let (victims, lower) = {
             let mut core = self.shared.core.lock();
             let found: Vec<PodFacts> = victims.iter().filter_map(|uid| core.snapshot.facts_of(uid).cloned()).collect();
@@ -43,22 +92,17 @@ impl Driver {
         if !self.patch_status(victim, condition).await {
             return true;
         }
-        let pods: Api<Pod> = Api::namespaced(self.shared.handle.client.clone(), &victim.key.namespace);
-        let uid = Some(victim.uid.to_string());
-        let params =
-            DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..Default::default() };
-        match pods.delete(&victim.key.name, &params).await {
-            Ok(_) => {}
+        match self.shared.handle.delete_pod(victim).await {
+            Ok(()) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => return true,
             Err(error) => {
                 warn!(pod = %victim.key, %error, "cannot delete the victim");
                 return false;
             }
         }
-        if let Some(recorder) = self.shared.recorders.get(pod.scheduler_name()) {
-            let message = format!("Preempted by pod {} on node {node}", pod.facts.uid);
-            recorder.event(&reference(victim), Type::Normal, "Preempted", "Preempting", message);
-        }
+        let message = format!("Preempted by pod {} on node {node}", pod.facts.uid);
+        let handle = &self.shared.handle;
+        handle.event_about(victim, pod.scheduler_name(), Type::Normal, "Preempted", "Preempting", message);
         true
     }
 }

@@ -1,5 +1,6 @@
 //! The watches: every change of a pod, a node or what selects pods goes into the picture, and to the pods that it may help.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use component_base::informer::{Change, Informer};
@@ -10,10 +11,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use kube::runtime::watcher;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::Resource as _;
+use kube::api::{Api, WatchParams};
 
-use super::slim::{self, SeenPod};
+use super::slim::{NamespaceLabels, Part, Seen, SeenPod};
 use super::{Driver, now_us};
 use crate::cache::{ControllerKind, PendingPod, PodFacts, Requests, Snapshot};
 use crate::framework::EventSet;
@@ -24,12 +26,12 @@ const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 /// The running watches; they end when this is dropped.
 pub struct Watches {
     pods: Informer<SeenPod>,
-    nodes: Informer<Node>,
-    namespaces: Informer<Namespace>,
-    services: Informer<Service>,
-    replication_controllers: Informer<ReplicationController>,
-    replica_sets: Informer<ReplicaSet>,
-    stateful_sets: Informer<StatefulSet>,
+    nodes: Informer<Seen<Node, Node>>,
+    namespaces: Informer<Seen<Namespace, NamespaceLabels>>,
+    services: Informer<Seen<Service, BTreeMap<String, String>>>,
+    replication_controllers: Informer<Seen<ReplicationController, BTreeMap<String, String>>>,
+    replica_sets: Informer<Seen<ReplicaSet, LabelSelector>>,
+    stateful_sets: Informer<Seen<StatefulSet, LabelSelector>>,
     others: Others,
 }
 
@@ -48,32 +50,28 @@ struct Others {
     device_classes: Informer<DeviceClass>,
 }
 
+fn watch<K>(client: &kube::Client, config: WatchParams) -> Informer<K>
+where
+    K: kube::Resource<DynamicType = ()> + serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    Informer::start(Api::all(client.clone()), config)
+}
+
 impl Others {
     fn start(client: &kube::Client) -> Others {
-        fn watch<K>(client: &kube::Client) -> Informer<K>
-        where
-            K: kube::Resource<DynamicType = ()>
-                + Clone
-                + serde::de::DeserializeOwned
-                + std::fmt::Debug
-                + Send
-                + Sync
-                + 'static,
-        {
-            Informer::start_lean(client.clone(), watcher::Config::default(), |_| {})
-        }
+        let all = WatchParams::default;
         Others {
-            budgets: watch(client),
-            claims: watch(client),
-            volumes: watch(client),
-            classes: watch(client),
-            drivers: watch(client),
-            csi_nodes: watch(client),
-            capacities: watch(client),
-            attachments: watch(client),
-            resource_claims: watch(client),
-            resource_slices: watch(client),
-            device_classes: watch(client),
+            budgets: watch(client, all()),
+            claims: watch(client, all()),
+            volumes: watch(client, all()),
+            classes: watch(client, all()),
+            drivers: watch(client, all()),
+            csi_nodes: watch(client, all()),
+            capacities: watch(client, all()),
+            attachments: watch(client, all()),
+            resource_claims: watch(client, all()),
+            resource_slices: watch(client, all()),
+            device_classes: watch(client, all()),
         }
     }
 
@@ -92,37 +90,37 @@ impl Others {
     }
 
     fn connect(&self, driver: &Driver) {
-        feed(driver, &self.budgets, EventSet::NONE, |snapshot, key, object| match object {
+        feed_whole(driver, &self.budgets, EventSet::NONE, |snapshot, key, object| match object {
             Some(budget) => snapshot.budgets.set(budget),
             None => {
                 key.split_once('/').into_iter().for_each(|(namespace, name)| snapshot.budgets.remove(namespace, name))
             }
         });
-        feed(driver, &self.claims, EventSet::CLAIM, |snapshot, key, object| match object {
+        feed_whole(driver, &self.claims, EventSet::CLAIM, |snapshot, key, object| match object {
             Some(claim) => drop(snapshot.volumes.claims.insert(key.into(), claim.clone())),
             None => drop(snapshot.volumes.claims.remove(key)),
         });
-        feed(driver, &self.volumes, EventSet::VOLUME, |snapshot, key, object| match object {
+        feed_whole(driver, &self.volumes, EventSet::VOLUME, |snapshot, key, object| match object {
             Some(volume) => drop(snapshot.volumes.volumes.insert(key.into(), volume.clone())),
             None => drop(snapshot.volumes.volumes.remove(key)),
         });
-        feed(driver, &self.classes, EventSet::STORAGE_CLASS, |snapshot, key, object| match object {
+        feed_whole(driver, &self.classes, EventSet::STORAGE_CLASS, |snapshot, key, object| match object {
             Some(class) => drop(snapshot.volumes.classes.insert(key.into(), class.clone())),
             None => drop(snapshot.volumes.classes.remove(key)),
         });
-        feed(driver, &self.drivers, EventSet::CSI, |snapshot, key, object| match object {
+        feed_whole(driver, &self.drivers, EventSet::CSI, |snapshot, key, object| match object {
             Some(driver) => drop(snapshot.volumes.drivers.insert(key.into(), driver.clone())),
             None => drop(snapshot.volumes.drivers.remove(key)),
         });
-        feed(driver, &self.csi_nodes, EventSet::CSI, |snapshot, key, object| match object {
+        feed_whole(driver, &self.csi_nodes, EventSet::CSI, |snapshot, key, object| match object {
             Some(node) => drop(snapshot.volumes.csi_nodes.insert(key.into(), node.clone())),
             None => drop(snapshot.volumes.csi_nodes.remove(key)),
         });
-        feed(driver, &self.capacities, EventSet::CSI, |snapshot, key, object| match object {
+        feed_whole(driver, &self.capacities, EventSet::CSI, |snapshot, key, object| match object {
             Some(capacity) => drop(snapshot.volumes.capacities.insert(key.into(), capacity.clone())),
             None => drop(snapshot.volumes.capacities.remove(key)),
         });
-        feed(driver, &self.attachments, EventSet::CSI, |snapshot, key, object| {
+        feed_whole(driver, &self.attachments, EventSet::CSI, |snapshot, key, object| {
             let attachments = &mut snapshot.volumes.attachments;
             let spec = object.map(|attachment| &attachment.spec);
             match spec.and_then(|spec| Some((&spec.node_name, spec.source.persistent_volume_name.as_deref()?))) {
@@ -130,23 +128,22 @@ impl Others {
                 None => drop(attachments.remove(key)),
             }
         });
-        feed(driver, &self.resource_claims, EventSet::RESOURCE_CLAIM, |snapshot, key, object| match object {
+        feed_whole(driver, &self.resource_claims, EventSet::RESOURCE_CLAIM, |snapshot, key, object| match object {
             Some(claim) => drop(snapshot.claims.claims.insert(key.into(), claim.clone())),
             None => drop(snapshot.claims.claims.remove(key)),
         });
-        feed(driver, &self.resource_slices, EventSet::RESOURCE_SLICE, |snapshot, key, object| match object {
+        feed_whole(driver, &self.resource_slices, EventSet::RESOURCE_SLICE, |snapshot, key, object| match object {
             Some(slice) => drop(snapshot.claims.slices.insert(key.into(), slice.clone())),
             None => drop(snapshot.claims.slices.remove(key)),
         });
-        feed(driver, &self.device_classes, EventSet::DEVICE_CLASS, |snapshot, key, object| match object {
-            Some(class) => drop(snapshot.claims.classes.insert(key.into(), class.clone())),
-            None => drop(snapshot.claims.classes.remove(key)),
+        feed_whole(driver, &self.device_classes, EventSet::DEVICE_CLASS, |snapshot, key, object| {
+            snapshot.claims.set_class(key, object.cloned());
         });
     }
 }
 
 /// Puts each change of a kind into the picture, by name or `namespace/name`; `None` says that the object is gone.
-fn feed<K>(
+fn feed_whole<K>(
     driver: &Driver,
     informer: &Informer<K>,
     happened: EventSet,
@@ -166,28 +163,44 @@ fn feed<K>(
     });
 }
 
+/// Puts what is taken from the objects of a kind into the picture, by namespace and name; `None` says that there is none any
+/// more.
+fn feed<K, T>(
+    driver: &Driver,
+    informer: &Informer<Seen<K, T>>,
+    put: impl Fn(&mut Snapshot, &str, &str, Option<T>) -> EventSet + Send + Sync + 'static,
+) where
+    K: kube::Resource<DynamicType = ()> + std::fmt::Debug + 'static,
+    T: Part + std::fmt::Debug + Send + 'static,
+{
+    let to = driver.clone();
+    informer.on_change(move |change: Change<'_, Seen<K, T>>| {
+        let Some(meta) = change.latest().map(|object| object.meta()) else { return };
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let name = meta.name.as_deref().unwrap_or_default();
+        let part = change.new.and_then(|object| object.take());
+        to.update(|snapshot, _, _| put(snapshot, namespace, name, part));
+    });
+}
+
 impl Watches {
     /// Starts them.
     pub fn start(driver: &Driver) -> Watches {
         let client = &driver.shared.handle.client;
-        let all = watcher::Config::default;
-        // Extenders are sent whole objects.
-        let (slim_pod, slim_node): (fn(&mut SeenPod), fn(&mut Node)) = match driver.shared.extenders.is_empty() {
-            true => (slim::seen, slim::node),
-            false => (|_| {}, |_| {}),
-        };
+        let all = WatchParams::default;
         let watches = Watches {
-            pods: Informer::start_lean(client.clone(), all().fields(LIVE_PODS), slim_pod),
-            nodes: Informer::start_lean(client.clone(), all(), slim_node),
-            namespaces: Informer::start_lean(client.clone(), all(), slim::namespace),
-            services: Informer::start_lean(client.clone(), all(), slim::service),
-            replication_controllers: Informer::start_lean(client.clone(), all(), slim::replication_controller),
+            pods: watch(client, all().fields(LIVE_PODS)),
+            nodes: watch(client, all()),
+            namespaces: watch(client, all()),
+            services: watch(client, all()),
+            replication_controllers: watch(client, all()),
             others: Others::start(client),
-            replica_sets: Informer::start_lean(client.clone(), all(), slim::replica_set),
-            stateful_sets: Informer::start_lean(client.clone(), all(), slim::stateful_set),
+            replica_sets: watch(client, all()),
+            stateful_sets: watch(client, all()),
         };
         if !driver.shared.extenders.is_empty() {
-            _ = driver.shared.node_objects.set(watches.nodes.clone());
+            // They are sent whole nodes.
+            _ = driver.shared.node_objects.set(watch(client, all()));
         }
         watches.connect(driver);
         watches.others.connect(driver);
@@ -211,75 +224,47 @@ impl Watches {
         self.nodes.on_change(move |change| to.node_changed(change));
         let to = driver.clone();
         self.pods.on_change(move |change| to.pod_changed(change));
-        let to = driver.clone();
-        self.namespaces.on_change(move |change: Change<'_, Namespace>| {
-            let Some(name) = change.latest().and_then(|namespace| namespace.metadata.name.clone()) else { return };
-            let labels = change.new.map(|namespace| namespace.metadata.labels.clone().unwrap_or_default());
-            to.update(|snapshot, _, _| {
-                match labels {
-                    Some(labels) => drop(snapshot.namespaces.insert(name, labels)),
-                    None => drop(snapshot.namespaces.remove(&name)),
-                }
-                EventSet::NONE
-            });
+        feed(driver, &self.namespaces, |snapshot, _, name, labels: Option<NamespaceLabels>| {
+            match labels {
+                Some(NamespaceLabels(labels)) => drop(snapshot.namespaces.insert(name.to_owned(), labels)),
+                None => drop(snapshot.namespaces.remove(name)),
+            }
+            EventSet::NONE
         });
-        let to = driver.clone();
-        self.services.on_change(move |change: Change<'_, Service>| {
-            let Some(latest) = change.latest() else { return };
-            let selector = change.new.and_then(|service| service.spec.as_ref()?.selector.clone());
-            to.selector_changed(&latest.metadata, |snapshot, namespace, name| {
-                snapshot.workloads.set_service(namespace, name, selector.as_ref());
-            });
+        // Selectors only move scores: no refused pod waits for them.
+        feed(driver, &self.services, |snapshot, namespace, name, selector| {
+            snapshot.workloads.set_service(namespace, name, selector);
+            EventSet::NONE
         });
-        let to = driver.clone();
-        self.replication_controllers.on_change(move |change: Change<'_, ReplicationController>| {
-            let selector = change.new.map(|controller| LabelSelector {
-                match_labels: controller.spec.as_ref().and_then(|spec| spec.selector.clone()),
-                ..LabelSelector::default()
-            });
-            to.controller_changed(
-                ControllerKind::ReplicationController,
-                change.latest().map(|c| &c.metadata),
-                selector,
-            );
+        feed(driver, &self.replication_controllers, |snapshot, namespace, name, selector| {
+            let selector =
+                selector.map(|labels| LabelSelector { match_labels: Some(labels), ..LabelSelector::default() });
+            snapshot.workloads.set_controller(ControllerKind::ReplicationController, namespace, name, selector);
+            EventSet::NONE
         });
-        let to = driver.clone();
-        self.replica_sets.on_change(move |change: Change<'_, ReplicaSet>| {
-            let selector = change.new.and_then(|set| Some(set.spec.as_ref()?.selector.clone()));
-            to.controller_changed(ControllerKind::ReplicaSet, change.latest().map(|set| &set.metadata), selector);
+        feed(driver, &self.replica_sets, |snapshot, namespace, name, selector| {
+            snapshot.workloads.set_controller(ControllerKind::ReplicaSet, namespace, name, selector);
+            EventSet::NONE
         });
-        let to = driver.clone();
-        self.stateful_sets.on_change(move |change: Change<'_, StatefulSet>| {
-            let selector = change.new.and_then(|set| Some(set.spec.as_ref()?.selector.clone()));
-            to.controller_changed(ControllerKind::StatefulSet, change.latest().map(|set| &set.metadata), selector);
+        feed(driver, &self.stateful_sets, |snapshot, namespace, name, selector| {
+            snapshot.workloads.set_controller(ControllerKind::StatefulSet, namespace, name, selector);
+            EventSet::NONE
         });
     }
 }
 
 impl Driver {
-    fn node_changed(&self, change: Change<'_, Node>) {
-        let Some(name) = change.latest().and_then(|node| node.metadata.name.as_deref()) else { return };
+    fn node_changed(&self, change: Change<'_, Seen<Node, Node>>) {
+        let Some(name) = change.latest().and_then(|node| node.meta().name.as_deref()) else { return };
+        let node = change.new.and_then(|node| node.take());
         self.update_at(|snapshot, _, _| {
-            let kinds = match change.new {
-                Some(node) => snapshot.set_node(node),
-                None => snapshot.remove_node(name),
+            let kinds = match (change.new, node) {
+                (Some(_), Some(node)) => snapshot.set_node(&node),
+                (Some(_), None) => EventSet::NONE,
+                (None, _) => snapshot.remove_node(name),
             };
             (kinds, snapshot.nodes.find(name), None)
         });
-    }
-
-    fn controller_changed(&self, kind: ControllerKind, meta: Option<&ObjectMeta>, selector: Option<LabelSelector>) {
-        let Some(meta) = meta else { return };
-        self.selector_changed(meta, |snapshot, namespace, name| {
-            snapshot.workloads.set_controller(kind, namespace, name, selector);
-        });
-    }
-
-    /// Selectors only move scores: no refused pod waits for them.
-    fn selector_changed(&self, meta: &ObjectMeta, put: impl FnOnce(&mut Snapshot, &str, &str)) {
-        let namespace = meta.namespace.as_deref().unwrap_or_default();
-        let name = meta.name.as_deref().unwrap_or_default();
-        put(&mut self.shared.core.lock().snapshot, namespace, name);
     }
 
     fn pod_changed(&self, change: Change<'_, SeenPod>) {

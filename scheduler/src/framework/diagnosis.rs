@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{EventSet, Nomination, Profile, Refusal, State};
+use super::{Candidate, EventSet, Nomination, Profile, Refusal, State};
 use crate::cache::NodeId;
 
 /// The refusals of one attempt.
@@ -19,6 +19,7 @@ pub struct Diagnosis {
     /// What PostFilter plugins report.
     pub post_filter: Vec<String>,
     pub nomination: Nomination,
+    pub candidates: Vec<Candidate>,
     pub deallocate: Option<std::sync::Arc<str>>,
     /// The plugin whose Reserve or Permit turned the decision down, and its words.
     pub rejected: Option<(u8, String)>,
@@ -35,6 +36,8 @@ pub struct FitError {
     pub places: Vec<u8>,
     /// What PostFilter made of it.
     pub nomination: Nomination,
+    /// The nodes that could be made free.
+    pub candidates: Vec<Candidate>,
     /// A claim that is to be given free, by `namespace/name`.
     pub deallocate: Option<std::sync::Arc<str>>,
     /// The changes after which another attempt makes sense.
@@ -65,6 +68,7 @@ impl Diagnosis {
             places: plugins,
             helped_by,
             nomination: self.nomination,
+            candidates: self.candidates,
             deallocate: self.deallocate,
         }
     }

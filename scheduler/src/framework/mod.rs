@@ -9,11 +9,20 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use apimachinery::meta::NamespacedName;
+use component_base::client::send;
+use component_base::events::{Recorder, Type};
 use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::Error::BuildRequest;
+use kube::Resource as _;
+use kube::api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions};
 use rand::Rng;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
 
@@ -55,6 +64,23 @@ impl Points {
 
     pub const fn contains(self, point: Points) -> bool {
         self.0 & point.0 == point.0
+    }
+}
+
+/// How the points of one attempt went and how long they took, for the metrics: a point, a status, a time.
+#[derive(Debug, Default)]
+pub struct Timings(Vec<(&'static str, &'static str, Duration)>);
+
+impl Timings {
+    /// Notes a point that began at that time; gives the time now, at which the next one may begin.
+    pub fn note(&mut self, point: &'static str, status: &'static str, began: Instant) -> Instant {
+        let now = Instant::now();
+        self.0.push((point, status, now.duration_since(began)));
+        now
+    }
+
+    pub fn drain(&mut self) -> impl Iterator<Item = (&'static str, &'static str, Duration)> {
+        self.0.drain(..)
     }
 }
 
@@ -148,11 +174,60 @@ pub type QueueKey = (i64, i64);
 #[derive(Clone)]
 pub struct Handle {
     pub client: kube::Client,
+    /// One for each profile: an event names its scheduler.
+    pub recorders: Arc<HashMap<String, Recorder>>,
     /// Lets one look at the picture as it is now, and change what one has reserved there.
     pub picture: Arc<dyn Fn(&mut dyn FnMut(&mut Snapshot)) + Send + Sync>,
 }
 
 impl Handle {
+    /// The pod as the server has it.
+    pub async fn pod(&self, key: &NamespacedName) -> Result<Value, kube::Error> {
+        self.client.request(pods(key).get(&key.name, &GetParams::default()).map_err(BuildRequest)?).await
+    }
+
+    /// Changes a pod's status; nobody reads the answer.
+    pub async fn patch_pod_status(&self, pod: &PodFacts, status: &Value) -> Result<(), kube::Error> {
+        let patch = Patch::Strategic(json!({"metadata": {"uid": &*pod.uid}, "status": status}));
+        let request = pods(&pod.key).patch_subresource("status", &pod.key.name, &PatchParams::default(), &patch);
+        send(&self.client, request).await.map(drop)
+    }
+
+    /// Deletes that very pod.
+    pub async fn delete_pod(&self, pod: &PodFacts) -> Result<(), kube::Error> {
+        let preconditions = Some(Preconditions { uid: Some(pod.uid.to_string()), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        let request = pods(&pod.key).delete(&pod.key.name, &params);
+        send(&self.client, request).await.map(drop)
+    }
+
+    /// Tells of a pod that is being placed.
+    pub fn event(&self, pod: &PendingPod, kind: Type, reason: &str, action: &str, message: String) {
+        self.event_about(&pod.facts, pod.scheduler_name(), kind, reason, action, message);
+    }
+
+    /// Tells of any pod, on behalf of the profile of that name.
+    pub fn event_about(
+        &self,
+        pod: &PodFacts,
+        scheduler_name: &str,
+        kind: Type,
+        reason: &str,
+        action: &str,
+        message: String,
+    ) {
+        let Some(recorder) = self.recorders.get(scheduler_name) else { return };
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(pod.key.namespace.clone()),
+            name: Some(pod.key.name.clone()),
+            uid: Some(pod.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        recorder.event(&about, kind, reason, action, message);
+    }
+
     /// What `look` sees in the picture.
     pub fn look<T>(&self, look: impl FnOnce(&mut Snapshot) -> T) -> Option<T> {
         let (mut look, mut seen) = (Some(look), None);
@@ -161,14 +236,30 @@ impl Handle {
     }
 }
 
+fn pods(key: &NamespacedName) -> kube::core::Request {
+    kube::core::Request::new(Pod::url_path(&(), Some(&key.namespace)))
+}
+
 /// What PostFilter did for a pod that fits nowhere.
 #[derive(Debug, Default)]
 pub struct PostFilter {
     /// For the message.
     pub words: Option<String>,
     pub nomination: Nomination,
+    /// All nodes that could be made free, for extenders to judge.
+    pub candidates: Vec<Candidate>,
     /// Claims to give free, by `namespace/name`.
     pub deallocate: Option<Arc<str>>,
+}
+
+/// A node that can be made free for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub node: Arc<str>,
+    /// The pods that would have to go, by UID.
+    pub victims: Vec<Arc<str>>,
+    /// How many of them a disruption budget protects.
+    pub violations: usize,
 }
 
 /// What becomes of `status.nominatedNodeName`.

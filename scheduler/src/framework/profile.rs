@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::{Permit, Plugin, Points, State};
+use super::{Permit, Plugin, Points, State, Timings};
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::config::{PluginSet, ProfileConfig};
 use crate::plugins;
@@ -145,7 +146,10 @@ impl Profile {
         pod: &PendingPod,
         snapshot: &mut Snapshot,
         node: NodeId,
+        timings: &mut Timings,
     ) -> Result<Vec<(u8, State)>, (u8, String)> {
+        let status = |fits: bool| if fits { "Success" } else { "Unschedulable" };
+        let began = Instant::now();
         let mut reserved = Vec::new();
         let mut outcome = Ok(());
         for place in &self.reserve {
@@ -157,12 +161,15 @@ impl Profile {
                 }
             }
         }
+        let began = timings.note("Reserve", status(outcome.is_ok()), began);
         let name = snapshot.nodes.name[node.index()].clone();
         let permitted = outcome.and_then(|()| {
-            self.permit.iter().try_for_each(|place| match self.plugin(*place).permit(pod, &name) {
+            let permitted = self.permit.iter().try_for_each(|place| match self.plugin(*place).permit(pod, &name) {
                 Permit::Allow => Ok(()),
                 Permit::Reject(words) => Err((*place, words)),
-            })
+            });
+            timings.note("Permit", status(permitted.is_ok()), began);
+            permitted
         });
         match permitted {
             Ok(()) => Ok(reserved),

@@ -1,9 +1,11 @@
 //! DefaultBinder: writes the decision to the pod's `binding` subresource.
 
+use component_base::client::send;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, PostParams};
+use kube::Resource as _;
+use kube::api::PostParams;
 
 use crate::cache::PendingPod;
 use crate::framework::{Bind, Handle, Plugin, Points};
@@ -38,11 +40,14 @@ impl Plugin for DefaultBinder {
 
     fn bind<'a>(&'a self, handle: &'a Handle, pod: &'a PendingPod, node: &'a str) -> BoxFuture<'a, Bind> {
         Box::pin(async move {
-            let pods: Api<Pod> = Api::namespaced(handle.client.clone(), &pod.facts.key.namespace);
-            let binding = binding(pod, node);
-            let answer: Result<serde::de::IgnoredAny, kube::Error> =
-                pods.create_subresource("binding", &pod.facts.key.name, &PostParams::default(), &binding).await;
-            match answer {
+            let key = &pod.facts.key;
+            let pods = kube::core::Request::new(Pod::url_path(&(), Some(&key.namespace)));
+            let body = match serde_json::to_vec(&binding(pod, node)) {
+                Ok(body) => body,
+                Err(error) => return Bind::Failed(error.to_string()),
+            };
+            let request = pods.create_subresource("binding", &key.name, &PostParams::default(), body);
+            match send(&handle.client, request).await {
                 Ok(_) => Bind::Bound,
                 Err(error) => Bind::Failed(error.to_string()),
             }

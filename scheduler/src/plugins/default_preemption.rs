@@ -5,15 +5,14 @@
 //! one is taken that costs least: disruption budgets first, then the priority, number and age of the victims.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::arguments;
+use super::{arguments, invalid};
 use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
-use crate::framework::{Cycle, Diagnosis, EventSet, Nomination, Plugin, Points, PostFilter, Refusal};
+use crate::framework::{Candidate, Cycle, Diagnosis, EventSet, Nomination, Plugin, Points, PostFilter, Refusal};
 
 const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
 const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
@@ -43,13 +42,14 @@ impl DefaultPreemption {
         let Arguments { min_candidate_nodes_percentage: percentage, min_candidate_nodes_absolute: absolute } =
             arguments(value)?;
         if !(0..=100).contains(&percentage) {
-            return Err("minCandidateNodesPercentage: not in valid range [0, 100]".to_owned());
+            return Err(invalid("minCandidateNodesPercentage", percentage, "not in valid range [0, 100]"));
         }
         if absolute < 0 {
-            return Err("minCandidateNodesAbsolute: not in valid range [0, inf)".to_owned());
+            return Err(invalid("minCandidateNodesAbsolute", absolute, "not in valid range [0, inf)"));
         }
         if percentage == 0 && absolute == 0 {
-            return Err("minCandidateNodesPercentage and minCandidateNodesAbsolute: cannot both be zero".to_owned());
+            let why = "cannot be zero at the same time as minCandidateNodesAbsolute";
+            return Err(invalid("minCandidateNodesPercentage", percentage, why));
         }
         Ok(DefaultPreemption {
             min_candidate_nodes_percentage: percentage as usize,
@@ -65,7 +65,7 @@ impl DefaultPreemption {
 
 /// A node that can be made to fit.
 #[derive(Debug)]
-struct Candidate {
+struct Found {
     node: NodeId,
     /// The most important first.
     victims: Vec<PodFacts>,
@@ -95,7 +95,7 @@ fn ineligible(pod: &PendingPod, snapshot: &Snapshot, diagnosis: &Diagnosis) -> O
 }
 
 /// The victims on a node. As `SelectVictimsOnNode`.
-fn select_victims(cycle: &mut Cycle<'_>, snapshot: &mut Snapshot, node: NodeId) -> Result<Candidate, Hopeless> {
+fn select_victims(cycle: &mut Cycle<'_>, snapshot: &mut Snapshot, node: NodeId) -> Result<Found, Hopeless> {
     let priority = cycle.pod.facts.priority;
     let mut lower: Vec<PodFacts> = snapshot.pods_on(node).filter(|other| other.priority < priority).cloned().collect();
     if lower.is_empty() {
@@ -120,16 +120,16 @@ fn select_victims(cycle: &mut Cycle<'_>, snapshot: &mut Snapshot, node: NodeId) 
     }
     victims.iter().for_each(|victim| cycle.suppose(snapshot, victim, node, 1));
     victims.sort_by_key(importance);
-    if victims.is_empty() { Err(Hopeless::NoVictims) } else { Ok(Candidate { node, victims, violations }) }
+    if victims.is_empty() { Err(Hopeless::NoVictims) } else { Ok(Found { node, victims, violations }) }
 }
 
-/// What a candidate costs; the least is taken. As `pickOneNodeForPreemption`.
-fn cost(candidate: &Candidate) -> (usize, i32, i64, usize, Reverse<i64>) {
-    let highest = candidate.victims.first().map_or(i32::MIN, |victim| victim.priority);
-    let sum = candidate.victims.iter().map(|victim| i64::from(victim.priority) + i64::from(i32::MAX) + 1).sum();
-    let oldest = candidate.victims.iter().filter(|victim| victim.priority == highest);
+/// What a node with these victims costs; the least is taken. As `pickOneNodeForPreemption`.
+pub fn cost(victims: &[&PodFacts], violations: usize) -> (usize, i32, i64, usize, Reverse<i64>) {
+    let highest = victims.iter().map(|victim| victim.priority).max().unwrap_or(i32::MIN);
+    let sum = victims.iter().map(|victim| i64::from(victim.priority) + i64::from(i32::MAX) + 1).sum();
+    let oldest = victims.iter().filter(|victim| victim.priority == highest);
     let started = oldest.map(|victim| victim.started_us).min().unwrap_or(i64::MAX);
-    (candidate.violations, highest, sum, candidate.victims.len(), Reverse(started))
+    (violations, highest, sum, victims.len(), Reverse(started))
 }
 
 impl Plugin for DefaultPreemption {
@@ -167,7 +167,7 @@ impl Plugin for DefaultPreemption {
             hopeful.rotate_left(offset);
         }
         let enough = self.enough(hopeful.len());
-        let mut candidates: Vec<Candidate> = Vec::new();
+        let mut candidates: Vec<Found> = Vec::new();
         let mut failed = Diagnosis { nodes: diagnosis.nodes, ..Diagnosis::default() };
         let (mut without, mut harmless) = (0, false);
         for node in &hopeful {
@@ -183,14 +183,23 @@ impl Plugin for DefaultPreemption {
                 Err(Hopeless::Refused(place, refusal)) => failed.refused.push((*node, place, refusal)),
             }
         }
-        let Some(best) = candidates.iter().min_by_key(|candidate| cost(candidate)) else {
+        let cost = |found: &&Found| cost(&found.victims.iter().collect::<Vec<_>>(), found.violations);
+        let Some(best) = candidates.iter().min_by_key(cost) else {
             let unhelpful = diagnosis.nodes - without - failed.refused.len();
             failed.others = vec![(without, NO_VICTIMS.to_owned()), (unhelpful, NOT_HELPFUL.to_owned())];
             return says(&failed.message(cycle.profile, &cycle.states), Nomination::Clear);
         };
-        let victims: Vec<Arc<str>> = best.victims.iter().map(|victim| victim.uid.clone()).collect();
-        let nomination = Nomination::To { node: snapshot.nodes.name[best.node.index()].clone(), victims };
-        PostFilter { nomination, ..PostFilter::default() }
+        let candidate = |found: &Found| Candidate {
+            node: snapshot.nodes.name[found.node.index()].clone(),
+            victims: found.victims.iter().map(|victim| victim.uid.clone()).collect(),
+            violations: found.violations,
+        };
+        let Candidate { node, victims, .. } = candidate(best);
+        PostFilter {
+            nomination: Nomination::To { node, victims },
+            candidates: candidates.iter().map(candidate).collect(),
+            ..PostFilter::default()
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! ImageLocality: prefers nodes that have the pod's images, by size, and less so the fewer nodes have them.
 
-use crate::cache::{NodeId, PendingPod, Snapshot};
-use crate::framework::{MAX_NODE_SCORE, Plugin, Points, State};
+use crate::cache::{ImageId, NodeId, PendingPod, Snapshot};
+use crate::framework::{MAX_NODE_SCORE, Plugin, Points, PreScore, State, state_of};
 
 const MEGABYTE: i64 = 1024 * 1024;
 /// Images that are smaller in sum make no difference.
@@ -25,22 +25,29 @@ impl Plugin for ImageLocality {
     }
 
     fn points(&self) -> Points {
-        Points::SCORE
+        Points::PRE_SCORE.and(Points::SCORE)
     }
 
-    fn score(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
-        let Some(spec) = pod.spec() else { return 0 };
+    /// The pod's images that are on nodes, with the share of the nodes, and the number of its containers.
+    fn pre_score(&self, pod: &PendingPod, snapshot: &Snapshot, _feasible: &[NodeId]) -> PreScore {
+        let Some(spec) = pod.spec() else { return PreScore::Skip };
         let total_nodes = snapshot.nodes.len().max(1) as f64;
-        let (mut sum, mut containers) = (0, 0);
-        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
-            containers += 1;
-            let image = with_tag(container.image.as_deref().unwrap_or_default());
-            if let Some(size) = snapshot.nodes.image_size(node, &image) {
-                let spread = f64::from(snapshot.nodes.nodes_with_image(&image)) / total_nodes;
-                sum += (size as f64 * spread) as i64;
-            }
-        }
-        points(sum, containers)
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let count = containers.clone().count() as i64;
+        let images = containers.filter_map(|container| {
+            let (image, nodes) = snapshot.nodes.image(&with_tag(container.image.as_deref().unwrap_or_default()))?;
+            Some((image, f64::from(nodes) / total_nodes))
+        });
+        let images: Vec<(ImageId, f64)> = images.collect();
+        if images.is_empty() { PreScore::Skip } else { PreScore::Proceed(Box::new((images, count))) }
+    }
+
+    fn score(&self, state: &State, _pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+        let (images, containers): &(Vec<(ImageId, f64)>, i64) = state_of(state);
+        let sizes = images.iter().map(|(image, spread)| {
+            snapshot.nodes.image_size(node, *image).map_or(0, |size| (size as f64 * spread) as i64)
+        });
+        points(sizes.sum(), *containers)
     }
 }
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::arguments;
+use super::{arguments, invalid};
 use crate::cache::{AffinityTerm, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot};
 use crate::framework::{
     Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
@@ -39,7 +39,8 @@ impl InterPodAffinity {
     pub fn new(value: Option<&Value>) -> Result<InterPodAffinity, String> {
         let arguments: Arguments = arguments(value)?;
         if !(0..=100).contains(&arguments.hard_pod_affinity_weight) {
-            return Err("hardPodAffinityWeight: not in valid range [0-100]".to_owned());
+            let weight = arguments.hard_pod_affinity_weight;
+            return Err(invalid("hardPodAffinityWeight", weight, "not in valid range [0, 100]"));
         }
         Ok(InterPodAffinity {
             hard_pod_affinity_weight: arguments.hard_pod_affinity_weight,

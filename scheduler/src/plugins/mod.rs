@@ -88,6 +88,24 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
     })
 }
 
+/// As `field.Invalid`.
+fn invalid(field: &str, value: impl std::fmt::Debug, why: &str) -> String {
+    format!("{field}: Invalid value: {value:?}: {why}")
+}
+
+/// As `field.NotSupported`.
+fn unsupported(field: &str, value: &str, supported: &[&str]) -> String {
+    format!(
+        "{field}: Unsupported value: {value:?}: supported values: {}",
+        supported.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// As `ValidateLabelName`.
+fn label_name(field: &str, value: &str) -> Result<(), String> {
+    apimachinery::names::is_qualified_name(value).first().map_or(Ok(()), |why| Err(invalid(field, value, why)))
+}
+
 /// A plugin's arguments, or their defaults. They may say what they are; more than there is they may not.
 pub(crate) fn arguments<T: serde::de::DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, String> {
     let Some(mut value) = value.filter(|value| !value.is_null()).cloned() else { return Ok(T::default()) };
@@ -96,4 +114,206 @@ pub(crate) fn arguments<T: serde::de::DeserializeOwned + Default>(value: Option<
         fields.remove("kind");
     }
     serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a plugin has against its arguments, which are YAML.
+    fn refusal(plugin: &str, text: &str) -> Option<String> {
+        let arguments = apimachinery::yaml::documents(text).expect("YAML").remove(0);
+        make(plugin, Some(&arguments)).expect("a plugin").err()
+    }
+
+    #[test]
+    fn arguments_are_refused_by_the_field_and_in_kubernetes_words() {
+        let cases = [
+            (
+                "DefaultPreemption",
+                "minCandidateNodesPercentage: 101",
+                "minCandidateNodesPercentage: Invalid value: 101: not in valid range [0, 100]",
+            ),
+            (
+                "DefaultPreemption",
+                "minCandidateNodesAbsolute: -1",
+                "minCandidateNodesAbsolute: Invalid value: -1: not in valid range [0, inf)",
+            ),
+            (
+                "DefaultPreemption",
+                "{minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 0}",
+                "minCandidateNodesPercentage: Invalid value: 0: cannot be zero at the same time as minCandidateNodesAbsolute",
+            ),
+            (
+                "InterPodAffinity",
+                "hardPodAffinityWeight: 101",
+                "hardPodAffinityWeight: Invalid value: 101: not in valid range [0, 100]",
+            ),
+            (
+                "PodTopologySpread",
+                "defaultingType: Some",
+                "defaultingType: Unsupported value: \"Some\": supported values: \"System\", \"List\"",
+            ),
+            (
+                "PodTopologySpread",
+                "defaultConstraints: [{maxSkew: 1, topologyKey: k, whenUnsatisfiable: DoNotSchedule}]",
+                "defaultingType: Invalid value: \"System\": when .defaultConstraints are not empty",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 0, topologyKey: k, whenUnsatisfiable: DoNotSchedule}]}",
+                "defaultConstraints[0].maxSkew: Invalid value: 0: not in valid range (0, inf)",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: '', whenUnsatisfiable: DoNotSchedule}]}",
+                "defaultConstraints[0].topologyKey: Required value: can not be empty",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: 'a b', whenUnsatisfiable: DoNotSchedule}]}",
+                "defaultConstraints[0].topologyKey: Invalid value: \"a b\": name part must consist of",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: k, whenUnsatisfiable: ''}]}",
+                "defaultConstraints[0].whenUnsatisfiable: Required value: can not be empty",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: k, whenUnsatisfiable: Never}]}",
+                "defaultConstraints[0].whenUnsatisfiable: Unsupported value: \"Never\": supported values: \"DoNotSchedule\", \"ScheduleAnyway\"",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: k, whenUnsatisfiable: DoNotSchedule, labelSelector: {}}]}",
+                "defaultConstraints[0].labelSelector: Forbidden: constraint must not define a selector, as they deduced for each pod",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: k, whenUnsatisfiable: DoNotSchedule}, {maxSkew: 2, topologyKey: k, whenUnsatisfiable: DoNotSchedule}]}",
+                "defaultConstraints[1]: Duplicate value: \"{k, DoNotSchedule}\"",
+            ),
+            (
+                "NodeResourcesFit",
+                "ignoredResources: [a b]",
+                "ignoredResources[0]: Invalid value: \"a b\": name part must consist of",
+            ),
+            (
+                "NodeResourcesFit",
+                "ignoredResourceGroups: [a/b]",
+                "ignoredResourceGroups[0]: Invalid value: \"a/b\": resource group name can't contain '/'",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: Best}",
+                "scoringStrategy.type: Unsupported value: \"Best\": supported values: \"LeastAllocated\", \"MostAllocated\", \"RequestedToCapacityRatio\"",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: MostAllocated, resources: [{name: cpu, weight: 101}]}",
+                "scoringStrategy.resources[0].weight: Invalid value: 101: resource weight of cpu not in valid range (0, 100]",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: RequestedToCapacityRatio}",
+                "scoringStrategy.shape: Required value: at least one point must be specified",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: RequestedToCapacityRatio, requestedToCapacityRatio: {shape: [{utilization: 5, score: 1}, {utilization: 5, score: 1}]}}",
+                "scoringStrategy.shape[1].utilization: Invalid value: 5: values must be sorted in increasing order",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: LeastAllocated, requestedToCapacityRatio: {shape: [{utilization: 101, score: 1}]}}",
+                "scoringStrategy.shape[0].utilization: Invalid value: 101: not in valid range [0, 100]",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: RequestedToCapacityRatio, requestedToCapacityRatio: {shape: [{utilization: 5, score: 11}]}}",
+                "scoringStrategy.shape[0].score: Invalid value: 11: not in valid range [0, 10]",
+            ),
+            (
+                "NodeResourcesFit",
+                "scoringStrategy: {type: RequestedToCapacityRatio, requestedToCapacityRatio: {shape: [{score: 1, use: 2}]}}",
+                "unknown field `use`",
+            ),
+            (
+                "NodeResourcesBalancedAllocation",
+                "resources: [{name: cpu}, {name: cpu}]",
+                "resources[1].name: Duplicate value: \"cpu\"",
+            ),
+            (
+                "NodeResourcesBalancedAllocation",
+                "resources: [{name: cpu, weight: 2}]",
+                "resources[0].weight: Invalid value: 2: must be 1",
+            ),
+            (
+                "NodeAffinity",
+                "addedAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Near}]}]}}",
+                "addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0]: Invalid value",
+            ),
+            (
+                "NodeAffinity",
+                "addedAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1, preference: {matchFields: [{key: metadata.name, operator: Near}]}}]}",
+                "addedAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference: Invalid value",
+            ),
+            (
+                "VolumeBinding",
+                "bindTimeoutSeconds: -1",
+                "bindTimeoutSeconds: Invalid value: -1: invalid BindTimeoutSeconds, should not be a negative value",
+            ),
+            (
+                "VolumeBinding",
+                "shape: [{utilization: 0, score: 0}]",
+                "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring",
+            ),
+            (
+                "DynamicResources",
+                "filterTimeout: -1s",
+                "filterTimeout: Invalid value: \"-1s\": must be zero or positive",
+            ),
+            (
+                "DynamicResources",
+                "bindingTimeout: 1ms",
+                "bindingTimeout: Invalid value: \"1ms\": must be at least 1 second",
+            ),
+            ("DynamicResources", "{kind: NodeAffinityArgs}", "has to match plugin args"),
+            ("DynamicResources", "timeout: 1s", "unknown field `timeout`"),
+        ];
+        for (plugin, arguments, words) in cases {
+            let told = refusal(plugin, arguments).unwrap_or_else(|| panic!("{plugin} takes {arguments}"));
+            assert!(told.starts_with(words) || told.contains(words) && !words.contains(": "), "{told}\nfor {words}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_every_arguments_kind_is_taken() {
+        let cases = [
+            (
+                "DefaultPreemption",
+                "{apiVersion: kubescheduler.config.k8s.io/v1, kind: DefaultPreemptionArgs, minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 1}",
+            ),
+            ("InterPodAffinity", "{hardPodAffinityWeight: 0, ignorePreferredTermsOfExistingPods: true}"),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: a/b, whenUnsatisfiable: ScheduleAnyway}]}",
+            ),
+            (
+                "NodeResourcesFit",
+                "{ignoredResources: [a.b/c], ignoredResourceGroups: [a.b], scoringStrategy: {type: RequestedToCapacityRatio, resources: [{name: cpu, weight: 0}, {name: a.b/c}], requestedToCapacityRatio: {shape: [{utilization: 0, score: 0}, {utilization: 100, score: 10}]}}}",
+            ),
+            ("NodeResourcesBalancedAllocation", "{resources: [{name: cpu, weight: 0}, {name: memory, weight: 1}]}"),
+            (
+                "NodeAffinity",
+                "addedAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{}, {matchExpressions: [{key: a, operator: Exists}]}]}, preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1, preference: {}}]}",
+            ),
+            ("VolumeBinding", "bindTimeoutSeconds: 0"),
+            ("DynamicResources", "{filterTimeout: 0s, bindingTimeout: 1s}"),
+        ];
+        for (plugin, arguments) in cases {
+            assert_eq!(refusal(plugin, arguments), None, "{plugin} {arguments}");
+        }
+    }
 }

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use apimachinery::node::{NodeTerm, NodeTerms, RequiredNodeAffinity};
-use k8s_openapi::api::core::v1::NodeAffinity as ApiNodeAffinity;
+use k8s_openapi::api::core::v1::{NodeAffinity as ApiNodeAffinity, NodeSelectorTerm};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::arguments;
+use super::{arguments, invalid};
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::framework::{EventSet, Plugin, Points, PreFilter, PreScore, State, Verdict, normalize_by_maximum, state_of};
 
@@ -46,10 +46,23 @@ impl NodeAffinity {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<NodeAffinity, String> {
         let Arguments { added_affinity } = arguments(value)?;
+        // An empty term matches nothing, or says nothing, and is allowed.
+        let check = |field: String, term: &NodeSelectorTerm| {
+            let empty = term.match_expressions.is_none() && term.match_fields.is_none();
+            let why = "a requirement that does not hold";
+            if NodeTerm::parse(term).is_void() && !empty { Err(invalid(&field, term, why)) } else { Ok(()) }
+        };
         let required =
             added_affinity.iter().filter_map(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-        if required.flat_map(|selector| &selector.node_selector_terms).any(|term| NodeTerm::parse(term).is_void()) {
-            return Err("addedAffinity.requiredDuringSchedulingIgnoredDuringExecution: a term is invalid".to_owned());
+        for (at, term) in required.flat_map(|selector| selector.node_selector_terms.iter().enumerate()) {
+            let field = "addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+            check(format!("{field}[{at}]"), term)?;
+        }
+        let preferred =
+            added_affinity.iter().filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+        for (at, term) in preferred.flat_map(|terms| terms.iter().enumerate()) {
+            let field = "addedAffinity.preferredDuringSchedulingIgnoredDuringExecution";
+            check(format!("{field}[{at}].preference"), &term.preference)?;
         }
         Ok(NodeAffinity { added: added_affinity })
     }

@@ -3,16 +3,18 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::arguments;
+use super::dynamic_resources::{Offered, Selectors};
 use super::node_resources_fit::{Resource, default_resources, requested_and_allocatable};
+use super::{arguments, invalid};
 use crate::cache::{NodeId, PendingPod, Snapshot};
-use crate::framework::{MAX_NODE_SCORE, Plugin, Points, PreScore, State};
+use crate::framework::{MAX_NODE_SCORE, Plugin, Points, PreScore, State, state_of};
 
 /// Resources beyond this number are left out of the balance.
 const RESOURCES_MAX: usize = 8;
 
 pub struct NodeResourcesBalancedAllocation {
     resources: Vec<Resource>,
+    selectors: Selectors,
 }
 
 /// `NodeResourcesBalancedAllocationArgs`.
@@ -26,18 +28,19 @@ impl NodeResourcesBalancedAllocation {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<Self, String> {
         let Arguments { mut resources } = arguments(value)?;
-        let twice = |(at, one): (usize, &Resource)| resources[..at].iter().any(|other| other.name == one.name);
-        if resources.iter().enumerate().any(twice) {
-            return Err("resources: Duplicate value".to_owned());
-        }
-        if resources.iter().any(|resource| resource.weight != 1) {
-            return Err("resources[].weight: must be 1".to_owned());
+        for (at, Resource { name, weight }) in resources.iter().enumerate() {
+            if resources[..at].iter().any(|other| other.name == *name) {
+                return Err(format!("resources[{at}].name: Duplicate value: {name:?}"));
+            }
+            if *weight != 1 {
+                return Err(invalid(&format!("resources[{at}].weight"), weight, "must be 1"));
+            }
         }
         if resources.is_empty() {
             resources = default_resources();
         }
         resources.truncate(RESOURCES_MAX);
-        Ok(NodeResourcesBalancedAllocation { resources })
+        Ok(NodeResourcesBalancedAllocation { resources, selectors: Selectors::default() })
     }
 }
 
@@ -75,19 +78,21 @@ impl Plugin for NodeResourcesBalancedAllocation {
     }
 
     /// A pod that requests nothing changes no balance.
-    fn pre_score(&self, pod: &PendingPod, _snapshot: &Snapshot, _feasible: &[NodeId]) -> PreScore {
+    fn pre_score(&self, pod: &PendingPod, snapshot: &Snapshot, _feasible: &[NodeId]) -> PreScore {
         if self.resources.iter().all(|resource| amount_of(pod, &resource.name) == 0) {
             return PreScore::Skip;
         }
-        PreScore::Proceed(Box::new(()))
+        let resources = self.resources.iter().map(|resource| resource.name.as_str());
+        PreScore::Proceed(Box::new(Offered::to(pod, snapshot, resources, &self.selectors)))
     }
 
     /// By how much the pod betters the balance: half of the maximum if not at all.
-    fn score(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+    fn score(&self, state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+        let offered: &Offered = state_of(state);
         let (mut with, mut without) = ([0.0; RESOURCES_MAX], [0.0; RESOURCES_MAX]);
         let mut count = 0;
         for resource in &self.resources {
-            let amounts = requested_and_allocatable(pod, snapshot, node, &resource.name, true);
+            let amounts = requested_and_allocatable(pod, snapshot, node, &resource.name, true, offered);
             let Some((requested, allocatable)) = amounts else { continue };
             let fraction = |amount: i64| (amount as f64 / allocatable as f64).min(1.0);
             with[count] = fraction(requested);

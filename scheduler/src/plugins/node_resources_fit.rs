@@ -7,27 +7,36 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::arguments;
+use super::dynamic_resources::{Offered, Selectors};
+use super::{arguments, invalid, label_name, unsupported};
 use crate::cache::{NodeId, PendingPod, Snapshot};
-use crate::framework::{EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, Refusal, State, Verdict, state_of};
+use crate::framework::{
+    EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, Refusal, State, Verdict, state_of,
+};
 
 pub struct NodeResourcesFit {
     ignored: Vec<String>,
     ignored_groups: Vec<String>,
     strategy: Strategy,
     resources: Vec<Resource>,
+    selectors: Selectors,
 }
 
 /// A resource that counts in a score.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Resource {
     pub name: String,
-    #[serde(default = "one")]
+    /// 1 stands for none.
+    #[serde(default = "one", deserialize_with = "weight")]
     pub weight: i64,
 }
 
 fn one() -> i64 {
     1
+}
+
+fn weight<'de, D: serde::Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
+    i64::deserialize(from).map(|weight| if weight == 0 { 1 } else { weight })
 }
 
 /// CPU and memory with equal weight.
@@ -62,12 +71,14 @@ struct ScoringStrategy {
     requested_to_capacity_ratio: Option<Ratio>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Ratio {
     shape: Vec<ShapePoint>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct ShapePoint {
     utilization: i64,
     score: i64,
@@ -79,34 +90,42 @@ impl NodeResourcesFit {
         let arguments: Arguments = arguments(value)?;
         let mut resources = default_resources();
         let mut strategy = Strategy::LeastAllocated;
+        for (at, name) in arguments.ignored_resources.iter().enumerate() {
+            label_name(&format!("ignoredResources[{at}]"), name)?;
+        }
+        for (at, group) in arguments.ignored_resource_groups.iter().enumerate() {
+            let field = format!("ignoredResourceGroups[{at}]");
+            if group.contains('/') {
+                return Err(invalid(&field, group, "resource group name can't contain '/'"));
+            }
+            label_name(&field, group)?;
+        }
         if let Some(scoring) = arguments.scoring_strategy {
+            const STRATEGIES: [&str; 3] = ["LeastAllocated", "MostAllocated", "RequestedToCapacityRatio"];
+            // It is checked whether or not it is asked for.
+            let shape = scoring.requested_to_capacity_ratio.map(|ratio| shape(&ratio.shape)).transpose()?;
             strategy = match scoring.kind.as_str() {
-                "LeastAllocated" | "MostAllocated" if scoring.requested_to_capacity_ratio.is_some() => {
-                    let cause = "must be nil when type is not RequestedToCapacityRatio";
-                    return Err(format!("scoringStrategy.requestedToCapacityRatio: Forbidden: {cause}"));
-                }
                 "LeastAllocated" => Strategy::LeastAllocated,
                 "MostAllocated" => Strategy::MostAllocated,
-                "RequestedToCapacityRatio" => {
-                    Strategy::RequestedToCapacityRatio(shape(scoring.requested_to_capacity_ratio)?)
-                }
-                other => return Err(format!("scoringStrategy.type: Unsupported value: {other:?}")),
+                "RequestedToCapacityRatio" => Strategy::RequestedToCapacityRatio(shape.ok_or_else(no_shape)?),
+                other => return Err(unsupported("scoringStrategy.type", other, &STRATEGIES)),
             };
             if !scoring.resources.is_empty() {
                 resources = scoring.resources;
             }
         }
-        if let Some(group) = arguments.ignored_resource_groups.iter().find(|group| group.contains('/')) {
-            return Err(format!("ignoredResourceGroups: {group:?}: resource group name can't contain '/'"));
-        }
-        if let Some(resource) = resources.iter().find(|resource| !(1..=100).contains(&resource.weight)) {
-            return Err(format!("scoringStrategy.resources: weight of {} not in valid range [1-100]", resource.name));
+        for (at, Resource { name, weight }) in resources.iter().enumerate() {
+            if !(1..=100).contains(weight) {
+                let why = format!("resource weight of {name} not in valid range (0, 100]");
+                return Err(invalid(&format!("scoringStrategy.resources[{at}].weight"), weight, &why));
+            }
         }
         Ok(NodeResourcesFit {
             ignored: arguments.ignored_resources,
             ignored_groups: arguments.ignored_resource_groups,
             strategy,
             resources,
+            selectors: Selectors::default(),
         })
     }
 
@@ -117,26 +136,40 @@ impl NodeResourcesFit {
     }
 }
 
-fn shape(ratio: Option<Ratio>) -> Result<Vec<(i64, i64)>, String> {
-    let points = ratio.map(|ratio| ratio.shape).unwrap_or_default();
-    let rising = points.windows(2).all(|pair| pair[0].utilization < pair[1].utilization);
-    let in_range = |point: &ShapePoint| (0..=100).contains(&point.utilization) && (0..=10).contains(&point.score);
-    if points.is_empty() || !rising || !points.iter().all(in_range) {
-        return Err(
-            "requestedToCapacityRatio.shape: needs points of rising utilization in [0-100] and score in [0-10]".into(),
-        );
+fn no_shape() -> String {
+    "scoringStrategy.shape: Required value: at least one point must be specified".to_owned()
+}
+
+/// As `validateFunctionShape`.
+fn shape(points: &[ShapePoint]) -> Result<Vec<(i64, i64)>, String> {
+    if points.is_empty() {
+        return Err(no_shape());
+    }
+    let field = |at: usize, name: &str| format!("scoringStrategy.shape[{at}].{name}");
+    if let Some(at) = (1..points.len()).find(|at| points[at - 1].utilization >= points[*at].utilization) {
+        let why = "values must be sorted in increasing order";
+        return Err(invalid(&field(at, "utilization"), points[at].utilization, why));
+    }
+    for (at, point) in points.iter().enumerate() {
+        for (name, value, most) in [("utilization", point.utilization, 100), ("score", point.score, 10)] {
+            if !(0..=most).contains(&value) {
+                return Err(invalid(&field(at, name), value, &format!("not in valid range [0, {most}]")));
+            }
+        }
     }
     Ok(points.iter().map(|point| (point.utilization, point.score * MAX_NODE_SCORE / 10)).collect())
 }
 
 /// The request (pod included) and the capacity of a node for one resource; `None` if it does not count there.
-/// CPU and memory are those of containers with defaults for what they leave out, unless `as_requested`.
+/// CPU and memory are those of containers with defaults for what they leave out, unless `as_requested`. Where the node has
+/// nothing of an extended resource, the devices that are `offered` stand for it. As `calculateResourceAllocatableRequest`.
 pub fn requested_and_allocatable(
     pod: &PendingPod,
     snapshot: &Snapshot,
     node: NodeId,
     resource: &str,
     as_requested: bool,
+    offered: &Offered,
 ) -> Option<(i64, i64)> {
     let nodes = &snapshot.nodes;
     let index = node.index();
@@ -155,11 +188,18 @@ pub fn requested_and_allocatable(
         _ => {
             // A resource that the pod does not ask for says nothing about where it should go.
             let (_, wanted) = requests.extended.iter().find(|(name, _)| &**name == resource)?;
-            (nodes.requested.extended(node, resource) + wanted, nodes.allocatable.extended(node, resource))
+            let (allocatable, taken) = match nodes.allocatable.extended(node, resource) {
+                0 => offered.on(snapshot, node, resource)?,
+                has => (has, nodes.requested.extended(node, resource)),
+            };
+            (taken + wanted, allocatable)
         }
     };
     (allocatable != 0).then_some((requested, allocatable))
 }
+
+/// The extended resources that a pod asks for, how much of them, and whether devices may stand for them.
+type Extended = Vec<(Arc<str>, i64, bool)>;
 
 const PODS_REASON: u32 = 0;
 const CPU_REASON: u32 = 1;
@@ -174,22 +214,24 @@ impl Plugin for NodeResourcesFit {
     }
 
     fn points(&self) -> Points {
-        Points::PRE_FILTER.and(Points::FILTER).and(Points::SCORE)
+        Points::PRE_FILTER.and(Points::FILTER).and(Points::PRE_SCORE).and(Points::SCORE)
     }
 
     fn events(&self) -> EventSet {
-        EventSet::NODE_ADD.and(EventSet::NODE_ALLOCATABLE).and(EventSet::POD_REMOVED)
+        EventSet::NODE_ADD.and(EventSet::NODE_ALLOCATABLE).and(EventSet::POD_REMOVED).and(EventSet::DEVICE_CLASS)
     }
 
     /// The extended resources that count.
-    fn pre_filter(&self, pod: &PendingPod, _snapshot: &Snapshot) -> PreFilter {
+    fn pre_filter(&self, pod: &PendingPod, snapshot: &Snapshot) -> PreFilter {
         let extended = pod.facts.requests.extended.iter().filter(|(name, amount)| *amount > 0 && !self.ignores(name));
-        PreFilter::Proceed(Box::new(extended.cloned().collect::<Vec<(Arc<str>, i64)>>()))
+        let delegable = |name: &str| snapshot.claims.class_for(name).is_some();
+        let extended = extended.map(|(name, amount)| (name.clone(), *amount, delegable(name)));
+        PreFilter::Proceed(Box::new(extended.collect::<Extended>()))
     }
 
     /// As `fitsRequest`.
     fn filter(&self, state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> Verdict {
-        let extended: &Vec<(Arc<str>, i64)> = state_of(state);
+        let extended: &Extended = state_of(state);
         let (nodes, index) = (&snapshot.nodes, node.index());
         let requests = &pod.facts.requests;
         let mut refusal = Refusal { reasons: 0, resolvable: true };
@@ -207,8 +249,12 @@ impl Plugin for NodeResourcesFit {
             nodes.requested.ephemeral_storage[index],
             EPHEMERAL_STORAGE_REASON,
         );
-        for ((name, wanted), reason) in extended.iter().zip(FIRST_EXTENDED_REASON..) {
-            need(*wanted, nodes.allocatable.extended(node, name), nodes.requested.extended(node, name), reason);
+        for ((name, wanted, delegable), reason) in extended.iter().zip(FIRST_EXTENDED_REASON..) {
+            let has = nodes.allocatable.extended(node, name);
+            // DynamicResources looks for devices in its place. As `shouldDelegateResourceToDRA`.
+            if has > 0 || !delegable {
+                need(*wanted, has, nodes.requested.extended(node, name), reason);
+            }
         }
         if nodes.requested.pods[index] + 1 > nodes.allocatable.pods[index] {
             refusal.reasons |= 1 << PODS_REASON;
@@ -223,9 +269,9 @@ impl Plugin for NodeResourcesFit {
             MEMORY_REASON => Cow::Borrowed("Insufficient memory"),
             EPHEMERAL_STORAGE_REASON => Cow::Borrowed("Insufficient ephemeral-storage"),
             _ => {
-                let extended: &Vec<(Arc<str>, i64)> = state_of(state);
+                let extended: &Extended = state_of(state);
                 let name =
-                    extended.get((number - FIRST_EXTENDED_REASON) as usize).map_or("resources", |(name, _)| name);
+                    extended.get((number - FIRST_EXTENDED_REASON) as usize).map_or("resources", |(name, ..)| name);
                 Cow::Owned(format!("Insufficient {name}"))
             }
         }
@@ -242,20 +288,24 @@ impl Plugin for NodeResourcesFit {
                 of(requests.ephemeral_storage, has.ephemeral_storage[index], used.ephemeral_storage[index]),
             "pods": of(1, has.pods[index], used.pods[index]),
         });
-        let extended = state.downcast_ref::<Vec<(Arc<str>, i64)>>().into_iter().flatten();
-        for (name, wanted) in extended {
+        let extended = state.downcast_ref::<Extended>().into_iter().flatten();
+        for (name, wanted, _) in extended {
             numbers[&**name] = of(*wanted, has.extended(node, name), used.extended(node, name));
         }
         numbers
     }
 
-    fn score(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+    fn pre_score(&self, pod: &PendingPod, snapshot: &Snapshot, _feasible: &[NodeId]) -> PreScore {
+        let resources = self.resources.iter().map(|resource| resource.name.as_str());
+        PreScore::Proceed(Box::new(Offered::to(pod, snapshot, resources, &self.selectors)))
+    }
+
+    fn score(&self, state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> i64 {
+        let offered: &Offered = state_of(state);
         let (mut total, mut weights) = (0, 0);
         for resource in &self.resources {
-            let Some((requested, allocatable)) = requested_and_allocatable(pod, snapshot, node, &resource.name, false)
-            else {
-                continue;
-            };
+            let amounts = requested_and_allocatable(pod, snapshot, node, &resource.name, false, offered);
+            let Some((requested, allocatable)) = amounts else { continue };
             let score = match &self.strategy {
                 Strategy::LeastAllocated if requested > allocatable => 0,
                 Strategy::LeastAllocated => (allocatable - requested) * MAX_NODE_SCORE / allocatable,
@@ -338,7 +388,7 @@ mod tests {
         let snapshot = snapshot();
         let verdict = |cpu: &str| {
             let pod = crate::testing::pending(pod("p").requests(&[("cpu", cpu)]).build());
-            let state: State = Box::<Vec<(Arc<str>, i64)>>::default();
+            let state: State = Box::<Extended>::default();
             plugin(json!({})).filter(&state, &pod, &snapshot, NodeId(0))
         };
         assert_eq!(verdict("2"), Verdict::unschedulable(1 << CPU_REASON));
@@ -370,5 +420,43 @@ mod tests {
             "requestedToCapacityRatio": {"shape": [{"utilization": 0, "score": 0}, {"utilization": 100, "score": 10}]}
         }});
         assert_eq!(scores(&plugin(ratio), &wants, &snapshot), [62, 50]);
+    }
+
+    #[test]
+    fn devices_count_where_they_stand_for_a_resource() {
+        let mut snapshot = cluster(["n1", "n2", "n3"].map(|name| node(name).allocatable("4", "10000", 10).build()));
+        let class = json!({"metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "example.com/gpu",
+            "selectors": [{"cel": {"expression": "device.driver == 'gpu.io'"}}]}});
+        snapshot.claims.set_class("gpu", Some(serde_json::from_value(class).expect("a class")));
+        let mut slice = |name: &str, driver: &str, place: Value, count: usize| {
+            let devices: Vec<Value> = (0..count).map(|at| json!({"name": format!("d{at}")})).collect();
+            let mut spec = json!({"driver": driver, "devices": devices,
+                "pool": {"name": name, "generation": 1, "resourceSliceCount": 1}});
+            spec.as_object_mut().expect("a map").extend(place.as_object().expect("a map").clone());
+            let slice = json!({"metadata": {"name": name}, "spec": spec});
+            snapshot.claims.slices.insert(name.into(), serde_json::from_value(slice).expect("a slice"));
+        };
+        slice("on-n1", "gpu.io", json!({"nodeName": "n1"}), 4);
+        slice(
+            "on-n2",
+            "gpu.io",
+            json!({"nodeSelector": {"nodeSelectorTerms": [{"matchFields": [
+            {"key": "metadata.name", "operator": "In", "values": ["n2"]}]}]}}),
+            2,
+        );
+        slice("others", "other.io", json!({"allNodes": true}), 8);
+        let taken = json!({"metadata": {"name": "c"}, "spec": {}, "status": {"allocation": {"devices": {"results": [
+            {"request": "r", "driver": "gpu.io", "pool": "on-n1", "device": "d0"}]}}}});
+        snapshot.claims.claims.insert("default/c".into(), serde_json::from_value(taken).expect("a claim"));
+        let wants = pod("p").requests(&[("example.com/gpu", "1")]).build();
+        let by_gpu = |kind: &str| {
+            let resources = json!([{"name": "example.com/gpu", "weight": 1}]);
+            scores(&plugin(json!({"scoringStrategy": {"type": kind, "resources": resources}})), &wants, &snapshot)
+        };
+        assert_eq!(by_gpu("LeastAllocated"), [50, 50, 0]);
+        assert_eq!(by_gpu("MostAllocated"), [50, 50, 0]);
+        let two = pod("p").requests(&[("example.com/gpu", "2")]).build();
+        let most = json!({"scoringStrategy": {"type": "MostAllocated", "resources": [{"name": "example.com/gpu", "weight": 1}]}});
+        assert_eq!(scores(&plugin(most), &two, &snapshot), [75, 100, 0]);
     }
 }

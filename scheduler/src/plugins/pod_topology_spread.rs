@@ -12,8 +12,8 @@ use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::arguments;
 use super::taint_toleration::tolerates_node;
+use super::{arguments, invalid, label_name, unsupported};
 use crate::cache::{Column, ControllerKind, HOSTNAME_KEY, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot, ZONE_KEY};
 use crate::framework::{
     Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
@@ -47,14 +47,14 @@ impl PodTopologySpread {
         let arguments: Arguments = arguments(value)?;
         let defaults = match arguments.defaulting_type.as_str() {
             "" | "System" if arguments.default_constraints.is_empty() => Defaults::System,
-            "" | "System" => return Err("defaultingType: when .defaultConstraints are not empty, must be List".into()),
+            "" | "System" => {
+                return Err(invalid("defaultingType", "System", "when .defaultConstraints are not empty"));
+            }
             "List" => Defaults::List(arguments.default_constraints),
-            other => return Err(format!("defaultingType: Unsupported value: {other:?}")),
+            other => return Err(unsupported("defaultingType", other, &["System", "List"])),
         };
-        if let Defaults::List(list) = &defaults
-            && let Some(cause) = list.iter().enumerate().find_map(|(at, one)| wrong_default(one, &list[..at]))
-        {
-            return Err(format!("defaultConstraints: {cause}"));
+        if let Defaults::List(list) = &defaults {
+            list.iter().enumerate().try_for_each(|(at, one)| check_default(one, &list[..at]))?;
         }
         Ok(PodTopologySpread { defaults })
     }
@@ -91,23 +91,34 @@ impl PodTopologySpread {
     }
 }
 
-/// What is wrong with a default constraint after others. As `ValidatePodTopologySpreadArgs`.
-fn wrong_default(constraint: &TopologySpreadConstraint, former: &[TopologySpreadConstraint]) -> Option<String> {
+/// Checks a default constraint after others. As `ValidatePodTopologySpreadArgs`.
+fn check_default(constraint: &TopologySpreadConstraint, former: &[TopologySpreadConstraint]) -> Result<(), String> {
+    const ACTIONS: [&str; 2] = ["DoNotSchedule", "ScheduleAnyway"];
     let (key, action) = (&constraint.topology_key, constraint.when_unsatisfiable.as_str());
+    let at = format!("defaultConstraints[{}]", former.len());
+    let required = |field: &str| Err(format!("{at}.{field}: Required value: can not be empty"));
     if constraint.max_skew <= 0 {
-        return Some("maxSkew: not in valid range (0, inf)".to_owned());
+        return Err(invalid(&format!("{at}.maxSkew"), constraint.max_skew, "not in valid range (0, inf)"));
     }
     if key.is_empty() {
-        return Some("topologyKey: can not be empty".to_owned());
+        return required("topologyKey");
     }
-    if !["DoNotSchedule", "ScheduleAnyway"].contains(&action) {
-        return Some(format!("whenUnsatisfiable: Unsupported value: {action:?}"));
+    label_name(&format!("{at}.topologyKey"), key)?;
+    if action.is_empty() {
+        return required("whenUnsatisfiable");
+    }
+    if !ACTIONS.contains(&action) {
+        return Err(unsupported(&format!("{at}.whenUnsatisfiable"), action, &ACTIONS));
     }
     if constraint.label_selector.is_some() {
-        return Some("constraint must not define a selector, as they deduced for each pod".to_owned());
+        let why = "constraint must not define a selector, as they deduced for each pod";
+        return Err(format!("{at}.labelSelector: Forbidden: {why}"));
     }
     let same = |other: &TopologySpreadConstraint| other.topology_key == *key && other.when_unsatisfiable == action;
-    former.iter().any(same).then(|| format!("Duplicate value: {{{key}, {action}}}"))
+    match former.iter().any(same) {
+        true => Err(format!("{at}: Duplicate value: \"{{{key}, {action}}}\"")),
+        false => Ok(()),
+    }
 }
 
 /// A constraint, parsed.
@@ -536,7 +547,7 @@ mod tests {
     #[test]
     fn replicas_prefer_hosts_without_their_like() {
         let mut snapshot = zones();
-        snapshot.workloads.set_service("default", "web", Some(&[("app".to_owned(), "web".to_owned())].into()));
+        snapshot.workloads.set_service("default", "web", Some([("app".to_owned(), "web".to_owned())].into()));
         placed(&mut snapshot, web("1").on("a").build());
         let scores_now = |snapshot: &Snapshot| scores(&PodTopologySpread::default(), &web("p").build(), snapshot);
         let one = scores_now(&snapshot);

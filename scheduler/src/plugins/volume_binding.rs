@@ -23,7 +23,7 @@ use kube::api::{Patch, PatchParams};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::arguments;
+use super::{arguments, invalid};
 use crate::cache::volumes::{Assumption, Binding, is_bound};
 use crate::cache::{NodeId, PendingPod, Snapshot};
 use crate::framework::{EventSet, Handle, Plugin, Points, PreFilter, State, Verdict, state_of};
@@ -40,19 +40,25 @@ pub struct VolumeBinding {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Arguments {
     bind_timeout_seconds: i64,
+    shape: Option<Value>,
 }
 
 impl Default for Arguments {
     fn default() -> Self {
-        Arguments { bind_timeout_seconds: 600 }
+        Arguments { bind_timeout_seconds: 600, shape: None }
     }
 }
 
 impl VolumeBinding {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<VolumeBinding, String> {
-        let Arguments { bind_timeout_seconds: seconds } = arguments(value)?;
-        let seconds = u64::try_from(seconds).map_err(|_| "bindTimeoutSeconds: should not be a negative value")?;
+        let Arguments { bind_timeout_seconds: seconds, shape } = arguments(value)?;
+        let negative = "invalid BindTimeoutSeconds, should not be a negative value";
+        let seconds = u64::try_from(seconds).map_err(|_| invalid("bindTimeoutSeconds", seconds, negative))?;
+        if let Some(shape) = shape {
+            let why = "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring";
+            return Err(invalid("shape", shape.to_string(), why));
+        }
         Ok(VolumeBinding { bind_timeout: Duration::from_secs(seconds) })
     }
 }

@@ -18,8 +18,11 @@ fn free_port() -> u16 {
 async fn a_decision_can_be_explained_and_supposed() {
     let Some(mut lab) = Lab::without_scheduler("explain", false).await else { return };
     let port = free_port();
-    let flags =
-        ["--leader-elect=false", "--bind-address=127.0.0.1", "--authorization-always-allow-paths=/debug/explain"];
+    let flags = [
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+        "--authorization-always-allow-paths=/debug/explain,/metrics,/metrics/resources",
+    ];
     lab.scheduler(&[&flags[..], &[&format!("--secure-port={port}")]].concat());
     lab.node("n1", "1").await;
     lab.node("n2", "4").await;
@@ -41,6 +44,19 @@ async fn a_decision_can_be_explained_and_supposed() {
     let told: Value = client.request(post).await.unwrap();
     assert_eq!((&told["node"], &told["nodes"][0]["reasons"]), (&json!("n2"), &json!(["Insufficient cpu"])), "{told}");
     assert!(told["nodes"][1]["scores"]["NodeResourcesFit"]["score"].is_number(), "{told}");
+    let text =
+        async |path: &str| client.request_text(http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
+    let told = text("/metrics/resources").await;
+    let asked =
+        r#"{namespace="t",pod="big",node="",scheduler="default-scheduler",priority="0",resource="cpu",unit="cores"} 8"#;
+    assert!(told.contains(asked), "{told}");
+    let told = text("/metrics").await;
+    for (point, status) in [("PreFilter", "Success"), ("Filter", "Success"), ("PostFilter", "Unschedulable")] {
+        let count = format!(
+            "scheduler_framework_extension_point_duration_seconds_count{{extension_point=\"{point}\",status=\"{status}\""
+        );
+        assert!(told.contains(&count), "{count}\n{told}");
+    }
 }
 
 /// An extender that refuses one node, prefers another, and binds.
@@ -57,16 +73,22 @@ async fn extender(server: Arc<super::Server>, port: u16, asked: Arc<Mutex<BTreeS
             let body: Value = serde_json::from_slice(&body).unwrap();
             let answer = match verb.as_str() {
                 "/x/filter" => {
-                    let mut nodes = body["nodes"].clone();
+                    let mut nodes = body["Nodes"].clone();
                     nodes["items"].as_array_mut().unwrap().retain(|node| node["metadata"]["name"] != "n3");
-                    json!({"nodes": nodes, "failedNodes": {"n3": "not this one"}})
+                    json!({"Nodes": nodes, "NodeNames": null, "FailedNodes": {"n3": "not this one"}, "FailedAndUnresolvableNodes": null, "Error": ""})
                 }
-                "/x/preempt" => json!({"nodeNameToMetaVictims": body["nodeNameToMetaVictims"]}),
-                "/x/prioritize" => json!([{"host": "n1", "score": 0}, {"host": "n2", "score": 10}]),
+                // All candidates at once: the one that the scheduler would not have taken is left.
+                "/x/preempt" => {
+                    let victims = &body["NodeNameToVictims"];
+                    assert_eq!(victims.as_object().map(serde_json::Map::len), Some(2), "{body}");
+                    let uid = &victims["n2"]["Pods"][0]["metadata"]["uid"];
+                    json!({"NodeNameToMetaVictims": {"n2": {"Pods": [{"UID": uid}], "NumPDBViolations": 0}}})
+                }
+                "/x/prioritize" => json!([{"Host": "n1", "Score": 0}, {"Host": "n2", "Score": 10}]),
                 _ => {
-                    let binding = json!({"metadata": {"name": body["podName"], "uid": body["podUID"]},
-                        "target": {"kind": "Node", "name": body["node"]}});
-                    let name = body["podName"].as_str().unwrap();
+                    let binding = json!({"metadata": {"name": body["PodName"], "uid": body["PodUID"]},
+                        "target": {"kind": "Node", "name": body["Node"]}});
+                    let name = body["PodName"].as_str().unwrap();
                     server.post(&format!("{}/{name}/binding", super::PODS), &binding).await.unwrap();
                     json!({})
                 }
@@ -126,20 +148,24 @@ async fn an_extender_is_asked_before_pods_make_room() {
     let extender = tokio::spawn(extender(lab.server.clone(), port, asked.clone()));
     let config = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
         "leaderElection": {"leaderElect": false},
-        "extenders": [{"urlPrefix": format!("http://127.0.0.1:{port}/x"), "preemptVerb": "preempt", "nodeCacheCapable": true,
+        "extenders": [{"urlPrefix": format!("http://127.0.0.1:{port}/x"), "preemptVerb": "preempt",
             "managedResources": [{"name": "example.com/x", "ignoredByScheduler": true}]}]});
     let path = lab.file("config");
     std::fs::write(&path, config.to_string()).unwrap();
     lab.scheduler(&[&format!("--config={}", path.display()), "--secure-port=0"]);
-    lab.priority("high", 1000).await;
-    lab.node("n1", "1").await;
-    lab.pod("low", json!({"cpu": "1"})).await;
-    lab.bound("low").await;
+    for (name, value) in [("low", 1), ("medium", 100), ("high", 1000)] {
+        lab.priority(name, value).await;
+    }
+    for (name, node) in [("low", "n1"), ("medium", "n2")] {
+        lab.node(node, "1").await;
+        lab.pod(name, json!({"cpu": "1", "priorityClassName": name})).await;
+        assert_eq!(lab.bound(name).await, node);
+    }
     let resources = json!({"requests": {"cpu": "1", "example.com/x": 1}, "limits": {"example.com/x": 1}});
     let containers = json!([{"name": "c", "image": "i", "resources": resources}]);
     lab.pod("high", json!({"priorityClassName": "high", "containers": containers})).await;
-    lab.bound("high").await;
-    lab.gone("low").await;
+    assert_eq!(lab.bound("high").await, "n2");
+    lab.gone("medium").await;
     assert_eq!(asked.lock().iter().cloned().collect::<Vec<_>>(), ["/x/preempt"]);
     extender.abort();
 }

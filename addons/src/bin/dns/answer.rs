@@ -72,6 +72,15 @@ pub(crate) struct Pending {
 impl Answerer {
     /// The first step, which never waits.
     pub(crate) fn begin(&self, bytes: &[u8], transport: Transport) -> Step {
+        let began = Instant::now();
+        let step = self.read(bytes, transport);
+        if matches!(step, Step::Done(_)) {
+            self.telemetry.took(began.elapsed());
+        }
+        step
+    }
+
+    fn read(&self, bytes: &[u8], transport: Transport) -> Step {
         let request = match Message::from_vec(bytes) {
             Ok(request) => request,
             Err(_) => return malformed(bytes),
@@ -239,14 +248,16 @@ fn refusal(request: &Message, code: ResponseCode) -> Message {
     response
 }
 
-/// What cannot be read gets FORMERR, if it has at least an id, and is not an answer itself.
+/// What cannot be read gets FORMERR, or NOTIMP where it is no question at all, if it has at least an id, and is not an answer
+/// itself.
 fn malformed(bytes: &[u8]) -> Step {
     const RESPONSE_BIT: u8 = 0x80;
     if bytes.len() < HEADER_BYTES || bytes[2] & RESPONSE_BIT != 0 {
         return Step::Ignore;
     }
-    let id = u16::from_be_bytes([bytes[0], bytes[1]]);
-    match Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec() {
+    let (id, asked) = (u16::from_be_bytes([bytes[0], bytes[1]]), OpCode::from_u8(bytes[2] >> 3 & 0x0f));
+    let code = if asked == OpCode::Query { ResponseCode::FormErr } else { ResponseCode::NotImp };
+    match Message::error_msg(id, asked, code).to_vec() {
         Ok(bytes) => Step::Done(bytes),
         Err(_) => Step::Ignore,
     }
@@ -304,7 +315,7 @@ mod tests {
 
     fn request(name: &str, payload: Option<u16>) -> Message {
         let mut request = Message::new(7, MessageType::Query, OpCode::Query);
-        request.add_query(Query::query(Name::from_str(name).expect("a name"), RecordType::A));
+        request.add_query(Query::query(Name::from_ascii(name).expect("a name"), RecordType::A));
         if let Some(payload) = payload {
             let mut edns = Edns::new();
             edns.set_max_payload(payload);
@@ -345,7 +356,11 @@ mod tests {
         assert_eq!((response.metadata.id, response.answers[0].ttl), (7, 30));
         let (response, _) = answer(&all, &request("none.ns.svc.cluster.local.", None), Transport::Udp);
         assert_eq!(response.metadata.response_code, ResponseCode::NXDomain);
-        assert_eq!(response.authorities[0].record_type(), RecordType::SOA);
+        assert_eq!((response.authorities[0].record_type(), response.authorities[0].ttl), (RecordType::SOA, 5));
+        // A client may mix cases, to know an answer to its own question.
+        let (response, _) = answer(&all, &request("WeB.nS.svc.CLUSTER.local.", None), Transport::Udp);
+        let told = [response.queries[0].name(), &response.answers[0].name].map(Name::to_string);
+        assert_eq!(told, ["WeB.nS.svc.CLUSTER.local."; 2]);
     }
 
     #[test]
@@ -397,9 +412,52 @@ mod tests {
         let mut response = request("a.", None);
         response.metadata.message_type = MessageType::Response;
         assert!(matches!(all.begin(&response.to_vec().expect("bytes"), Transport::Udp), Step::Ignore));
-        let mut status = request("a.", None);
-        status.metadata.op_code = OpCode::Status;
-        assert_eq!(answer(&all, &status, Transport::Udp).0.metadata.response_code, ResponseCode::NotImp);
+        let own = |change: &dyn Fn(&mut Message)| {
+            let mut request = request("web.ns.svc.cluster.local.", Some(1232));
+            change(&mut request);
+            answer(&all, &request, Transport::Udp).0
+        };
+        // BADVERS, which has its number from two documents.
+        const SIXTEEN: ResponseCode = ResponseCode::BADSIG;
+        let cases: [(&dyn Fn(&mut Message), ResponseCode); 8] = [
+            (&|request| request.metadata.op_code = OpCode::Status, ResponseCode::NotImp),
+            (&|request| request.metadata.op_code = OpCode::Notify, ResponseCode::NotImp),
+            (
+                &|request| {
+                    request.queries[0].set_query_type(RecordType::AXFR);
+                },
+                ResponseCode::Refused,
+            ),
+            (
+                &|request| {
+                    request.queries[0].set_query_type(RecordType::IXFR);
+                },
+                ResponseCode::Refused,
+            ),
+            (
+                &|request| {
+                    request.queries[0].set_query_class(DNSClass::CH);
+                },
+                ResponseCode::Refused,
+            ),
+            (&|request| request.queries.push(request.queries[0].clone()), ResponseCode::FormErr),
+            (&|request| request.queries.clear(), ResponseCode::FormErr),
+            (
+                &|request| {
+                    request.edns.get_or_insert_default().set_version(1);
+                },
+                SIXTEEN,
+            ),
+        ];
+        for (index, (change, expected)) in cases.into_iter().enumerate() {
+            let response = own(change);
+            assert_eq!((response.metadata.response_code, response.answers.len()), (expected, 0), "{index}");
+        }
+        // An update that is cut short is no question either.
+        let Step::Done(bytes) = all.begin(&[1, 2, 5 << 3, 0, 0, 9, 0, 0, 0, 0, 0, 0, 5], Transport::Udp) else {
+            panic!("no answer")
+        };
+        assert_eq!(Message::from_vec(&bytes).expect("a response").metadata.response_code, ResponseCode::NotImp);
         let (early, _) = answer(&answerer(1, false), &request("web.ns.svc.cluster.local.", None), Transport::Udp);
         assert_eq!(early.metadata.response_code, ResponseCode::ServFail);
     }

@@ -11,12 +11,15 @@
 mod answer;
 mod forward;
 mod hosts;
+#[cfg(test)]
+mod naive;
 mod resolve;
 mod server;
 mod telemetry;
 mod world;
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -33,8 +36,7 @@ use hickory_proto::rr::Name;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Api;
-use kube::runtime::watcher;
+use kube::api::{Api, WatchParams};
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -62,8 +64,8 @@ struct Flags {
     /// The domain of the cluster.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
-    /// Addresses to answer on.
-    #[arg(long, value_delimiter = ',', default_value = "0.0.0.0")]
+    /// Addresses to answer on; default: all, of both families.
+    #[arg(long, value_delimiter = ',')]
     bind_address: Vec<IpAddr>,
     /// Port to answer on, UDP and TCP.
     #[arg(long, default_value_t = 53)]
@@ -218,6 +220,19 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         let address = SocketAddr::new(*address, flags.port);
         sockets.push(Sockets::bind(address).await.with_context(|| format!("listening on {address}"))?);
     }
+    if sockets.is_empty() {
+        let both = Sockets::bind((Ipv6Addr::UNSPECIFIED, flags.port).into()).await;
+        sockets.push(
+            match both {
+                // Of a kernel without IPv6.
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                    Sockets::bind((Ipv4Addr::UNSPECIFIED, flags.port).into()).await
+                }
+                outcome => outcome,
+            }
+            .with_context(|| format!("listening on port {}", flags.port))?,
+        );
+    }
     let own = sockets.iter().map(Sockets::address).collect::<Result<Vec<_>, _>>()?;
 
     let world = Arc::new(RwLock::new(World::new(flags.endpoint_pod_names)));
@@ -332,12 +347,11 @@ async fn serve_http(
 
 impl Watches {
     fn start(client: &kube::Client, world: &Arc<RwLock<World>>, flags: &Flags) -> Watches {
-        let config = watcher::Config::default;
-        let services = Informer::start_with_transform(Api::<Service>::all(client.clone()), config(), |service| {
-            service.metadata.annotations = None;
-            service.status = None;
+        let config = WatchParams::default;
+        let services = Informer::start_slim(Api::all(client.clone()), config(), |service: &mut Service| {
+            (service.metadata.annotations, service.metadata.labels, service.status) = (None, None, None);
         });
-        let slices = Informer::start_with_transform(Api::<EndpointSlice>::all(client.clone()), config(), |slice| {
+        let slices = Informer::start_slim(Api::all(client.clone()), config(), |slice: &mut EndpointSlice| {
             slice.metadata.annotations = None;
             slice.metadata.owner_references = None;
             for endpoint in slice.endpoints.iter_mut().flatten() {
@@ -347,9 +361,8 @@ impl Watches {
                 }
             }
         });
-        let namespaces = Informer::start_with_transform(Api::<Namespace>::all(client.clone()), config(), |namespace| {
-            namespace.metadata.annotations = None;
-            namespace.metadata.labels = None;
+        let namespaces = Informer::start_slim(Api::all(client.clone()), config(), |namespace: &mut Namespace| {
+            (namespace.metadata.annotations, namespace.metadata.labels) = (None, None);
         });
         let only = Arc::new(flags.namespaces.clone());
         let is_served =
@@ -375,7 +388,7 @@ impl Watches {
             }
         });
         let pods = (flags.pods == Pods::Verified).then(|| {
-            let pods = Informer::start_with_transform(Api::<Pod>::all(client.clone()), config(), |pod| {
+            let pods = Informer::start_slim(Api::all(client.clone()), config(), |pod: &mut Pod| {
                 (pod.metadata.annotations, pod.metadata.labels, pod.spec) = (None, None, None);
             });
             let target = world.clone();

@@ -1,5 +1,7 @@
 //! What a question means, by Kubernetes' DNS specification 1.1.0: pure, over the [`World`].
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -74,18 +76,16 @@ enum Place {
     Apex,
     Version,
     Host(Vec<IpAddr>),
-    Service {
-        addresses: Vec<IpAddr>,
-        targets: Vec<Target>,
-    },
+    /// Asked for where ports are.
+    Targets(Vec<Target>),
     Alias(String),
 }
 
-/// Where an SRV record points to.
+/// Where SRV records point to.
 struct Target {
-    port: u16,
     host: Name,
-    addresses: Vec<IpAddr>,
+    ports: BTreeSet<u16>,
+    addresses: BTreeSet<IpAddr>,
 }
 
 // === impl Zone ===
@@ -107,11 +107,10 @@ impl Zone {
         }
         // The labels below the zone, the nearest to it first.
         let depth = usize::from(name.num_labels() - self.name.num_labels());
-        let mut labels: Vec<String> =
-            name.iter().take(depth).map(|label| String::from_utf8_lossy(label).to_lowercase()).collect();
+        let mut labels: Vec<Cow<'_, str>> = name.iter().take(depth).map(lowercase).collect();
         labels.reverse();
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        match self.locate(world, &labels) {
+        let labels: Vec<&str> = labels.iter().map(AsRef::as_ref).collect();
+        match self.locate(world, &labels, kind) {
             Place::Missing if self.options.fallthrough => Outcome::NotOurs,
             Place::Missing => Outcome::NoSuchName,
             Place::Between => Outcome::NoData,
@@ -123,11 +122,8 @@ impl Zone {
                 _ => Outcome::NoData,
             },
             Place::Host(addresses) => self.answer(self.addresses(name, &addresses, kind), []),
-            Place::Service { addresses, targets } if kind == RecordType::SRV => {
-                drop(addresses);
-                self.srv(name, targets)
-            }
-            Place::Service { addresses, .. } => self.answer(self.addresses(name, &addresses, kind), []),
+            Place::Targets(targets) if kind == RecordType::SRV => self.srv(name, targets),
+            Place::Targets(_) => Outcome::NoData,
             Place::Alias(target) => match Name::from_str(&target) {
                 Ok(mut target) => {
                     target.set_fqdn(true);
@@ -158,7 +154,7 @@ impl Zone {
         }
     }
 
-    fn locate(&self, world: &World, labels: &[&str]) -> Place {
+    fn locate(&self, world: &World, labels: &[&str], kind: RecordType) -> Place {
         match labels {
             [] => Place::Apex,
             ["dns-version"] => Place::Version,
@@ -173,65 +169,73 @@ impl Zone {
                 };
                 undashed(address).filter(is_there).map_or(Place::Missing, |address| Place::Host(vec![address]))
             }
-            ["svc", namespace, service] => self.service(world, namespace, service, |_| true),
+            ["svc", namespace, service] => self.service(world, namespace, service, kind),
             ["svc", namespace, service, protocol] if protocol.starts_with('_') => {
-                match self.service(world, namespace, service, |port| port.protocol == protocol[1..]) {
-                    Place::Service { targets, .. } if !targets.is_empty() => Place::Between,
-                    _ => Place::Missing,
-                }
+                let wanted = |port: &Port| port.protocol == protocol[1..] && !port.name.is_empty();
+                if self.targets(world, namespace, service, wanted).is_empty() { Place::Missing } else { Place::Between }
             }
             ["svc", namespace, service, protocol, port] if protocol.starts_with('_') && port.starts_with('_') => {
-                let wanted = |candidate: &Port| candidate.protocol == protocol[1..] && candidate.name == port[1..];
-                match self.service(world, namespace, service, wanted) {
-                    Place::Service { targets, .. } if targets.is_empty() => Place::Missing,
-                    other => other,
-                }
+                let wanted = |candidate: &Port| {
+                    candidate.protocol == protocol[1..] && candidate.name == port[1..] && !candidate.name.is_empty()
+                };
+                let targets = self.targets(world, namespace, service, wanted);
+                if targets.is_empty() { Place::Missing } else { Place::Targets(targets) }
             }
-            ["svc", namespace, service, endpoint] if world.service(namespace, service).is_some() => {
-                let addresses: Vec<IpAddr> = endpoints(world, namespace, service)
+            ["svc", namespace, service, endpoint] => {
+                let addresses = endpoints(world, namespace, service)
                     .filter(|(_, candidate)| candidate.name == *endpoint)
-                    .map(|(_, endpoint)| endpoint.address)
-                    .collect();
-                if addresses.is_empty() { Place::Missing } else { Place::Host(addresses) }
+                    .map(|(_, endpoint)| endpoint.address);
+                let addresses = distinct(addresses);
+                let alias =
+                    world.service(namespace, service).is_none_or(|s| matches!(s.kind, ServiceKind::ExternalName(_)));
+                if alias || addresses.is_empty() { Place::Missing } else { Place::Host(addresses) }
             }
             _ => Place::Missing,
         }
     }
 
-    fn service(&self, world: &World, namespace: &str, name: &str, wanted: impl Fn(&Port) -> bool) -> Place {
+    /// At the name of a Service itself.
+    fn service(&self, world: &World, namespace: &str, name: &str, kind: RecordType) -> Place {
         let Some(service) = world.service(namespace, name) else { return Place::Missing };
-        let host = |labels: &str| Name::from_str(labels).and_then(|name| name.append_domain(&self.name)).ok();
+        let is_empty = || endpoints(world, namespace, name).next().is_none();
         match &service.kind {
             ServiceKind::ExternalName(target) => Place::Alias(target.clone()),
-            ServiceKind::ClusterIp(_)
-                if self.options.ignore_empty_service && endpoints(world, namespace, name).next().is_none() =>
-            {
-                Place::Missing
-            }
-            ServiceKind::ClusterIp(addresses) => {
-                let own = host(&format!("{name}.{namespace}.svc"));
-                let ports = service.ports.iter().filter(|port| wanted(port));
-                let targets = ports.filter_map(|port| {
-                    Some(Target { port: port.port, host: own.clone()?, addresses: addresses.clone() })
-                });
-                Place::Service { addresses: addresses.clone(), targets: targets.collect() }
-            }
+            ServiceKind::ClusterIp(_) if self.options.ignore_empty_service && is_empty() => Place::Missing,
+            // By the specification: without ready endpoints the name is not there.
+            ServiceKind::Headless if is_empty() => Place::Missing,
+            _ if kind == RecordType::SRV => Place::Targets(self.targets(world, namespace, name, |_| true)),
+            ServiceKind::ClusterIp(addresses) => Place::Host(addresses.clone()),
             ServiceKind::Headless => {
-                let mut targets = Vec::new();
-                let mut addresses = Vec::new();
-                for (ports, endpoint) in endpoints(world, namespace, name) {
-                    addresses.push(endpoint.address);
-                    let Some(host) = host(&format!("{}.{name}.{namespace}.svc", endpoint.name)) else { continue };
-                    for port in ports.iter().filter(|port| wanted(port)) {
-                        targets.push(Target { port: port.port, host: host.clone(), addresses: vec![endpoint.address] });
-                    }
-                }
-                addresses.sort();
-                addresses.dedup();
-                // By the specification: without ready endpoints the name is not there.
-                if addresses.is_empty() { Place::Missing } else { Place::Service { addresses, targets } }
+                Place::Host(distinct(endpoints(world, namespace, name).map(|(_, endpoint)| endpoint.address)))
             }
         }
+    }
+
+    /// Where the wanted ports of a Service are: at its own name, or at the names of its endpoints.
+    fn targets(&self, world: &World, namespace: &str, name: &str, wanted: impl Fn(&Port) -> bool) -> Vec<Target> {
+        let Some(service) = world.service(namespace, name) else { return Vec::new() };
+        let numbers = |ports: &[Port]| ports.iter().filter(|port| wanted(port)).map(|port| port.port).collect();
+        let own = format!("{name}.{namespace}.svc");
+        let mut hosts: BTreeMap<String, (BTreeSet<u16>, BTreeSet<IpAddr>)> = BTreeMap::new();
+        match &service.kind {
+            ServiceKind::ExternalName(_) => {}
+            ServiceKind::ClusterIp(addresses) => {
+                hosts.insert(own, (numbers(&service.ports), addresses.iter().copied().collect()));
+            }
+            ServiceKind::Headless => {
+                for (ports, endpoint) in endpoints(world, namespace, name) {
+                    let host = hosts.entry(format!("{}.{own}", endpoint.name)).or_default();
+                    host.0.append(&mut numbers(ports));
+                    host.1.insert(endpoint.address);
+                }
+            }
+        }
+        let named =
+            hosts.into_iter().filter(|(_, (ports, _))| !ports.is_empty()).filter_map(|(host, (ports, addresses))| {
+                let host = Name::from_str(&host).and_then(|host| host.append_domain(&self.name)).ok()?;
+                Some(Target { host, ports, addresses })
+            });
+        named.collect()
     }
 
     /// Names of addresses. What the cluster does not know is left to upstream.
@@ -242,6 +246,12 @@ impl Zone {
             names.push(format!("{}.{}.svc", service.name, service.namespace));
         } else {
             for (service, endpoint) in world.endpoints_at(address) {
+                match world.service(&service.namespace, &service.name).map(|service| &service.kind) {
+                    Some(ServiceKind::Headless) => {}
+                    // Behind an address of the Service it is known where it has a name of its own.
+                    Some(ServiceKind::ClusterIp(_)) if endpoint != dashed(address) => {}
+                    _ => continue,
+                }
                 names.push(format!("{endpoint}.{}.{}.svc", service.name, service.namespace));
             }
         }
@@ -274,20 +284,14 @@ impl Zone {
 
     fn srv(&self, name: &Name, targets: Vec<Target>) -> Outcome {
         // Equal shares, as far as whole numbers go.
-        let weight = u16::try_from(100 / targets.len().max(1)).unwrap_or(1).max(1);
-        let mut answers = Vec::new();
-        let mut additionals: Vec<Record> = Vec::new();
-        for target in targets {
-            let srv = SRV::new(0, weight, target.port, target.host.clone());
-            answers.push(self.record(name, RData::SRV(srv)));
-            for address in target.addresses {
-                let record = self.record(&target.host, address_data(address));
-                if !additionals.contains(&record) {
-                    additionals.push(record);
-                }
-            }
+        let count = targets.iter().map(|target| target.ports.len()).sum::<usize>();
+        let weight = u16::try_from(100 / count.max(1)).unwrap_or(1).max(1);
+        let (mut answers, mut additionals) = (Vec::new(), Vec::new());
+        for Target { host, ports, addresses } in targets {
+            additionals.extend(addresses.into_iter().map(|address| self.record(&host, address_data(address))));
+            let srv = ports.into_iter().map(|port| SRV::new(0, weight, port, host.clone()));
+            answers.extend(srv.map(|srv| self.record(name, RData::SRV(srv))));
         }
-        answers.dedup();
         self.answer(answers, additionals)
     }
 
@@ -325,6 +329,22 @@ fn endpoints<'w>(world: &'w World, namespace: &str, service: &str) -> impl Itera
     world
         .slices(namespace, service)
         .flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice.ports.as_slice(), endpoint)))
+}
+
+/// Each once, in order.
+fn distinct(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = addresses.collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// A label as names are kept here.
+fn lowercase(label: &[u8]) -> Cow<'_, str> {
+    match str::from_utf8(label) {
+        Ok(label) if !label.bytes().any(|byte| byte.is_ascii_uppercase()) => label.into(),
+        _ => String::from_utf8_lossy(label).to_lowercase().into(),
+    }
 }
 
 fn address_data(address: IpAddr) -> RData {
@@ -414,7 +434,7 @@ mod tests {
             (
                 "web.ns.svc.cluster.local.",
                 SRV,
-                "0 50 80 web.ns.svc.cluster.local. | 0 50 53 web.ns.svc.cluster.local. + 10.96.0.20 | fd00::20",
+                "0 50 53 web.ns.svc.cluster.local. | 0 50 80 web.ns.svc.cluster.local. + 10.96.0.20 | fd00::20",
             ),
             ("_http._tcp.web.ns.svc.cluster.local.", SRV, "0 100 80 web.ns.svc.cluster.local. + 10.96.0.20 | fd00::20"),
             ("_http._udp.web.ns.svc.cluster.local.", SRV, "no such name"),
@@ -435,7 +455,7 @@ mod tests {
             (
                 "_http._tcp.db.ns.svc.cluster.local.",
                 SRV,
-                "0 50 8080 db-0.db.ns.svc.cluster.local. | 0 50 8080 10-1-0-2.db.ns.svc.cluster.local. + 10.1.0.1 | 10.1.0.2",
+                "0 50 8080 10-1-0-2.db.ns.svc.cluster.local. | 0 50 8080 db-0.db.ns.svc.cluster.local. + 10.1.0.2 | 10.1.0.1",
             ),
             ("empty.ns.svc.cluster.local.", A, "no such name"),
             ("_http._tcp.empty.ns.svc.cluster.local.", SRV, "no such name"),
@@ -449,6 +469,12 @@ mod tests {
             ("20.0.96.10.in-addr.arpa.", PTR, "web.ns.svc.cluster.local."),
             ("1.0.1.10.in-addr.arpa.", PTR, "db-0.db.ns.svc.cluster.local."),
             ("2.0.1.10.in-addr.arpa.", PTR, "10-1-0-2.db.ns.svc.cluster.local."),
+            (
+                "0.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+                PTR,
+                "web.ns.svc.cluster.local.",
+            ),
+            ("20.0.96.10.in-addr.arpa.", A, "no data"),
             ("9.9.9.9.in-addr.arpa.", PTR, "not ours"),
             ("1.10.in-addr.arpa.", PTR, "not ours"),
             ("cluster.local.", A, "no data"),

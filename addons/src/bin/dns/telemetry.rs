@@ -77,11 +77,7 @@ impl Telemetry {
         Telemetry {
             requests: register("coredns_dns_requests", "DNS requests by protocol and type", new.requests),
             responses: register("coredns_dns_responses", "DNS responses by response code", new.responses),
-            durations: register(
-                "coredns_dns_request_duration_seconds",
-                "Time that requests took that were asked upstream",
-                new.durations,
-            ),
+            durations: register("coredns_dns_request_duration_seconds", "Time that requests took", new.durations),
             forwards: register("coredns_forward_requests", "Requests asked upstream and answered", new.forwards),
             checks_failed: register(
                 "coredns_proxy_healthcheck_failures",

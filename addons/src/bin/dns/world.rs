@@ -107,6 +107,7 @@ impl World {
                 found.push((service, endpoint.name.as_str()));
             }
         }
+        found.sort_unstable();
         found.dedup();
         found
     }

@@ -1,5 +1,6 @@
 //! What is changed on the host: routes over netlink, nftables, forwarding, the CNI configuration file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -93,18 +94,34 @@ pub(crate) async fn link_mtu(link: &str) -> anyhow::Result<u32> {
     words.nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("link {link} has no MTU"))
 }
 
-/// Make the tunnel as the batches say; gives the index of its link.
-pub(crate) async fn set_tunnel(link: &str, neighbors: &str, forwarding: &str) -> anyhow::Result<u32> {
+/// Make the tunnel between this node's address and those of others; gives the index of its link.
+pub(crate) async fn set_tunnel(
+    own: IpAddr,
+    cidrs: &[Cidr],
+    link_mtu: u32,
+    tunnels: &BTreeMap<Cidr, IpAddr>,
+) -> anyhow::Result<u32> {
+    let show = async || command::run("ip", &["-d", "-o", "link", "show", "dev", TUNNEL], "").await;
+    // One that begins at an address that this node had before leads nowhere.
+    if show().await.is_ok_and(|shown| !shown.contains(&format!(" local {own} "))) {
+        remove_tunnel().await;
+    }
     // With `-force` what is there already is passed over; whether the link is there shows below.
-    let made = command::run("ip", &["-force", "-batch", "-"], link).await;
-    let shown = command::run("ip", &["-o", "link", "show", "dev", TUNNEL], "").await;
-    let index = shown.ok().and_then(|text| text.split(':').next()?.trim().parse().ok());
+    let made = command::run("ip", &["-force", "-batch", "-"], &plan::tunnel_link(own, cidrs, link_mtu)).await;
+    let index = show().await.ok().and_then(|text| text.split(':').next()?.trim().parse().ok());
     let Some(index) = index else {
         made?;
         anyhow::bail!("the link {TUNNEL} cannot be made");
     };
-    command::run("ip", &["-batch", "-"], neighbors).await?;
-    command::run("bridge", &["-batch", "-"], forwarding).await?;
+    let (neighbors, forwarding) = plan::tunnel_neighbors(tunnels);
+    let mut known = String::new();
+    for family in ["-4", "-6"] {
+        known += &command::run("ip", &[family, "neigh", "show", "dev", TUNNEL, "nud", "permanent"], "").await?;
+    }
+    let forwarded = command::run("bridge", &["fdb", "show", "dev", TUNNEL], "").await?;
+    let (neighbors_gone, forwarding_gone) = plan::departed(&known, &forwarded, tunnels);
+    command::run("ip", &["-batch", "-"], &(neighbors_gone + &neighbors)).await?;
+    command::run("bridge", &["-batch", "-"], &(forwarding_gone + &forwarding)).await?;
     Ok(index)
 }
 

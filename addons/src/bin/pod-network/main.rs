@@ -1,8 +1,8 @@
 //! `pod-network`: gives the pods of this node a network, and reaches those of the others.
 //!
 //! It waits until the node has its range of pod addresses (`spec.podCIDR`), and then sees to: forwarding; a route to every other
-//! node's range, by way of that node's address where the nodes share a link, else through a tunnel (VXLAN); pods' packets to the world leave under the node's
-//! address; and, last, the CNI configuration, with which the container runtime calls the network ready. It follows changes of
+//! node's range, by way of that node's address where the nodes share a link, else through a tunnel (VXLAN), whose smaller MTU
+//! is its own: pods have that of the node's link; pods' packets to the world leave under the node's address; and, last, the CNI configuration, with which the container runtime calls the network ready. It follows changes of
 //! the nodes, and repairs what somebody else has removed.
 //!
 //! Nothing of it is taken away when the daemon ends: pods go on talking. `--cleanup` does that.
@@ -12,6 +12,7 @@ mod host;
 mod plan;
 mod policy;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,8 +25,8 @@ use component_base::informer::Informer;
 use component_base::{cli, client, daemon, nftables};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
+use kube::api::WatchParams;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher;
 use rtnetlink::Handle;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -59,7 +60,7 @@ struct Flags {
     /// Directory of the CNI plugins.
     #[arg(long, default_value = "/usr/lib/cni")]
     cni_bin_dir: PathBuf,
-    /// MTU of the pods' links; default: that of the node's, less what a tunnel takes where there is one.
+    /// MTU of the pods' links; default: that of the node's.
     #[arg(long)]
     mtu: Option<u32>,
     /// Remove routes, rules and configuration, and end.
@@ -91,7 +92,7 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
     }
     let client = client::connect(client::load(flags.kubeconfig.as_deref()).await?, "pod-network/v1.36.0 pilothouse")?;
     let api = Api::<Node>::all(client.clone());
-    let nodes = Informer::start_with_transform(api.clone(), watcher::Config::default(), slim);
+    let nodes = Informer::start_slim(Api::all(client.clone()), WatchParams::default(), slim);
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     nodes.on_change(move |change| {
@@ -105,7 +106,8 @@ async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
         () = shutdown.cancelled() => return Ok(()),
         () = nodes.synced() => {}
     }
-    let mut network = Network { flags, own, handle, api, applied: None, told: false };
+    let mut network =
+        Network { flags, own, handle, api, applied: Default::default(), guard: Default::default(), told: false };
     loop {
         let pause = match network.sync(&nodes).await {
             Ok(()) => RESYNC,
@@ -139,8 +141,8 @@ fn slim(node: &mut Node) {
     }
 }
 
-fn essence(node: &Node) -> (Option<String>, plan::Network) {
-    (node.metadata.name.clone(), plan::network([node], "", &[]))
+fn essence(node: &Node) -> (Vec<Cidr>, Vec<IpAddr>) {
+    (plan::pod_cidrs(node), plan::internal_ips(node).collect())
 }
 
 struct Network {
@@ -148,8 +150,9 @@ struct Network {
     own: String,
     handle: Handle,
     api: Api<Node>,
-    /// The rules that were applied last: they are renewed when they change, and at each resync are only checked for being there.
-    applied: Option<String>,
+    /// The rules that were applied last, which are looked at in each round.
+    applied: nftables::Ruleset,
+    guard: nftables::Guard,
     /// Whether the node's status says that the network is there.
     told: bool,
 }
@@ -178,19 +181,20 @@ impl Network {
             Some(link) => Some(host::link_mtu(link).await?),
             None => None,
         };
-        let tunneled = !wanted.tunnels.is_empty();
         let tunnel = match (own, link_mtu) {
-            (Some(own), Some(mtu)) if tunneled => {
-                let (neighbors, forwarding) = plan::tunnel_neighbors(&wanted.tunnels);
-                host::set_tunnel(&plan::tunnel_link(own, &cidrs, mtu), &neighbors, &forwarding)
-                    .await
-                    .context("the tunnel")?
+            (Some(own), Some(mtu)) if !wanted.tunnels.is_empty() => {
+                host::set_tunnel(own, &cidrs, mtu, &wanted.tunnels).await.context("the tunnel")?
             }
-            _ => 0,
+            _ => {
+                if addresses.iter().any(|(link, ..)| link == plan::TUNNEL) {
+                    host::remove_tunnel().await;
+                }
+                0
+            }
         };
         let routed = self.sync_routes(&wanted.routes, tunnel).await;
-        self.sync_rules(&cidrs).await?;
-        let config = plan::cni_config(&cidrs, plan::pod_mtu(self.flags.mtu, link_mtu, own, tunneled));
+        self.sync_rules(&cidrs, &wanted.routes).await?;
+        let config = plan::cni_config(&cidrs, self.flags.mtu.or(link_mtu));
         let directory = &self.flags.cni_conf_dir;
         if host::write_config(directory, &config).with_context(|| directory.display().to_string())? {
             tracing::info!(directory = %directory.display(), cidrs = ?shown(&cidrs), "CNI configuration written");
@@ -228,13 +232,13 @@ impl Network {
         failure
     }
 
-    /// The rules are one small table, replaced in one transaction.
-    async fn sync_rules(&mut self, cidrs: &[Cidr]) -> anyhow::Result<()> {
-        let script = plan::masquerade_script(cidrs, &self.flags.cluster_cidr);
-        nftables::apply(&script).await?;
-        if self.applied.as_ref() != Some(&script) {
+    /// The rules are one small table, replaced in one transaction where it is not as it should be.
+    async fn sync_rules(&mut self, cidrs: &[Cidr], nodes: &Routes) -> anyhow::Result<()> {
+        let wanted = plan::rules(cidrs, &self.flags.cluster_cidr, nodes);
+        if wanted != self.applied || !self.guard.is_intact(plan::TABLE, || &wanted).await {
+            self.guard.replace(&wanted.create(plan::TABLE)).await?;
+            self.applied = wanted;
             tracing::info!(cidrs = ?shown(cidrs), "masquerading");
-            self.applied = Some(script);
         }
         Ok(())
     }
@@ -271,5 +275,5 @@ async fn cleanup(flags: &Flags, handle: &Handle) -> anyhow::Result<()> {
     }
     host::remove_tunnel().await;
     let outcome = outcome.and(policy::clean_up().await.map_err(Into::into));
-    outcome.and(nftables::apply(&plan::cleanup_script()).await.map_err(Into::into))
+    outcome.and(nftables::remove(plan::TABLE).await.map_err(Into::into))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use component_base::cidr::Cidr;
-use component_base::nftables::hash;
+use component_base::nftables::{Ruleset, hash};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
@@ -52,24 +52,23 @@ pub(crate) struct Network {
 }
 
 /// The network of node `own`, whose links have the ranges `on_link`: each other node's ranges by way of its address of the
-/// same family where they share a link, else through the tunnel. A node that is not ready keeps its routes; one that has no
-/// address or range yet has none.
+/// same family where they share a link, else through the tunnel, which goes between addresses of the family that this node's
+/// first has, where it has pods of the range's family itself. A node that is not ready keeps its routes; one that has no address or range yet has none.
 pub(crate) fn network<'n>(nodes: impl IntoIterator<Item = &'n Node>, own: &str, on_link: &[Cidr]) -> Network {
     let mut network = Network::default();
-    let mut own_cidrs = Vec::new();
-    for node in nodes {
-        let cidrs = pod_cidrs(node);
-        if node.metadata.name.as_deref() == Some(own) {
-            own_cidrs = cidrs;
-            continue;
-        }
-        for cidr in cidrs {
-            let Some(address) = internal_ips(node).find(|address| address.is_ipv6() == cidr.is_ipv6()) else {
-                continue;
-            };
-            if on_link.iter().any(|link| link.contains(address)) {
+    let (this, others): (Vec<&Node>, Vec<&Node>) =
+        nodes.into_iter().partition(|node| node.metadata.name.as_deref() == Some(own));
+    let own_cidrs: Vec<Cidr> = this.iter().copied().flat_map(pod_cidrs).collect();
+    let outer_ipv6 = this.iter().find_map(|node| internal_ips(node).next()).is_some_and(|address| address.is_ipv6());
+    for node in others {
+        let is_near = |address: &IpAddr| on_link.iter().any(|link| link.contains(*address));
+        for cidr in pod_cidrs(node) {
+            let near = internal_ips(node).find(|address| address.is_ipv6() == cidr.is_ipv6() && is_near(address));
+            if let Some(address) = near {
                 network.routes.insert(cidr, Next::Via(address));
-            } else {
+            } else if own_cidrs.iter().any(|own| own.is_ipv6() == cidr.is_ipv6())
+                && let Some(address) = internal_ips(node).find(|address| address.is_ipv6() == outer_ipv6)
+            {
                 network.routes.insert(cidr, Next::Tunnel);
                 network.tunnels.insert(cidr, address);
             }
@@ -124,10 +123,25 @@ pub(crate) fn tunnel_neighbors(tunnels: &BTreeMap<Cidr, IpAddr>) -> (String, Str
     (neighbors, forwarding)
 }
 
-/// The MTU of pods' links: that of the node's, less what a tunnel takes if packets may go through one.
-pub(crate) fn pod_mtu(given: Option<u32>, link_mtu: Option<u32>, node: Option<IpAddr>, tunneled: bool) -> Option<u32> {
-    let taken = if tunneled { node.map_or(0, |node| OVERHEAD[usize::from(node.is_ipv6())]) } else { 0 };
-    given.or_else(|| link_mtu.map(|mtu| mtu.saturating_sub(taken)))
+/// For `ip -batch` and `bridge -batch`: takes away the entries, as `ip neigh` and `bridge fdb` list them, of nodes that the
+/// tunnel leads to no more.
+pub(crate) fn departed(neighbors: &str, forwarding: &str, tunnels: &BTreeMap<Cidr, IpAddr>) -> (String, String) {
+    let (mut neighbors_gone, mut forwarding_gone) = (String::new(), String::new());
+    let near: BTreeSet<IpAddr> = tunnels.keys().map(|cidr| cidr.address).collect();
+    for address in neighbors.lines().filter_map(|line| line.split_whitespace().next()?.parse::<IpAddr>().ok()) {
+        if !near.contains(&address) {
+            neighbors_gone += &format!("neigh del {address} dev {TUNNEL}\n");
+        }
+    }
+    for line in forwarding.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [mac, "dst", node, ..] = words.as_slice() else { continue };
+        let known = tunnels.values().any(|wanted| node.parse() == Ok(*wanted) && *mac == hardware_address(*wanted));
+        if !known {
+            forwarding_gone += &format!("fdb del {mac} dev {TUNNEL} dst {node} self\n");
+        }
+    }
+    (neighbors_gone, forwarding_gone)
 }
 
 /// This node's own addresses, as `ip -o addr` shows them: link, address, and the range of the link.
@@ -175,33 +189,29 @@ pub(crate) fn cni_config(cidrs: &[Cidr], mtu: Option<u32>) -> String {
     format!("{config:#}\n")
 }
 
-/// The nftables script that lets pods of this node speak to the world under the node's address. Within the cluster's ranges
-/// pods keep their own. The whole table is replaced in one transaction.
-pub(crate) fn masquerade_script(own: &[Cidr], cluster: &[Cidr]) -> String {
-    let mut rules = String::new();
+/// The table of the rules below.
+pub(crate) const TABLE: &str = "inet pilothouse-pod-network";
+
+/// Lets pods of this node speak to the world under the node's address; within the cluster's ranges (those of the nodes, where
+/// none are given) pods keep their own. And through the tunnel connections are made of segments that fit: so a pod's link has
+/// all that the node's has, for those that it reaches without a tunnel.
+pub(crate) fn rules(own: &[Cidr], cluster: &[Cidr], nodes: &Routes) -> Ruleset {
+    let mut masquerading = Vec::new();
     for cidr in own {
         let (family, multicast) = if cidr.address.is_ipv4() { ("ip", "224.0.0.0/4") } else { ("ip6", "ff00::/8") };
-        let mut inside: Vec<String> = cluster
-            .iter()
-            .filter(|inside| inside.address.is_ipv4() == cidr.address.is_ipv4())
-            .map(Cidr::to_string)
-            .collect();
+        let of_family = |range: &&Cidr| range.address.is_ipv4() == cidr.address.is_ipv4();
+        let mut inside: Vec<String> = cluster.iter().filter(of_family).map(Cidr::to_string).collect();
         if inside.is_empty() {
-            inside.push(cidr.to_string());
+            inside.extend(nodes.keys().filter(of_family).map(Cidr::to_string));
         }
         inside.push(multicast.to_owned());
-        rules
-            .push_str(&format!("\t\t{family} saddr {cidr} {family} daddr != {{ {} }} masquerade\n", inside.join(", ")));
+        masquerading.push(format!("{family} saddr {cidr} {family} daddr != {{ {} }} masquerade", inside.join(", ")));
     }
-    format!(
-        "add table inet {NETWORK}-pod-network\nflush table inet {NETWORK}-pod-network\ntable inet {NETWORK}-pod-network {{\n\
-         \tchain postrouting {{\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n{rules}\t}}\n}}\n"
-    )
-}
-
-/// The nftables script that takes the table away, whether it is there or not.
-pub(crate) fn cleanup_script() -> String {
-    format!("add table inet {NETWORK}-pod-network\ndelete table inet {NETWORK}-pod-network\n")
+    let mut rules = Ruleset::default();
+    rules.base_chain("postrouting", "type nat hook postrouting priority srcnat; policy accept;", masquerading);
+    let clamp = format!("oifname {TUNNEL:?} tcp flags syn tcp option maxseg size set rt mtu");
+    rules.base_chain("forward", "type filter hook forward priority mangle; policy accept;", vec![clamp]);
+    rules
 }
 
 #[cfg(test)]
@@ -224,18 +234,29 @@ mod tests {
     #[test]
     fn nodes_on_other_links_are_reached_through_the_tunnel() {
         let nodes = [
-            node("n1", &["10.244.0.0/24"], &["192.0.2.1"]),
-            node("n2", &["10.244.1.0/24"], &["192.0.2.2"]),
-            node("n3", &["10.244.2.0/24"], &["198.51.100.3"]),
+            node("n1", &["10.244.0.0/24", "fd00:0::/64"], &["192.0.2.1", "fd01::1"]),
+            node("n2", &["10.244.1.0/24", "fd00:1::/64"], &["192.0.2.2", "fd01::2"]),
+            node("n3", &["10.244.2.0/24", "fd00:2::/64"], &["198.51.100.3", "fd02::3"]),
+            node("n4", &["10.244.3.0/24", "fd00:3::/64"], &["192.0.2.4"]),
         ];
         let addresses = parse_addresses(
-            "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet 192.0.2.1/24 brd 192.0.2.255 scope global eth0\n",
+            "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet 192.0.2.1/24 brd 192.0.2.255 scope global eth0\n\
+             2: eth0    inet6 fd01::1/64 scope global\n",
         );
         let on_link: Vec<Cidr> = addresses.iter().map(|(_, _, range)| *range).collect();
         let network = network(&nodes, "n1", &on_link);
         assert_eq!(
             shown(&network.routes),
-            ["10.244.0.0/24 Unreachable", "10.244.1.0/24 Via(192.0.2.2)", "10.244.2.0/24 Tunnel"]
+            [
+                "10.244.0.0/24 Unreachable",
+                "10.244.1.0/24 Via(192.0.2.2)",
+                "10.244.2.0/24 Tunnel",
+                "10.244.3.0/24 Via(192.0.2.4)",
+                "fd00::/64 Unreachable",
+                "fd00:1::/64 Via(fd01::2)",
+                "fd00:2::/64 Tunnel",
+                "fd00:3::/64 Tunnel"
+            ]
         );
         insta::assert_snapshot!(format!(
             "{}{}{}",
@@ -243,11 +264,17 @@ mod tests {
             tunnel_neighbors(&network.tunnels).0,
             tunnel_neighbors(&network.tunnels).1
         ));
-        let own = Some(IpAddr::from([192, 0, 2, 1]));
-        assert_eq!(pod_mtu(None, Some(1500), own, true), Some(1450));
+        // Of what is listed, the entries of these nodes stay.
+        let mac = hardware_address([198, 51, 100, 3].into());
+        let neighbors = format!("10.244.2.0 lladdr {mac} PERMANENT \n10.244.9.0 lladdr 02:00:00:00:00:09 PERMANENT \n");
+        let forwarding =
+            format!("{mac} dst 198.51.100.3 self permanent\n02:00:00:00:00:09 dst 198.51.100.9 self permanent\n");
         assert_eq!(
-            (pod_mtu(None, Some(1500), own, false), pod_mtu(Some(1400), Some(1500), own, true)),
-            (Some(1500), Some(1400))
+            departed(&neighbors, &forwarding, &network.tunnels),
+            (
+                "neigh del 10.244.9.0 dev pilothouse0\n".to_owned(),
+                "fdb del 02:00:00:00:00:09 dev pilothouse0 dst 198.51.100.9 self\n".to_owned()
+            )
         );
     }
 
@@ -291,17 +318,20 @@ mod tests {
     fn the_rule_set() {
         let own = ["10.244.1.0/24".parse().expect("a range"), "fd00:1::/64".parse().expect("a range")];
         let cluster = ["10.244.0.0/16".parse().expect("a range")];
-        insta::assert_snapshot!(masquerade_script(&own, &cluster), @r"
+        let nodes = Routes::from(
+            ["10.9.0.0/24", "fd00:1::/64", "fd00:2::/64"]
+                .map(|range| (range.parse().expect("a range"), Next::Unreachable)),
+        );
+        insta::assert_snapshot!(rules(&own, &cluster, &nodes).create(TABLE), @r#"
         add table inet pilothouse-pod-network
-        flush table inet pilothouse-pod-network
-        table inet pilothouse-pod-network {
-        	chain postrouting {
-        		type nat hook postrouting priority srcnat; policy accept;
-        		ip saddr 10.244.1.0/24 ip daddr != { 10.244.0.0/16, 224.0.0.0/4 } masquerade
-        		ip6 saddr fd00:1::/64 ip6 daddr != { fd00:1::/64, ff00::/8 } masquerade
-        	}
-        }
-        ");
+        delete table inet pilothouse-pod-network
+        add table inet pilothouse-pod-network
+        add chain inet pilothouse-pod-network forward { type filter hook forward priority mangle; policy accept; }
+        add chain inet pilothouse-pod-network postrouting { type nat hook postrouting priority srcnat; policy accept; }
+        add rule inet pilothouse-pod-network forward oifname "pilothouse0" tcp flags syn tcp option maxseg size set rt mtu
+        add rule inet pilothouse-pod-network postrouting ip saddr 10.244.1.0/24 ip daddr != { 10.244.0.0/16, 224.0.0.0/4 } masquerade
+        add rule inet pilothouse-pod-network postrouting ip6 saddr fd00:1::/64 ip6 daddr != { fd00:1::/64, fd00:2::/64, ff00::/8 } masquerade
+        "#);
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub fn references(pod: &Pod) -> References {
         let made = statuses.iter().find(|s| s.name == claim.name).and_then(|s| s.resource_claim_name.clone());
         found.resource_claims.extend(claim.resource_claim_name.clone().or(made));
     }
+    let extended = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
+    found.resource_claims.extend(extended.map(|status| status.resource_claim_name.clone()));
     found
 }
 

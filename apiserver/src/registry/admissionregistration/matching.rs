@@ -6,6 +6,7 @@ use crate::registry::checks::{Is, Table, check};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata::path_segment;
 use crate::registry::object::{default, items_mut, list, set, text};
+use apimachinery::cel::Env;
 use apimachinery::names::is_qualified_name;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -110,14 +111,11 @@ fn resources(resources: &Field<'_, '_>, errors: &mut Errors) {
 }
 
 /// As `validateMatchConditions`. What the old object holds is not looked at again.
-pub fn match_conditions(conditions: &Field<'_, '_>, old: Option<&Value>, errors: &mut Errors) {
+pub fn match_conditions(conditions: &Field<'_, '_>, env: &Env, old: Option<&Value>, errors: &mut Errors) {
     if old.is_some_and(|old| old == conditions.value) {
         return;
     }
-    check_conditions(conditions, old.map_or(&[], |old| list(old, "")), errors);
-}
-
-fn check_conditions(conditions: &Field<'_, '_>, old: &[Value], errors: &mut Errors) {
+    let old = old.map_or(&[][..], |old| list(old, ""));
     if conditions.len() > CONDITIONS_MAX {
         errors.too_many(conditions, CONDITIONS_MAX);
     }
@@ -126,7 +124,7 @@ fn check_conditions(conditions: &Field<'_, '_>, old: &[Value], errors: &mut Erro
         if expression.str().trim().is_empty() {
             errors.required(&expression, "");
         } else if !old.iter().any(|old| text(old, "/expression") == expression.str()) {
-            cel::expression(&expression, errors);
+            cel::expression(&expression, env, &["bool"], errors);
         }
         Is::RequiredName(is_qualified_name).check(&name, errors);
     }

@@ -1,4 +1,4 @@
-//! Validating- and MutatingAdmissionPolicies and their bindings. Their expressions are parsed here, and evaluated where
+//! Validating- and MutatingAdmissionPolicies and their bindings. Their expressions are checked here, and evaluated where
 //! requests are admitted.
 
 use super::matching::{match_conditions, match_defaults, match_resources};
@@ -9,6 +9,7 @@ use crate::registry::metadata::{path_segment, subdomain};
 use crate::registry::object::{child, default, list, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::cel::{Env, Type, is_identifier};
 use apimachinery::facts::Column;
 use apimachinery::names::{is_dns1035_label, is_dns1123_subdomain, is_qualified_name};
 use apimachinery::status::FieldError;
@@ -96,8 +97,8 @@ fn stood(old: Option<&Field<'_, '_>>, items: &str, field: &str, expression: &Fie
     old.is_some_and(|old| list(old.value, items).iter().any(|item| text(item, &pointer) == expression.str()))
 }
 
-/// What both kinds of policies have.
-fn common(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
+/// What both kinds of policies have. Returns what their expressions may speak of.
+fn common(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, patches: bool, errors: &mut Errors) -> Env {
     let spec = root.at("spec");
     errors.need_one_of(&spec.at("failurePolicy"), &["Fail", "Ignore"]);
     let (kind, constraints) = (spec.at("paramKind"), spec.at("matchConstraints"));
@@ -111,25 +112,36 @@ fn common(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors
         errors.required(&constraints, "");
     }
     let before = old.and_then(|old| old.value.pointer("/spec/matchConditions"));
-    match_conditions(&spec.at("matchConditions"), before, errors);
+    let mut env = Env { patches, ..Env::of_requests(&Type::Dyn) };
+    if kind.is_set() {
+        env = env.and("params", Type::Dyn);
+    }
+    match_conditions(&spec.at("matchConditions"), &env, before, errors);
+    env = env.and("variables", Type::Variables([].into()));
     for variable in spec.at("variables").items() {
         let (name, expression) = (variable.at("name"), variable.at("expression"));
         if name.str().trim().is_empty() {
             errors.required(&name, "name is not specified");
-        } else if !cel::is_identifier(name.str()) {
+        } else if !is_identifier(name.str()) {
             errors.invalid(&name, "name is not a valid CEL identifier");
         }
-        if expression.str().trim().is_empty() {
+        // One may build on those before it.
+        let kind = if expression.str().trim().is_empty() {
             errors.required(&expression, "expression is not specified");
-        } else if !stood(old, "/spec/variables", "expression", &expression) {
-            cel::expression(&expression, errors);
-        }
+            Type::Dyn
+        } else if stood(old, "/spec/variables", "expression", &expression) {
+            env.compile(expression.str()).unwrap_or(Type::Dyn)
+        } else {
+            cel::expression(&expression, &env, &[], errors)
+        };
+        env.define(name.str(), &kind);
     }
+    env
 }
 
 /// As `validateValidatingAdmissionPolicySpec`.
 fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
-    common(root, old, errors);
+    let env = common(root, old, false, errors);
     let (meta, spec) = (root.at("metadata"), root.at("spec"));
     let (validations, annotations) = (spec.at("validations"), spec.at("auditAnnotations"));
     if validations.is_empty() && annotations.is_empty() {
@@ -137,7 +149,7 @@ fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Erro
         errors.required(&validations, why);
         errors.required(&annotations, why);
     }
-    validations.items().for_each(|item| validation(&item, old, errors));
+    validations.items().for_each(|item| validation(&item, &env, old, errors));
     if annotations.len() > ANNOTATIONS_MAX {
         errors.invalid(&annotations, format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations"));
     }
@@ -155,27 +167,27 @@ fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Erro
             let why = format!("must not exceed {ANNOTATION_EXPRESSION_MAX_BYTES} bytes in length");
             errors.required(&expression, &why);
         } else if !stood(old, "/spec/auditAnnotations", "valueExpression", &expression) {
-            cel::expression(&expression, errors);
+            cel::expression(&expression, &env, &["string", "null_type"], errors);
         }
     }
     Is::UniqueBy("key").check(&annotations, errors);
 }
 
 /// As `validateValidation`.
-fn validation(validation: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
+fn validation(validation: &Field<'_, '_>, env: &Env, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
     let (expression, message) = (validation.at("expression"), validation.at("message"));
     let (message_expression, reason) = (validation.at("messageExpression"), validation.at("reason"));
     if expression.str().trim().is_empty() {
         errors.required(&expression, "expression is not specified");
     } else if !stood(old, "/spec/validations", "expression", &expression) {
-        cel::expression(&expression, errors);
+        cel::expression(&expression, env, &["bool"], errors);
     }
     if !message_expression.is_blank() && message_expression.str().trim().is_empty() {
         errors.invalid(&message_expression, "must be non-empty if specified");
     } else if !message_expression.is_blank()
         && !stood(old, "/spec/validations", "messageExpression", &message_expression)
     {
-        cel::expression(&message_expression, errors);
+        cel::expression(&message_expression, &env.clone().without(&["authorizer"]), &["string"], errors);
     }
     if !message.is_blank() && message.str().trim().is_empty() {
         errors.invalid(&message, "message must be non-empty if specified");
@@ -187,7 +199,7 @@ fn validation(validation: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &
 
 /// As `validateMutatingAdmissionPolicySpec`.
 fn validate_mutating(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
-    common(root, old, errors);
+    let env = common(root, old, true, errors);
     let spec = root.at("spec");
     let mutations = spec.at("mutations");
     if mutations.is_empty() {
@@ -195,9 +207,9 @@ fn validate_mutating(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: 
     }
     for mutation in mutations.items() {
         let kind = mutation.at("patchType");
-        let (own, other) = match kind.str() {
-            "JSONPatch" => ("jsonPatch", "applyConfiguration"),
-            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch"),
+        let (own, other, result) = match kind.str() {
+            "JSONPatch" => ("jsonPatch", "applyConfiguration", "list(JSONPatch)"),
+            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch", "Object"),
             "" => {
                 errors.required(&kind, "");
                 continue;
@@ -222,7 +234,7 @@ fn validate_mutating(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: 
             let before = format!("/{own}/expression");
             list(old.value, "/spec/mutations").iter().any(|m| text(m, &before) == expression.str())
         }) {
-            cel::expression(&expression, errors);
+            cel::expression(&expression, &env, &[result], errors);
         }
     }
     errors.need_one_of(&spec.at("reinvocationPolicy"), &["IfNeeded", "Never"]);

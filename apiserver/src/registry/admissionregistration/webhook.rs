@@ -7,6 +7,7 @@ use crate::registry::field::{Errors, Field};
 use crate::registry::object::{child, default, items_mut, list, set, text};
 use crate::registry::print::{self, Clock};
 use crate::registry::rules::Rules;
+use apimachinery::cel::{Env, Type};
 use apimachinery::names::is_dns1035_label;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -58,10 +59,11 @@ fn webhook_defaults(webhook: &mut Value) {
 fn validate(root: &Field<'_, '_>, old: Option<&Field<'_, '_>>, errors: &mut Errors) {
     let webhooks = root.at("webhooks");
     let before = old.map_or(&[][..], |old| list(old.value, "/webhooks"));
+    let env = Env::of_requests(&Type::Dyn);
     for (at, webhook) in webhooks.items().enumerate() {
         let conditions = before.get(at).and_then(|old| old.get("matchConditions"));
         self::webhook(&webhook, before, errors);
-        match_conditions(&webhook.at("matchConditions"), conditions, errors);
+        match_conditions(&webhook.at("matchConditions"), &env, conditions, errors);
         review_versions(&webhook.at("admissionReviewVersions"), errors);
     }
     let unique = before.iter().map(|w| text(w, "/name")).collect::<HashSet<_>>().len() == before.len();

@@ -5,6 +5,7 @@ use super::structural;
 use crate::registry::cel;
 use crate::registry::field::{Errors, Field};
 use crate::registry::object::{list, text};
+use apimachinery::cel::{Env, Type};
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -271,12 +272,24 @@ impl Walk<'_> {
         if !self.parse {
             return;
         }
-        for field in [&expression, &message_expression] {
-            if !field.str().trim().is_empty() && !self.known.contains(field.str()) {
-                cel::expression(field, errors);
+        for (field, wanted, why) in [
+            (&expression, Type::Bool, "cel expression must evaluate to a bool"),
+            (&message_expression, Type::String, "messageExpression must evaluate to a string"),
+        ] {
+            if field.str().trim().is_empty() || self.known.contains(field.str()) {
+                continue;
+            }
+            let kind = cel::expression(field, &of_rules(), &[], errors);
+            if !matches!(kind, Type::Dyn | Type::Error) && !kind.is(&wanted) {
+                errors.invalid(field, why);
             }
         }
     }
+}
+
+/// What a rule may speak of.
+fn of_rules() -> Env {
+    Env::default().and("self", Type::Dyn).and("oldSelf", Type::Dyn)
 }
 
 /// `.spec.a`, and `['b']` for names that are no words.

@@ -2,7 +2,7 @@
 
 use super::pod_annotations;
 use crate::registry::field::{Errors, Field};
-use apimachinery::names::{is_dns1123_subdomain, is_qualified_name};
+use apimachinery::names::{is_dns1123_label, is_dns1123_subdomain, is_qualified_name};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 use std::net::IpAddr;
@@ -43,6 +43,7 @@ pub fn validate(new: &Field<'_, '_>, old: &Field<'_, '_>, errors: &mut Errors) {
         transitions(&now.at(statuses), &was.at(statuses), &spec, containers, errors);
     }
     claim_statuses(&now, &spec, errors);
+    extended_claim(&now.at("extendedResourceClaimStatus"), &spec, errors);
     pod_ips(&now.at("podIPs"), errors);
     host_ips(&now, errors);
     for (field, containers) in STATUSES {
@@ -124,6 +125,46 @@ fn claim_statuses(now: &Field<'_, '_>, spec: &Field<'_, '_>, errors: &mut Errors
     }
 }
 
+/// As `validatePodExtendedResourceClaimStatus`.
+fn extended_claim(status: &Field<'_, '_>, spec: &Field<'_, '_>, errors: &mut Errors) {
+    if !status.is_set() {
+        return;
+    }
+    let (mappings, claim) = (status.at("requestMappings"), status.at("resourceClaimName"));
+    if mappings.is_empty() {
+        errors.required(&mappings, "at least one request mapping is required");
+    }
+    for (at, mapping) in mappings.items().enumerate() {
+        let parts = ["containerName", "resourceName", "requestName"];
+        let [container, resource, request] = parts.map(|part| mapping.at(part));
+        let containers = ["initContainers", "containers"].into_iter();
+        let mut containers = containers.filter_map(|of| spec.value.get(of)?.as_array()).flatten();
+        match containers.find(|known| known.get("name") == Some(container.value)) {
+            None => errors.invalid(
+                &container,
+                "must match the name of an entry in spec.initContainers.name or spec.containers.name",
+            ),
+            Some(known) if known.pointer("/resources/requests").and_then(|r| r.get(resource.str())).is_none() => {
+                let why = "must match the extended resource name of an entry in spec.initContainers.resources.requests or spec.containers.resources.requests";
+                errors.invalid(&resource, why);
+            }
+            Some(_) => {}
+        }
+        // Upstream names the place so.
+        errors.all(&status.at("requestName").with(request.value), is_dns1123_label(request.str()));
+        if mappings
+            .items()
+            .take(at)
+            .any(|other| parts.iter().all(|part| other.at(part).str() == mapping.at(part).str()))
+        {
+            [container, resource, request].iter().for_each(|part| errors.duplicate(part));
+        }
+    }
+    if errors.need(&claim) {
+        errors.all(&claim, is_dns1123_subdomain(claim.str()));
+    }
+}
+
 // === addresses ===
 
 fn pod_ips(ips: &Field<'_, '_>, errors: &mut Errors) {
@@ -149,11 +190,6 @@ fn one_a_family(ips: &Field<'_, '_>, errors: &mut Errors) {
         let dual = parsed.iter().any(IpAddr::is_ipv4) && parsed.iter().any(IpAddr::is_ipv6);
         if !dual || ips.len() > 2 {
             errors.invalid(ips, "may specify no more than one IP for each IP family");
-        }
-        for (at, ip) in ips.items().enumerate() {
-            if ips.items().take(at).any(|other| other.at("ip").str() == ip.at("ip").str()) {
-                errors.duplicate(&ip);
-            }
         }
     }
 }

@@ -652,7 +652,7 @@ fn a_resize_changes_cpu_and_memory_and_no_more() {
 
 #[test]
 fn a_status_tells_what_can_have_happened() {
-    let old = json!({"spec": {"restartPolicy": "Never", "nodeName": "n"}, "status": {"qosClass": "Burstable", "hostIP": "10.0.0.1",
+    let old = json!({"spec": {"restartPolicy": "Never", "nodeName": "n", "containers": [{"name": "c"}]}, "status": {"qosClass": "Burstable", "hostIP": "10.0.0.1",
         "containerStatuses": [{"name": "c", "state": {"terminated": {"exitCode": 0}}}]}});
     let found = |change: fn(&mut Value)| {
         let mut new = old.clone();
@@ -686,6 +686,22 @@ fn a_status_tells_what_can_have_happened() {
         (
             |s| s["resourceClaimStatuses"] = json!([{"name": "x"}]),
             "status.resourceClaimStatuses[0].name: Invalid value: \"x\": must match the name of an entry in `spec.resourceClaims`",
+        ),
+        (
+            |s| s["extendedResourceClaimStatus"] = json!({"resourceClaimName": "A", "requestMappings": [{"containerName": "c", "resourceName": "x/y", "requestName": "A"}]}),
+            "status.extendedResourceClaimStatus.requestMappings[0].resourceName: Invalid value: \"x/y\": must match the extended resource name of an entry in spec.initContainers.resources.requests or spec.containers.resources.requests",
+        ),
+        (
+            |s| s["extendedResourceClaimStatus"] = json!({"requestMappings": [{"containerName": "z"}]}),
+            "status.extendedResourceClaimStatus.requestMappings[0].containerName: Invalid value: \"z\": must match the name of an entry in spec.initContainers.name or spec.containers.name",
+        ),
+        (
+            |s| s["extendedResourceClaimStatus"] = json!({}),
+            "status.extendedResourceClaimStatus.requestMappings: Required value: at least one request mapping is required",
+        ),
+        (
+            |s| s["extendedResourceClaimStatus"] = json!({}),
+            "status.extendedResourceClaimStatus.resourceClaimName: Required value",
         ),
         (
             |s| s["observedGeneration"] = json!(-1),

@@ -1,14 +1,15 @@
 //! How drivers, pools, requests and attributes are called, and what selects devices: shared by claims and slices.
 
-use crate::registry::cel;
 use crate::registry::checks::{Is, driver_name};
 use crate::registry::field::{Errors, Field};
+use apimachinery::cel::{Env, Type};
 use apimachinery::names::{is_dns1123_subdomain, is_label_value, is_qualified_name};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
 pub const SELECTORS_MAX: usize = 32;
 const EXPRESSION_MAX_BYTES: usize = 10 * 1024;
+const COST_MAX: u64 = 1_000_000;
 const POOL_NAME_MAX: usize = 253;
 const ID_MAX: usize = 32;
 
@@ -64,12 +65,13 @@ fn c_identifier(id: &str, field: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
-/// Conditions on devices, as expressions. Those that `old` holds are not parsed again.
+/// Conditions on devices, as expressions. As `validateCELSelector`. Those that `old` holds are not parsed again.
 pub fn selectors(selectors: &Field<'_, '_>, old: Option<&Value>, errors: &mut Errors) {
     Is::AtMost(SELECTORS_MAX).check(selectors, errors);
     if selectors.len() > SELECTORS_MAX || old == Some(selectors.value) {
         return;
     }
+    let env = Env::of_devices();
     for selector in selectors.items() {
         let cel = selector.at("cel");
         let expression = cel.at("expression");
@@ -78,7 +80,14 @@ pub fn selectors(selectors: &Field<'_, '_>, old: Option<&Value>, errors: &mut Er
         } else if expression.str().len() > EXPRESSION_MAX_BYTES {
             errors.too_long(&expression, EXPRESSION_MAX_BYTES);
         } else {
-            cel::expression(&expression, errors);
+            match env.weigh(expression.str()) {
+                Err(why) => errors.invalid(&expression, format!("compilation failed: {why}")),
+                Ok((Type::Bool | Type::Any, cost)) if cost <= COST_MAX => {}
+                Ok((Type::Bool | Type::Any, _)) => errors.forbidden(&expression, "too complex, exceeds cost limit"),
+                Ok((kind, _)) => {
+                    errors.invalid(&expression, format!("must evaluate to bool or the unknown type, not {kind}"));
+                }
+            }
         }
     }
 }

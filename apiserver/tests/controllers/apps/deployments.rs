@@ -133,3 +133,29 @@ async fn deployments_scale_in_proportion_and_live() {
     complete(&server, "stuck").await;
     assert!(pods(&server, "stuck", 2).await.iter().all(|p| image_of(p) == "x:2"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_set_that_cannot_be_made_is_told_and_made_when_it_can() {
+    let Some(server) = start().await else { return };
+    let _kubelet = all_run(&server);
+    let quotas = format!("{V1}/resourcequotas");
+    let none = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/replicasets.apps": "0"}}});
+    server.post(&quotas, &none).await.unwrap();
+    let counted = |q: &Value| q["status"]["hard"]["count/replicasets.apps"] == "0";
+    until(&server, "the quota counts", &format!("{quotas}/none"), counted).await;
+    server.post(DEPLOYMENTS, &workload("d", "x:1", json!({"replicas": 1}))).await.unwrap();
+    let path = format!("{DEPLOYMENTS}/d");
+    let says = |d: &Value| {
+        let conditions = d["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().any(|c| c["reason"] == "ReplicaSetCreateError" && c["status"] == "False")
+    };
+    until(&server, "it says why", &path, says).await;
+    event(&server, "d", "ReplicaSetCreateError").await;
+    for _ in 0..5 {
+        a_while().await;
+        let seen = server.get(&path).await.unwrap();
+        assert!(says(&seen), "{seen}");
+    }
+    server.delete(&format!("{quotas}/none"), &json!({})).await.unwrap();
+    complete(&server, "d").await;
+}

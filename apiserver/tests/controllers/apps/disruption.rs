@@ -40,12 +40,14 @@ async fn budgets_grant_evictions() {
     assert!(budget["status"].get("disruptedPods").is_none(), "{budget}");
 
     // Pods that nobody scales have no percentage.
+    // An owner that is there: the collector would take the pod else.
+    let owner = server.get("/api/v1/namespaces/t").await.unwrap()["metadata"]["uid"].clone();
     server
         .post(&format!("{V1}/pods"), &{
             let mut pod = template("alone", "x:1");
             pod["metadata"]["name"] = json!("alone");
             pod["metadata"]["ownerReferences"] =
-                json!([{"apiVersion": "v1", "kind": "Namespace", "name": "t", "uid": "u", "controller": true}]);
+                json!([{"apiVersion": "v1", "kind": "Namespace", "name": "t", "uid": owner, "controller": true}]);
             pod
         })
         .await

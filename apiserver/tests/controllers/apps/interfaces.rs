@@ -6,6 +6,7 @@ use crate::start;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statuses_are_read_and_written_and_collections_deleted() {
     let Some(server) = start().await else { return };
+    let _kubelet = all_run(&server);
     let rc = |mut made: Value| {
         made["spec"]["selector"] = json!({"app": "w"});
         made
@@ -70,6 +71,9 @@ async fn statuses_are_read_and_written_and_collections_deleted() {
             assert_eq!(server.get(&path).await.unwrap()["spec"]["replicas"], 2);
             let patched = server.merge(&format!("{path}/scale"), &json!({"spec": {"replicas": 1}})).await.unwrap();
             assert_eq!(patched["spec"]["replicas"], 1);
+            let runs = |o: &Value| o["status"]["readyReplicas"] == 1 && o["status"]["replicas"] == 1;
+            until(&server, "its pod runs", &path, runs).await;
+            assert_eq!(server.get(&format!("{path}/scale")).await.unwrap()["status"]["replicas"], 1);
         }
         server.merge(&path, &json!({"metadata": {"labels": {"patched": "yes"}}})).await.unwrap();
         assert_eq!(server.names(&format!("{all}?labelSelector=patched=yes")).await, ["w"]);

@@ -10,6 +10,7 @@ use apimachinery::{meta::NamespacedName, pod::controller_of, time::rfc3339};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
+    metrics::register,
 };
 use k8s_openapi::{
     api::{
@@ -23,7 +24,11 @@ use kube::{
     api::{DeleteParams, PostParams},
 };
 use plan::{Plan, job_name};
-use std::{collections::HashSet, sync::Arc};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use std::{
+    collections::HashSet,
+    sync::{Arc, LazyLock},
+};
 
 const NAME: &str = "cronjob";
 /// Tells the pods of a Job the time that they are for.
@@ -88,6 +93,13 @@ fn job_for(cron_job: &CronJob, scheduled: Timestamp) -> Job {
     job
 }
 
+/// How late Jobs are.
+static SKEW: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "Time between when a cronjob is scheduled to be run, and when the corresponding job is created";
+    let skew = Histogram::new(exponential_buckets(1.0, 2.0, 10));
+    register("cronjob_controller_job_creation_skew_duration_seconds", help, skew)
+});
+
 impl Controller {
     async fn delete(&self, about: &ObjectReference, namespace: &str, name: &str) -> Result<(), SyncError> {
         let api = api_in::<Job>(&self.client, namespace);
@@ -113,6 +125,9 @@ impl Controller {
             Ok(made) => {
                 let message = format!("Created job {}", made.name_any());
                 self.recorder.event(&about, Type::Normal, "SuccessfulCreate", "", message);
+                if let Some(at) = &made.metadata.creation_timestamp {
+                    SKEW.observe(at.0.duration_since(scheduled).as_secs_f64());
+                }
                 made
             }
             Err(error) if is_terminating(&error) => return Err(error.into()),

@@ -5,10 +5,14 @@ mod plan;
 use super::{
     claim::controller_reference,
     history::{Historic, History, hash_of},
-    pod_control::{PodControl, PodOwner, pod_changed, pod_from_template},
+    pod_control::{PodControl, PodOwner, new_pod, pod_changed, pod_from_template},
 };
 use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, put_status, run};
-use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
+use apimachinery::{
+    labels::Selector,
+    meta::NamespacedName,
+    pod::{controller_of, phase},
+};
 use component_base::{
     events::{Type, reference},
     informer::Informer,
@@ -20,6 +24,7 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
+use kube::ResourceExt as _;
 use parking_lot::Mutex;
 use plan::{HASH_LABEL, Plan};
 use std::{
@@ -64,7 +69,7 @@ pub async fn start(context: Arc<Context>) {
         pods: context.pods_by_controller(),
         history: History { client: client.clone(), revisions: context.revisions_by_controller() },
         expectations: Arc::default(),
-        control: PodControl { recorder: context.recorder(&client, "daemonset-controller"), client },
+        control: PodControl::new(client.clone(), context.recorder(&client, "daemonset-controller")),
         failures: Mutex::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
@@ -111,10 +116,14 @@ impl Controller {
     async fn act(&self, key: &NamespacedName, set: &DaemonSet, hash: &str, plan: &Plan) -> Result<(), SyncError> {
         let about = reference(set);
         let uid = set.metadata.uid.clone().unwrap_or_default();
-        for (node, pod) in &plan.failed {
-            let name = pod.metadata.name.as_deref().unwrap_or_default();
-            let message =
-                format!("Found failed daemon pod {}/{name} on node {node}, will try to kill it", key.namespace);
+        for (node, pod) in &plan.ended {
+            let place = format!("{}/{} on node {node}", key.namespace, pod.name_any());
+            if phase(pod) == "Succeeded" {
+                let message = format!("Found succeeded daemon pod {place}, will try to delete it");
+                self.control.recorder.event(&about, Type::Normal, "SucceededDaemonPod", "", message);
+                continue;
+            }
+            let message = format!("Found failed daemon pod {place}, will try to kill it");
             self.control.recorder.event(&about, Type::Warning, "FailedDaemonPod", "", message);
             let mut failures = self.failures.lock();
             let entry =
@@ -122,16 +131,20 @@ impl Controller {
             entry.count += 1;
             entry.last = Instant::now();
         }
-        let failed = plan.failed.iter().map(|(_, pod)| pod);
-        let delete: Vec<Arc<Pod>> = plan.delete.iter().chain(failed).take(BURST).cloned().collect();
+        let ended = plan.ended.iter().map(|(_, pod)| pod);
+        let delete: Vec<Arc<Pod>> = plan.delete.iter().chain(ended).take(BURST).cloned().collect();
         let Some(spec) = &set.spec else { return Ok(()) };
         let generation = set.metadata.generation.unwrap_or_default().to_string();
         let labels = [(HASH_LABEL, hash.to_owned()), ("pod-template-generation", generation)];
         let controller = controller_reference(set);
         let create = plan.create.iter().take(BURST).map(|node| {
-            pod_from_template(&fit::template_for(&spec.template, node, &labels), &controller.name, &controller)
+            new_pod(&pod_from_template(
+                &fit::template_for(&spec.template, node, &labels),
+                &controller.name,
+                &controller,
+            ))
         });
-        let create: Vec<Pod> = create.collect();
+        let create = create.collect::<Result<Vec<_>, _>>()?;
         self.control.write(&self.expectations, key, &about, &create, &delete).await.map_err(|(_, error)| error)
     }
 }

@@ -1,7 +1,7 @@
 //! What a DaemonSet needs: one pod on each node that fits, the newest template everywhere in the end. Pure.
 use super::fit::{Fit, fit, node_of};
 use crate::controllers::replicaset::plan::availability;
-use apimachinery::pod::{is_ready, phase};
+use apimachinery::pod::{is_ready, is_terminal, phase};
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetStatus},
@@ -24,8 +24,8 @@ pub struct Plan {
     /// Nodes that get a pod.
     pub create: Vec<String>,
     pub delete: Vec<Arc<Pod>>,
-    /// Pods that failed: they are deleted too, and it is told.
-    pub failed: Vec<(String, Arc<Pod>)>,
+    /// Pods that have ended, by their nodes: they are deleted too, and it is told.
+    pub ended: Vec<(String, Arc<Pod>)>,
     pub status: DaemonSetStatus,
     pub check_again: Option<Duration>,
 }
@@ -80,18 +80,16 @@ pub fn plan(
     for (node, fit) in &fits {
         let all = on_node.get(*node).unwrap_or(&none);
         let living: Vec<&Arc<Pod>> = all.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).collect();
-        let (failed, working): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) =
-            living.into_iter().partition(|p| phase(p) == "Failed");
+        let (ended, working): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) = living.into_iter().partition(|p| is_terminal(p));
         if *fit != Fit::Runs {
             status.number_misscheduled += i32::from(!all.is_empty());
             if *fit == Fit::No {
-                plan.delete.extend(working.into_iter().chain(failed).cloned());
+                plan.delete.extend(working.into_iter().chain(ended).cloned());
             }
             continue;
         }
-        if !resting.contains(*node) {
-            plan.failed.extend(failed.iter().map(|p| ((*node).to_owned(), (*p).clone())));
-        }
+        let rests = |p: &&&Arc<Pod>| phase(p) == "Failed" && resting.contains(*node);
+        plan.ended.extend(ended.iter().filter(|p| !rests(p)).map(|p| ((*node).to_owned(), (*p).clone())));
         status.current_number_scheduled += i32::from(!all.is_empty());
         if let Some(oldest) = all.first() {
             let newest = all.iter().rev().find(|p| is_current(p, hash)).unwrap_or(oldest);
@@ -215,7 +213,7 @@ mod tests {
 
     fn go(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> (Vec<String>, Vec<String>, DaemonSetStatus) {
         let plan = plan(set, "new", nodes, pods, &HashSet::new(), Timestamp::now());
-        let deleted = plan.delete.iter().chain(plan.failed.iter().map(|(_, p)| p));
+        let deleted = plan.delete.iter().chain(plan.ended.iter().map(|(_, p)| p));
         (plan.create, deleted.filter_map(|p| p.metadata.name.clone()).collect(), plan.status)
     }
 
@@ -228,8 +226,13 @@ mod tests {
         assert_eq!((status.number_unavailable, status.updated_number_scheduled), (Some(2), Some(1)));
         let ending = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
         assert_eq!(go(&rolling, &nodes(1), &[pod("n1", "new", true, ending)]).0.len(), 0, "first it goes");
-        let failed = json!({"status": {"phase": "Failed"}});
-        assert_eq!(go(&rolling, &nodes(1), &[pod("n1", "new", false, failed)]).1, ["n1-new"]);
+        for phase in ["Failed", "Succeeded"] {
+            let ended = pod("n1", "new", false, json!({"status": {"phase": phase}}));
+            assert_eq!(go(&rolling, &nodes(1), std::slice::from_ref(&ended)).1, ["n1-new"], "{phase}");
+            let resting = HashSet::from(["n1".to_owned()]);
+            let plan = plan(&rolling, "new", &nodes(1), &[ended], &resting, Timestamp::now());
+            assert_eq!(plan.ended.is_empty(), phase == "Failed", "one that failed a moment ago stays a while");
+        }
     }
 
     #[test]

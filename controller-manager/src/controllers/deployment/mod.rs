@@ -3,15 +3,20 @@ mod plan;
 mod sets;
 mod status;
 
-use super::claim::{adoption, claim, controller_reference, release};
+use super::{
+    claim::{adoption, claim, controller_reference, release},
+    pod_control::{Behind, TOLD_LATER},
+};
 use crate::runtime::{
     Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, orphans_of,
     put_status, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
+    client::send,
     events::{Recorder, Type, reference},
     informer::Informer,
+    lean,
 };
 use k8s_openapi::{
     api::{
@@ -21,7 +26,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Client,
+    Client, Resource as _,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use plan::Action;
@@ -35,6 +40,7 @@ struct Controller {
     deployments: Informer<Deployment>,
     sets: Arc<Index<ReplicaSet>>,
     pods: Arc<Index<Pod>>,
+    behind: Behind,
 }
 
 /// Runs until shutdown.
@@ -48,6 +54,7 @@ pub async fn start(context: Arc<Context>) {
         deployments: deployments.clone(),
         sets: context.sets_by_controller(),
         pods: context.pods_by_controller(),
+        behind: Behind::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
     let to = queue.clone();
@@ -137,11 +144,9 @@ impl Controller {
         Ok(owned)
     }
 
-    async fn write_status(&self, deployment: &Deployment, status: DeploymentStatus) -> Result<(), SyncError> {
-        let mut updated = deployment.clone();
-        updated.status = Some(status);
-        put_status(&self.client, &updated).await?;
-        Ok(())
+    async fn write_status(&self, mut deployment: Deployment, status: DeploymentStatus) -> Result<(), SyncError> {
+        deployment.status = Some(status);
+        Ok(put_status(&self.client, &deployment).await?)
     }
 
     /// Makes the new set. A set that has its name already is ours, or makes us look for another name.
@@ -164,16 +169,32 @@ impl Controller {
                 return Err(SyncError::Waiting(format!("replica set {} in the cache", sets::name(set))));
             }
             status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-            self.write_status(deployment, status).await?;
+            self.write_status(deployment.clone(), status).await?;
             return Err(SyncError::Waiting("a replica set name that is free".to_owned()));
         }
         let message = format!("Failed to create new replica set \"{}\": {}", sets::name(set), cause(&error));
         if status::has_deadline(deployment) {
             status::set_creation_failure(&mut status, message.clone(), Timestamp::now());
-            self.write_status(deployment, status).await?;
+            self.write_status(deployment.clone(), status).await?;
         }
         self.recorder.event(&reference(deployment), Type::Warning, "ReplicaSetCreateError", "", message);
         Err(error.into())
+    }
+
+    /// Writes a set; `versions` are of those that this step has written before.
+    async fn replace(
+        &self,
+        set: &mut ReplicaSet,
+        versions: &mut HashMap<String, Option<String>>,
+    ) -> Result<(), kube::Error> {
+        if let Some(version) = versions.get(sets::name(set)) {
+            set.metadata.resource_version.clone_from(version);
+        }
+        let all = kube::core::Request::new(ReplicaSet::url_path(&(), set.metadata.namespace.as_deref()));
+        let body = serde_json::to_vec(set).map_err(kube::Error::SerdeError)?;
+        let text = send(&self.client, all.replace(sets::name(set), &PostParams::default(), body)).await?;
+        versions.insert(sets::name(set).to_owned(), lean::version_of(&text));
+        Ok(())
     }
 
     fn tell_scaling(&self, deployment: &Deployment, set: &ReplicaSet, from: i32) {
@@ -186,45 +207,27 @@ impl Controller {
         self.recorder.event(&reference(deployment), Type::Normal, "ScalingReplicaSet", "", message);
     }
 
-    /// Carries the actions out in order. Gives the Deployment as it is then.
-    async fn act(&self, deployment: &Deployment, actions: Vec<Action>) -> Result<Deployment, SyncError> {
+    /// Carries the actions out in order; the Deployment's own revision is written with its status.
+    async fn act(&self, deployment: &Deployment, actions: Vec<Action>) -> Result<(), SyncError> {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-        let name = deployment.metadata.name.as_deref().unwrap_or_default();
         let api = api_in::<ReplicaSet>(&self.client, namespace);
-        let mut current = deployment.clone();
         // Of sets that one step writes twice.
         let mut versions: HashMap<String, Option<String>> = HashMap::new();
         for action in actions {
             match action {
-                Action::AnnotateRevision(revision) => {
-                    if let Some(updated) = plan::with_revision(&current, &revision) {
-                        // With the status, so that the generation stays: nobody has asked for anything new.
-                        let deployments = api_in::<Deployment>(&self.client, namespace);
-                        current = deployments.replace_status(name, &PostParams::default(), &updated).await?;
-                    }
-                }
+                Action::AnnotateRevision(_) => {}
                 Action::Create(set) => self.create(deployment, &set).await?,
-                Action::Update(mut set) => {
-                    if let Some(version) = versions.get(sets::name(&set)) {
-                        set.metadata.resource_version.clone_from(version);
-                    }
-                    let updated = api.replace(sets::name(&set), &PostParams::default(), &set).await?;
-                    versions.insert(sets::name(&set).to_owned(), updated.metadata.resource_version);
-                }
+                Action::Update(mut set) => self.replace(&mut set, &mut versions).await?,
                 Action::Scale { mut set, from } => {
-                    if let Some(version) = versions.get(sets::name(&set)) {
-                        set.metadata.resource_version.clone_from(version);
-                    }
-                    let updated = api.replace(sets::name(&set), &PostParams::default(), &set).await?;
-                    self.tell_scaling(deployment, &updated, from);
-                    versions.insert(sets::name(&set).to_owned(), updated.metadata.resource_version);
+                    self.replace(&mut set, &mut versions).await?;
+                    self.tell_scaling(deployment, &set, from);
                 }
                 Action::Delete(set) => {
                     gone_is_fine(api.delete(&set, &DeleteParams::background()).await)?;
                 }
             }
         }
-        Ok(current)
+        Ok(())
     }
 }
 
@@ -232,7 +235,10 @@ impl Reconcile for Controller {
     type Key = NamespacedName;
 
     async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
-        let Some(deployment) = self.deployments.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
+        let Some(deployment) = self.deployments.get(&key.namespace, &key.name) else {
+            self.behind.wait(key, None);
+            return Ok(Next::Settled);
+        };
         let selector = selector_of(&deployment)?;
         if selector.is_empty() {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
@@ -244,11 +250,32 @@ impl Reconcile for Controller {
         let pods: Vec<Arc<Pod>> = uids.flat_map(|uid| self.pods.get(uid)).collect();
         let plan = plan::plan(&deployment, &owned, &pods, Timestamp::now());
 
-        let current = self.act(&deployment, plan.actions).await?;
         let former = deployment.status.clone().unwrap_or_default();
-        if !status::same(&plan.status, &former) {
-            self.write_status(&current, plan.status).await?;
+        // With the status, so that the generation stays: nobody has asked for anything new.
+        let annotated = plan.actions.iter().find_map(|action| match action {
+            Action::AnnotateRevision(revision) => plan::with_revision(&deployment, revision),
+            _ => None,
+        });
+        let creates = plan.actions.iter().any(|action| matches!(action, Action::Create(_)));
+        let differs = annotated.is_some() || !status::same(&plan.status, &former);
+        let can_wait = annotated.is_none() && status::can_wait(&deployment, &plan.status, &former);
+        let behind = self.behind.wait(key, (differs && can_wait).then_some(TOLD_LATER));
+        let tell = async {
+            if behind.is_some() || !differs {
+                return Ok(());
+            }
+            self.write_status(annotated.unwrap_or_else(|| deployment.as_ref().clone()), plan.status).await
+        };
+        let act = self.act(&deployment, plan.actions);
+        if creates && !status::has_no_set(&former) {
+            // Pods wait for the set: the next Deployment's must not wait for words. Where it cannot be made, the next step says so.
+            let (acted, told) = tokio::join!(act, tell);
+            acted?;
+            told?;
+        } else {
+            act.await?;
+            tell.await?;
         }
-        Ok(Next::after(plan.check_again))
+        Ok(Next::after([plan.check_again, behind].into_iter().flatten().min()))
     }
 }

@@ -230,6 +230,32 @@ fn a_deployment_that_is_being_deleted_is_left_alone() {
     assert_eq!(plan(&d, &[], &[], now()).actions, []);
 }
 
+#[test]
+fn progress_can_wait_and_what_is_complete_or_lost_cannot() {
+    let deployment = deployment(3, "v1", json!({}));
+    let status = |available: i32, is_available: &str, reason: &str| -> DeploymentStatus {
+        let progressing = if reason == "ProgressDeadlineExceeded" { "False" } else { "True" };
+        serde_json::from_value(json!({"observedGeneration": 1, "replicas": 3, "updatedReplicas": 3,
+            "availableReplicas": available, "conditions": [
+                {"type": "Available", "status": is_available}, {"type": "Progressing", "status": progressing, "reason": reason}]}))
+        .unwrap()
+    };
+    let (created, updated, complete) = ("NewReplicaSetCreated", "ReplicaSetUpdated", "NewReplicaSetAvailable");
+    for (former, now, can) in [
+        ((0, "False", created), (1, "False", updated), true),
+        ((1, "False", updated), (2, "True", updated), true),
+        ((2, "True", updated), (3, "True", complete), false),
+        ((2, "True", updated), (2, "True", "ProgressDeadlineExceeded"), false),
+        ((3, "True", complete), (2, "True", complete), true),
+        ((3, "True", complete), (1, "False", complete), false),
+    ] {
+        let [before, after] = [former, now].map(|(available, is, reason)| status(available, is, reason));
+        assert_eq!(status::can_wait(&deployment, &after, &before), can, "{former:?} {now:?}");
+    }
+    let seen = DeploymentStatus { observed_generation: Some(2), ..status(1, "False", updated) };
+    assert!(!status::can_wait(&deployment, &seen, &status(1, "False", updated)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever the numbers: never fewer available than allowed, never more pods than allowed, and it ends.

@@ -12,6 +12,7 @@ const PROGRESSING: &str = "Progressing";
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
+const NO_SET: &str = "ReplicaSetCreateError";
 const PAUSED: &str = "DeploymentPaused";
 /// The API writes it for "no deadline".
 const NO_DEADLINE: i32 = i32::MAX;
@@ -70,7 +71,12 @@ pub fn set_new_set(status: &mut DeploymentStatus, set_name: &str, created: bool,
 
 /// Says why no set could be made.
 pub fn set_creation_failure(status: &mut DeploymentStatus, message: String, now: Timestamp) {
-    set(status, PROGRESSING, "False", "ReplicaSetCreateError", message, now);
+    set(status, PROGRESSING, "False", NO_SET, message, now);
+}
+
+/// Whether [`set_creation_failure`] was the last word.
+pub fn has_no_set(status: &DeploymentStatus) -> bool {
+    condition(status, PROGRESSING).is_some_and(|c| c.reason.as_deref() == Some(NO_SET))
 }
 
 /// Follows `spec.paused`, so that time spent in a pause does not count against the deadline.
@@ -224,6 +230,21 @@ pub fn check_again(deployment: &Deployment, status: &DeploymentStatus, now: Time
     let since = current.last_update_time.as_ref()?.0;
     let left = i64::from(deadline) - now.duration_since(since).as_secs();
     Some(Duration::from_secs(u64::try_from(left).unwrap_or(0) + 1))
+}
+
+/// Whether nothing but progress is told, and there is more to come: what is complete, fails or is lost is told at once.
+pub fn can_wait(deployment: &Deployment, now: &DeploymentStatus, former: &DeploymentStatus) -> bool {
+    const ON_THE_WAY: [&str; 3] = ["NewReplicaSetCreated", "FoundNewReplicaSet", "ReplicaSetUpdated"];
+    let said = |s: &DeploymentStatus| {
+        let conditions = s.conditions.iter().flatten().filter(|c| c.type_ != AVAILABLE).map(|c| {
+            let reason = c.reason.clone().filter(|reason| !ON_THE_WAY.contains(&reason.as_str()));
+            (c.type_.clone(), c.status.clone(), reason)
+        });
+        (s.observed_generation, s.collision_count, conditions.collect::<Vec<_>>())
+    };
+    let is_available = |s: &DeploymentStatus| condition(s, AVAILABLE).is_some_and(|c| c.status == "True");
+    let lost = is_available(former) && !is_available(now);
+    said(now) == said(former) && !lost && (!is_complete(deployment, now) || is_complete(deployment, former))
 }
 
 /// Whether two statuses say the same (numbers that are absent are zero).

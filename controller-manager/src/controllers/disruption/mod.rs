@@ -1,7 +1,7 @@
 //! PodDisruptionBudgets: their status, by which evictions are granted; and pods that were to be disrupted and were not.
 mod plan;
 
-use super::scale::Scales;
+use super::{horizontal::words, scale::Scales};
 use crate::runtime::{
     Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, put_status, run,
 };
@@ -158,9 +158,12 @@ impl Controller {
             }
         }
         if unmanaged {
-            let message = "Pods selected by this PodDisruptionBudget were found to be unmanaged. As a result, the status of \
-                the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods \
-                please set \".spec.minAvailable\" field of the PDB to an integer value.";
+            let selector = words::selector(budget.spec.as_ref().and_then(|s| s.selector.as_ref()));
+            let message = format!(
+                "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the \
+                status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these \
+                pods please set \".spec.minAvailable\" field of the PDB to an integer value."
+            );
             self.recorder.event(&reference(budget), Type::Warning, "UnmanagedPods", "", message);
         }
         // Several sets of one Deployment are scaled as one.

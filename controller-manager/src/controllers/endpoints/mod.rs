@@ -43,7 +43,8 @@ pub async fn start(context: Arc<Context>) {
         triggers: backends::Triggers::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
-    wake_by_services_and_pods(&controller.services, &controller.pods, &queue);
+    let gathered_for = context.settings.endpoint_updates_batch_period;
+    wake_by_services_and_pods(&controller.services, &controller.pods, &queue, gathered_for);
     let to = queue.clone();
     controller.endpoints.on_change(move |change| {
         // Also those whose Service went while nobody watched.
@@ -85,15 +86,18 @@ impl Reconcile for Controller {
         let trigger = self.triggers.look(key, &service, &pods);
         let Some(mut wanted) = plan::plan(&service, &pods, existing.as_deref()) else { return Ok(Next::Settled) };
         backends::annotate_trigger(&mut wanted.metadata, trigger);
-        let outcome = match existing {
+        let outcome = match &existing {
             Some(_) => api.replace(&key.name, &PostParams::default(), &wanted).await,
             None => api.create(&PostParams::default(), &wanted).await,
         };
         if let Err(error) = outcome {
             if !is_code(&error, 409) && !is_code(&error, 404) && !is_terminating(&error) {
-                let message = format!("Failed to update endpoint {}/{}: {}", key.namespace, key.name, cause(&error));
-                let about = reference(service.as_ref());
-                self.recorder.event(&about, Type::Warning, "FailedToUpdateEndpoint", "", message);
+                let (reason, failed) = match existing {
+                    Some(_) => ("FailedToUpdateEndpoint", "Failed to update endpoint"),
+                    None => ("FailedToCreateEndpoint", "Failed to create endpoint for service"),
+                };
+                let message = format!("{failed} {key}: {}", cause(&error));
+                self.recorder.event(&reference(service.as_ref()), Type::Warning, reason, "", message);
             }
             return Err(error.into());
         }

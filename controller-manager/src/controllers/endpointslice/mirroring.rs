@@ -54,13 +54,13 @@ pub async fn start(context: Arc<Context>) {
         max_per_subset: context.settings.mirroring_max_endpoints_per_subset,
     });
     let queue = Arc::new(WorkQueue::new(NAME));
-    let to = queue.clone();
+    let (to, gathered_for) = (queue.clone(), context.settings.mirroring_endpointslice_updates_batch_period);
     controller.endpoints.on_change(move |change| {
         let ours = |e: &&Arc<Endpoints>| is_mirrored(e);
         if let Some(one) =
             change.latest().filter(|_| change.old.filter(ours).is_some() || change.new.filter(ours).is_some())
         {
-            to.add(NamespacedName::of(one.as_ref()));
+            to.add_after(NamespacedName::of(one.as_ref()), gathered_for);
         }
     });
     let (to, endpoints) = (queue.clone(), controller.endpoints.clone());

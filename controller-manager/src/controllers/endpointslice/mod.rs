@@ -1,6 +1,7 @@
 //! EndpointSlices: the pods behind each Service that has a selector.
 mod hints;
 pub mod mirroring;
+mod monitor;
 mod plan;
 
 use super::service_backends as backends;
@@ -22,6 +23,7 @@ use kube::{
     Client, ResourceExt as _,
     api::{DeleteParams, PostParams},
 };
+use monitor::Monitor;
 use plan::Topology;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -40,6 +42,7 @@ struct Controller {
     expectations: Arc<Expectations>,
     max_per_slice: usize,
     triggers: backends::Triggers,
+    monitor: Monitor,
 }
 
 /// Runs until shutdown.
@@ -55,9 +58,11 @@ pub async fn start(context: Arc<Context>) {
         expectations: Arc::default(),
         max_per_slice: context.settings.max_endpoints_per_slice,
         triggers: backends::Triggers::default(),
+        monitor: Monitor::default(),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
-    wake_by_services_and_pods(&controller.services, &controller.pods, &queue);
+    let gathered_for = context.settings.endpointslice_updates_batch_period;
+    wake_by_services_and_pods(&controller.services, &controller.pods, &queue, gathered_for);
     let (to, expectations) = (queue.clone(), controller.expectations.clone());
     controller.slices.on_change(move |change| {
         let Some(key) = change.latest().and_then(|s| service_of(s)) else { return };
@@ -72,7 +77,7 @@ pub async fn start(context: Arc<Context>) {
         let Some(node) = change.latest() else { return };
         let zone = |n: Option<&Arc<Node>>| n.map(|n| zone_of(n));
         if zone(change.old) != zone(change.new) {
-            on_node.get(&node.name_any()).iter().for_each(|pod| wake_services_of(&services, pod, &to));
+            on_node.get(&node.name_any()).iter().for_each(|pod| wake_services_of(&services, pod, &to, Duration::ZERO));
         }
         let part = |n: Option<&Arc<Node>>| n.map(|n| hints::part(n));
         if part(change.old) != part(change.new) {
@@ -88,11 +93,12 @@ pub async fn start(context: Arc<Context>) {
     run(NAME, queue, controller, workers, context.shutdown.clone()).await;
 }
 
-/// Puts the Services into the queue that changed, or whose pods did.
+/// Puts the Services into the queue that changed, or, after a time, whose pods did.
 pub fn wake_by_services_and_pods(
     services: &Informer<Service>,
     pods: &Informer<Pod>,
     queue: &Arc<WorkQueue<NamespacedName>>,
+    gathered_for: Duration,
 ) {
     let to = queue.clone();
     services.on_change(move |change| {
@@ -108,15 +114,19 @@ pub fn wake_by_services_and_pods(
             return;
         }
         let relabelled = change.old.map(|p| &p.metadata.labels) != change.new.map(|p| &p.metadata.labels);
-        change.old.filter(|_| relabelled).into_iter().for_each(|pod| wake_services_of(&services, pod, &to));
-        change.new.into_iter().for_each(|pod| wake_services_of(&services, pod, &to));
+        change
+            .old
+            .filter(|_| relabelled)
+            .into_iter()
+            .for_each(|pod| wake_services_of(&services, pod, &to, gathered_for));
+        change.new.into_iter().for_each(|pod| wake_services_of(&services, pod, &to, gathered_for));
     });
 }
 
-fn wake_services_of(services: &Informer<Service>, pod: &Pod, queue: &WorkQueue<NamespacedName>) {
+fn wake_services_of(services: &Informer<Service>, pod: &Pod, queue: &WorkQueue<NamespacedName>, after: Duration) {
     for service in services.list_in(pod.metadata.namespace.as_deref().unwrap_or_default()) {
         if backends::selector(&service).is_some_and(|s| s.matches_opt(pod.metadata.labels.as_ref())) {
-            queue.add(NamespacedName::of(service.as_ref()));
+            queue.add_after(NamespacedName::of(service.as_ref()), after);
         }
     }
 }
@@ -175,6 +185,7 @@ impl Reconcile for Controller {
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
             self.expectations.forget(key);
             self.triggers.forget(key);
+            self.monitor.forget(key);
             return Ok(Next::Settled);
         };
         let Some(selector) = backends::selector(&service) else { return Ok(Next::Settled) };
@@ -204,6 +215,7 @@ impl Reconcile for Controller {
             };
             self.recorder.event(&reference(service.as_ref()), kind, reason, "", message.clone());
         }
+        let counted = monitor::count(&service, &existing, &changes, self.max_per_slice);
         if let Err(error) = self.write(key, changes).await {
             if !is_code(&error, 409) && !is_code(&error, 404) && !is_terminating(&error) {
                 let message = format!(
@@ -217,6 +229,41 @@ impl Reconcile for Controller {
             }
             return Err(error.into());
         }
+        self.monitor.note(key, counted);
         Ok(Next::Settled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use tokio::time::{Instant, timeout};
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_pods_are_gathered_for_the_batch_period() {
+        let service: Service = serde_json::from_value(
+            json!({"metadata": {"namespace": "ns", "name": "web"}, "spec": {"selector": {"app": "web"}}}),
+        )
+        .unwrap();
+        let pod = |app: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"namespace": "ns", "name": app, "labels": {"app": app}}}))
+                .unwrap()
+        };
+        let (services, web) = (Informer::fixed([service]), NamespacedName::new("ns", "web"));
+        for period_ms in [0, 500] {
+            let (queue, start) = (WorkQueue::new("batch-period"), Instant::now());
+            for wait_ms in [0, 300] {
+                tokio::time::advance(Duration::from_millis(wait_ms)).await;
+                for app in ["web", "other"] {
+                    wake_services_of(&services, &pod(app), &queue, Duration::from_millis(period_ms));
+                }
+            }
+            assert_eq!(queue.next().await, web);
+            // The first change begins the period, and what comes within it does not prolong it.
+            assert_eq!(start.elapsed().as_millis(), u128::from(period_ms.max(300)));
+            queue.done(&web, Duration::ZERO);
+            assert!(timeout(Duration::from_secs(10), queue.next()).await.is_err(), "all in one go");
+        }
     }
 }

@@ -184,7 +184,7 @@ fn fit(
 }
 
 /// What tells endpoints apart: the address and the pod.
-fn identity(endpoint: &Endpoint) -> String {
+pub fn identity(endpoint: &Endpoint) -> String {
     let uid = endpoint.target_ref.as_ref().and_then(|r| r.uid.as_deref()).unwrap_or_default();
     format!("{}/{uid}", endpoint.addresses.first().map(String::as_str).unwrap_or_default())
 }

@@ -2,7 +2,7 @@
 //!
 //! An owner that a dependent names before it was seen itself is in the graph as *virtual*: whether it exists has to be
 //! asked. As upstream's `GraphBuilder`.
-use crate::runtime::ServerResource;
+use crate::runtime::{Described, ServerResource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -26,11 +26,17 @@ pub enum Task {
     Orphan(Uid),
 }
 
-/// What an object is: from its own metadata, or, for a virtual one, from a dependent's reference.
-#[derive(Clone, Debug, PartialEq)]
+/// What an object is: as it was seen, which others keep as well, or, for a virtual one, from a dependent's reference.
+#[derive(Clone, Debug)]
 pub enum Identity {
-    Observed { resource: Arc<ServerResource>, namespace: String, name: String },
-    Virtual { api_version: String, kind: String, namespace: String, name: String },
+    Observed { resource: Arc<ServerResource>, object: Arc<dyn Described> },
+    Virtual(Arc<Virtual>),
+}
+
+#[derive(Debug)]
+pub struct Virtual {
+    pub reference: OwnerReference,
+    pub namespace: String,
 }
 
 /// An object in the graph.
@@ -38,9 +44,6 @@ pub enum Identity {
 pub struct Node {
     pub uid: Uid,
     pub identity: Identity,
-    pub resource_version: Option<String>,
-    pub owners: Vec<OwnerReference>,
-    pub finalizers: Vec<String>,
     /// It has a deletion timestamp.
     pub deleting: bool,
     /// It waits for its dependents to go first.
@@ -75,14 +78,15 @@ enum Meeting {
 
 /// None for an owner that was not observed.
 fn meets(dependent: &Node, owner: &Node, reference: &OwnerReference) -> Option<Meeting> {
-    let Identity::Observed { resource, namespace, name } = &owner.identity else { return None };
-    let Identity::Observed { namespace: own, .. } = &dependent.identity else { return None };
+    let Identity::Observed { resource, object } = &owner.identity else { return None };
+    let own = dependent.meta()?.namespace.as_deref().unwrap_or_default();
     let (group, _) = apimachinery::meta::split_api_version(&reference.api_version);
-    if resource.api.kind != reference.kind || resource.api.group != group || *name != reference.name {
+    let named = object.metadata().name.as_deref() == Some(&reference.name);
+    if resource.api.kind != reference.kind || resource.api.group != group || !named {
         return Some(Meeting::Misnamed);
     }
     // A cluster-scoped dependent of a namespaced owner is left to whoever made it so.
-    let foreign = resource.namespaced && !own.is_empty() && namespace != own;
+    let foreign = resource.namespaced && !own.is_empty() && owner.namespace() != own;
     Some(if foreign { Meeting::Foreign } else { Meeting::Meant })
 }
 
@@ -105,35 +109,69 @@ impl fmt::Display for Task {
     }
 }
 
+// === impl Node ===
+
+impl Node {
+    /// None of a virtual one.
+    pub fn meta(&self) -> Option<&ObjectMeta> {
+        match &self.identity {
+            Identity::Observed { object, .. } => Some(object.metadata()),
+            Identity::Virtual(_) => None,
+        }
+    }
+
+    pub fn namespace(&self) -> &str {
+        match &self.identity {
+            Identity::Observed { object, .. } => object.metadata().namespace.as_deref().unwrap_or_default(),
+            Identity::Virtual(meant) => &meant.namespace,
+        }
+    }
+
+    pub fn owners(&self) -> &[OwnerReference] {
+        self.meta().and_then(|m| m.owner_references.as_deref()).unwrap_or_default()
+    }
+
+    pub fn finalizers(&self) -> &[String] {
+        self.meta().and_then(|m| m.finalizers.as_deref()).unwrap_or_default()
+    }
+
+    pub fn resource_version(&self) -> Option<&String> {
+        self.meta()?.resource_version.as_ref()
+    }
+}
+
 // === impl Graph ===
 
 impl Graph {
     /// An object was added or changed.
-    pub fn observe(&mut self, resource: &Arc<ServerResource>, meta: &ObjectMeta) -> Vec<Task> {
+    pub fn observe(&mut self, resource: &Arc<ServerResource>, object: Arc<dyn Described>) -> Vec<Task> {
+        let seen = object.clone();
+        let meta = seen.metadata();
         let Some(uid) = meta.uid.as_deref() else { return Vec::new() };
+        let owners = meta.owner_references.as_deref().unwrap_or_default();
+        let deleting = meta.deletion_timestamp.is_some();
+        let has = |f: &str| deleting && meta.finalizers.iter().flatten().any(|x| x == f);
+        let (waits, orphans) = (has(FOREGROUND), has(ORPHAN));
+        let identity = Identity::Observed { resource: resource.clone(), object };
+        // Most changes are of no interest.
+        if let Some(node) = self.nodes.get_mut(uid)
+            && node.owners() == owners
+            && (node.deleting, node.waits_for_dependents, node.orphans_dependents) == (deleting, waits, orphans)
+            && matches!(node.identity, Identity::Observed { .. })
+        {
+            node.identity = identity;
+            return Vec::new();
+        }
         let uid = self.nodes.get_key_value(uid).map_or_else(|| Uid::from(uid), |(known, _)| known.clone());
         let mut tasks = Vec::new();
-        let owners = meta.owner_references.clone().unwrap_or_default();
-        let finalizers = meta.finalizers.clone().unwrap_or_default();
-        let deleting = meta.deletion_timestamp.is_some();
-        let has = |f: &str| deleting && finalizers.iter().any(|x| x == f);
-        let (waits, orphans) = (has(FOREGROUND), has(ORPHAN));
-        let identity = Identity::Observed {
-            resource: resource.clone(),
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        };
         self.forget_absence(&uid);
         let former = self.nodes.remove(&uid);
         let (waited, orphaned) =
             former.as_ref().map_or((false, false), |n| (n.waits_for_dependents, n.orphans_dependents));
-        let old_owners = former.as_ref().map(|n| n.owners.clone()).unwrap_or_default();
+        let old_owners = former.as_ref().map(|n| n.owners().to_vec()).unwrap_or_default();
         let node = Node {
             uid: uid.clone(),
             identity,
-            resource_version: meta.resource_version.clone(),
-            owners: owners.clone(),
-            finalizers,
             deleting,
             waits_for_dependents: waits,
             orphans_dependents: orphans,
@@ -146,11 +184,11 @@ impl Graph {
             tasks.extend(node.dependents.iter().cloned().map(Task::Delete));
             tasks.push(Task::Delete(uid.clone()));
         }
-        let namespace = meta.namespace.clone().unwrap_or_default();
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
         self.nodes.insert(uid.clone(), node);
-        for owner in &owners {
+        for owner in owners {
             if !old_owners.iter().any(|o| o.uid == owner.uid) {
-                self.link(&uid, owner, &namespace, &mut tasks);
+                self.link(&uid, owner, namespace, &mut tasks);
             }
         }
         for old in &old_owners {
@@ -164,10 +202,21 @@ impl Graph {
                 tasks.extend(self.nodes.get(old.uid.as_str()).map(|n| Task::Delete(n.uid.clone())));
             }
         }
-        if owners != old_owners {
+        if owners != old_owners && !self.has_its_owners(&uid) {
             tasks.push(Task::Delete(uid));
         }
         tasks
+    }
+
+    /// Whether all owners are there to stay: then there is nothing to look into.
+    fn has_its_owners(&self, uid: &str) -> bool {
+        let Some(node) = self.nodes.get(uid) else { return false };
+        let solid = |owner: &Node, reference| {
+            matches!(meets(node, owner, reference), Some(Meeting::Meant)) && !owner.waits_for_dependents
+        };
+        node.owners().iter().all(|o| {
+            !self.absent.contains(o.uid.as_str()) && self.nodes.get(o.uid.as_str()).is_some_and(|n| solid(n, o))
+        })
     }
 
     /// An object is gone (or a virtual one turned out not to exist).
@@ -175,7 +224,7 @@ impl Graph {
         let Some(node) = self.nodes.remove(uid) else { return Vec::new() };
         self.note_absent(&node.uid);
         let mut tasks: Vec<Task> = node.dependents.iter().cloned().map(Task::Delete).collect();
-        for owner in &node.owners {
+        for owner in node.owners() {
             self.unlink(&node.uid, &owner.uid);
             let waiting = self.nodes.get(owner.uid.as_str()).filter(|o| o.waits_for_dependents);
             tasks.extend(waiting.map(|o| Task::Delete(o.uid.clone())));
@@ -187,7 +236,7 @@ impl Graph {
     pub fn unseen(&self, resource: &ServerResource, seen: &HashSet<String>) -> Vec<Uid> {
         let is_of = |n: &&Node| match &n.identity {
             Identity::Observed { resource: own, .. } => own.api == resource.api,
-            Identity::Virtual { .. } => false,
+            Identity::Virtual(_) => false,
         };
         self.nodes.values().filter(is_of).filter(|n| !seen.contains(&*n.uid)).map(|n| n.uid.clone()).collect()
     }
@@ -207,14 +256,14 @@ impl Graph {
 
     /// Dependents whose owner must not go before them. As `blockingDependents`.
     pub fn blocking_dependents(&self, uid: &str) -> Vec<Node> {
-        let blocks = |n: &Node| n.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true));
+        let blocks = |n: &Node| n.owners().iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true));
         self.dependents(uid).into_iter().filter(blocks).collect()
     }
 
     /// Sorts an object's owners by what is known of them.
     pub fn owners(&self, node: &Node) -> Owners {
         let mut sorted = Owners::default();
-        for owner in &node.owners {
+        for owner in node.owners() {
             let known = self.nodes.get(owner.uid.as_str()).and_then(|n| Some((n, meets(node, n, owner)?)));
             let to = match known {
                 _ if self.absent.contains(owner.uid.as_str()) => &mut sorted.dangling,
@@ -261,15 +310,10 @@ impl Graph {
         let uid = Uid::from(owner.uid.as_str());
         let node = Node {
             uid: uid.clone(),
-            identity: Identity::Virtual {
-                api_version: owner.api_version.clone(),
-                kind: owner.kind.clone(),
+            identity: Identity::Virtual(Arc::new(Virtual {
+                reference: owner.clone(),
                 namespace: namespace.to_owned(),
-                name: owner.name.clone(),
-            },
-            resource_version: None,
-            owners: Vec::new(),
-            finalizers: Vec::new(),
+            })),
             deleting: false,
             waits_for_dependents: false,
             orphans_dependents: false,
@@ -283,7 +327,7 @@ impl Graph {
         let Some(node) = self.nodes.get_mut(owner) else { return };
         node.dependents.remove(dependent);
         // A virtual owner exists for its dependents' sake only.
-        if node.dependents.is_empty() && matches!(node.identity, Identity::Virtual { .. }) {
+        if node.dependents.is_empty() && matches!(node.identity, Identity::Virtual(_)) {
             self.nodes.remove(owner);
         }
     }
@@ -292,6 +336,7 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Pod;
     use kube::core::{ApiResource, GroupVersionKind};
     use serde_json::{Value, json};
 
@@ -300,7 +345,7 @@ mod tests {
         Arc::new(ServerResource { api, namespaced: true, verbs: Vec::new() })
     }
 
-    fn meta(uid: &str, owners: &[(&str, bool)], more: Value) -> ObjectMeta {
+    fn meta(uid: &str, owners: &[(&str, bool)], more: Value) -> Arc<dyn Described> {
         let owners: Vec<_> = owners
             .iter()
             .map(|(uid, block)| {
@@ -309,7 +354,7 @@ mod tests {
             .collect();
         let mut value = json!({"name": uid, "namespace": "ns", "uid": uid, "ownerReferences": owners});
         more.as_object().into_iter().flatten().for_each(|(k, v)| value[k] = v.clone());
-        serde_json::from_value(value).unwrap()
+        Arc::new(serde_json::from_value::<Pod>(json!({"metadata": value})).unwrap())
     }
 
     fn deleting(finalizer: &str) -> Value {
@@ -326,13 +371,13 @@ mod tests {
     fn an_owner_that_was_not_seen_is_asked_for() {
         let mut graph = Graph::default();
         assert_eq!(
-            tasks(graph.observe(&resource("Pod"), &meta("p", &[("o", true)], json!({})))),
+            tasks(graph.observe(&resource("Pod"), meta("p", &[("o", true)], json!({})))),
             ["delete o", "delete p"]
         );
         let pod = graph.get("p").unwrap().clone();
         assert_eq!(graph.owners(&pod).unknown.len(), 1);
         // It is there after all.
-        assert_eq!(tasks(graph.observe(&resource("Owner"), &meta("o", &[], json!({})))), Vec::<String>::new());
+        assert_eq!(tasks(graph.observe(&resource("Owner"), meta("o", &[], json!({})))), Vec::<String>::new());
         assert_eq!(graph.owners(&pod).solid.len(), 1);
         assert_eq!(graph.dependents("o").len(), 1, "the links of the virtual owner stay");
     }
@@ -340,9 +385,9 @@ mod tests {
     #[test]
     fn when_an_owner_goes_its_dependents_are_looked_at() {
         let mut graph = Graph::default();
-        graph.observe(&resource("Owner"), &meta("o", &[], json!({})));
-        graph.observe(&resource("Pod"), &meta("p", &[("o", true)], json!({})));
-        graph.observe(&resource("Pod"), &meta("q", &[("o", false)], json!({})));
+        graph.observe(&resource("Owner"), meta("o", &[], json!({})));
+        graph.observe(&resource("Pod"), meta("p", &[("o", true)], json!({})));
+        graph.observe(&resource("Pod"), meta("q", &[("o", false)], json!({})));
         assert_eq!(tasks(graph.forget("o")), ["delete p", "delete q"]);
         let pod = graph.get("p").unwrap().clone();
         assert_eq!(graph.owners(&pod).dangling.len(), 1);
@@ -351,12 +396,12 @@ mod tests {
     #[test]
     fn foreground_deletion_waits_for_those_that_block() {
         let mut graph = Graph::default();
-        graph.observe(&resource("Owner"), &meta("o", &[], json!({})));
-        graph.observe(&resource("Pod"), &meta("p", &[("o", true)], json!({})));
-        graph.observe(&resource("Pod"), &meta("q", &[("o", false)], json!({})));
+        graph.observe(&resource("Owner"), meta("o", &[], json!({})));
+        graph.observe(&resource("Pod"), meta("p", &[("o", true)], json!({})));
+        graph.observe(&resource("Pod"), meta("q", &[("o", false)], json!({})));
         let waiting = meta("o", &[], deleting(FOREGROUND));
-        assert_eq!(tasks(graph.observe(&resource("Owner"), &waiting)), ["delete o", "delete p", "delete q"]);
-        assert_eq!(tasks(graph.observe(&resource("Owner"), &waiting)), Vec::<String>::new(), "once");
+        assert_eq!(tasks(graph.observe(&resource("Owner"), waiting.clone())), ["delete o", "delete p", "delete q"]);
+        assert_eq!(tasks(graph.observe(&resource("Owner"), waiting)), Vec::<String>::new(), "once");
         assert_eq!(graph.blocking_dependents("o").len(), 1);
         let pod = graph.get("p").unwrap().clone();
         assert_eq!(graph.owners(&pod).waiting.len(), 1);
@@ -367,22 +412,19 @@ mod tests {
     #[test]
     fn an_owner_is_looked_at_when_a_dependent_blocks_no_more() {
         let mut graph = Graph::default();
-        graph.observe(&resource("Owner"), &meta("o", &[], json!({})));
-        graph.observe(&resource("Pod"), &meta("p", &[("o", true)], json!({})));
-        assert_eq!(
-            tasks(graph.observe(&resource("Pod"), &meta("p", &[("o", false)], json!({})))),
-            ["delete o", "delete p"]
-        );
-        graph.observe(&resource("Pod"), &meta("p", &[], json!({})));
+        graph.observe(&resource("Owner"), meta("o", &[], json!({})));
+        graph.observe(&resource("Pod"), meta("p", &[("o", true)], json!({})));
+        assert_eq!(tasks(graph.observe(&resource("Pod"), meta("p", &[("o", false)], json!({})))), ["delete o"]);
+        graph.observe(&resource("Pod"), meta("p", &[], json!({})));
         assert!(graph.dependents("o").is_empty());
     }
 
     #[test]
     fn orphaning_is_a_task_of_its_own() {
         let mut graph = Graph::default();
-        graph.observe(&resource("Owner"), &meta("o", &[], json!({})));
-        graph.observe(&resource("Pod"), &meta("p", &[("o", true)], json!({})));
-        assert_eq!(tasks(graph.observe(&resource("Owner"), &meta("o", &[], deleting(ORPHAN)))), ["orphan o"]);
+        graph.observe(&resource("Owner"), meta("o", &[], json!({})));
+        graph.observe(&resource("Pod"), meta("p", &[("o", true)], json!({})));
+        assert_eq!(tasks(graph.observe(&resource("Owner"), meta("o", &[], deleting(ORPHAN)))), ["orphan o"]);
     }
 
     #[test]
@@ -390,10 +432,10 @@ mod tests {
         let mut graph = Graph::default();
         let owner =
             |name: &str, uid: &str, namespace: &str| meta(uid, &[], json!({"name": name, "namespace": namespace}));
-        graph.observe(&resource("Owner"), &owner("far", "far", "other"));
-        graph.observe(&resource("Owner"), &owner("renamed", "misnamed", "ns"));
-        graph.observe(&resource("Owner"), &owner("near", "near", "ns"));
-        graph.observe(&resource("Pod"), &meta("p", &[("far", true), ("misnamed", true), ("near", true)], json!({})));
+        graph.observe(&resource("Owner"), owner("far", "far", "other"));
+        graph.observe(&resource("Owner"), owner("renamed", "misnamed", "ns"));
+        graph.observe(&resource("Owner"), owner("near", "near", "ns"));
+        graph.observe(&resource("Pod"), meta("p", &[("far", true), ("misnamed", true), ("near", true)], json!({})));
         let got = graph.owners(graph.get("p").unwrap());
         let names = |owners: &[OwnerReference]| owners.iter().map(|o| o.name.clone()).collect::<Vec<_>>();
         assert_eq!((names(&got.dangling), names(&got.foreign)), (vec!["far".to_owned()], vec!["far".to_owned()]));
@@ -404,8 +446,8 @@ mod tests {
     fn what_a_list_did_not_show_is_gone() {
         let mut graph = Graph::default();
         let pods = resource("Pod");
-        graph.observe(&pods, &meta("p", &[("o", true)], json!({})));
-        graph.observe(&pods, &meta("q", &[], json!({})));
+        graph.observe(&pods, meta("p", &[("o", true)], json!({})));
+        graph.observe(&pods, meta("q", &[], json!({})));
         let gone = graph.unseen(&pods, &HashSet::from(["q".to_owned()]));
         assert_eq!(gone.iter().map(|u| &**u).collect::<Vec<_>>(), ["p"], "virtual owners are no pods");
         gone.iter().for_each(|uid| drop(graph.forget(uid)));

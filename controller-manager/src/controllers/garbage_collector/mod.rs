@@ -37,7 +37,7 @@ pub async fn start(context: Arc<Context>) {
     let Some(client) = context.client_for("generic-garbage-collector").await else { return };
     let graph = Arc::new(Mutex::new(Graph::default()));
     let queue = Arc::new(WorkQueue::new(NAME));
-    let monitors = Arc::new(Monitors::new(context.client.clone(), graph.clone(), queue.clone()));
+    let monitors = Arc::new(Monitors::new(context.clone(), graph.clone(), queue.clone()));
     let (tell, mut discovered) = watch::channel(false);
     let runner = monitors.clone();
     let monitoring = async move { runner.run(&tell).await };
@@ -84,7 +84,7 @@ fn judge(node: &Node, owners: &graph::Owners, dependents: &[Node]) -> Verdict {
     if !owners.waiting.is_empty() && !dependents.is_empty() {
         return Verdict::DeleteForeground;
     }
-    let has = |f: &str| node.finalizers.iter().any(|x| x == f);
+    let has = |f: &str| node.finalizers().iter().any(|x| x == f);
     Verdict::Delete(match () {
         () if has(ORPHAN) => PropagationPolicy::Orphan,
         () if has(FOREGROUND) => PropagationPolicy::Foreground,
@@ -93,9 +93,9 @@ fn judge(node: &Node, owners: &graph::Owners, dependents: &[Node]) -> Verdict {
 }
 
 fn without_owners(node: &Node, gone: impl Fn(&OwnerReference) -> bool) -> Value {
-    let kept: Vec<_> = node.owners.iter().filter(|o| !gone(o)).collect();
+    let kept: Vec<_> = node.owners().iter().filter(|o| !gone(o)).collect();
     let kept = if kept.is_empty() { Value::Null } else { json!(kept) };
-    json!({"metadata": {"resourceVersion": node.resource_version, "uid": &*node.uid, "ownerReferences": kept}})
+    json!({"metadata": {"resourceVersion": node.resource_version(), "uid": &*node.uid, "ownerReferences": kept}})
 }
 
 /// An answer to "is it there?".
@@ -110,8 +110,9 @@ enum Live {
 
 impl Controller {
     fn api(&self, node: &Node) -> Option<(Api<DynamicObject>, String)> {
-        let Identity::Observed { resource, namespace, name } = &node.identity else { return None };
-        Some((self.api_of(&resource.api, resource.namespaced, namespace), name.clone()))
+        let Identity::Observed { resource, object } = &node.identity else { return None };
+        let api = self.api_of(&resource.api, resource.namespaced, node.namespace());
+        Some((api, object.metadata().name.clone()?))
     }
 
     fn api_of(&self, resource: &ApiResource, namespaced: bool, namespace: &str) -> Api<DynamicObject> {
@@ -123,14 +124,8 @@ impl Controller {
     }
 
     /// Asks the server for an object that a reference names.
-    async fn look_up(
-        &self,
-        api_version: &str,
-        kind: &str,
-        namespace: &str,
-        name: &str,
-        uid: &str,
-    ) -> Result<Live, SyncError> {
+    async fn look_up(&self, meant: &OwnerReference, namespace: &str) -> Result<Live, SyncError> {
+        let OwnerReference { api_version, kind, name, uid, .. } = meant;
         let Some(resource) = self.monitors.resource(api_version, kind) else {
             // A kind that may come yet: as upstream, what it owns stays until then.
             return Err(SyncError::Waiting(format!("a kind {kind} in {api_version}")));
@@ -139,12 +134,12 @@ impl Controller {
             return Ok(Live::Unanswerable);
         }
         let mut api = resource.api.clone();
-        api.api_version = api_version.to_owned();
+        api.api_version.clone_from(api_version);
         let (group, version) = split_api_version(api_version);
         (api.group, api.version) = (group.to_owned(), version.to_owned());
         let api = self.api_of(&api, resource.namespaced, namespace);
         let Some(live) = api.get_metadata_opt(name).await? else { return Ok(Live::Absent) };
-        if live.metadata.uid.as_deref() != Some(uid) {
+        if live.metadata.uid.as_ref() != Some(uid) {
             return Ok(Live::Absent);
         }
         let waits = live.metadata.finalizers.iter().flatten().any(|f| f == FOREGROUND);
@@ -157,8 +152,8 @@ impl Controller {
 
     async fn attempt_to_delete(&self, uid: &str) -> Result<(), SyncError> {
         let Some(node) = self.graph.lock().get(uid).cloned() else { return Ok(()) };
-        if let Identity::Virtual { api_version, kind, namespace, name } = &node.identity {
-            if matches!(self.look_up(api_version, kind, namespace, name, uid).await?, Live::Absent) {
+        if let Identity::Virtual(meant) = &node.identity {
+            if matches!(self.look_up(&meant.reference, &meant.namespace).await?, Live::Absent) {
                 let tasks = self.graph.lock().forget(uid);
                 self.add_all(tasks);
             }
@@ -171,11 +166,8 @@ impl Controller {
             return self.wait_for_dependents(&node).await;
         }
         let mut owners = self.graph.lock().owners(&node);
-        let namespace = match &node.identity {
-            Identity::Observed { namespace, .. } | Identity::Virtual { namespace, .. } => namespace.clone(),
-        };
         for owner in std::mem::take(&mut owners.unknown) {
-            match self.look_up(&owner.api_version, &owner.kind, &namespace, &owner.name, &owner.uid).await? {
+            match self.look_up(&owner, node.namespace()).await? {
                 Live::Absent => {
                     self.graph.lock().note_absent(&owner.uid);
                     owners.dangling.push(owner);
@@ -205,12 +197,13 @@ impl Controller {
 
     /// As `reportInvalidNamespaceOwnerRef`.
     fn tell_foreign(&self, node: &Node, owner: &OwnerReference) {
-        let Identity::Observed { resource, namespace, name } = &node.identity else { return };
+        let Identity::Observed { resource, object } = &node.identity else { return };
+        let namespace = node.namespace();
         let about = ObjectReference {
             api_version: Some(resource.api.api_version.clone()),
             kind: Some(resource.api.kind.clone()),
-            name: Some(name.clone()),
-            namespace: Some(namespace.clone()),
+            name: object.metadata().name.clone(),
+            namespace: Some(namespace.to_owned()),
             uid: Some(node.uid.to_string()),
             ..ObjectReference::default()
         };
@@ -233,9 +226,9 @@ impl Controller {
     }
 
     async fn unblock(&self, dependent: &Node, owner: &str) -> Result<(), SyncError> {
-        let mut owners = dependent.owners.clone();
+        let mut owners = dependent.owners().to_vec();
         owners.iter_mut().filter(|o| o.uid == owner).for_each(|o| o.block_owner_deletion = Some(false));
-        let patch = json!({"metadata": {"resourceVersion": dependent.resource_version, "uid": &*dependent.uid,
+        let patch = json!({"metadata": {"resourceVersion": dependent.resource_version(), "uid": &*dependent.uid,
             "ownerReferences": owners}});
         self.patch(dependent, patch).await
     }
@@ -251,13 +244,13 @@ impl Controller {
     }
 
     async fn remove_finalizer(&self, node: &Node, finalizer: &str) -> Result<(), SyncError> {
-        if !node.finalizers.iter().any(|f| f == finalizer) {
+        if !node.finalizers().iter().any(|f| f == finalizer) {
             return Ok(());
         }
-        let kept: Vec<_> = node.finalizers.iter().filter(|f| *f != finalizer).collect();
+        let kept: Vec<_> = node.finalizers().iter().filter(|f| *f != finalizer).collect();
         let kept = if kept.is_empty() { Value::Null } else { json!(kept) };
         let patch =
-            json!({"metadata": {"resourceVersion": node.resource_version, "uid": &*node.uid, "finalizers": kept}});
+            json!({"metadata": {"resourceVersion": node.resource_version(), "uid": &*node.uid, "finalizers": kept}});
         self.patch(node, patch).await
     }
 
@@ -275,7 +268,7 @@ impl Controller {
         let Some((api, name)) = self.api(node) else { return Ok(()) };
         debug!(name, uid = %node.uid, ?policy, "deleting: its owners are gone");
         let preconditions =
-            Preconditions { uid: Some(node.uid.to_string()), resource_version: node.resource_version.clone() };
+            Preconditions { uid: Some(node.uid.to_string()), resource_version: node.resource_version().cloned() };
         let parameters = DeleteParams {
             propagation_policy: Some(policy),
             preconditions: Some(preconditions),
@@ -315,10 +308,10 @@ mod tests {
         let api = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
         let resource = Arc::new(ServerResource { api, namespaced: true, verbs: Vec::new() });
         let mut graph = Graph::default();
-        let meta = serde_json::from_value(json!({"uid": "p", "finalizers": finalizers,
-            "ownerReferences": [{"apiVersion": "v1", "kind": "O", "name": "a", "uid": "a"}]}))
+        let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({"metadata": {"uid": "p",
+            "finalizers": finalizers, "ownerReferences": [{"apiVersion": "v1", "kind": "O", "name": "a", "uid": "a"}]}}))
         .unwrap();
-        graph.observe(&resource, &meta);
+        graph.observe(&resource, Arc::new(pod));
         graph.get("p").unwrap().clone()
     }
 

@@ -1,24 +1,26 @@
-//! The watches that feed the graph: one for each kind that can be listed, watched and deleted.
+//! What feeds the graph: each kind that can be listed, watched and deleted. What other controllers watch is followed where
+//! they do; of the rest the metadata is watched.
 use super::graph::{Graph, Task};
-use crate::runtime::{ServerResource, WorkQueue, discover};
-use component_base::backoff::Backoff;
-use futures::StreamExt as _;
+use crate::runtime::{Context, Described, Discovery, ServerResource, WorkQueue};
+use component_base::{
+    backoff::Backoff,
+    watch::{Sink, Version, follow},
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::{
-    Api, Client, Resource,
-    core::{ApiResource, DynamicResourceScope},
-    runtime::watcher::{self, Event},
+    Resource as _,
+    api::WatchParams,
+    core::{ApiResource, DynamicObject, PartialObjectMetaExt as _},
 };
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 use tokio::{sync::watch, task::JoinHandle};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// How often new kinds are looked for.
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
@@ -29,7 +31,7 @@ const IGNORED: [(&str, &str); 2] = [("", "events"), ("events.k8s.io", "events")]
 
 /// What is watched, by kind.
 pub struct Monitors {
-    client: Client,
+    context: Arc<Context>,
     graph: Arc<Mutex<Graph>>,
     queue: Arc<WorkQueue<Task>>,
     running: Mutex<HashMap<ApiResource, Monitor>>,
@@ -38,91 +40,64 @@ pub struct Monitors {
 }
 
 struct Monitor {
-    task: JoinHandle<()>,
+    /// Of a kind that nobody else watches.
+    task: Option<JoinHandle<()>>,
     synced: watch::Receiver<bool>,
 }
 
-/// What the graph reads of an object's metadata: the rest is not even decoded. It is asked for whole all the same, for the
-/// server has every object's text at hand, and would have to make another of the metadata alone.
-#[derive(Clone, Debug)]
-struct Seen(ObjectMeta);
-
-impl<'de> Deserialize<'de> for Seen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Object {
-            metadata: Meta,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Meta {
-            uid: Option<String>,
-            namespace: Option<String>,
-            name: Option<String>,
-            resource_version: Option<String>,
-            owner_references: Option<Vec<OwnerReference>>,
-            finalizers: Option<Vec<String>>,
-            deletion_timestamp: Option<Time>,
-        }
-        let Object { metadata } = Object::deserialize(deserializer)?;
-        Ok(Self(ObjectMeta {
-            uid: metadata.uid,
-            namespace: metadata.namespace,
-            name: metadata.name,
-            resource_version: metadata.resource_version,
-            owner_references: metadata.owner_references,
-            finalizers: metadata.finalizers,
-            deletion_timestamp: metadata.deletion_timestamp,
-            ..ObjectMeta::default()
-        }))
-    }
+/// What the graph reads of an object: the rest is not even decoded. It is asked for whole all the same, for the server has
+/// every object's text at hand, and would have to make another of the metadata alone.
+#[derive(Deserialize)]
+struct Object {
+    metadata: Meta,
 }
 
-impl Resource for Seen {
-    type DynamicType = ApiResource;
-    type Scope = DynamicResourceScope;
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    uid: Option<String>,
+    namespace: Option<String>,
+    name: Option<String>,
+    resource_version: Option<String>,
+    owner_references: Option<Vec<OwnerReference>>,
+    finalizers: Option<Vec<String>>,
+    deletion_timestamp: Option<Time>,
+}
 
-    fn kind(resource: &ApiResource) -> Cow<'_, str> {
-        resource.kind.as_str().into()
-    }
-
-    fn group(resource: &ApiResource) -> Cow<'_, str> {
-        resource.group.as_str().into()
-    }
-
-    fn version(resource: &ApiResource) -> Cow<'_, str> {
-        resource.version.as_str().into()
-    }
-
-    fn plural(resource: &ApiResource) -> Cow<'_, str> {
-        resource.plural.as_str().into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.0
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.0
+impl Meta {
+    /// As an object that the graph keeps.
+    fn described(self) -> Arc<dyn Described> {
+        let metadata = ObjectMeta {
+            uid: self.uid,
+            namespace: self.namespace,
+            name: self.name,
+            resource_version: self.resource_version,
+            owner_references: self.owner_references,
+            finalizers: self.finalizers,
+            deletion_timestamp: self.deletion_timestamp,
+            ..ObjectMeta::default()
+        };
+        Arc::new(metadata.into_response_partial::<DynamicObject>())
     }
 }
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.task.abort();
+        self.task.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl Monitors {
-    pub fn new(client: Client, graph: Arc<Mutex<Graph>>, queue: Arc<WorkQueue<Task>>) -> Self {
-        Self { client, graph, queue, running: Mutex::default(), mapping: RwLock::default() }
+    pub fn new(context: Arc<Context>, graph: Arc<Mutex<Graph>>, queue: Arc<WorkQueue<Task>>) -> Self {
+        Self { context, graph, queue, running: Mutex::default(), mapping: RwLock::default() }
     }
 
     /// Follows what the server has; does not end.
     pub async fn run(&self, discovered: &watch::Sender<bool>) {
         let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+        let mut discovery = Discovery::default();
         loop {
-            match self.resync().await {
+            match self.resync(&mut discovery).await {
                 Ok(()) => {
                     backoff.reset();
                     discovered.send_replace(true);
@@ -137,8 +112,8 @@ impl Monitors {
     }
 
     /// Starts watches of kinds that are new, ends those of kinds that are gone.
-    async fn resync(&self) -> Result<(), kube::Error> {
-        let found = discover(&self.client).await?;
+    async fn resync(&self, discovery: &mut Discovery) -> Result<(), kube::Error> {
+        let Some(found) = discovery.ask(&self.context.client).await? else { return Ok(()) };
         let failed: HashSet<&str> = found.failures.iter().map(|(gv, _)| gv.as_str()).collect();
         let resources: Vec<Arc<ServerResource>> = found.resources.iter().cloned().map(Arc::new).collect();
         let mapping = resources.iter().map(|r| ((r.api.api_version.clone(), r.api.kind.clone()), r.clone()));
@@ -161,11 +136,29 @@ impl Monitors {
     }
 
     fn start(&self, resource: Arc<ServerResource>) -> Monitor {
-        let (tell, synced) = watch::channel(false);
         info!(resource = resource.group_resource(), "monitoring");
-        let api: Api<Seen> = Api::all_with(self.client.clone(), &resource.api);
-        let task = tokio::spawn(feed(api, resource, self.graph.clone(), self.queue.clone(), tell));
-        Monitor { task, synced }
+        let (graph, queue, of) = (self.graph.clone(), self.queue.clone(), resource.clone());
+        let follower = move |old: Option<&ObjectMeta>, new: Option<Arc<dyn Described>>| {
+            let mut graph = graph.lock();
+            // A namesake may be what is seen next.
+            let uid = new.as_ref().and_then(|new| new.metadata().uid.as_deref());
+            let gone = old.and_then(|old| old.uid.as_deref()).filter(|old| uid != Some(old));
+            let mut tasks = gone.map(|uid| graph.forget(uid)).unwrap_or_default();
+            tasks.extend(new.into_iter().flat_map(|object| graph.observe(&of, object)));
+            tasks.into_iter().for_each(|task| queue.add(task));
+        };
+        match self.context.informers.follow(&resource.api, Box::new(follower)) {
+            Some(synced) => Monitor { task: None, synced },
+            None => {
+                let (tell, synced) = watch::channel(false);
+                let path = DynamicObject::url_path(&resource.api, None);
+                let (graph, queue) = (self.graph.clone(), self.queue.clone());
+                let feed = Feed { resource, graph, queue, seen: Mutex::default(), synced: tell };
+                let client = self.context.client.clone();
+                let task = tokio::spawn(follow(client, path, WatchParams::default(), Arc::new(feed)));
+                Monitor { task: Some(task), synced }
+            }
+        }
     }
 
     /// Returns when every watch has had its first list.
@@ -189,43 +182,53 @@ impl Monitors {
     }
 }
 
-async fn feed(
-    api: Api<Seen>,
+/// Tells the graph of the objects of one kind.
+struct Feed {
     resource: Arc<ServerResource>,
     graph: Arc<Mutex<Graph>>,
     queue: Arc<WorkQueue<Task>>,
+    /// What the list under way has brought.
+    seen: Mutex<HashSet<String>>,
     synced: watch::Sender<bool>,
-) {
-    let stream = watcher::watcher(api, watcher::Config::default().streaming_lists());
-    futures::pin_mut!(stream);
-    let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
-    let mut seen: HashSet<String> = HashSet::new();
-    while let Some(event) = stream.next().await {
-        let tasks = match event {
-            Ok(Event::Init) => {
-                seen.clear();
-                Vec::new()
-            }
-            Ok(Event::InitApply(object)) => {
-                seen.extend(object.0.uid.clone());
-                graph.lock().observe(&resource, &object.0)
-            }
-            Ok(Event::InitDone) => {
-                backoff.reset();
-                let mut graph = graph.lock();
-                let gone = graph.unseen(&resource, &seen);
-                seen = HashSet::new();
-                synced.send_replace(true);
-                gone.iter().flat_map(|uid| graph.forget(uid)).collect()
-            }
-            Ok(Event::Apply(object)) => graph.lock().observe(&resource, &object.0),
-            Ok(Event::Delete(object)) => graph.lock().forget(object.0.uid.as_deref().unwrap_or_default()),
-            Err(error) => {
-                debug!(resource = resource.group_resource(), %error, "watch failed");
-                tokio::time::sleep(backoff.next_wait()).await;
-                Vec::new()
-            }
+}
+
+impl Feed {
+    fn add(&self, tasks: Vec<Task>) {
+        tasks.into_iter().for_each(|task| self.queue.add(task));
+    }
+}
+
+impl Sink for Feed {
+    fn begin(&self) {
+        self.seen.lock().clear();
+    }
+
+    fn set(&self, object: &[u8], listed: bool) -> Version {
+        let Object { metadata } = serde_json::from_slice(object)?;
+        if listed {
+            self.seen.lock().extend(metadata.uid.clone());
+        }
+        let version = metadata.resource_version.clone();
+        let tasks = self.graph.lock().observe(&self.resource, metadata.described());
+        self.add(tasks);
+        Ok(version)
+    }
+
+    fn delete(&self, object: &[u8]) -> Version {
+        let Object { metadata } = serde_json::from_slice(object)?;
+        let tasks = self.graph.lock().forget(metadata.uid.as_deref().unwrap_or_default());
+        self.add(tasks);
+        Ok(metadata.resource_version)
+    }
+
+    fn listed(&self) {
+        let seen = std::mem::take(&mut *self.seen.lock());
+        let tasks = {
+            let mut graph = self.graph.lock();
+            let gone = graph.unseen(&self.resource, &seen);
+            gone.iter().flat_map(|uid| graph.forget(uid)).collect()
         };
-        tasks.into_iter().for_each(|task| queue.add(task));
+        self.add(tasks);
+        self.synced.send_replace(true);
     }
 }

@@ -3,7 +3,9 @@
 //! `replicas` says how many one metric asks for, `behavior` how far to go at once; `metrics` fetches.
 mod behavior;
 mod metrics;
+mod monitor;
 mod replicas;
+pub mod words;
 
 use super::scale::Scales;
 use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, is_code, put_status, run};
@@ -19,8 +21,9 @@ use k8s_openapi::{
             v1::Scale,
             v2::{
                 ContainerResourceMetricStatus, ExternalMetricStatus, HPAScalingRules, HorizontalPodAutoscaler,
-                HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus,
-                MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus, ResourceMetricStatus,
+                HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricIdentifier, MetricSpec,
+                MetricStatus, MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus,
+                ResourceMetricStatus,
             },
         },
         core::v1::Pod,
@@ -32,7 +35,13 @@ use kube::{Client, api::ListParams};
 use metrics::Metrics;
 use parking_lot::Mutex;
 use replicas::{Proposal, Target, Tolerance, Youth, from_pods, from_share, from_total};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use words::Failure;
 
 const NAME: &str = "horizontalpodautoscaler";
 
@@ -43,6 +52,8 @@ struct Controller {
     metrics: Metrics,
     autoscalers: Informer<HorizontalPodAutoscaler>,
     memories: Mutex<HashMap<NamespacedName, Memory>>,
+    /// What each one's target selected last.
+    selectors: Mutex<HashMap<NamespacedName, Selector>>,
     period: Duration,
     downscale_window: Duration,
     tolerance: f64,
@@ -61,6 +72,7 @@ pub async fn start(context: Arc<Context>) {
         client,
         autoscalers: autoscalers.clone(),
         memories: Mutex::default(),
+        selectors: Mutex::default(),
         period: settings.horizontal_pod_autoscaler_sync_period,
         downscale_window: settings.horizontal_pod_autoscaler_downscale_stabilization,
         tolerance: settings.horizontal_pod_autoscaler_tolerance,
@@ -76,6 +88,7 @@ pub async fn start(context: Arc<Context>) {
         let key = NamespacedName::of(autoscaler.as_ref());
         if change.new.is_none() {
             seen_by.memories.lock().remove(&key);
+            seen_by.selectors.lock().remove(&key);
         } else if change.old.map(|a| &a.spec) != Some(&autoscaler.spec) {
             to.add(key);
         }
@@ -84,9 +97,6 @@ pub async fn start(context: Arc<Context>) {
     let workers = settings.concurrent_horizontal_pod_autoscaler_syncs;
     run(NAME, queue, controller, workers, context.shutdown.clone()).await;
 }
-
-/// Why a metric could not be had: the condition's reason and message.
-type Failure = (&'static str, String);
 
 /// What one metric asks for: how many, under which name, and what is said of it in the status.
 struct Asked {
@@ -139,11 +149,17 @@ fn per_pod<'a>(
         (None, Some(percent), Some(resource)) => {
             Ok(Target::Utilization { percent: i64::from(percent), resource, container })
         }
-        _ => Err(
-            "invalid metric source: neither an average utilization target nor an average value (usage) target was set"
-                .to_owned(),
-        ),
+        _ => Err("neither an average utilization target nor an average value (usage) target was set".to_owned()),
     }
+}
+
+/// The autoscalers of a namespace whose targets select any of the pods. As `hpasControllingPodsUnderSelector`.
+fn controlling(selectors: &HashMap<NamespacedName, Selector>, namespace: &str, pods: &[Pod]) -> Vec<String> {
+    let selects = |selector: &Selector| pods.iter().any(|pod| selector.matches_opt(pod.metadata.labels.as_ref()));
+    let here = selectors.iter().filter(|(key, selector)| key.namespace == namespace && selects(selector));
+    let mut keys: Vec<String> = here.map(|(key, _)| key.to_string()).collect();
+    keys.sort();
+    keys
 }
 
 fn average_of(proposal: &Proposal) -> MetricValueStatus {
@@ -169,42 +185,44 @@ impl Controller {
             let proposal = from_share(of.status_replicas, total_milli, target, of.tolerance);
             return Ok((proposal.replicas, average_of(&proposal)));
         }
-        let target = milli(target.value.as_ref())
-            .ok_or("invalid metric source: neither a value target nor an average value target was set")?;
+        let target =
+            milli(target.value.as_ref()).ok_or("neither a value target nor an average value target was set")?;
         let value = Some(Quantity::from_milli(total_milli).to_api());
         let replicas = from_total(of.replicas, total_milli, target, &of.pods, of.tolerance);
         Ok((replicas, MetricValueStatus { value, ..MetricValueStatus::default() }))
     }
 
-    /// As `computeReplicasForMetric`.
-    async fn ask(&self, of: &Scaled<'_>, metric: &MetricSpec) -> Result<Asked, Failure> {
+    /// As `computeReplicasForMetric`; the error is the condition's reason and its cause.
+    async fn ask(&self, of: &Scaled<'_>, metric: &MetricSpec) -> Result<Asked, (&'static str, String)> {
         let type_ = metric.type_.clone();
         let mut status = MetricStatus { type_, ..MetricStatus::default() };
         let suffix = |target: &Target<'_>| match target {
             Target::Utilization { .. } => " utilization (percentage of request)",
             Target::Average { .. } => "",
         };
+        let what = |target: &MetricTarget| if target.average_value.is_some() { "usage" } else { "utilization" };
+        let resource = |name: &str, e: String| format!("unable to get metrics for resource {name}: {e}");
         if let Some(source) = &metric.resource {
-            let fail =
-                |e: String| ("FailedGetResourceMetric", format!("failed to get {} utilization: {e}", source.name));
-            let target = per_pod(&source.target, Some(&source.name), None).map_err(fail)?;
-            let samples = self.metrics.resource(of.namespace, &of.selector, &source.name, None).await.map_err(fail)?;
+            const REASON: &str = "FailedGetResourceMetric";
+            let fail = |e: String| (REASON, format!("failed to get {} {}: {e}", source.name, what(&source.target)));
+            let target = per_pod(&source.target, Some(&source.name), None);
+            let target = target.map_err(|e| (REASON, format!("invalid resource metric source: {e}")))?;
+            let samples = self.metrics.resource(of.namespace, &of.selector, &source.name, None).await;
+            let samples = samples.map_err(|e| fail(resource(&source.name, e)))?;
             let proposal = self.weigh(of, samples, target).map_err(fail)?;
             status.resource = Some(ResourceMetricStatus { name: source.name.clone(), current: average_of(&proposal) });
             let name = format!("{} resource{}", source.name, suffix(&target));
             return Ok(Asked { replicas: proposal.replicas, name, status });
         }
         if let Some(source) = &metric.container_resource {
-            let fail = |e: String| {
-                (
-                    "FailedGetContainerResourceMetric",
-                    format!("failed to get {} container metric value: {e}", source.name),
-                )
-            };
+            const REASON: &str = "FailedGetContainerResourceMetric";
+            let fail = |e: String| (REASON, format!("failed to get {} {}: {e}", source.name, what(&source.target)));
             let container = Some(source.container.as_str());
-            let target = per_pod(&source.target, Some(&source.name), container).map_err(fail)?;
+            let target = per_pod(&source.target, Some(&source.name), container);
+            let target = target.map_err(|e| (REASON, format!("invalid resource metric source: {e}")))?;
             let samples = self.metrics.resource(of.namespace, &of.selector, &source.name, container).await;
-            let proposal = self.weigh(of, samples.map_err(fail)?, target).map_err(fail)?;
+            let samples = samples.map_err(|e| fail(resource(&source.name, e)))?;
+            let proposal = self.weigh(of, samples, target).map_err(fail)?;
             status.container_resource = Some(ContainerResourceMetricStatus {
                 name: source.name.clone(),
                 container: source.container.clone(),
@@ -214,33 +232,51 @@ impl Controller {
             return Ok(Asked { replicas: proposal.replicas, name, status });
         }
         if let Some(source) = &metric.pods {
-            let fail = |e: String| ("FailedGetPodsMetric", format!("failed to get pods metric value: {e}"));
+            let fail = |e: String| ("FailedGetPodsMetric", e);
             let target = per_pod(&source.target, None, None).map_err(fail)?;
-            let samples = self.metrics.pods(of.namespace, &of.selector, &source.metric).await.map_err(fail)?;
+            let samples = self.metrics.pods(of.namespace, &of.selector, &source.metric).await;
+            let samples = samples.map_err(|e| fail(format!("unable to get metric {}: {e}", source.metric.name)))?;
             let proposal = self.weigh(of, samples, target).map_err(fail)?;
             status.pods = Some(PodsMetricStatus { metric: source.metric.clone(), current: average_of(&proposal) });
             let name = format!("pods metric {}", source.metric.name);
             return Ok(Asked { replicas: proposal.replicas, name, status });
         }
+        // As both sources with one value call what they scale by an average of it.
+        let outside = |metric: &MetricIdentifier| {
+            format!("external metric {}({})", metric.name, words::selector(metric.selector.as_ref()))
+        };
         if let Some(source) = &metric.object {
-            let fail = |e: String| ("FailedGetObjectMetric", format!("failed to get object metric value: {e}"));
-            let object = &source.described_object;
+            let fail = |e: String| ("FailedGetObjectMetric", e);
+            let (object, metric) = (&source.described_object, &source.metric);
             let version = object.api_version.as_deref().unwrap_or("v1");
             let resource = self.scales.group_resource(version, &object.kind).await.map_err(|e| fail(cause(&e)))?;
             let resource = resource
                 .ok_or_else(|| fail(format!("no matches for kind {:?} in version {version:?}", object.kind)))?;
-            let total = self.metrics.object(of.namespace, &resource, object, &source.metric).await.map_err(fail)?;
-            let (replicas, current) = Self::from_value(of, total, &source.target).map_err(fail)?;
+            let total = self.metrics.object(of.namespace, &resource, object, metric).await.map_err(|e| {
+                let (kind, name) = (&object.kind, &object.name);
+                fail(format!("unable to get metric {}: {kind} on {} {name}/{e}", metric.name, of.namespace))
+            })?;
+            let of_target = Self::from_value(of, total, &source.target);
+            let (replicas, current) = of_target.map_err(|e| fail(format!("invalid object metric source: {e}")))?;
+            let name = match source.target.average_value.is_some() {
+                true => outside(metric),
+                false => format!("{} metric {}", object.kind, metric.name),
+            };
             status.object =
-                Some(ObjectMetricStatus { current, described_object: object.clone(), metric: source.metric.clone() });
-            return Ok(Asked { replicas, name: format!("{} metric {}", object.kind, source.metric.name), status });
+                Some(ObjectMetricStatus { current, described_object: object.clone(), metric: metric.clone() });
+            return Ok(Asked { replicas, name, status });
         }
         if let Some(source) = &metric.external {
-            let fail = |e: String| ("FailedGetExternalMetric", format!("failed to get external metric value: {e}"));
-            let total = self.metrics.external(of.namespace, &source.metric).await.map_err(fail)?;
-            let (replicas, current) = Self::from_value(of, total, &source.target).map_err(fail)?;
-            status.external = Some(ExternalMetricStatus { current, metric: source.metric.clone() });
-            return Ok(Asked { replicas, name: format!("external metric {}", source.metric.name), status });
+            let fail = |e: String| ("FailedGetExternalMetric", e);
+            let metric = &source.metric;
+            let total = self.metrics.external(of.namespace, metric).await.map_err(|e| {
+                let selector = words::selector(metric.selector.as_ref());
+                fail(format!("unable to get external metric {}/{}/{selector}: {e}", of.namespace, metric.name))
+            })?;
+            let of_target = Self::from_value(of, total, &source.target);
+            let (replicas, current) = of_target.map_err(|e| fail(format!("invalid external metric source: {e}")))?;
+            status.external = Some(ExternalMetricStatus { current, metric: metric.clone() });
+            return Ok(Asked { replicas, name: outside(metric), status });
         }
         Err(("InvalidMetricSourceType", format!("unknown metric source type {:?}", metric.type_)))
     }
@@ -257,17 +293,21 @@ impl Controller {
         let metrics = autoscaler.spec.metrics.as_deref().unwrap_or_default();
         let (mut failed, all) = (0, metrics.len());
         for metric in metrics {
-            match self.ask(of, metric).await {
+            let began = Instant::now();
+            let asked = self.ask(of, metric).await;
+            let change = asked.as_ref().map_or(Ordering::Equal, |asked| asked.replicas.cmp(&of.replicas));
+            monitor::computed(&metric.type_, change, asked.is_err(), began.elapsed());
+            match asked {
                 Ok(asked) => {
                     seen.push(asked.status);
                     if best.as_ref().is_none_or(|(most, _)| asked.replicas > *most) {
                         best = Some((asked.replicas, asked.name));
                     }
                 }
-                Err((reason, message)) => {
+                Err((reason, why)) => {
                     failed += 1;
-                    self.recorder.event(&about, Type::Warning, reason, "", &message);
-                    failure.get_or_insert((reason, message));
+                    self.recorder.event(&about, Type::Warning, reason, "", &why);
+                    failure.get_or_insert_with(|| (reason, words::prefix(metric), why));
                 }
             }
         }
@@ -275,11 +315,15 @@ impl Controller {
         match (best, failure) {
             (Some((replicas, name)), None) => Ok((replicas, name)),
             (Some((replicas, name)), Some(_)) if replicas >= of.replicas => Ok((replicas, name)),
-            (_, Some((reason, message))) => {
-                let message = format!("invalid metrics ({failed} invalid out of {all}), first error is: {message}");
-                Err((reason, message))
+            (_, Some((reason, prefix, why))) => Err(Failure {
+                reason,
+                told: format!("invalid metrics ({failed} invalid out of {all}), first error is: {prefix}{why}"),
+                said: format!("the HPA was unable to compute the replica count: {why}"),
+            }),
+            (None, None) => {
+                let why = "no metrics are given".to_owned();
+                Err(Failure { reason: "InvalidMetricSourceType", said: why.clone(), told: why })
             }
-            (None, None) => Err(("InvalidMetricSourceType", "no metrics are given".to_owned())),
         }
     }
 
@@ -303,19 +347,35 @@ impl Controller {
         scale: &Scale,
     ) -> Result<Scaled<'a>, Failure> {
         let selector = scale.status.as_ref().and_then(|s| s.selector.clone()).unwrap_or_default();
+        let warn = |event: &str, reason: &'static str, said: String, told: String| {
+            self.recorder.event(&reference(autoscaler), Type::Warning, event, "", &told);
+            Failure { reason, said, told }
+        };
         if selector.is_empty() {
-            let message = "the HPA target's scale is missing a selector";
-            self.recorder.event(&reference(autoscaler), Type::Warning, "SelectorRequired", "", "selector is required");
-            return Err(("InvalidSelector", message.to_owned()));
+            let said = "the HPA target's scale is missing a selector".to_owned();
+            return Err(warn("SelectorRequired", "InvalidSelector", said, "selector is required".to_owned()));
         }
-        if let Err(error) = Selector::parse(&selector) {
-            let message = format!("couldn't convert selector into a corresponding internal selector object: {error}");
-            self.recorder.event(&reference(autoscaler), Type::Warning, "InvalidSelector", "", &message);
-            return Err(("InvalidSelector", message));
-        }
+        let parsed = Selector::parse(&selector).map_err(|error| {
+            let why = format!("couldn't convert selector into a corresponding internal selector object: {error}");
+            warn("InvalidSelector", "InvalidSelector", why.clone(), why)
+        })?;
         let parameters = ListParams::default().labels(&selector).match_any();
         let listed = api_in::<Pod>(&self.client, namespace).list(&parameters).await;
-        let pods = listed.map_err(|e| ("FailedGetPods", format!("unable to list pods: {}", cause(&e))))?.items;
+        let pods = listed.map_err(|error| {
+            let why = format!("unable to list pods: {}", cause(&error));
+            Failure { reason: "FailedGetPods", said: why.clone(), told: why }
+        })?;
+        let pods = pods.items;
+        let others = {
+            let mut all = self.selectors.lock();
+            all.insert(NamespacedName::of(autoscaler), parsed);
+            controlling(&all, namespace, &pods)
+        };
+        if others.len() > 1 {
+            let others = others.join(" ");
+            let why = format!("pods by selector {selector} are controlled by multiple HPAs: [{others}]");
+            return Err(warn("AmbiguousSelector", "AmbiguousSelector", why.clone(), why));
+        }
         Ok(Scaled {
             namespace,
             selector,
@@ -356,11 +416,10 @@ impl Controller {
         };
         let (wanted, metric) = match asked {
             Ok(asked) => asked,
-            Err((reason, message)) => {
-                let said = format!("the HPA was unable to compute the replica count: {message}");
+            Err(Failure { reason, said, told }) => {
                 set_condition(status, "ScalingActive", false, reason, &said);
                 let about = reference(autoscaler);
-                self.recorder.event(&about, Type::Warning, "FailedComputeMetricsReplicas", "", message);
+                self.recorder.event(&about, Type::Warning, "FailedComputeMetricsReplicas", "", told);
                 return None;
             }
         };
@@ -443,12 +502,42 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
         let Some(autoscaler) = self.autoscalers.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
-        let status = self.step(key, &autoscaler).await?;
+        let began = Instant::now();
+        let outcome = self.step(key, &autoscaler).await;
+        let is_false = |c: &HorizontalPodAutoscalerCondition| {
+            c.status == "False"
+                && matches!(c.type_.as_str(), "AbleToScale" | "ScalingActive")
+                && c.reason.as_deref() != Some("ScalingDisabled")
+        };
+        let failed = outcome.as_ref().map_or(true, |status| status.conditions.iter().flatten().any(is_false));
+        let size =
+            |status: &HorizontalPodAutoscalerStatus| status.desired_replicas.cmp(&status.current_replicas.unwrap_or(0));
+        monitor::stepped(outcome.as_ref().map_or(Ordering::Equal, size), failed, began.elapsed());
+        let status = outcome?;
         if autoscaler.status.as_ref() != Some(&status) {
             let mut updated = autoscaler.as_ref().clone();
             updated.status = Some(status);
             put_status(&self.client, &updated).await?;
         }
         Ok(Next::After(self.period))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn autoscalers_of_the_same_pods_are_found() {
+        let selectors =
+            [("ns", "b", "app=web"), ("ns", "a", "tier in (x)"), ("ns", "c", "app=other"), ("else", "d", "app=web")];
+        let selectors = selectors.map(|(namespace, name, selector)| {
+            (NamespacedName::new(namespace, name), Selector::parse(selector).unwrap())
+        });
+        let pod = |labels| serde_json::from_value::<Pod>(json!({"metadata": {"labels": labels}})).unwrap();
+        let (plain, both) = (pod(json!({"app": "web"})), pod(json!({"app": "web", "tier": "x"})));
+        assert_eq!(controlling(&selectors.clone().into(), "ns", std::slice::from_ref(&plain)), ["ns/b"]);
+        assert_eq!(controlling(&selectors.into(), "ns", &[plain, both]), ["ns/a", "ns/b"]);
     }
 }

@@ -1,11 +1,12 @@
 //! Jobs: pods that run until enough of them succeeded.
 mod indexes;
+mod metrics;
 mod plan;
 mod policy;
 
 use super::{
     claim::controller_reference,
-    pod_control::{PodControl, PodOwner, in_batches, pod_changed, pod_from_template},
+    pod_control::{PodControl, PodOwner, in_batches, new_pod, pod_changed, pod_from_template},
 };
 use crate::runtime::{
     Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, gone_is_fine, is_code, put_status, run,
@@ -29,7 +30,10 @@ use kube::{
 };
 use plan::{FAILURES, FINALIZER, IGNORED_FAILURES, INDEX, Plan, Wanted};
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use plan::finished_as;
 
@@ -53,7 +57,7 @@ struct Orphans {
 pub async fn start(context: Arc<Context>) {
     let Some(client) = context.client_for("job-controller").await else { return };
     let (jobs, pods) = (context.informers.get::<Job>(), context.informers.get::<Pod>());
-    let control = PodControl { recorder: context.recorder(&client, "job-controller"), client };
+    let control = PodControl::new(client.clone(), context.recorder(&client, "job-controller"));
     let orphans = Orphans { jobs: jobs.clone(), pods: pods.clone(), control: control.clone() };
     let controller = Arc::new(Controller {
         jobs: jobs.clone(),
@@ -177,7 +181,8 @@ impl Controller {
         let releases = plan.release.iter().map(|p| let_go(&self.control, p).boxed()).collect();
         in_batches(releases, [plan.release.len()]).await.map_err(|(_, error)| error)?;
         let Some(spec) = &job.spec else { return Ok(()) };
-        let create: Vec<Pod> = plan.create.iter().map(|wanted| pod_for(job, &spec.template, wanted)).collect();
+        let create = plan.create.iter().map(|wanted| new_pod(&pod_for(job, &spec.template, wanted)));
+        let create = create.collect::<Result<Vec<_>, _>>()?;
         let written = self.control.write(&self.expectations, key, &about, &create, &plan.delete).await;
         written.map_err(|(_, error)| error)
     }
@@ -200,14 +205,18 @@ impl Reconcile for Controller {
         if manager.is_some_and(|m| m != "kubernetes.io/job-controller") || !self.expectations.satisfied(key) {
             return Ok(Next::Settled);
         }
+        let started = Instant::now();
         let owned = self.control.claim_pods(&self.pods, job.as_ref(), &job.selector()?).await?;
         let plan = plan::plan(&job, &owned, Timestamp::now());
         if job.status.as_ref() != Some(&plan.status) {
             let mut updated = job.as_ref().clone();
             updated.status = Some(plan.status.clone());
             put_status(&self.control.client, &updated).await?;
+            metrics::told(&job, &plan.status);
         }
-        self.act(key, &job, &plan).await?;
+        let outcome = self.act(key, &job, &plan).await;
+        metrics::synced(&job, &plan, outcome.is_ok(), started.elapsed());
+        outcome?;
         Ok(Next::after(plan.check_again))
     }
 }

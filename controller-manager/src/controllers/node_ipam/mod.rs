@@ -13,7 +13,7 @@ use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
 };
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -147,13 +147,15 @@ impl Reconcile for Controller {
             return Ok(Next::Settled);
         }
         let uid = node.metadata.uid.clone().unwrap_or_default();
-        let about = ObjectReference { uid: node.metadata.name.clone(), ..reference(node.as_ref()) };
+        let tell = |status: &str| {
+            let message = format!("Node {name} status is now: {status}");
+            self.recorder.event(&reference(node.as_ref()), Type::Normal, status, "", message);
+        };
         let allocated = self.allocations.lock().allocate(&uid);
         let cidrs = match allocated {
             Ok(cidrs) => cidrs,
             Err(error) => {
-                let message = format!("Node {name} status is now: CIDRNotAvailable");
-                self.recorder.event(&about, Type::Normal, "CIDRNotAvailable", "", message);
+                tell("CIDRNotAvailable");
                 return Err(SyncError::Invalid(error.to_string()));
             }
         };
@@ -161,7 +163,8 @@ impl Reconcile for Controller {
         let patch = Patch::Strategic(json!({"metadata": {"uid": uid},
             "spec": {"podCIDR": texts.first(), "podCIDRs": texts}}));
         let api: Api<Node> = Api::all(self.client.clone());
-        gone_is_fine(api.patch_metadata(name, &PatchParams::default(), &patch).await)?;
+        let outcome = gone_is_fine(api.patch_metadata(name, &PatchParams::default(), &patch).await);
+        outcome.inspect_err(|_| tell("CIDRAssignmentFailed"))?;
         info!(node = %name, pod_cidrs = ?texts, "node has its pod addresses");
         Ok(Next::Settled)
     }

@@ -37,6 +37,8 @@ pub enum Readiness {
 /// What is remembered of a node between two looks. Times are this process's: clocks of nodes may be off.
 #[derive(Clone, Debug)]
 pub struct Record {
+    /// The node's.
+    pub uid: Option<String>,
     heartbeat: Option<(Option<Timestamp>, Option<Timestamp>)>,
     /// When the heartbeat was last seen to change.
     pub seen: Instant,
@@ -94,7 +96,13 @@ pub fn assess(
     let never_posted = ready.is_none();
     let grace = if never_posted { grace.startup } else { grace.monitor };
     let mut assessment = Assessment {
-        record: Record { heartbeat, seen, readiness: before, told_pods: former.is_some_and(|r| r.told_pods) },
+        record: Record {
+            uid: node.metadata.uid.clone(),
+            heartbeat,
+            seen,
+            readiness: before,
+            told_pods: former.is_some_and(|r| r.told_pods),
+        },
         conditions: None,
         readiness: before,
         fell: false,

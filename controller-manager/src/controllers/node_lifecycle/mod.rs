@@ -14,8 +14,9 @@ use health::{Assessment, GracePeriods, Readiness, Record, ZoneState};
 use k8s_openapi::{
     api::{
         coordination::v1::Lease,
-        core::v1::{Node, ObjectReference, Pod, Taint},
+        core::v1::{Node, Pod, Taint},
     },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{
@@ -130,13 +131,25 @@ impl Controller {
             return;
         }
         let nodes = self.nodes.list();
-        records.retain(|name, _| self.nodes.get("", name).is_some());
+        records.retain(|name, record| {
+            let there = self.nodes.get("", name).is_some();
+            if !there {
+                let gone = ObjectMeta { name: Some(name.clone()), uid: record.uid.clone(), ..ObjectMeta::default() };
+                let message = format!("Node {name} event: Removing Node {name} from Controller");
+                self.event(&Node { metadata: gone, ..Node::default() }, "RemovingNode", message);
+            }
+            there
+        });
         let (clock, now) = (Instant::now(), Timestamp::now());
         let mut assessed: Vec<(Arc<Node>, Assessment)> = Vec::with_capacity(nodes.len());
         for node in nodes {
             let name = node.name_any();
             let lease = self.leases.get(LEASES, &name);
             let former = records.get(&name);
+            if former.is_none() {
+                let message = format!("Node {name} event: Registered Node {name} in Controller");
+                self.event(&node, "RegisteredNode", message);
+            }
             let mut assessment = health::assess(&node, lease.as_deref(), former, &self.grace, clock, now);
             if assessment.conditions.is_some()
                 && let Some(live) = self.live_lease(&name).await
@@ -206,7 +219,7 @@ impl Controller {
             version = patched.metadata.resource_version;
         }
         if assessment.fell {
-            self.event(node, Type::Normal, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
+            self.event(node, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
         }
         if assessment.tells_pods {
             self.mark_pods_not_ready(&name).await?;
@@ -285,9 +298,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Events of nodes name the node as its own UID, as the kubelet's do.
-    fn event(&self, node: &Node, kind: Type, reason: &str, message: String) {
-        let about = ObjectReference { uid: node.metadata.name.clone(), ..reference(node) };
-        self.recorder.event(&about, kind, reason, "", message);
+    fn event(&self, node: &Node, reason: &str, message: String) {
+        self.recorder.event(&reference(node), Type::Normal, reason, "", message);
     }
 }

@@ -5,7 +5,7 @@ pub mod plan;
 
 use super::{
     claim::controller_reference,
-    pod_control::{PodControl, PodOwner, pod_changed, pod_from_template},
+    pod_control::{Behind, PodControl, PodOwner, TOLD_LATER, TOLD_SOON, new_pod, pod_changed, pod_from_template},
 };
 use crate::runtime::{Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, cause, put_status, run};
 use apimachinery::{
@@ -51,6 +51,10 @@ macro_rules! replica_owner {
             // A finished orphan is of no use to anybody.
             fn can_use(&self, orphan: &Pod) -> bool {
                 is_active(orphan)
+            }
+
+            fn concerns(old: &Pod, new: &Pod) -> bool {
+                plan::counts(old) != plan::counts(new)
             }
         }
 
@@ -137,6 +141,7 @@ struct Controller<K> {
     /// For ReplicaSets: their siblings, whose pods tell how crowded nodes are.
     siblings: Arc<Index<ReplicaSet>>,
     expectations: Arc<Expectations>,
+    behind: Behind,
     control: PodControl,
 }
 
@@ -149,7 +154,8 @@ pub async fn start<K: ReplicaOwner>(context: Arc<Context>, account: &'static str
         pods: context.pods_by_controller(),
         siblings: context.sets_by_controller(),
         expectations: Arc::default(),
-        control: PodControl { recorder: context.recorder(&client, K::COMPONENT), client },
+        behind: Behind::default(),
+        control: PodControl::new(client.clone(), context.recorder(&client, K::COMPONENT)),
     });
     let queue = Arc::new(WorkQueue::new(K::CONTROLLER));
     let (to, expectations) = (queue.clone(), controller.expectations.clone());
@@ -177,12 +183,24 @@ impl<K: ReplicaOwner> Controller<K> {
         siblings.iter().flat_map(|s| self.pods.get(s.metadata.uid.as_deref().unwrap_or_default())).collect()
     }
 
+    /// Whether no sibling has pods, which come or go as this set's do.
+    fn is_alone(&self, owner: &K) -> bool {
+        let Some(controller) = controller_of(owner.meta()) else { return true };
+        let has_pods = |s: &ReplicaSet| {
+            s.spec.as_ref().is_some_and(|s| s.replicas != Some(0)) || s.status.as_ref().is_some_and(|s| s.replicas > 0)
+        };
+        let siblings = self.siblings.get(&controller.uid);
+        siblings.iter().all(|s| s.metadata.uid.as_ref() == owner.meta().uid.as_ref() || !has_pods(s))
+    }
+
     /// Carries the scaling out; gives what went wrong.
     async fn scale(&self, key: &NamespacedName, owner: &K, scaling: Scaling) -> Result<(), (&'static str, SyncError)> {
         let (create, delete) = match (scaling, owner.template()) {
             (Scaling::Create(count), Some(template)) => {
                 let controller = controller_reference(owner);
-                (vec![pod_from_template(template, &controller.name, &controller); count], Vec::new())
+                // All are alike until the server has named them.
+                let pod = new_pod(&pod_from_template(template, &controller.name, &controller));
+                (vec![pod.map_err(|error| ("FailedCreate", error))?; count], Vec::new())
             }
             (Scaling::Delete(pods), _) => (Vec::new(), pods),
             _ => return Ok(()),
@@ -195,7 +213,10 @@ impl<K: ReplicaOwner> Reconcile for Controller<K> {
     type Key = NamespacedName;
 
     async fn reconcile(&self, key: &NamespacedName) -> Result<Next, SyncError> {
-        let Some(owner) = self.owners.get(&key.namespace, &key.name) else { return Ok(Next::Settled) };
+        let Some(owner) = self.owners.get(&key.namespace, &key.name) else {
+            self.behind.wait(key, None);
+            return Ok(Next::Settled);
+        };
         let selector = owner.selector()?;
         let ready_to_act = self.expectations.satisfied(key);
         let owned = self.control.claim_pods(&self.pods, owner.as_ref(), &selector).await?;
@@ -225,12 +246,16 @@ impl<K: ReplicaOwner> Reconcile for Controller<K> {
         if K::CONTROLLER != ReplicaSet::CONTROLLER {
             status.terminating_replicas = None;
         }
-        if !plan::same_status(&status, &former) {
+        let same = plan::same_status(&status, &former);
+        let can_wait = !same && plan::can_wait(&status, &former, owner.replicas());
+        let within = || if self.is_alone(owner.as_ref()) { TOLD_LATER } else { TOLD_SOON };
+        let behind = self.behind.wait(key, can_wait.then(within));
+        if behind.is_none() && !same {
             let mut updated = owner.as_ref().clone();
             updated.set_status(status);
             put_status(&self.control.client, &updated).await?;
         }
         outcome.map_err(|(_, error)| error)?;
-        Ok(Next::after(wait))
+        Ok(Next::after([wait, behind].into_iter().flatten().min()))
     }
 }

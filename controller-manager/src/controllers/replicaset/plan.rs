@@ -59,28 +59,23 @@ fn deletion_order(a: &Pod, b: &Pod, on_node: &HashMap<&str, usize>, now: Timesta
     let order = order.then_with(|| deletion_cost(a).cmp(&deletion_cost(b)));
     // From crowded nodes before others.
     let order = order.then_with(|| crowd(b).cmp(&crowd(a)));
-    // Ready for a short time before ready for long, compared by magnitude; within one, by UID as by chance.
+    // Ready for a short time before ready for long, compared by magnitude.
     let order = order.then_with(|| match (is_ready(a), is_ready(b)) {
-        (true, true) => by_age(ready_since(a), ready_since(b), now, a, b),
+        (true, true) => magnitude(ready_since(a), now).cmp(&magnitude(ready_since(b), now)),
         _ => Ordering::Equal,
     });
     // Restarted often before seldom.
     let order = order.then_with(|| restarts(b).cmp(&restarts(a)));
-    order.then_with(|| by_age(created(a), created(b), now, a, b))
+    let order = order.then_with(|| magnitude(created(a), now).cmp(&magnitude(created(b), now)));
+    // Within a magnitude by chance. Kubernetes leaves it to chance for pods whose times differ, and goes on for others: then
+    // three pods can each come before the next, all around.
+    order.then_with(|| a.metadata.uid.cmp(&b.metadata.uid))
 }
 
-fn by_age(a: Option<Timestamp>, b: Option<Timestamp>, now: Timestamp, pod_a: &Pod, pod_b: &Pod) -> Ordering {
-    // Without a time: before those with one.
-    let magnitude = |t: Option<Timestamp>| {
-        t.map(|t| {
-            let seconds = now.duration_since(t).as_secs();
-            if seconds <= 0 { 0 } else { i64::from(64 - seconds.leading_zeros()) }
-        })
-    };
-    if a == b {
-        return Ordering::Equal;
-    }
-    magnitude(a).cmp(&magnitude(b)).then_with(|| pod_a.metadata.uid.cmp(&pod_b.metadata.uid))
+/// How long ago, as the number of binary digits of the seconds; without a time it is before all others.
+fn magnitude(time: Option<Timestamp>, now: Timestamp) -> Option<u32> {
+    let seconds = now.duration_since(time?).as_secs();
+    Some(if seconds <= 0 { 0 } else { 64 - seconds.leading_zeros() })
 }
 
 fn node(pod: &Pod) -> &str {
@@ -213,6 +208,25 @@ pub fn same_status(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
         && a.conditions.as_deref().unwrap_or_default() == b.conditions.as_deref().unwrap_or_default()
 }
 
+/// Whether there is news of pods that come up and more such news to come, or of nothing but pods that are gone for good: what is
+/// complete, what fails and what is lost is told at once.
+pub fn can_wait(now: &ReplicaSetStatus, former: &ReplicaSetStatus, replicas: i32) -> bool {
+    let zero = |n: Option<i32>| n.unwrap_or(0);
+    let (ready, available) = (zero(now.ready_replicas), zero(now.available_replicas));
+    let complete = [now.replicas, ready, available] == [replicas; 3];
+    let lost = ready < zero(former.ready_replicas) || available < zero(former.available_replicas);
+    let conditions = |status: &ReplicaSetStatus| status.conditions.clone().unwrap_or_default();
+    let gone = ReplicaSetStatus { terminating_replicas: former.terminating_replicas, ..now.clone() };
+    same_status(&gone, former) || !complete && !lost && conditions(now) == conditions(former)
+}
+
+/// All that [`status`] and [`scaling`] count a pod by.
+pub fn counts(pod: &Pod) -> impl PartialEq {
+    let ready_since = is_ready(pod).then(|| ready_since(pod));
+    let meta = &pod.metadata;
+    (is_terminal(pod), ready_since, meta.deletion_timestamp.is_some(), &meta.labels, &meta.owner_references)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,6 +310,30 @@ mod tests {
     }
 
     #[test]
+    fn the_order_of_deletion_is_one_of_all_pods() {
+        let times = ["2026-01-01T11:00:00Z", "2026-01-01T11:00:01Z", "2026-01-01T11:00:02Z", "2026-01-01T11:59:50Z"];
+        let mut pods = Vec::new();
+        for created in times {
+            for ready_at in [None, Some(times[0]), Some(times[1])] {
+                for uid in ["a", "b", "c"] {
+                    let mut parts = ready_at.map_or_else(|| json!({}), ready);
+                    merge(&mut parts, json!({"metadata": {"creationTimestamp": created, "uid": uid}}));
+                    pods.push(pod("p", parts));
+                }
+            }
+        }
+        let order = |a: usize, b: usize| deletion_order(&pods[a], &pods[b], &HashMap::new(), now());
+        let mut sorted: Vec<usize> = (0..pods.len()).collect();
+        sorted.sort_by(|a, b| order(*a, *b));
+        for (at, a) in sorted.iter().enumerate() {
+            for b in &sorted[at..] {
+                assert_ne!(order(*a, *b), Ordering::Greater, "{:?} {:?}", pods[*a].metadata, pods[*b].metadata);
+                assert_eq!(order(*b, *a), order(*a, *b).reverse());
+            }
+        }
+    }
+
+    #[test]
     fn status_counts_and_waits_for_availability() {
         let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
         let owned = [
@@ -316,6 +354,36 @@ mod tests {
         assert_eq!((got.replicas, got.fully_labeled_replicas), (3, Some(2)));
         assert_eq!((got.ready_replicas, got.available_replicas, got.terminating_replicas), (Some(2), Some(1), Some(1)));
         assert_eq!((got.observed_generation, wait), (Some(4), Some(Duration::from_secs(5))));
+    }
+
+    #[test]
+    fn news_of_pods_that_come_up_can_wait_and_other_news_cannot() {
+        let status = |replicas, ready| ReplicaSetStatus {
+            replicas,
+            ready_replicas: Some(ready),
+            available_replicas: Some(ready),
+            ..ReplicaSetStatus::default()
+        };
+        for (former, now, can) in [
+            ((0, 0), (2, 0), true),
+            ((3, 0), (3, 1), true),
+            ((3, 1), (3, 3), false),
+            ((3, 3), (3, 2), false),
+            ((5, 5), (3, 3), false),
+        ] {
+            assert_eq!(can_wait(&status(now.0, now.1), &status(former.0, former.1), 3), can, "{former:?} {now:?}");
+        }
+        let going = ReplicaSetStatus { terminating_replicas: Some(2), ..status(3, 3) };
+        assert!(can_wait(&status(3, 3), &going, 3) && !can_wait(&status(3, 3), &status(3, 2), 3));
+        let mut failed = status(2, 2);
+        failed.conditions = Some(vec![ReplicaSetCondition::default()]);
+        assert!(!can_wait(&failed, &status(2, 2), 3));
+        let (waits, placed) = (pod("a", json!({})), pod("a", json!({"spec": {"nodeName": "n2"}})));
+        let ready = pod("a", ready(NOW));
+        let starts = json!({"status": {"phase": "Pending", "conditions": [{"type": "Ready", "status": "False"}]}});
+        assert!([placed, pod("a", starts)].iter().all(|other| counts(&waits) == counts(other)));
+        let failed = pod("a", json!({"status": {"phase": "Failed"}}));
+        assert!([ready, failed].iter().all(|other| counts(&waits) != counts(other)));
     }
 
     #[test]

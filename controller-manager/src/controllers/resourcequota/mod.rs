@@ -10,9 +10,15 @@ use crate::runtime::{Context, Next, Reconcile, ServerResource, SyncError, WorkQu
 use apimachinery::meta::NamespacedName;
 use apimachinery::pod::Resources;
 use apimachinery::quantity::Quantity;
-use apimachinery::quota::{self, Quota};
+use apimachinery::quota::{self, Measured, Quota};
 use component_base::informer::Informer;
-use k8s_openapi::{api::core::v1::ResourceQuota, jiff::Timestamp};
+use k8s_openapi::{
+    api::{
+        core::v1::{Pod, ResourceQuota},
+        resource::v1::DeviceClass,
+    },
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, PostParams},
@@ -92,17 +98,17 @@ fn status_lacks(quota: &ResourceQuota) -> bool {
 /// The kinds that a quota counts.
 fn kinds_of(quota: &ResourceQuota) -> BTreeSet<Kind> {
     let hard = quota.spec.iter().filter_map(|s| s.hard.as_ref()).flatten();
-    hard.filter_map(|(name, _)| quota::counted(name)).collect()
+    hard.flat_map(|(name, _)| quota::counted(name)).collect()
 }
 
 /// The usage to write: what was counted, what was said before of kinds that could not be, and nothing that is not limited.
 fn new_usage(quota: &Quota, hard: &Resources, counted: &BTreeMap<Kind, Resources>) -> Resources {
     let mut used = Resources::new();
     for name in hard.keys() {
-        let amount = match quota::counted(name).and_then(|kind| counted.get(&kind)) {
-            Some(usage) => Some(usage.get(name).copied().unwrap_or_default()),
-            None => quota.used.get(name).copied(),
-        };
+        let usage: Vec<&Resources> = quota::counted(name).iter().filter_map(|kind| counted.get(kind)).collect();
+        let sum =
+            || usage.iter().filter_map(|usage| usage.get(name)).fold(Quantity::default(), |sum, more| sum + *more);
+        let amount = if usage.is_empty() { quota.used.get(name).copied() } else { Some(sum()) };
         used.extend(amount.map(|amount| (name.clone(), amount)));
     }
     used
@@ -172,7 +178,7 @@ impl Controller {
         let (group, plural) = (kind.0.as_str(), kind.1.as_str());
         let mut used = Resources::new();
         if !quota::is_measured(group, plural) {
-            let nothing = quota::Measured::default();
+            let nothing = Measured::default();
             let count = if quota.covers(&nothing) { count(&api).await? } else { 0 };
             let each = quota::measure(group, plural, &Value::Null, Timestamp::now()).usage;
             used.extend(each.into_keys().map(|name| (name, Quantity::from_value(count))));
@@ -182,9 +188,12 @@ impl Controller {
         let now = Timestamp::now();
         loop {
             let list = api.list(&page).await?;
-            for object in list.items {
-                let Ok(object) = serde_json::to_value(object) else { continue };
-                let measured = quota::measure(group, plural, &object, now);
+            let objects: Vec<Value> = list.items.into_iter().filter_map(|o| serde_json::to_value(o).ok()).collect();
+            for object in &objects {
+                let mut measured = quota::measure(group, plural, object, now);
+                if plural == "resourceclaims" {
+                    self.name_devices(namespace, object, &objects, &mut measured).await?;
+                }
                 if quota.covers(&measured) {
                     for (name, amount) in measured.usage {
                         *used.entry(name).or_default() += amount;
@@ -196,6 +205,35 @@ impl Controller {
                 None => return Ok(used),
             }
         }
+    }
+}
+
+impl Controller {
+    /// Counts a claim's devices as what their classes call them, but for what its pod is charged with.
+    async fn name_devices(
+        &self,
+        namespace: &str,
+        claim: &Value,
+        claims: &[Value],
+        measured: &mut Measured,
+    ) -> Result<(), SyncError> {
+        let classes = Api::<DeviceClass>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+        let called = |class: &str| {
+            let class = classes.iter().find(|known| known.metadata.name.as_deref() == Some(class))?;
+            class.spec.extended_resource_name.clone()
+        };
+        let pod = match quota::pod_of(claim) {
+            None => None,
+            Some((name, _)) => {
+                let named = ListParams::default().fields(&format!("metadata.name={name}"));
+                let pods = Api::<Pod>::namespaced(self.client.clone(), namespace).list(&named).await?;
+                pods.items.first().and_then(|pod| serde_json::to_value(pod).ok())
+            }
+        };
+        let pod = quota::charged_pod(claim, |_| pod.clone(), || claims.to_vec());
+        let pod = pod.map(|pod| quota::measure("", "pods", &pod, Timestamp::now()));
+        quota::name_devices(measured, called, pod.as_ref());
+        Ok(())
     }
 }
 

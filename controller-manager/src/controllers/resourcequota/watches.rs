@@ -10,8 +10,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt as _,
+    api::WatchParams,
     core::{DynamicObject, PartialObjectMeta},
-    runtime::watcher,
 };
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
@@ -61,8 +61,8 @@ impl Watches {
     fn start(&self, kind: &Kind, resource: &ServerResource) -> Metadata {
         info!(resource = resource.group_resource(), "watching what a quota counts");
         let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.context.client.clone(), &resource.api);
-        let config = watcher::Config::default().any_semantic();
-        let informer = Informer::start_with_transform(api, config, |object: &mut PartialObjectMeta<DynamicObject>| {
+        let config = WatchParams::default();
+        let informer = Informer::start_slim(api, config, |object: &mut PartialObjectMeta<DynamicObject>| {
             object.metadata.labels = None;
             object.metadata.annotations = None;
             object.metadata.owner_references = None;

@@ -10,7 +10,7 @@ use crate::runtime::{
     Context, Expectations, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code,
     is_terminating, put_status, run,
 };
-use apimachinery::{labels::Selector, meta::NamespacedName};
+use apimachinery::{labels::Selector, meta::NamespacedName, pod::phase};
 use component_base::{
     events::{Type, reference},
     informer::Informer,
@@ -55,7 +55,7 @@ pub async fn start(context: Arc<Context>) {
         claims: claims.clone(),
         history: History { client: client.clone(), revisions: context.revisions_by_controller() },
         expectations: Arc::default(),
-        control: PodControl { recorder: context.recorder(&client, "statefulset-controller"), client },
+        control: PodControl::new(client.clone(), context.recorder(&client, "statefulset-controller")),
     });
     let queue = Arc::new(WorkQueue::new(NAME));
     let (to, expectations) = (queue.clone(), controller.expectations.clone());
@@ -152,6 +152,17 @@ impl Controller {
         Ok(())
     }
 
+    /// Says why a pod is made anew that has ended.
+    fn tell_recreation(&self, key: &NamespacedName, about: &ObjectReference, pod: &Pod) {
+        let (kind, reason, how) = match phase(pod) {
+            "Failed" => (Type::Warning, "RecreatingFailedPod", "failed"),
+            "Succeeded" => (Type::Normal, "RecreatingTerminatedPod", "terminated"),
+            _ => return,
+        };
+        let message = format!("StatefulSet {key} is recreating {how} Pod {}", pod.name_any());
+        self.control.recorder.event(about, kind, reason, "", message);
+    }
+
     async fn carry_out(
         &self,
         key: &NamespacedName,
@@ -185,7 +196,10 @@ impl Controller {
                 self.tell(about, "update", &pod_is(pod), outcome.as_ref().copied());
                 outcome
             }
-            Action::Delete(pod) => {
+            Action::Delete(pod) | Action::Recreate(pod) => {
+                if matches!(action, Action::Recreate(_)) {
+                    self.tell_recreation(key, about, pod);
+                }
                 let only_this = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
                 let parameters = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
                 let outcome = gone_is_fine(pods.delete(&pod.name_any(), &parameters).await).map(|_| ());
@@ -203,14 +217,14 @@ impl Controller {
         let about = &reference(set);
         let creations = actions.iter().filter(|a| matches!(a, Action::Create(..))).count();
         let deletions = actions.iter().filter_map(|a| match a {
-            Action::Delete(pod) => pod.metadata.uid.clone(),
+            Action::Delete(pod) | Action::Recreate(pod) => pod.metadata.uid.clone(),
             _ => None,
         });
         self.expectations.expect(key, creations, deletions);
         // Whom a claim belongs to must be said before its pod goes.
         let (first, rest): (Vec<_>, Vec<_>) = actions.iter().partition(|a| matches!(a, Action::OwnClaim(..)));
         let mut outcome = Ok(());
-        for (actions, batches) in [(&first, vec![first.len()]), (&rest, slow_start(rest.len()))] {
+        for (actions, batches) in [(&first, vec![first.len()]), (&rest, slow_start(rest.len(), 1))] {
             if outcome.is_ok() {
                 let writes = actions.iter().map(|action| self.carry_out(key, about, action).boxed()).collect();
                 outcome = in_batches(writes, batches).await;

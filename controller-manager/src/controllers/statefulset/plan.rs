@@ -40,6 +40,8 @@ pub enum Action {
     Create(Box<Pod>, Vec<PersistentVolumeClaim>),
     Label(Arc<Pod>, BTreeMap<String, String>),
     Delete(Arc<Pod>),
+    /// A pod that is made anew once it is gone.
+    Recreate(Arc<Pod>),
 }
 
 /// What to do, in this order.
@@ -173,7 +175,7 @@ impl Step<'_> {
         };
         if is_terminal(pod) || self.is_given_up(pod) {
             if !is_going(pod) {
-                self.actions.push(Action::Delete(pod.clone()));
+                self.actions.push(Action::Recreate(pod.clone()));
             }
             return false;
         }

@@ -62,7 +62,7 @@ impl World {
                     self.pods.push(Arc::new(*pod));
                 }
                 Action::Label(..) => {}
-                Action::Delete(pod) => {
+                Action::Delete(pod) | Action::Recreate(pod) => {
                     did.push(format!("-{}", pod.metadata.name.as_deref().unwrap_or_default()));
                     self.pods.retain(|p| p.metadata.uid != pod.metadata.uid);
                     // A claim that goes with its pod.

@@ -80,17 +80,19 @@ impl Reconcile for Controller {
         if pod.metadata.deletion_timestamp.is_some() || is_terminal(&pod) {
             return Ok(Next::Settled);
         }
-        for wanted in volumes_of(&pod).filter_map(|v| claim(&pod, v)) {
+        let wanted = volumes_of(&pod).filter_map(|volume| Some((volume.name.as_str(), claim(&pod, volume)?)));
+        for (volume, wanted) in wanted {
             let name = wanted.metadata.name.clone().unwrap_or_default();
-            let existing = self.claims.get(&key.namespace, &name);
-            if let Some(existing) = existing {
+            let tell = |why: &str| {
+                let message = format!("ephemeral volume {volume}: {why}");
+                self.recorder.event(&reference(pod.as_ref()), Type::Warning, "FailedBinding", "", message);
+            };
+            if let Some(existing) = self.claims.get(&key.namespace, &name) {
                 if controller_of(&existing.metadata).is_none_or(|o| Some(&o.uid) != pod.metadata.uid.as_ref()) {
-                    let pod = key.name.as_str();
-                    let message = format!(
-                        "PVC {}/{name} was not created for pod {}/{pod} (pod is not owner)",
-                        key.namespace, key.namespace
-                    );
-                    return Err(SyncError::Invalid(message));
+                    let place = &key.namespace;
+                    let why = format!("PVC {place}/{name} was not created for pod {key} (pod is not owner)");
+                    tell(&why);
+                    return Err(SyncError::Invalid(why));
                 }
                 continue;
             }
@@ -102,9 +104,7 @@ impl Reconcile for Controller {
                     return Err(SyncError::Waiting(format!("claim {name} to show")));
                 }
                 Err(error) => {
-                    let message = format!("ephemeral volume controller failed to create PVC {name}: {}", cause(&error));
-                    let about = reference(pod.as_ref());
-                    self.recorder.event(&about, Type::Warning, "EphemeralVolumeCreationFailed", "", message);
+                    tell(&format!("create PVC {name}: {}", cause(&error)));
                     return Err(error.into());
                 }
             }

@@ -13,10 +13,10 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
 
-use super::shared::{Found, SelectorFlags, fetch};
+use super::shared::{ChoiceFlags, Found, fetch};
 use crate::cluster::{Cluster, Resource, with_query};
 use crate::flags::GlobalFlags;
-use crate::objects::{FileFlags, Target, items, kind, name, namespace, text};
+use crate::objects::{Target, items, kind, name, namespace, text};
 use crate::output::age;
 
 pub(crate) use pod::template as pod_template;
@@ -24,11 +24,8 @@ pub(crate) use pod::template as pod_template;
 /// Show details of a specific resource or group of resources
 #[derive(Debug, Args)]
 pub(crate) struct DescribeArgs {
-    words: Vec<String>,
     #[command(flatten)]
-    files: FileFlags,
-    #[command(flatten)]
-    selectors: SelectorFlags,
+    choice: ChoiceFlags,
     #[arg(short = 'A', long)]
     all_namespaces: bool,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true,
@@ -41,9 +38,8 @@ pub(crate) struct DescribeArgs {
 
 pub(crate) async fn run(args: DescribeArgs, flags: &GlobalFlags) -> Result<ExitCode> {
     let cluster = Cluster::connect(flags).await?;
-    let wanted = args.files.or_named(&cluster, &args.words).await?;
     let (mut described, mut failed) = (0, false);
-    for target in wanted {
+    for target in args.choice.targets(&cluster).await? {
         let found = match find(&cluster, target, &args).await {
             Ok(found) => found,
             Err(error) => {
@@ -76,9 +72,9 @@ async fn find(cluster: &Cluster, target: Target, args: &DescribeArgs) -> Result<
         [prefix] => Some(prefix.clone()),
         _ => None,
     };
-    match (fetch(cluster, vec![target], &args.selectors, true, args.all_namespaces).await, prefix) {
+    match (fetch(cluster, vec![target], &args.choice.selectors, true, args.all_namespaces).await, prefix) {
         (Err(error), Some(prefix)) if crate::cluster::RequestError::code_of(&error) == Some(404) => {
-            let mut found = fetch(cluster, vec![all], &args.selectors, true, args.all_namespaces).await?;
+            let mut found = fetch(cluster, vec![all], &args.choice.selectors, true, args.all_namespaces).await?;
             found.retain(|found| name(&found.object).starts_with(&prefix));
             if found.is_empty() { Err(error) } else { Ok(found) }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelector, Taint, Toleration};
@@ -18,7 +19,17 @@ use crate::plugins::taint_toleration::tolerates_node;
 use apimachinery::node::{NodeTerms, device_taint, device_toleration};
 
 /// The search gives up after so many tries.
-const STEPS_MAX: u32 = 200_000;
+const STEPS_MAX: u32 = 2_000_000;
+/// So often it looks at the clock.
+const STEPS_BETWEEN_LOOKS: u32 = 1024;
+
+/// Why there are no devices for the claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    NotEnough,
+    /// Nobody knows: the search was given up.
+    TimedOut,
+}
 
 /// A device that the node reaches.
 struct Offer<'a> {
@@ -74,6 +85,7 @@ struct Search<'a> {
     counters: Counters,
     taken: Vec<Taken>,
     steps: u32,
+    deadline: Option<Instant>,
 }
 
 /// The slices of the newest generation of each pool, and whether the pool is complete.
@@ -260,7 +272,7 @@ impl<'a> Search<'a> {
         }
         for at in from..wanted.len() {
             self.steps += 1;
-            if self.steps > STEPS_MAX {
+            if self.is_late() {
                 return false;
             }
             if self.take(index, alternative, wanted[at]) {
@@ -273,6 +285,15 @@ impl<'a> Search<'a> {
             }
         }
         false
+    }
+
+    /// Whether the search is given up; once it is, nothing goes on.
+    fn is_late(&mut self) -> bool {
+        let looks = self.steps.is_multiple_of(STEPS_BETWEEN_LOOKS);
+        if looks && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.steps = STEPS_MAX;
+        }
+        self.steps >= STEPS_MAX
     }
 
     fn take(&mut self, request: usize, alternative: usize, offer: usize) -> bool {
@@ -372,7 +393,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Allocates devices on a node for claims that have none; `None` if there are not enough.
+/// Allocates devices on a node for claims that have none.
 pub fn allocate(
     claims: &Claims,
     wanted: &[(Arc<str>, Arc<ResourceClaim>)],
@@ -380,7 +401,8 @@ pub fn allocate(
     selectors: &Selectors,
     node: &str,
     labels: &BTreeMap<String, String>,
-) -> Option<Vec<AllocationResult>> {
+    deadline: Option<Instant>,
+) -> Result<Vec<AllocationResult>, Refused> {
     let mut offers = Vec::new();
     let pools = newest(claims);
     for (complete, slices) in pools.values() {
@@ -413,6 +435,7 @@ pub fn allocate(
         held: taken.clone(),
         taken: Vec::new(),
         steps: 0,
+        deadline,
     };
     for (number, (_, claim)) in wanted.iter().enumerate() {
         let devices = claim.spec.devices.as_ref();
@@ -425,7 +448,7 @@ pub fn allocate(
     }
     for (index, request) in search.requests.iter().enumerate() {
         for (number, alternative) in request.alternatives.iter().enumerate() {
-            let class = claims.classes.get(alternative.class);
+            let class = claims.class(alternative.class);
             let of_class = class.map(|class| class.spec.selectors.as_deref().unwrap_or_default());
             let does = |offer: &Offer<'_>| {
                 of_class.is_some_and(|of_class| selectors.select(of_class, &offer.id.0, offer.device))
@@ -438,10 +461,10 @@ pub fn allocate(
         }
     }
     if !search.request(0) {
-        return None;
+        return Err(if search.steps >= STEPS_MAX { Refused::TimedOut } else { Refused::NotEnough });
     }
     let result = |number: usize| allocation(claims, &search, number, &wanted[number].1, node);
-    Some((0..wanted.len()).map(result).collect())
+    Ok((0..wanted.len()).map(result).collect())
 }
 
 fn allocation(
@@ -477,7 +500,7 @@ fn allocation(
     let mut told = HashSet::new();
     for taken in &mine {
         let chosen = alternative(taken);
-        let class = claims.classes.get(chosen.class).filter(|_| told.insert(chosen.name.clone()));
+        let class = claims.class(chosen.class).filter(|_| told.insert(chosen.name.clone()));
         for one in class.iter().flat_map(|class| class.spec.config.iter().flatten()) {
             config.push(DeviceAllocationConfiguration {
                 source: "FromClass".to_owned(),

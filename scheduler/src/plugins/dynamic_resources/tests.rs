@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
-use crate::testing::{accepts, cluster, node, pending, pod};
+use crate::testing::{accepts, cluster, explain, node, pending, pod, scores};
 
 fn plugin() -> DynamicResources {
     DynamicResources::new(None).expect("arguments")
@@ -14,7 +14,7 @@ fn snapshot() -> Snapshot {
     let mut snapshot = cluster(["a", "b"].map(|name| node(name).build()));
     for (name, expression) in [("gpu", "device.driver == 'gpu.io'"), ("big", "device.attributes['gpu.io'].big")] {
         let class = json!({"metadata": {"name": name}, "spec": {"selectors": [{"cel": {"expression": expression}}]}});
-        snapshot.claims.classes.insert(name.into(), serde_json::from_value(class).expect("a class"));
+        snapshot.claims.set_class(name, Some(serde_json::from_value(class).expect("a class")));
     }
     // Two small devices on a, one of each on b; those on one board share an attribute.
     slice(&mut snapshot, "a", json!([device("a0", false, 0), device("a1", false, 1)]));
@@ -94,7 +94,7 @@ fn what_is_reserved_is_not_there_for_others() {
     let node = snapshot.nodes.find("a").expect("a");
     let reserved = plugin.reserve(&first, &mut snapshot, node).expect("reserved");
     let reserved: &Reserved = state_of(&reserved);
-    let allocation = reserved[0].1.as_ref().expect("an allocation");
+    let allocation = reserved.claims[0].1.as_ref().expect("an allocation");
     let results = allocation.devices.as_ref().and_then(|devices| devices.results.as_ref()).expect("results");
     let names: Vec<_> = results.iter().map(|result| result.device.as_str()).collect();
     assert_eq!(names, ["a0", "a1"]);
@@ -167,7 +167,7 @@ fn parts_of_a_shared_device_are_bounded_by_its_capacity() {
     let node = snapshot.nodes.find("a").expect("a");
     let reserved = plugin().reserve(&pending(user("first", "four")), &mut snapshot, node).expect("reserved");
     let reserved: &Reserved = state_of(&reserved);
-    let devices = reserved[0].1.as_ref().and_then(|allocation| allocation.devices.as_ref()).expect("devices");
+    let devices = reserved.claims[0].1.as_ref().and_then(|allocation| allocation.devices.as_ref()).expect("devices");
     let result = &devices.results.as_ref().expect("results")[0];
     assert!(result.share_id.is_some());
     // Rounded up to 1 + 2 + 2.
@@ -200,5 +200,90 @@ fn a_claim_whose_devices_will_not_become_ready_is_given_free() {
         let mut snapshot = snapshot();
         snapshot.claims.claims.insert("default/c".into(), Arc::new(claim));
         assert_eq!(accepts(&plugin, &user("p", "c"), &snapshot), [!broken, !broken]);
+    }
+}
+
+#[test]
+fn devices_stand_for_extended_resources_where_the_node_has_none() {
+    let mut snapshot = snapshot();
+    let mut class = snapshot.claims.class("gpu").cloned().expect("a class");
+    Arc::make_mut(&mut class).spec.extended_resource_name = Some("example.com/gpu".to_owned());
+    snapshot.claims.set_class("gpu", Some(class));
+    snapshot.set_node(&node("c").resource("example.com/gpu", "1").build());
+    let asks = |resource: &str, amount: &str| pod("p").requests(&[(resource, amount)]).build();
+    let gpu = "example.com/gpu";
+    for (resource, amount, expected) in [
+        (gpu, "1", [true, true, true]),
+        // On c it is NodeResourcesFit's matter.
+        (gpu, "3", [false, false, true]),
+        ("deviceclass.resource.kubernetes.io/gpu", "2", [true, true, false]),
+        ("deviceclass.resource.kubernetes.io/big", "1", [false, true, false]),
+        ("example.com/nobodys", "1", [true, true, true]),
+    ] {
+        assert_eq!(accepts(&plugin(), &asks(resource, amount), &snapshot), expected, "{resource}");
+    }
+    let fit = crate::plugins::node_resources_fit::NodeResourcesFit::new(None).expect("arguments");
+    assert_eq!(accepts(&fit, &asks(gpu, "3"), &snapshot), [true, true, false]);
+    assert_eq!(accepts(&fit, &asks("example.com/nobodys", "1"), &snapshot), [false; 3]);
+    // What one has reserved is not there for the next.
+    let (plugin, first) = (plugin(), pending(asks(gpu, "2")));
+    let a = snapshot.nodes.find("a").expect("a");
+    let reserved = plugin.reserve(&first, &mut snapshot, a).expect("reserved");
+    let (special, allocation) = state_of::<Reserved>(&reserved).special.as_ref().expect("a claim");
+    assert_eq!(special.claim.metadata.generate_name.as_deref(), Some("p-extended-resources-"));
+    assert_eq!(special.mappings[0].request_name, "container-0-request-0");
+    assert_eq!(allocation.devices.as_ref().and_then(|devices| devices.results.as_ref()).map_or(0, Vec::len), 2);
+    let mut second = asks(gpu, "1");
+    second.metadata.uid = Some("second".to_owned());
+    assert_eq!(accepts(&plugin, &second, &snapshot), [false, true, true]);
+    plugin.unreserve(&first, &mut snapshot);
+    assert_eq!(accepts(&plugin, &second, &snapshot), [true; 3]);
+    // The claim of an attempt that failed is in the way.
+    snapshot.claims.claims.insert("default/stale".into(), special.claim.clone());
+    assert_eq!(accepts(&plugin, &asks(gpu, "1"), &snapshot), [false; 3]);
+    assert_eq!(explain(&plugin, &asks(gpu, "1"), &snapshot, "a"), ["cannot schedule extended resource claim"]);
+    assert_eq!(accepts(&plugin, &second, &snapshot), [true; 3]);
+}
+
+#[test]
+fn a_search_ends_in_its_time() {
+    let mut snapshot = snapshot();
+    // No two are on one board: all pairs are tried, and all threes.
+    slice(&mut snapshot, "a", (0..60).map(|board| device(&format!("a{board}"), false, board)).collect());
+    let mut devices = exactly(json!({"count": 2}));
+    devices["constraints"] = json!([{"matchAttribute": "gpu.io/board"}]);
+    claim(&mut snapshot, "c", devices);
+    let plugin = |timeout: &str| DynamicResources::new(Some(&json!({"filterTimeout": timeout}))).expect("arguments");
+    let told = |timeout: &str| explain(&plugin(timeout), &user("p", "c"), &snapshot, "a");
+    assert_eq!(told("1ns"), ["timed out trying to allocate devices"]);
+    assert_eq!(told("0s"), ["cannot allocate all claims"]);
+    assert_eq!(told("10s"), ["cannot allocate all claims"]);
+}
+
+#[test]
+fn a_node_with_the_better_alternative_is_preferred() {
+    let mut snapshot = snapshot();
+    let either = json!({"requests": [{"name": "r", "firstAvailable": [
+        {"name": "best", "deviceClassName": "big"}, {"name": "second", "deviceClassName": "gpu", "count": 2}]}]});
+    claim(&mut snapshot, "either", either);
+    claim(&mut snapshot, "plain", exactly(json!({})));
+    // The big one is on b.
+    assert_eq!(scores(&plugin(), &user("p", "either"), &snapshot), [87, 100]);
+    assert_eq!(scores(&plugin(), &user("p", "plain"), &snapshot), [0, 0]);
+}
+
+#[test]
+fn a_claim_that_was_made_for_another_pod_is_not_taken() {
+    let mut snapshot = snapshot();
+    claim(&mut snapshot, "made", exactly(json!({})));
+    let mut own = pod("p").spec(json!({"resourceClaims": [{"name": "c", "resourceClaimTemplateName": "t"}]})).build();
+    assert_eq!(accepts(&plugin(), &own, &snapshot), [false, false], "it is yet to be made");
+    let made = json!({"resourceClaimStatuses": [{"name": "c", "resourceClaimName": "made"}]});
+    own.status = serde_json::from_value(made).expect("a status");
+    for (owner, expected) in [("uid-q", [false, false]), ("uid-p", [true, true])] {
+        let claim = Arc::make_mut(snapshot.claims.claims.get_mut("default/made").expect("the claim"));
+        let owners = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": owner, "controller": true}]);
+        claim.metadata.owner_references = serde_json::from_value(owners).expect("owners");
+        assert_eq!(accepts(&plugin(), &own, &snapshot), expected, "{owner}");
     }
 }

@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component_base::backoff::Pace;
 use component_base::command::CommandError;
 use component_base::informer::Informer;
-use component_base::nftables::{self, Ruleset};
+use component_base::nftables::{self, Guard, Ruleset};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::runtime::watcher;
+use kube::api::WatchParams;
 use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -33,11 +34,11 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps the policies of this node's pods in force until `shutdown`. The rules stay. `nodes` tell this node's ranges.
 pub(crate) async fn run(client: Client, own: String, nodes: Informer<Node>, shutdown: CancellationToken) {
-    let policies = Api::<NetworkPolicy>::all(client.clone());
-    let policies = Informer::start_with_transform(policies, watcher::Config::default(), |policy| {
-        policy.metadata.annotations = None;
-        policy.metadata.labels = None;
-    });
+    let policies =
+        Informer::start_slim(Api::all(client.clone()), WatchParams::default(), |policy: &mut NetworkPolicy| {
+            policy.metadata.annotations = None;
+            policy.metadata.labels = None;
+        });
     let changed = Arc::new(Notify::new());
     let (notify, node) = (changed.clone(), own.clone());
     nodes.on_change(move |change| {
@@ -54,7 +55,8 @@ pub(crate) async fn run(client: Client, own: String, nodes: Informer<Node>, shut
         () = async { tokio::join!(nodes.synced(), policies.synced()); } => {}
     }
     let mut peers: Option<Peers> = None;
-    let mut applied: Option<Ruleset> = None;
+    let (mut applied, mut guard): (Option<Ruleset>, Guard) = (None, Guard::default());
+    let (mut looks, mut looked) = (Pace::default(), Instant::now());
     loop {
         let started = Instant::now();
         if policies.is_empty() {
@@ -76,16 +78,14 @@ pub(crate) async fn run(client: Client, own: String, nodes: Informer<Node>, shut
                 [false, true].map(|ipv6| (ipv6, Compiled::new(&policies, &pods, &namespaces, &ranges, ipv6)));
             render::render(&families)
         };
-        let pause = match apply(&mut applied, wanted).await {
-            Ok(0) => RESYNC,
+        let pause = match apply(&mut applied, &mut guard, wanted).await {
             Ok(lines) => {
-                tracing::info!(
-                    policies = policies.len(),
-                    lines,
-                    ms = started.elapsed().as_millis() as u64,
-                    "network policies applied"
-                );
-                RESYNC
+                if lines > 0 {
+                    let ms = started.elapsed().as_millis() as u64;
+                    tracing::info!(policies = policies.len(), lines, ms, "network policies applied");
+                }
+                // Whatever changes meanwhile.
+                RESYNC.saturating_sub(looked.elapsed())
             }
             Err(error) => {
                 tracing::error!(%error, retry_s = RETRY.as_secs(), "network policies not applied");
@@ -99,8 +99,11 @@ pub(crate) async fn run(client: Client, own: String, nodes: Informer<Node>, shut
             () = changed.notified() => tokio::time::sleep(SETTLE).await,
             // Time to look whether the rules are there, or to try again.
             () = tokio::time::sleep(pause) => {
-                if applied.is_some() && !nftables::exists(render::TABLE, render::LANDMARK).await {
-                    tracing::error!("the table of network policies is gone; making it anew");
+                looked = Instant::now();
+                if let Some(rules) = &applied
+                    && looks.run(guard.is_intact(render::TABLE, || rules)).await == Some(false)
+                {
+                    tracing::error!("somebody has changed the table of network policies; making it anew");
                     applied = None;
                 }
             }
@@ -116,9 +119,9 @@ struct Peers {
 
 impl Peers {
     fn watch(client: &Client, own: &str, changed: &Arc<Notify>) -> Peers {
-        let config = watcher::Config::default;
-        let pods = Informer::start_with_transform(Api::<Pod>::all(client.clone()), config(), slim);
-        let namespaces = Informer::start_with_transform(Api::<Namespace>::all(client.clone()), config(), |namespace| {
+        let config = WatchParams::default;
+        let pods = Informer::start_slim(Api::all(client.clone()), config(), slim);
+        let namespaces = Informer::start_slim(Api::all(client.clone()), config(), |namespace: &mut Namespace| {
             namespace.metadata.annotations = None;
         });
         let (notify, node) = (changed.clone(), own.to_owned());
@@ -149,16 +152,23 @@ impl Peers {
 }
 
 /// Takes the kernel from what was applied to what is wanted; gives the number of commands.
-async fn apply(applied: &mut Option<Ruleset>, wanted: Ruleset) -> Result<usize, CommandError> {
-    let transaction = match applied {
-        Some(before) => wanted.update_from(before, render::TABLE),
-        None => wanted.create(render::TABLE),
+async fn apply(applied: &mut Option<Ruleset>, guard: &mut Guard, wanted: Ruleset) -> Result<usize, CommandError> {
+    let lines = match applied {
+        Some(before) => {
+            let difference = wanted.update_from(before, render::TABLE);
+            if !difference.is_empty() {
+                guard.apply(&difference).await?;
+            }
+            difference.lines().count()
+        }
+        None => {
+            let all = wanted.create(render::TABLE);
+            guard.replace(&all).await?;
+            all.lines().count()
+        }
     };
-    if !transaction.is_empty() {
-        nftables::apply(&transaction).await?;
-    }
     *applied = Some(wanted);
-    Ok(transaction.lines().count())
+    Ok(lines)
 }
 
 /// Takes the rules away.

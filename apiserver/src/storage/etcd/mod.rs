@@ -1,25 +1,22 @@
-//! The etcd client: connection, compare-and-swap writes, pages of a range, leases, and the newest revision (one read for
-//! all who ask at the same time). Every call ends in bounded time.
+//! The etcd client: compare-and-swap writes, pages of a range, watches, leases, and the newest revision (one read for
+//! all who ask at the same time). Every call ends in bounded time. `channel.rs` is the way there, `messages.rs` what is said.
+
+mod channel;
+pub mod messages;
 
 use crate::options::Options;
+use apimachinery::protobuf::ProtobufError;
 use apimachinery::status::StatusError;
-use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient,
-    MaintenanceClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
-};
+use bytes::Bytes;
+pub use channel::Stream;
+use channel::{Call, Channel};
+use messages::{KeyValue, Write};
 use parking_lot::Mutex;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// As etcd's Go client with kube-apiserver.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// No answer of etcd is bigger.
-const MESSAGE_BYTES_MAX: usize = 512 << 20;
 /// No single call takes longer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A lease is shared by what is written within a twentieth of its time, at most this long, and by at most so many keys. As
@@ -38,8 +35,15 @@ const REFUSALS: [i32; 6] = [3, 5, 7, 8, 11, 16];
 /// What etcd failed at.
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdError {
-    #[error("etcd: {0}")]
-    Client(#[from] etcd_client::Error),
+    /// There is no connection: nothing was sent.
+    #[error("etcd cannot be reached: {0}")]
+    Unreachable(String),
+    /// The connection broke while an answer was awaited.
+    #[error("the connection to etcd broke: {0}")]
+    Broken(String),
+    /// With gRPC's code.
+    #[error("etcd: {message} ({code})")]
+    Refused { code: i32, message: String },
     #[error("etcd did not answer within {CALL_TIMEOUT:?}")]
     Timeout,
     /// The revision asked for is gone.
@@ -48,8 +52,10 @@ pub enum EtcdError {
     /// A write got no answer: it may have been done, or be done yet.
     #[error("etcd did not say whether it was written: {0}")]
     Uncertain(String),
-    #[error("cannot read {path}: {error}")]
-    File { path: String, error: std::io::Error },
+    #[error("TLS to etcd: {0}")]
+    Tls(String),
+    #[error("--etcd-servers: {0:?} is no URL of http or https")]
+    Endpoint(String),
 }
 
 /// A key and its value, as stored.
@@ -71,13 +77,11 @@ pub enum Swap {
 /// Handles to one etcd cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Etcd {
-    kv: KvClient,
-    watch: WatchClient,
-    lease: LeaseClient,
+    channel: Channel,
     reads: Arc<Mutex<RevisionReads>>,
     leases: Arc<tokio::sync::Mutex<Vec<Lease>>>,
-    /// One connection for each endpoint, to ask each for its version.
-    members: Arc<[MaintenanceClient]>,
+    /// One for each endpoint, to ask each for its version.
+    members: Arc<[Channel]>,
     progress_is_true: Arc<AtomicBool>,
 }
 
@@ -100,36 +104,24 @@ impl EtcdError {
     /// What went wrong on the way may have gone wrong on the way back.
     fn of_a_write(self) -> Self {
         match &self {
-            Self::Client(etcd_client::Error::GRpcStatus(status))
-                if REFUSALS.contains(&(status.code() as i32)) || never_sent(status) =>
-            {
-                self
-            }
-            Self::Compacted | Self::File { .. } => self,
+            Self::Refused { code, .. } if REFUSALS.contains(code) => self,
+            Self::Unreachable(_) | Self::Compacted | Self::Tls(_) | Self::Endpoint(_) => self,
             _ => Self::Uncertain(self.to_string()),
         }
     }
 }
 
-/// There was no connection to send it on.
-fn never_sent(error: &dyn std::error::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
-            return true;
-        }
-        cause = error.source();
+impl From<ProtobufError> for EtcdError {
+    fn from(error: ProtobufError) -> Self {
+        Self::Broken(error.to_string())
     }
-    false
 }
 
 impl From<EtcdError> for StatusError {
     fn from(error: EtcdError) -> Self {
         tracing::warn!(%error, "the store failed");
         match &error {
-            EtcdError::Client(etcd_client::Error::GRpcStatus(status))
-                if status.message().contains("request is too large") =>
-            {
+            EtcdError::Refused { message, .. } if message.contains("request is too large") => {
                 StatusError::new(413, "RequestEntityTooLarge", "Request entity too large: limit is 1572864")
             }
             EtcdError::Compacted => StatusError::expired("The resourceVersion for the provided list is too old."),
@@ -146,34 +138,17 @@ impl From<EtcdError> for StatusError {
 
 impl Etcd {
     /// Makes the client; the connection itself is made when first used.
-    pub async fn connect(options: &Options) -> Result<Self, EtcdError> {
-        let mut connect = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if options.etcd_servers.iter().any(|server| server.starts_with("https://")) {
-            let mut tls = TlsOptions::new();
-            if let Some(ca) = &options.etcd_cafile {
-                tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
-            }
-            if let (Some(certificate), Some(key)) = (&options.etcd_certfile, &options.etcd_keyfile) {
-                tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-            }
-            connect = connect.with_tls(tls);
-        }
-        let mut members = Vec::new();
-        for server in &options.etcd_servers {
-            members.push(Client::connect([server], Some(connect.clone())).await?.maintenance_client());
-        }
-        let client = Client::connect(&options.etcd_servers, Some(connect)).await?;
+    pub fn new(options: &Options) -> Result<Self, EtcdError> {
+        let channel = Channel::new(options, &options.etcd_servers)?;
+        let members = match options.etcd_servers.as_slice() {
+            [_] => vec![channel.clone()],
+            all => all
+                .iter()
+                .map(|server| Channel::new(options, std::slice::from_ref(server)))
+                .collect::<Result<_, _>>()?,
+        };
         Ok(Self {
-            kv: client
-                .kv_client()
-                .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX),
-            watch: client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX),
-            lease: client.lease_client(),
+            channel,
             reads: Arc::default(),
             leases: Arc::default(),
             members: members.into(),
@@ -181,8 +156,10 @@ impl Etcd {
         })
     }
 
-    pub fn watch_client(&self) -> WatchClient {
-        self.watch.clone()
+    /// A watch of the keys from `start` up to `end`, from a revision on; [`messages::watched`] reads its messages.
+    pub async fn watch(&self, start: &[u8], end: &[u8], from: i64) -> Result<Stream, EtcdError> {
+        let opening = self.channel.stream(Call::Watch, messages::watch(start, end, from));
+        tokio::time::timeout(CALL_TIMEOUT, opening).await.unwrap_or(Err(EtcdError::Timeout))
     }
 
     /// Can a progress notification be believed? Not before [`Etcd::learn_versions`] has found every member new enough.
@@ -194,8 +171,11 @@ impl Etcd {
     pub async fn learn_versions(&self) {
         let mut all_new = true;
         for member in self.members.iter() {
-            match timed(Box::pin(member.clone().status())).await {
-                Ok(status) => all_new &= is_since(status.version(), &PROGRESS_SINCE),
+            let answer = timed(member, Call::Status, messages::status()).await;
+            let version =
+                |answer: Bytes| Ok(String::from_utf8_lossy(messages::status_of(&answer)?.version).into_owned());
+            match answer.and_then(version) {
+                Ok(version) => all_new &= is_since(&version, &PROGRESS_SINCE),
                 Err(error) => {
                     tracing::debug!(%error, "cannot learn a member's version");
                     all_new = false;
@@ -210,13 +190,14 @@ impl Etcd {
     /// How big the database is, as the first endpoint has it.
     pub async fn size(&self) -> Result<i64, EtcdError> {
         let Some(member) = self.members.first() else { return Ok(0) };
-        Ok(timed(Box::pin(member.clone().status())).await?.db_size())
+        let answer = timed(member, Call::Status, messages::status()).await?;
+        Ok(messages::status_of(&answer)?.db_size)
     }
 
     /// Reads one key; linearizable.
     pub async fn get(&self, key: &str) -> Result<Option<Stored>, EtcdError> {
-        let mut response = timed(Box::pin(self.kv.clone().get(key, None))).await?;
-        Ok(response.take_kvs().into_iter().next().map(Stored::from))
+        let answer = self.call(Call::Range, messages::range(key.as_bytes(), b"", 0, 0, false)).await?;
+        Ok(messages::ranged(&answer)?.kvs.first().map(Stored::from))
     }
 
     /// One page of a range: keys from `start` up to `end`, at a revision (0: the newest). Gives the revision and how many
@@ -228,49 +209,43 @@ impl Etcd {
         revision: i64,
         limit: i64,
     ) -> Result<(Vec<Stored>, i64, i64), EtcdError> {
-        let options = GetOptions::new().with_range(end).with_revision(revision).with_limit(limit);
-        let mut response = timed(Box::pin(self.kv.clone().get(start, Some(options)))).await?;
-        let read_at = if revision > 0 { revision } else { response.header().map_or(0, |h| h.revision()) };
-        let count = response.count();
-        Ok((response.take_kvs().into_iter().map(Stored::from).collect(), read_at, count))
+        let answer = self.call(Call::Range, messages::range(start, end, revision, limit, false)).await?;
+        let ranged = messages::ranged(&answer)?;
+        let read_at = if revision > 0 { revision } else { ranged.revision };
+        Ok((ranged.kvs.iter().map(Stored::from).collect(), read_at, ranged.count))
     }
 
     /// Writes a key if its mod revision is as expected (0: it does not exist).
     pub async fn put(&self, key: &str, value: &[u8], expected: i64, lease: i64) -> Result<Swap, EtcdError> {
-        let options = (lease != 0).then(|| PutOptions::new().with_lease(lease));
-        self.swap(key, expected, TxnOp::put(key, value, options)).await
+        self.swap(messages::swap(key.as_bytes(), expected, Write::Put { value, lease })).await
     }
 
     /// Deletes a key if its mod revision is as expected.
     pub async fn delete(&self, key: &str, expected: i64) -> Result<Swap, EtcdError> {
-        self.swap(key, expected, TxnOp::delete(key, None)).await
+        self.swap(messages::swap(key.as_bytes(), expected, Write::Delete)).await
     }
 
-    async fn swap(&self, key: &str, expected: i64, then: TxnOp) -> Result<Swap, EtcdError> {
-        let txn = Txn::new()
-            .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
-            .and_then([then])
-            .or_else([TxnOp::get(key, None)]);
-        let response = timed(Box::pin(self.kv.clone().txn(txn))).await.map_err(EtcdError::of_a_write)?;
-        if response.succeeded() {
-            return Ok(Swap::Done { revision: response.header().map_or(0, |h| h.revision()) });
-        }
-        let current = response.op_responses().into_iter().find_map(|op| match op {
-            TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().map(Stored::from),
-            _ => None,
-        });
-        Ok(Swap::Differs(current))
+    async fn swap(&self, message: Bytes) -> Result<Swap, EtcdError> {
+        let answer = self.call(Call::Txn, message).await.map_err(EtcdError::of_a_write)?;
+        let swapped = messages::swapped(&answer).map_err(|error| EtcdError::from(error).of_a_write())?;
+        Ok(match swapped.succeeded {
+            true => Swap::Done { revision: swapped.revision },
+            false => Swap::Differs(swapped.current.as_ref().map(Stored::from)),
+        })
     }
 
     /// Writes a key whatever stands there.
-    pub async fn put_always(&self, key: &str, value: &[u8]) -> Result<i64, EtcdError> {
-        let response = timed(Box::pin(self.kv.clone().put(key, value, None))).await?;
-        Ok(response.header().map_or(0, |h| h.revision()))
+    pub async fn put_always(&self, key: &str, value: &[u8]) -> Result<(), EtcdError> {
+        self.call(Call::Put, messages::put(key.as_bytes(), value)).await.map(drop)
     }
 
     /// Forgets revisions before this one.
     pub async fn compact(&self, revision: i64) -> Result<(), EtcdError> {
-        timed(Box::pin(self.kv.clone().compact(revision, None))).await.map(|_| ())
+        self.call(Call::Compact, messages::compaction(revision)).await.map(drop)
+    }
+
+    async fn call(&self, call: Call, message: Bytes) -> Result<Bytes, EtcdError> {
+        timed(&self.channel, call, message).await
     }
 
     /// The newest revision, read (linearizably) after this call began. Calls that come while a read is under way share the
@@ -283,7 +258,7 @@ impl Etcd {
             !std::mem::replace(&mut reads.in_flight, true)
         };
         if start {
-            tokio::spawn(read_revisions(self.kv.clone(), self.reads.clone()));
+            tokio::spawn(read_revisions(self.channel.clone(), self.reads.clone()));
         }
         receiver.await.ok().flatten().ok_or(EtcdError::Timeout)
     }
@@ -297,12 +272,13 @@ impl Etcd {
             return Ok(lease.id);
         }
         let reuse_seconds = (ttl_seconds / LEASE_REUSE_SHARE).clamp(0, LEASE_REUSE_MAX_SECONDS);
-        let granted = timed(Box::pin(self.lease.clone().grant(ttl_seconds + reuse_seconds, None))).await?;
+        let answer = self.call(Call::Grant, messages::lease(ttl_seconds + reuse_seconds)).await?;
+        let id = messages::granted(&answer)?;
         if reuse_seconds > 0 {
             let until = Instant::now() + Duration::from_secs(reuse_seconds.unsigned_abs());
-            leases.push(Lease { id: granted.id(), ttl_seconds, until, keys: 1 });
+            leases.push(Lease { id, ttl_seconds, until, keys: 1 });
         }
-        Ok(granted.id())
+        Ok(id)
     }
 }
 
@@ -319,7 +295,7 @@ fn is_since(version: &str, since: &[(u64, u64, u64)]) -> bool {
     }
 }
 
-async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
+async fn read_revisions(channel: Channel, reads: Arc<Mutex<RevisionReads>>) {
     loop {
         // Who is about to ask may share it.
         tokio::task::yield_now().await;
@@ -332,8 +308,9 @@ async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
             std::mem::take(&mut reads.waiting)
         };
         // The header of any linearizable read has the newest revision; this key does not exist.
-        let revision = match timed(Box::pin(kv.clone().get("\0", Some(GetOptions::new().with_count_only())))).await {
-            Ok(response) => response.header().map(|h| h.revision()),
+        let answer = timed(&channel, Call::Range, messages::range(b"\0", b"", 0, 0, true)).await;
+        let revision = match answer.and_then(|answer| Ok(messages::revision(&answer)?)) {
+            Ok(revision) => Some(revision),
             Err(error) => {
                 tracing::warn!(%error, "cannot read the newest revision");
                 None
@@ -345,27 +322,25 @@ async fn read_revisions(kv: KvClient, reads: Arc<Mutex<RevisionReads>>) {
     }
 }
 
-/// Bounds a call's time. What etcd's client keeps of a call is big: it is in a box, or it would be in every request's future.
-async fn timed<T>(call: Pin<Box<impl Future<Output = Result<T, etcd_client::Error>>>>) -> Result<T, EtcdError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(etcd_client::Error::GRpcStatus(status))) if status.message().contains("revision has been compacted") => {
+/// Bounds a call's time. What there is of a call is in a box, or it would be in every request's future.
+async fn timed(channel: &Channel, call: Call, message: Bytes) -> Result<Bytes, EtcdError> {
+    match tokio::time::timeout(CALL_TIMEOUT, Box::pin(channel.call(call, message))).await {
+        Ok(Err(EtcdError::Refused { message, .. })) if message.contains("revision has been compacted") => {
             Err(EtcdError::Compacted)
         }
-        Ok(Err(error)) => Err(error.into()),
+        Ok(answer) => answer,
         Err(_) => Err(EtcdError::Timeout),
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Vec<u8>, EtcdError> {
-    std::fs::read(path).map_err(|error| EtcdError::File { path: path.display().to_string(), error })
-}
-
-impl From<etcd_client::KeyValue> for Stored {
-    fn from(kv: etcd_client::KeyValue) -> Self {
-        let (mod_revision, create_revision) = (kv.mod_revision(), kv.create_revision());
-        let (key, value) = kv.into_key_value();
-        Self { key: String::from_utf8_lossy(&key).into_owned(), value, mod_revision, create_revision }
+impl From<&KeyValue<'_>> for Stored {
+    fn from(kv: &KeyValue<'_>) -> Self {
+        Self {
+            key: String::from_utf8_lossy(kv.key).into_owned(),
+            value: kv.value.to_vec(),
+            mod_revision: kv.mod_revision,
+            create_revision: kv.create_revision,
+        }
     }
 }
 
