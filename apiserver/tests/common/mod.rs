@@ -10,11 +10,12 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub const JSON: &str = "application/json";
 pub const MERGE: &str = "application/merge-patch+json";
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const EVENTUALLY: Duration = Duration::from_secs(60);
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
@@ -43,8 +44,18 @@ pub struct Server {
     directory: tempfile::TempDir,
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A port that is free and stays so until it is used: below those that the kernel gives to connections, and out of a range
+/// that no test which runs at the same time takes from.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 12_000;
+    const SLOTS: u32 = 18;
+    const EACH: u16 = 1_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok().and_then(|slot| slot.parse().ok());
+    let slot = slot.unwrap_or_else(std::process::id) % SLOTS;
+    let first = FIRST + u16::try_from(slot).unwrap() * EACH;
+    let mut ports = (0..EACH).map(|_| first + NEXT.fetch_add(1, Ordering::Relaxed) % EACH);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 pub fn has_etcd() -> bool {

@@ -25,13 +25,8 @@ use serde_json::{Value, json};
 const MINUTES: Duration = Duration::from_secs(180);
 
 #[tokio::test]
-async fn a_node_conforms() {
-    if !can_run_hosts("a_node_conforms") {
-        return;
-    }
-    let cluster = Cluster::start("node", Setup::Hosts(1)).await;
-    let node = Node::new(&cluster).await;
-    node.prepare().await;
+async fn pods_on_a_node_conform() {
+    let Some((cluster, node)) = Node::start("pods_on_a_node_conform").await else { return };
     node.what_pods_see().await;
     node.what_is_mounted().await;
     node.many_volumes_at_once().await;
@@ -43,11 +38,21 @@ async fn a_node_conforms() {
     node.what_is_served().await;
     node.probes_and_hooks().await;
     node.resources_change_in_place(&cluster).await;
+    node.starts_are_quick().await;
+}
+
+#[tokio::test]
+async fn a_node_gives_what_others_make() {
+    let Some((cluster, node)) = Node::start("a_node_gives_what_others_make").await else { return };
     node.claims_are_volumes(&cluster).await;
     node.drivers_make_volumes_for_pods(&cluster).await;
     node.devices_are_claimed(&cluster).await;
     node.huge_pages_are_a_volume(&cluster).await;
-    node.starts_are_quick().await;
+}
+
+#[tokio::test]
+async fn a_node_bears_faults() {
+    let Some((cluster, node)) = Node::start("a_node_bears_faults").await else { return };
     node.nodes_stand_alone(&cluster).await;
     node.a_full_disk_is_survived(&cluster).await;
     node.many_come_and_go(&cluster).await;
@@ -103,9 +108,16 @@ fn restarts(pod: &Pod) -> i32 {
 }
 
 impl Node {
-    async fn new(cluster: &Cluster) -> Node {
+    /// A cluster of one node with what pods refer to, where hosts can be made.
+    async fn start(test: &str) -> Option<(Cluster, Node)> {
+        if !can_run_hosts(test) {
+            return None;
+        }
+        let cluster = Cluster::start("node", Setup::Hosts(1)).await;
         let client = cluster.client();
-        Node { pods: Api::namespaced(client.clone(), "default"), client }
+        let node = Node { pods: Api::namespaced(client.clone(), "default"), client };
+        node.prepare().await;
+        Some((cluster, node))
     }
 
     async fn create<K>(&self, value: Value)

@@ -9,10 +9,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::Lab;
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use super::common::free_port;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_can_be_explained_and_supposed() {
