@@ -63,6 +63,11 @@ pub struct InState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Preempted {
+    pub preemption_signal: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Name {
     node: String,
 }
@@ -92,6 +97,7 @@ pub struct Metrics {
     pub image_volumes: Counter,
     pub image_volumes_mounted: Counter,
     pub image_volumes_failed: Counter,
+    pub preemptions: Family<Preempted, Counter>,
 }
 
 /// As Prometheus' own.
@@ -199,6 +205,11 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "Number of failed image volume mounts.",
         Counter::default(),
     ),
+    preemptions: register(
+        "kubelet_preemptions",
+        "Cumulative number of pod preemptions by preemption resource",
+        Family::default(),
+    ),
 });
 
 /// What is counted.
@@ -226,6 +237,11 @@ impl Metrics {
     pub fn pod_runs(&self, after: Duration) {
         self.pod_start_seconds.observe(after.as_secs_f64());
         self.pod_start_sli_seconds.observe(after.as_secs_f64());
+    }
+
+    /// A pod that gave way to a critical one, which lacked a resource.
+    pub fn preempted(&self, resource: &str) {
+        self.preemptions.get_or_create(&Preempted { preemption_signal: resource.to_owned() }).inc();
     }
 
     /// A container (or sandbox) that was to be started, and what its status waits for if it was not.

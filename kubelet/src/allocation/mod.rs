@@ -193,10 +193,7 @@ impl Allocator {
                 None => self.near(&self.wishes(pod, container), &left)?,
             };
             let held = self.allocate(pod, container, &own, &left, near).await.map_err(|why| {
-                Ended::new(
-                    "UnexpectedAdmissionError",
-                    format!("Pod was rejected: Allocate failed due to {why}, which is unexpected"),
-                )
+                Ended::new("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
             })?;
             if passes_on {
                 left.add(&held)
@@ -288,10 +285,7 @@ impl Allocator {
         if admitted {
             return Ok(hint.mask);
         }
-        Err(Ended::new(
-            "TopologyAffinityError",
-            "Pod was rejected: Resources cannot be allocated with Topology locality",
-        ))
+        Err(Ended::new("TopologyAffinityError", "Resources cannot be allocated with Topology locality"))
     }
 
     fn free_cpus(&self, held: &All, left: &Left) -> BTreeSet<u32> {

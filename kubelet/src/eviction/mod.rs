@@ -196,16 +196,9 @@ impl Evictor {
         let uid = uid_of(pod).to_owned();
         // A grace of nothing still lets the runtime say goodbye.
         self.workers.end(&uid, ended, Some(grace.max(1)));
-        let begun = Instant::now();
-        let volumes = self.runtime.node.pod_dir(&uid).join("volumes");
-        while begun.elapsed() < PATIENCE {
-            // What it had is free only when its volumes are gone: else the next pod would be ended for what this one held.
-            let stopped = self.runtime.observe(&uid).await.is_ok_and(|observed| observed.is_stopped());
-            if stopped && !volumes.exists() {
-                debug!(uid, "evicted pod has ended");
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+        // What it had is free only when its volumes are gone: else the next pod would be ended for what this one held.
+        if self.workers.stops_within(&uid, PATIENCE).await {
+            debug!(uid, "evicted pod has ended");
         }
     }
 }

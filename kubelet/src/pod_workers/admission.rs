@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use apimachinery::node::RequiredNodeAffinity;
+use apimachinery::node::{RequiredNodeAffinity, tolerated};
 use apimachinery::pod::SAFE_SYSCTLS;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
@@ -27,38 +27,100 @@ pub struct Allocatable {
 }
 
 /// Resources that the node itself measures; others are for their plugins to check.
-const CHECKED: [(&str, &str); 3] =
-    [("cpu", "OutOfcpu"), ("memory", "OutOfmemory"), ("ephemeral-storage", "OutOfephemeral-storage")];
+const CHECKED: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+const HUGE_PAGES: &str = "hugepages-";
 
-/// Rejects `pod` if it does not fit beside `others` (pods that run or will run here). `api_node`, where it is known,
-/// has the labels that are to match.
-pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Option<&Node>) -> Result<(), Ended> {
-    let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
-    let requested = apimachinery::pod::requests(spec);
-    let others: Vec<&Pod> =
-        others.iter().map(Arc::as_ref).filter(|p| p.metadata.uid != pod.metadata.uid && occupies(p)).collect();
+/// A resource of which the node has less left than a pod asks for. As `InsufficientResourceError`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    pub resource: String,
+    pub requested: i64,
+    pub used: i64,
+    pub capacity: i64,
+}
 
+// === impl Lack ===
+
+impl Lack {
+    /// What would have to be freed.
+    pub fn amount(&self) -> i64 {
+        self.requested - (self.capacity - self.used)
+    }
+
+    fn refusal(&self) -> Ended {
+        let Lack { resource, requested, used, capacity } = self;
+        let message = format!(
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        );
+        Ended::new(&format!("OutOf{resource}"), message)
+    }
+}
+
+/// What is told of a pod that lacks something, and perhaps does not suit the node either (`suited`).
+pub fn refusal(lacking: &[Lack], suited: Result<(), Ended>) -> Ended {
+    match (lacking.first(), suited) {
+        // What no room would help is said first.
+        (Some(lack), Err(refused)) if is_about_the_node(&refused) => lack.refusal(),
+        (Some(lack), Ok(())) => lack.refusal(),
+        (_, Err(refused)) => refused,
+        (None, Ok(())) => {
+            Ended::new("UnknownReason", "GeneralPredicates failed due to unknown reason, which is unexpected.")
+        }
+    }
+}
+
+/// Refusals that stand in one row with those for want of a resource, and come after them.
+fn is_about_the_node(refused: &Ended) -> bool {
+    matches!(refused.reason.as_str(), "NodeAffinity" | "NodePorts" | "TaintToleration")
+}
+
+/// An amount as it is compared: of a processor, thousandths.
+pub(super) fn in_units(resource: &str, amount: &Quantity) -> i64 {
+    if resource == "cpu" { amount.milli_value() } else { amount.value() }
+}
+
+/// What the node has too little of for `pod` beside `others`.
+pub fn lacking(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable) -> Vec<Lack> {
+    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
+    let others = beside(pod, others);
+    let mut found = Vec::new();
     if let Some(limit) = node.resources.get("pods")
         && i64::try_from(others.len()).unwrap_or(i64::MAX) + 1 > limit.value()
     {
-        return Err(out_of("OutOfpods", "pods", 1, others.len() as i64, limit.value()));
+        let used = i64::try_from(others.len()).unwrap_or(i64::MAX);
+        found.push(Lack { resource: "pods".to_owned(), requested: 1, used, capacity: limit.value() });
     }
-    // A critical static pod comes before all others.
-    let critical = static_pods::is_static(pod) && spec.priority.is_some_and(|p| p >= 2_000_000_000);
-    for (name, reason) in CHECKED {
+    let requested = apimachinery::pod::requests(spec);
+    let huge = requested.keys().map(String::as_str).filter(|name| name.starts_with(HUGE_PAGES));
+    for name in CHECKED.into_iter().chain(huge) {
         let (Some(want), Some(limit)) = (requested.get(name), node.resources.get(name)) else { continue };
-        if critical || want.is_zero() {
+        if want.is_zero() {
             continue;
         }
-        let unit = |q: &Quantity| if name == "cpu" { q.milli_value() } else { q.value() };
-        let used: i64 = others
+        let used = others
             .iter()
             .filter_map(|p| p.spec.as_ref())
-            .filter_map(|s| apimachinery::pod::requests(s).get(name).map(unit))
+            .filter_map(|s| apimachinery::pod::requests(s).get(name).map(|amount| in_units(name, amount)))
             .sum();
-        if used + unit(want) > unit(limit) {
-            return Err(out_of(reason, name, unit(want), used, unit(limit)));
+        let (requested, capacity) = (in_units(name, want), in_units(name, limit));
+        if used + requested > capacity {
+            found.push(Lack { resource: name.to_owned(), requested, used, capacity });
         }
+    }
+    found
+}
+
+/// The other pods that still hold what they asked for.
+fn beside<'p>(pod: &Pod, others: &'p [Arc<Pod>]) -> Vec<&'p Pod> {
+    others.iter().map(Arc::as_ref).filter(|p| p.metadata.uid != pod.metadata.uid && occupies(p)).collect()
+}
+
+/// Whether the pod and the node go together, however much room there is. `api_node`, where it is known, has the labels that are
+/// to match and the taints.
+pub fn suits(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Option<&Node>) -> Result<(), Ended> {
+    let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
+    if let Some(name) = forbidden_sysctl(pod, node) {
+        return Err(Ended::new("SysctlForbidden", format!("forbidden sysctl: {name:?} not allowlisted")));
     }
     if let Some(refused) = unsupported(pod, spec, node) {
         return Err(refused);
@@ -68,40 +130,47 @@ pub fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Optio
         RequiredNodeAffinity::of(spec).matches(name.unwrap_or_default(), &labels.unwrap_or_default())
     });
     if !selected && !static_pods::is_static(pod) {
-        return Err(Ended::new(
-            "NodeAffinity",
-            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
-        ));
+        return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
     }
-    if let Some(name) = forbidden_sysctl(pod, node) {
-        let message = format!("Pod was rejected: forbidden sysctl: {name:?} not allowlisted");
-        return Err(Ended::new("SysctlForbidden", message));
-    }
-    let taken: Vec<(i32, String, String)> = others.iter().flat_map(|p| host_ports(p)).collect();
+    let taken: Vec<(i32, String, String)> = beside(pod, others).into_iter().flat_map(host_ports).collect();
     if host_ports(pod).iter().any(|port| taken.iter().any(|other| conflicts(port, other))) {
-        return Err(Ended::new(
-            "NodePorts",
-            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
-        ));
+        return Err(predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+    }
+    let taints = api_node.and_then(|node| node.spec.as_ref()).and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    let driven_away = taints.iter().any(|taint| taint.effect == "NoExecute" && !tolerated(tolerations, taint));
+    if driven_away && !static_pods::is_static(pod) {
+        return Err(predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
     }
     Ok(())
 }
 
+/// As `PredicateFailureError`.
+fn predicate(name: &str, why: &str) -> Ended {
+    Ended::new(name, format!("Predicate {name} failed: {why}"))
+}
+
+const OS: &str = "linux";
+
 /// What no node like this one can do.
 fn unsupported(pod: &Pod, spec: &PodSpec, node: &Allocatable) -> Option<Ended> {
-    let os = spec.os.as_ref().map_or("linux", |os| os.name.as_str());
-    if os != "linux" {
-        return Some(Ended::new("PodOSNotSupported", "Pod was rejected: Pod's OS doesn't match node's OS"));
+    let labelled = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if labelled.is_some_and(|os| os != OS) {
+        let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return Some(Ended::new("PodOSSelectorNodeLabelDoesNotMatch", message));
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name != OS) {
+        return Some(Ended::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
     }
     let context = spec.security_context.as_ref();
     if !node.strict_groups && context.and_then(|c| c.supplemental_groups_policy.as_deref()) == Some("Strict") {
         return Some(Ended::new(
             "SupplementalGroupsPolicyNotSupported",
-            "Pod was rejected: SupplementalGroupsPolicy=Strict is not supported in this node",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
         ));
     }
     (!node.apparmor && asks_for_apparmor(pod, spec)).then(|| {
-        let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
         Ended::new("AppArmor", message)
     })
 }
@@ -128,13 +197,6 @@ fn forbidden_sysctl(pod: &Pod, node: &Allocatable) -> Option<String> {
             })
     };
     dns::sysctls(pod).into_keys().find(|name| !allowed(name))
-}
-
-fn out_of(reason: &str, resource: &str, requested: i64, used: i64, capacity: i64) -> Ended {
-    let message = format!(
-        "Pod was rejected: Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-    );
-    Ended::new(reason, message)
 }
 
 /// Whether a pod still holds what it asked for.
@@ -165,6 +227,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn admit(pod: &Pod, others: &[Arc<Pod>], node: &Allocatable, api_node: Option<&Node>) -> Result<(), Ended> {
+        let suited = suits(pod, others, node, api_node);
+        match lacking(pod, others, node) {
+            none if none.is_empty() => suited,
+            lacking => Err(refusal(&lacking, suited)),
+        }
+    }
+
     fn pod(name: &str, spec: serde_json::Value) -> Arc<Pod> {
         Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "uid": name}, "spec": spec})).unwrap())
     }
@@ -182,7 +252,9 @@ mod tests {
             json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "800m"}}, "ports": [{"containerPort": 80, "hostPort": 8080}]}]}),
         );
         let api_node: Node =
-            serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"zone": "a"}}})).unwrap();
+            serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"zone": "a"}}, "spec": {
+            "taints": [{"key": "shy", "effect": "NoSchedule"}]}}))
+            .unwrap();
         let check = |spec: serde_json::Value, others: &[Arc<Pod>]| {
             admit(&pod("new", spec), others, &node, Some(&api_node)).err().map(|e| e.reason)
         };
@@ -221,6 +293,18 @@ mod tests {
                 .as_deref(),
             Some("NodePorts")
         );
+        let tainted: Node = serde_json::from_value(
+            json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}}),
+        )
+        .unwrap();
+        let on_tainted = |tolerations: serde_json::Value| {
+            admit(&pod("new", json!({"tolerations": tolerations, "containers": []})), &[], &node, Some(&tainted)).err()
+        };
+        assert_eq!(
+            on_tainted(json!([])).map(|e| e.message).as_deref(),
+            Some("Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate")
+        );
+        assert_eq!(on_tainted(json!([{"key": "gone", "operator": "Exists"}])), None);
         let two = [big, pod("other", json!({"containers": []}))];
         assert_eq!(check(json!({"containers": []}), &two).as_deref(), Some("OutOfpods"));
     }

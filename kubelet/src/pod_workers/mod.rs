@@ -7,13 +7,14 @@
 pub mod admission;
 mod hooks;
 mod kill;
+mod preemption;
 mod resize;
 mod start;
 mod worker;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use component_base::informer::Informer;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -154,6 +155,30 @@ impl PodWorkers {
         };
         let pods: Vec<Arc<Pod>> = self.workers.lock().values().filter_map(wanted).collect();
         pods.into_iter().filter(|pod| !self.means.statuses.is_over(pod)).collect()
+    }
+
+    /// The active pods that a pod must find room beside: those that have begun here, and those that come before it.
+    pub(crate) fn pods_before(&self, pod: &Pod) -> Vec<Arc<Pod>> {
+        let place = |pod: &Pod| (pod.metadata.creation_timestamp.as_ref().map(|t| t.0), pod.metadata.uid.clone());
+        let own = place(pod);
+        let mut pods = self.active_pods();
+        pods.retain(|other| self.means.statuses.get(other).start_time.is_some() || place(other) < own);
+        pods
+    }
+
+    /// Whether a pod that was told to end has stopped, and given its volumes back, before `patience` is over.
+    pub(crate) async fn stops_within(&self, uid: &str, patience: Duration) -> bool {
+        const POLL: Duration = Duration::from_millis(500);
+        let begun = Instant::now();
+        let volumes = self.means.runtime.node.pod_dir(uid).join("volumes");
+        while begun.elapsed() < patience {
+            let stopped = self.means.runtime.observe(uid).await.is_ok_and(|observed| observed.is_stopped());
+            if stopped && !volumes.exists() {
+                return true;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        false
     }
 
     /// Whether another pod of this name is still being taken down.

@@ -95,13 +95,12 @@ impl Resizes {
             self.state = None;
             return false;
         }
-        if let Err(rejected) = admission::admit(pod, &pool.active_pods(), &means.allocatable, None) {
-            let alone = admission::admit(pod, &[], &means.allocatable, None);
-            let reason = if alone.is_err() { "Infeasible" } else { "Deferred" };
-            let message = rejected.message.trim_start_matches("Pod was rejected: ").to_owned();
-            self.state = Some(Resize { kind: "PodResizePending", reason: Some(reason), message });
+        if let Some((reason, message)) = no_room(pod, &pool.active_pods(), &means.allocatable) {
+            self.pends(means, pod, reason, message);
             return false;
         }
+        let started = resize_message("Pod resize started", pod, None);
+        means.events.pod(pod, None, Type::Normal, "ResizeStarted", started);
         let limits = resources::pod(pod, &means.runtime.node.kernel);
         // The pod's own limits grow before its containers' and shrink after them.
         let mut result = Ok(());
@@ -118,16 +117,29 @@ impl Resizes {
         match result {
             Ok(()) => {
                 info!(pod = %full_name(pod), containers = changes.len(), "resized");
-                means.events.pod(pod, None, Type::Normal, "ResizeCompleted", "Pod resize completed");
+                let completed = resize_message("Pod resize completed", pod, None);
+                means.events.pod(pod, None, Type::Normal, "ResizeCompleted", completed);
                 self.state = None;
                 true
             }
             Err(message) => {
                 warn!(pod = %full_name(pod), message, "not resized");
+                let failed = resize_message("Pod resize error", pod, Some(&message));
+                means.events.pod(pod, None, Type::Warning, "ResizeError", failed);
                 self.state = Some(Resize { kind: "PodResizeInProgress", reason: Some("Error"), message });
                 false
             }
         }
+    }
+
+    /// Notes, and tells once, that a resize cannot be begun.
+    fn pends(&mut self, means: &Means, pod: &Pod, reason: &'static str, message: String) {
+        let state = Resize { kind: "PodResizePending", reason: Some(reason), message };
+        if self.state.as_ref() != Some(&state) {
+            let text = resize_message(&format!("Pod resize {reason}"), pod, Some(&state.message));
+            means.events.pod(pod, None, Type::Warning, &format!("Resize{reason}"), text);
+        }
+        self.state = Some(state);
     }
 
     /// Whether a change raises (or lifts) a limit.
@@ -173,6 +185,56 @@ impl Resizes {
     }
 }
 
+/// Why a resize waits for room, or cannot be had at all. As `canResizePod`.
+fn no_room(pod: &Pod, others: &[Arc<Pod>], node: &admission::Allocatable) -> Option<(&'static str, String)> {
+    let requested = pod.spec.as_ref().map(apimachinery::pod::requests).unwrap_or_default();
+    for name in ["memory", "cpu"] {
+        let amounts = requested.get(name).zip(node.resources.get(name));
+        let Some((wanted, all)) = amounts.map(|(a, b)| (admission::in_units(name, a), admission::in_units(name, b)))
+        else {
+            continue;
+        };
+        if wanted > all {
+            let message = format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {all}");
+            return Some(("Infeasible", message));
+        }
+    }
+    let lacking = admission::lacking(pod, others, node);
+    (!lacking.is_empty()).then(|| ("Deferred", admission::refusal(&lacking, Ok(())).message))
+}
+
+/// What an event about a resize says. As `podResizeMessage`.
+fn resize_message(what: &str, pod: &Pod, error: Option<&str>) -> String {
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Summary<'a> {
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        init_containers: Vec<Allocation<'a>>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        containers: Vec<Allocation<'a>>,
+        generation: i64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<&'a str>,
+    }
+    #[derive(serde::Serialize)]
+    struct Allocation<'a> {
+        name: &'a str,
+        resources: ResourceRequirements,
+    }
+    fn all(list: &[Container]) -> Vec<Allocation<'_>> {
+        let resources = |c: &Container| c.resources.clone().unwrap_or_default();
+        list.iter().map(|c| Allocation { name: &c.name, resources: resources(c) }).collect()
+    }
+    let spec = pod.spec.as_ref();
+    let summary = Summary {
+        init_containers: all(spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default()),
+        containers: all(spec.map(|s| s.containers.as_slice()).unwrap_or_default()),
+        generation: pod.metadata.generation.unwrap_or(0),
+        error,
+    };
+    serde_json::to_string(&summary).map_or_else(|_| what.to_owned(), |summary| format!("{what}: {summary}"))
+}
+
 fn differs(has: &ResourceRequirements, wants: &ResourceRequirements, name: &str) -> bool {
     let amount = |map: &Option<BTreeMap<String, ApiQuantity>>| {
         map.as_ref().and_then(|m| m.get(name)).map(|q| Quantity::from(q).milli_value())
@@ -216,5 +278,26 @@ mod tests {
         let mut resizes = Resizes::default();
         resizes.adopt(&pod("1", "NotRequired"), &running(), &old);
         assert_eq!(resizes.changes(&pod("1", "NotRequired"), &running()).len(), 1);
+    }
+
+    #[test]
+    fn a_resize_without_room_waits_or_is_infeasible() {
+        let node = admission::Allocatable {
+            resources: [("cpu".to_owned(), Quantity::from_milli(1000))].into(),
+            ..Default::default()
+        };
+        let mut other = pod("600m", "NotRequired");
+        other.metadata.uid = Some("v".to_owned());
+        let others = [Arc::new(other)];
+        let of = |cpu: &str| no_room(&pod(cpu, "NotRequired"), &others, &node);
+        assert_eq!(of("400m"), None);
+        let deferred = "Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000".to_owned();
+        assert_eq!(of("500m"), Some(("Deferred", deferred)));
+        let infeasible = "Node didn't have enough capacity: cpu, requested: 2000, capacity: 1000".to_owned();
+        assert_eq!(of("2"), Some(("Infeasible", infeasible)));
+        assert_eq!(
+            resize_message("Pod resize Deferred", &pod("1", "NotRequired"), Some("why")),
+            r#"Pod resize Deferred: {"containers":[{"name":"c","resources":{"requests":{"cpu":"1"}}}],"generation":0,"error":"why"}"#
+        );
     }
 }

@@ -13,8 +13,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use super::admission::Lack;
 use super::resize::Resizes;
-use super::{Desired, Means, PodWorkers, admission, kill, start};
+use super::{Desired, Means, PodWorkers, admission, kill, preemption, start};
+use crate::eviction::is_critical;
 use crate::metrics::metrics;
 use crate::plan::{self, Actions, KillReason, RestartBackoff, SandboxAction};
 use crate::probes::PodProbes;
@@ -22,7 +24,7 @@ use crate::runtime::cri::CriError;
 use crate::runtime::labels::container_hash;
 use crate::runtime::logs;
 use crate::runtime::observed::{ObservedPod, State};
-use crate::runtime::pods::{find_container, full_name, grace_seconds};
+use crate::runtime::pods::{find_container, full_name, grace_seconds, uid_of};
 use crate::runtime::resources;
 use crate::static_pods;
 use crate::status::containers::Waiting;
@@ -36,6 +38,8 @@ const MAX_STEPS: usize = 32;
 const RESIZE_RETRY: Duration = Duration::from_secs(10);
 const RETRY_BASE: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(16);
+/// How long a pod that gives way is waited for at least. As `killPodNow`.
+const MIN_PATIENCE: Duration = Duration::from_secs(10);
 /// From one sandbox to the next, whatever the runtime says of the first.
 const SANDBOX_PAUSE: Duration = Duration::from_secs(1);
 
@@ -210,7 +214,7 @@ impl Worker {
             host_ips: &self.means.host_ips,
             runtime_name: &self.means.runtime_name,
             // Told only when nothing runs any more: a final phase is a promise.
-            ended: self.ended.as_ref().filter(|_| self.terminated),
+            ended: self.ended.as_ref().filter(|ended| self.terminated || ended.rejected),
             resources: &|container| self.resizes.of(container).cloned(),
             resize: self.resizes.state.as_ref(),
             terminated: self.terminated,
@@ -246,7 +250,7 @@ impl Worker {
                     warn!(pod = %full_name(pod), reason = %rejected.reason, "pod rejected");
                     let message = rejected.message.clone();
                     self.means.events.pod(pod, None, Type::Warning, &rejected.reason, message);
-                    self.ended = Some(rejected);
+                    self.ended = Some(rejected.as_rejection());
                     return Synced::Over;
                 }
                 self.admitted = true;
@@ -309,16 +313,44 @@ impl Worker {
         self.means.going_down.admit()?;
         self.means.shortage.admit(pod)?;
         let node = self.means.node.as_ref().and_then(|nodes| nodes.get("", &self.means.node_name));
-        let admitted = admission::admit(pod, &self.pool.active_pods(), &self.means.allocatable, node.as_deref());
-        let (Err(rejected), Some(client)) = (&admitted, &self.means.client) else { return admitted };
-        if rejected.reason != "NodeAffinity" {
-            return admitted;
+        let (others, allocatable) = (self.pool.pods_before(pod), &self.means.allocatable);
+        let mut suited = admission::suits(pod, &others, allocatable, node.as_deref());
+        if let (Err(refused), Some(client)) = (&suited, &self.means.client)
+            && refused.reason == "NodeAffinity"
+            // The label that brought the pod here may be newer than our copy of the node.
+            && let Ok(node) = kube::Api::<Node>::all(client.clone()).get(&self.means.node_name).await
+        {
+            suited = admission::suits(pod, &others, allocatable, Some(&node));
         }
-        // The label that brought the pod here may be newer than our copy of the node.
-        match kube::Api::<Node>::all(client.clone()).get(&self.means.node_name).await {
-            Ok(node) => admission::admit(pod, &self.pool.active_pods(), &self.means.allocatable, Some(&node)),
-            Err(_) => admitted,
+        match admission::lacking(pod, &others, allocatable) {
+            lacking if lacking.is_empty() => suited,
+            lacking if is_critical(pod) => {
+                suited?;
+                Box::pin(self.make_room(pod, &others, &lacking)).await
+            }
+            lacking => Err(admission::refusal(&lacking, suited)),
         }
+    }
+
+    /// Ends pods so that a critical one has what it lacks.
+    async fn make_room(&self, pod: &Arc<Pod>, others: &[Arc<Pod>], lacking: &[Lack]) -> Result<(), Ended> {
+        let victims = preemption::victims(pod, others, lacking).map_err(|why| {
+            let message = "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt";
+            Ended::new("UnexpectedAdmissionError", format!("{message}: {why}"))
+        })?;
+        for victim in &victims {
+            warn!(pod = %full_name(victim), critical = %full_name(pod), "pod is preempted");
+            self.means.events.pod(victim, None, Type::Warning, preemption::REASON, preemption::MESSAGE);
+            let ended = Ended { disrupted: true, ..Ended::new(preemption::REASON, preemption::MESSAGE) };
+            self.pool.end(uid_of(victim), ended, None);
+            metrics().preempted(lacking.first().map_or("", |lack| lack.resource.as_str()));
+        }
+        let stops = victims.iter().map(|victim| {
+            let seconds = u64::try_from(grace_seconds(victim)).unwrap_or(0);
+            self.pool.stops_within(uid_of(victim), MIN_PATIENCE.max(Duration::from_secs(seconds + seconds / 2)))
+        });
+        join_all(stops).await;
+        Ok(())
     }
 
     /// Everything is as it should be: refresh what ages, and say when to look again.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, LinuxContainerUser, PodSpec, ResourceRequirements, VolumeMountStatus,
+    ContainerUser, LinuxContainerUser, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -101,6 +101,40 @@ fn waiting_state(waiting: &Waiting) -> ContainerState {
     }
 }
 
+/// A container that ended without anybody having seen how.
+fn lost(message: &str) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".to_owned()),
+        message: Some(message.to_owned()),
+        ..Default::default()
+    }
+}
+
+const LOST_AT_THE_END: &str = "The container could not be located when the pod was terminated";
+
+/// What is left open is closed: all of the pod has ended. As `TerminatePod`.
+pub(super) fn settle(status: &mut PodStatus) {
+    let waits = |s: &ContainerStatus| s.state.as_ref().is_some_and(|state| state.waiting.is_some());
+    let ran = |s: &ContainerStatus| s.last_state.as_ref().is_some_and(|last| last.terminated.is_some());
+    let succeeded = |state: &Option<ContainerState>| {
+        state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0)
+    };
+    let init = status.init_container_statuses.as_deref().unwrap_or_default();
+    let initialized = init.is_empty()
+        || status.container_statuses.iter().flatten().any(|s| ran(s) || !waits(s))
+        || init.last().is_some_and(|s| succeeded(&s.state) || succeeded(&s.last_state));
+    // All but the last of those whose turn had not come, and at least one.
+    let begun = init.iter().rposition(|s| !waits(s) || ran(s)).unwrap_or(0) + 1;
+    let apps = status.container_statuses.iter_mut().flatten().filter(|_| initialized);
+    for open in status.init_container_statuses.iter_mut().flatten().take(begun).chain(apps) {
+        let state = open.state.get_or_insert_default();
+        if state.terminated.is_none() {
+            *state = ContainerState { terminated: Some(lost(LOST_AT_THE_END)), ..Default::default() };
+        }
+    }
+}
+
 /// A container of which the runtime has nothing: not yet created, or no longer there.
 fn without_attempt(
     source: &Source<'_>,
@@ -124,29 +158,14 @@ fn without_attempt(
             return ContainerStatus { ready: old.ready && kind == ContainerKind::Init, ..old.clone() };
         }
         if old_state.running.is_some() {
-            let terminated = ContainerState {
-                terminated: Some(ContainerStateTerminated {
-                    exit_code: 137,
-                    reason: Some("ContainerStatusUnknown".to_owned()),
-                    message: Some(
-                        "The container could not be located when the pod was deleted.  The container used to be Running"
-                            .to_owned(),
-                    ),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            };
+            let ended = |message| Some(ContainerState { terminated: Some(lost(message)), ..Default::default() });
             if source.deleted {
-                status.state = Some(terminated);
+                status.state = ended(
+                    "The container could not be located when the pod was deleted.  The container used to be Running",
+                );
                 return status;
             }
-            status.last_state = Some(ContainerState {
-                terminated: terminated.terminated.map(|t| ContainerStateTerminated {
-                    message: Some("The container could not be located when the pod was terminated".to_owned()),
-                    ..t
-                }),
-                ..Default::default()
-            });
+            status.last_state = ended(LOST_AT_THE_END);
         } else {
             status.last_state = old.last_state.clone().or(status.last_state);
         }
@@ -176,12 +195,7 @@ fn state(source: &Source<'_>, attempt: &ObservedContainer, old: Option<&Containe
         State::Unknown => {
             let ran = old.and_then(|o| o.state.as_ref()).is_some_and(|s| s.running.is_some());
             if ran {
-                out.terminated = Some(ContainerStateTerminated {
-                    exit_code: 137,
-                    reason: Some("ContainerStatusUnknown".to_owned()),
-                    message: Some("The container could not be located when the pod was terminated".to_owned()),
-                    ..Default::default()
-                });
+                out.terminated = Some(lost(LOST_AT_THE_END));
             } else {
                 out.waiting = Some(ContainerStateWaiting::default());
             }

@@ -21,11 +21,18 @@ pub struct Ended {
     pub message: String,
     /// Ended by the node's doing, not by its own: told by the condition DisruptionTarget.
     pub disrupted: bool,
+    /// It never began: there is nothing to say of its containers.
+    pub rejected: bool,
 }
 
 impl Ended {
     pub fn new(reason: &str, message: impl Into<String>) -> Ended {
-        Ended { reason: reason.to_owned(), message: message.into(), disrupted: false }
+        Ended { reason: reason.to_owned(), message: message.into(), disrupted: false, rejected: false }
+    }
+
+    /// A refusal as the pod's status tells it. As `rejectPod`.
+    pub fn as_rejection(self) -> Ended {
+        Ended { message: format!("Pod was rejected: {}", self.message), rejected: true, ..self }
     }
 
     /// Ended for want of a resource.
@@ -64,6 +71,9 @@ pub struct Input<'a> {
 
 /// Conditions of ours that are there only while there is something to say.
 pub(super) const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+/// Conditions that nobody else writes. As `PodConditionsByKubelet`, as far as rejected pods have them.
+const OWN_CONDITIONS: [&str; 5] = [PODS_NETWORK, INITIALIZED, READY, CONTAINERS_READY, "PodScheduled"];
+const PODS_NETWORK: &str = "PodReadyToStartContainers";
 const CONTAINERS_READY: &str = "ContainersReady";
 const READY: &str = "Ready";
 const INITIALIZED: &str = "Initialized";
@@ -86,16 +96,23 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
         };
         Some(list.iter().map(|c| containers::status(&source, kind, c)).collect()).filter(|l: &Vec<_>| !l.is_empty())
     };
-    let ephemeral: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(ephemeral_as_container).collect();
-    let init_statuses = statuses(&old.init_container_statuses, ContainerKind::Init, init_containers(spec));
-    let app_statuses = statuses(&old.container_statuses, ContainerKind::App, &spec.containers);
-    let ephemeral_statuses = statuses(&old.ephemeral_container_statuses, ContainerKind::Ephemeral, &ephemeral);
-
     // What others write is taken from the API's object, not from what was last reported.
     let none = PodStatus::default();
     let theirs = input.pod.status.as_ref().unwrap_or(&none);
     // A final phase never changes again, whoever set it.
     let done = [theirs, old].into_iter().find(|s| is_final(s));
+    if let Some(rejected) = input.ended.filter(|e| e.rejected && done.is_none()) {
+        return rejection(input, spec, rejected);
+    }
+    if let Some(done) = done.filter(|s| s.container_statuses.is_none() && input.observed.is_gone()) {
+        // It was rejected before.
+        return PodStatus { observed_generation: input.pod.metadata.generation, ..done.clone() };
+    }
+    let ephemeral: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(ephemeral_as_container).collect();
+    let init_statuses = statuses(&old.init_container_statuses, ContainerKind::Init, init_containers(spec));
+    let app_statuses = statuses(&old.container_statuses, ContainerKind::App, &spec.containers);
+    let ephemeral_statuses = statuses(&old.ephemeral_container_statuses, ContainerKind::Ephemeral, &ephemeral);
+
     let phase = match (done, input.ended) {
         (Some(done), _) => done.phase.as_deref().unwrap_or("Failed"),
         (None, Some(_)) => "Failed",
@@ -123,7 +140,27 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
     };
     addresses(&mut status, input);
     status.conditions = Some(conditions(input, spec, &status));
+    if input.terminated {
+        containers::settle(&mut status);
+    }
     status
+}
+
+/// A pod that was not let in: its phase and why.
+fn rejection(input: &Input<'_>, spec: &PodSpec, rejected: &Ended) -> PodStatus {
+    let owned = |kind: &str| OWN_CONDITIONS.contains(&kind);
+    let theirs = input.pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let others: Vec<PodCondition> = theirs.filter(|c| !owned(&c.type_)).cloned().collect();
+    PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: Some(rejected.reason.clone()),
+        message: Some(rejected.message.clone()),
+        conditions: Some(others).filter(|c| !c.is_empty()),
+        start_time: input.old.start_time.clone().or_else(|| Some(Time(to_second(input.now)))),
+        qos_class: Some(apimachinery::pod::qos_class(spec).to_owned()),
+        observed_generation: input.pod.metadata.generation,
+        ..Default::default()
+    }
 }
 
 fn to_second(time: Timestamp) -> Timestamp {
@@ -245,7 +282,7 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodC
     let networked = input.observed.latest_sandbox().is_some_and(|s| s.ready && (s.host_network || !s.ips.is_empty()));
     let containers_ready = containers_ready(spec, status, phase);
     let own = [
-        Condition::new("PodReadyToStartContainers", networked),
+        Condition::new(PODS_NETWORK, networked),
         initialized(spec, status, phase),
         pod_ready(spec, theirs, &containers_ready),
         containers_ready,
@@ -347,9 +384,9 @@ fn pod_ready(spec: &PodSpec, old: &[PodCondition], containers: &Condition) -> Co
     for gate in spec.readiness_gates.iter().flatten() {
         match old.iter().find(|c| c.type_ == gate.condition_type) {
             Some(c) if c.status == "True" => {}
-            Some(_) => unmet.push(format!(
-                "the status of pod readiness gate \"{}\" is not \"True\", but False",
-                gate.condition_type
+            Some(c) => unmet.push(format!(
+                "the status of pod readiness gate \"{}\" is not \"True\", but {}",
+                gate.condition_type, c.status
             )),
             None => unmet.push(format!(
                 "corresponding condition of pod readiness gate \"{}\" does not exist.",
@@ -535,6 +572,47 @@ mod tests {
         assert_eq!(condition(&with, "Ready").status, "True");
         assert_eq!(condition(&with, "x/y").status, "True");
         assert!(with.conditions.unwrap().iter().all(|c| c.type_ != "PodResizePending"));
+    }
+
+    #[test]
+    fn of_a_rejected_pod_there_is_only_the_reason() {
+        let spec = json!({"containers": [{"name": "a"}]});
+        let ended = Ended::new("OutOfcpu", "Node didn't have enough resource: cpu").as_rejection();
+        let got =
+            make(spec.clone(), &world(vec![]), Case { ended: Some(&ended), terminated: true, ..Default::default() });
+        assert_eq!((got.phase.as_deref(), got.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+        assert_eq!(got.message.as_deref(), Some("Pod was rejected: Node didn't have enough resource: cpu"));
+        assert_eq!((&got.container_statuses, &got.conditions), (&None, &None));
+        assert!(got.start_time.is_some());
+        // A kubelet that was started anew finds it so.
+        let again =
+            make(spec, &ObservedPod::default(), Case { old: got.clone(), terminated: true, ..Default::default() });
+        assert_eq!(again, got);
+    }
+
+    #[test]
+    fn containers_that_never_ran_have_ended_with_their_pod() {
+        let ended = Ended::evicted("The node was low on resource: memory.");
+        let case = || Case { ended: Some(&ended), terminated: true, ..Default::default() };
+        let code = |statuses: &Option<Vec<ContainerStatus>>| -> Vec<Option<i32>> {
+            let state = |s: &ContainerStatus| s.state.clone().unwrap().terminated.map(|t| t.exit_code);
+            statuses.iter().flatten().map(state).collect()
+        };
+        let plain = make(
+            json!({"containers": [{"name": "a"}, {"name": "b"}]}),
+            &world(vec![seen("a", State::Exited, 3)]),
+            case(),
+        );
+        assert_eq!(code(&plain.container_statuses), [Some(3), Some(137)]);
+        let reason = plain.container_statuses.unwrap()[1].state.clone().unwrap().terminated.unwrap().reason;
+        assert_eq!(reason.as_deref(), Some("ContainerStatusUnknown"));
+        // Not those whose turn had not come.
+        let spec = json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]});
+        let early = make(spec, &world(vec![]), case());
+        assert_eq!(
+            (code(&early.init_container_statuses), code(&early.container_statuses)),
+            (vec![Some(137), None], vec![None])
+        );
     }
 
     #[test]
