@@ -125,7 +125,7 @@ async fn end_pods(workers: &Arc<PodWorkers>, runtime: &Arc<Runtime>, groups: &[(
             let grace = grace_seconds(pod).min(i64::try_from(seconds).unwrap_or(i64::MAX)).max(1);
             let message = "Pod was terminated in response to imminent node shutdown.";
             workers.means().events.pod(pod, None, Type::Normal, "NodeShutdown", message);
-            let ended = Ended { disrupted: true, ..Ended::new("Terminated", message) };
+            let ended = Ended::new("Terminated", message).by_the_node();
             workers.end(uid_of(pod), ended, Some(grace));
             left.push(uid_of(pod).to_owned());
         }

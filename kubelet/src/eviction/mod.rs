@@ -103,11 +103,13 @@ impl Evictor {
             if before != step.pressure {
                 info!(memory = step.pressure.memory, disk = step.pressure.disk, pids = step.pressure.pids, "pressure");
             }
-            self.keep_storage_limits().await;
+            for signal in self.keep_storage_limits().await {
+                evictions.get_or_create(&BySignal { eviction_signal: signal.to_owned() }).inc();
+            }
             if let Some(threshold) = step.act
                 && self.answer(&threshold, &observed, image_dir.as_ref()).await
             {
-                let label = BySignal { eviction_signal: format!("{:?}", threshold.signal) };
+                let label = BySignal { eviction_signal: threshold.signal.name().to_owned() };
                 evictions.get_or_create(&label).inc();
                 continue;
             }
@@ -167,7 +169,7 @@ impl Evictor {
         let pods = self.workers.active_pods();
         let with_disk = !matches!(threshold.signal, Signal::Memory | Signal::Pids);
         let Ok(usages) = usage::pods(&self.runtime, &pods, |_| with_disk).await else { return false };
-        let ranked = rank::rank(together(pods, usages), threshold.signal);
+        let ranked = rank::rank(together(pods, usages), threshold.signal, self.has_own_image_fs(image_dir));
         let Some((pod, usage)) = ranked.first() else { return false };
         let ended = rank::ended(threshold, observed.get(&threshold.signal), pod, usage);
         let grace = rank::grace(threshold, self.config.eviction_max_pod_grace_period, pod);
@@ -175,19 +177,30 @@ impl Evictor {
         true
     }
 
-    /// Ends pods that wrote more than they may.
-    async fn keep_storage_limits(&self) {
+    /// Whether images are on another file system than the kubelet's own files.
+    fn has_own_image_fs(&self, image_dir: Option<&PathBuf>) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let device = |path: &PathBuf| std::fs::metadata(path).ok().map(|found| found.dev());
+        let devices = device(&self.runtime.node.root_dir).zip(image_dir.and_then(device));
+        devices.is_some_and(|(own, images)| own != images)
+    }
+
+    /// Ends pods that wrote more than they may: the signals that they count as.
+    async fn keep_storage_limits(&self) -> Vec<&'static str> {
         let mut pods = self.workers.pods();
         pods.retain(|pod| apimachinery::pod::is_active(pod) && !is_critical(pod) && rank::limits_storage(pod));
         if pods.is_empty() {
-            return;
+            return Vec::new();
         }
-        let Ok(usages) = usage::pods(&self.runtime, &pods, |_| true).await else { return };
+        let Ok(usages) = usage::pods(&self.runtime, &pods, |_| true).await else { return Vec::new() };
+        let mut ended = Vec::new();
         for (pod, usage) in together(pods, usages) {
-            if let Some(ended) = rank::over_its_storage(&pod, &usage) {
-                self.evict(&pod, ended, 0).await;
+            if let Some((signal, why)) = rank::over_its_storage(&pod, &usage) {
+                self.evict(&pod, why, 0).await;
+                ended.push(signal);
             }
         }
+        ended
     }
 
     async fn evict(&self, pod: &Arc<Pod>, ended: Ended, grace: i64) {

@@ -26,20 +26,23 @@ fn requested(pod: &Pod, resource: &str) -> i64 {
     pod.spec.as_ref().and_then(|s| apimachinery::pod::requests(s).get(resource).map(Quantity::value)).unwrap_or(0)
 }
 
-fn used(usage: &PodUsage, signal: Signal) -> u64 {
-    match signal {
-        Signal::Memory => usage.usage.working_set,
-        Signal::NodeFs | Signal::ImageFs => usage.ephemeral_storage().bytes,
-        Signal::NodeFsInodes | Signal::ImageFsInodes => usage.ephemeral_storage().inodes,
-        Signal::Pids => usage.usage.pids,
-    }
+/// What counts of a pod's usage. Where images have a file system of their own, what containers write is on that.
+fn used(usage: &PodUsage, signal: Signal, own_image_fs: bool) -> u64 {
+    let disk = match signal {
+        Signal::Memory => return usage.usage.working_set,
+        Signal::Pids => return usage.usage.pids,
+        _ if !own_image_fs => usage.ephemeral_storage(),
+        Signal::NodeFs | Signal::NodeFsInodes => usage.logs_and_empty_dirs(),
+        Signal::ImageFs | Signal::ImageFsInodes => usage.written(),
+    };
+    if matches!(signal, Signal::NodeFs | Signal::ImageFs) { disk.bytes } else { disk.inodes }
 }
 
 /// The pods that may be evicted, the first to go first.
-pub fn rank(mut pods: Vec<(Arc<Pod>, PodUsage)>, signal: Signal) -> Vec<(Arc<Pod>, PodUsage)> {
+pub fn rank(mut pods: Vec<(Arc<Pod>, PodUsage)>, signal: Signal, own_image_fs: bool) -> Vec<(Arc<Pod>, PodUsage)> {
     pods.retain(|(pod, _)| !is_critical(pod) && apimachinery::pod::is_active(pod));
     pods.sort_by_cached_key(|(pod, usage)| {
-        let used = i64::try_from(used(usage, signal)).unwrap_or(i64::MAX);
+        let used = i64::try_from(used(usage, signal, own_image_fs)).unwrap_or(i64::MAX);
         // Nobody can ask for inodes or process IDs.
         let asked = match signal {
             Signal::Memory => requested(pod, "memory"),
@@ -119,8 +122,8 @@ pub fn limits_storage(pod: &Pod) -> bool {
     })
 }
 
-/// Why a pod that wrote more than it may must go. As `localStorageEviction`.
-pub fn over_its_storage(pod: &Pod, usage: &PodUsage) -> Option<Ended> {
+/// Why a pod that wrote more than it may must go, and the signal that this counts as. As `localStorageEviction`.
+pub fn over_its_storage(pod: &Pod, usage: &PodUsage) -> Option<(&'static str, Ended)> {
     let spec = pod.spec.as_ref()?;
     let bytes = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
     for volume in spec.volumes.iter().flatten() {
@@ -129,7 +132,7 @@ pub fn over_its_storage(pod: &Pod, usage: &PodUsage) -> Option<Ended> {
         let used = usage.empty_dirs.get(&volume.name).map_or(0, |u| bytes(u.bytes));
         if limit_bytes > 0 && used > limit_bytes {
             let message = format!("Usage of EmptyDir volume {:?} exceeds the limit {:?}. ", volume.name, limit.0);
-            return Some(Ended::evicted(message));
+            return Some(("emptydirfs.limit", Ended::evicted(message)));
         }
     }
     let limit_of_all = apimachinery::pod::limits(spec).get("ephemeral-storage").map(Quantity::value);
@@ -137,7 +140,7 @@ pub fn over_its_storage(pod: &Pod, usage: &PodUsage) -> Option<Ended> {
     if let Some(limit) = limit_of_all.filter(|limit| all_limited && bytes(usage.ephemeral_storage().bytes) > *limit) {
         let limit = Quantity::from_bytes(limit);
         let message = format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
-        return Some(Ended::evicted(message));
+        return Some(("ephemeralpodfs.limit", Ended::evicted(message)));
     }
     let over = |found: &&ContainerUsage| {
         let declared = spec.containers.iter().find(|c| c.name == found.name)?;
@@ -146,7 +149,8 @@ pub fn over_its_storage(pod: &Pod, usage: &PodUsage) -> Option<Ended> {
     };
     usage.containers.iter().find_map(|found| over(&found).map(|limit| (found, limit))).map(|(found, limit)| {
         let limit = Quantity::from_bytes(limit).to_string();
-        Ended::evicted(format!("Container {} exceeded its local ephemeral storage limit {limit:?}. ", found.name))
+        let message = format!("Container {} exceeded its local ephemeral storage limit {limit:?}. ", found.name);
+        ("ephemeralcontainerfs.limit", Ended::evicted(message))
     })
 }
 
@@ -181,9 +185,30 @@ mod tests {
                 pod("critical", SYSTEM_CRITICAL, "0", 500),
             ]
         };
-        assert_eq!(names(&rank(pods(), Signal::Memory)), ["over-a-lot", "over-a-little", "over-important", "within"]);
+        assert_eq!(
+            names(&rank(pods(), Signal::Memory, false)),
+            ["over-a-lot", "over-a-little", "over-important", "within"]
+        );
         // By their number of processes only, within a priority.
-        assert_eq!(names(&rank(pods(), Signal::Pids)), ["within", "over-a-lot", "over-a-little", "over-important"]);
+        assert_eq!(
+            names(&rank(pods(), Signal::Pids, false)),
+            ["within", "over-a-lot", "over-a-little", "over-important"]
+        );
+    }
+
+    #[test]
+    fn where_images_have_a_disk_of_their_own_each_disk_is_judged_by_what_is_on_it() {
+        let disk = |mb: u64| DiskUsage { bytes: mb << 20, inodes: mb };
+        let with = |name: &str, root: u64, logs: u64, dir: u64| {
+            let (pod, usage) = pod(name, 0, "0", 0);
+            let container = ContainerUsage { root: disk(root), logs: disk(logs), ..Default::default() };
+            let empty_dirs = [("v".to_owned(), disk(dir))].into();
+            (pod, PodUsage { containers: vec![container], empty_dirs, ..usage })
+        };
+        let pods = || vec![with("writer", 50, 0, 0), with("logger", 0, 20, 10), with("mixed", 25, 15, 5)];
+        assert_eq!(names(&rank(pods(), Signal::NodeFs, false)), ["writer", "mixed", "logger"]);
+        assert_eq!(names(&rank(pods(), Signal::NodeFs, true)), ["logger", "mixed", "writer"]);
+        assert_eq!(names(&rank(pods(), Signal::ImageFsInodes, true)), ["writer", "mixed", "logger"]);
     }
 
     #[test]
@@ -242,7 +267,7 @@ mod tests {
             (usage(2, 0, 0), Some("Container a exceeded its local ephemeral storage limit \"1Mi\". ")),
             (usage(1, 4, 1), Some("Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. ")),
         ] {
-            assert_eq!(over_its_storage(&pod, &usage).map(|e| e.message).as_deref(), want);
+            assert_eq!(over_its_storage(&pod, &usage).map(|(_, e)| e.message).as_deref(), want);
         }
     }
 }

@@ -37,6 +37,11 @@ impl Signal {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, signal)| *signal)
     }
 
+    /// Its own name, which metrics have.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, signal)| *signal == self).map_or("", |(name, _)| *name)
+    }
+
     /// The resource that a person is told of.
     pub fn resource(self) -> &'static str {
         match self {

@@ -12,7 +12,7 @@ use component_base::backoff::Backoff;
 use component_base::events::Type;
 use component_base::informer::Informer;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
@@ -65,6 +65,10 @@ impl NodeKeeper {
                 }
             }
             self.events.node(&self.facts.name, Type::Normal, "Starting", "Starting kubelet.");
+            if self.config.enforce_node_allocatable.iter().any(|level| level == "pods") {
+                let enforced = "Updated Node Allocatable limit across pods";
+                self.events.node(&self.facts.name, Type::Normal, "NodeAllocatableEnforced", enforced);
+            }
         }
         tokio::join!(self.keep_status(&shutdown), self.keep_lease(&shutdown));
     }
@@ -80,6 +84,9 @@ impl NodeKeeper {
         match self.nodes().create(&PostParams::default(), &node).await {
             Ok(_) => {
                 info!(node = %self.facts.name, "node registered");
+                if let Some(status) = &node.status {
+                    self.tell(None, status);
+                }
                 Ok(())
             }
             Err(kube::Error::Api(error)) if error.code == 409 => {
@@ -94,7 +101,7 @@ impl NodeKeeper {
         }
     }
 
-    async fn status(&self, old: Option<&Node>) -> k8s_openapi::api::core::v1::NodeStatus {
+    async fn status(&self, old: Option<&Node>) -> NodeStatus {
         let runtime = self.runtime.cri.status(false).await;
         let images = self.runtime.cri.list_images().await.unwrap_or_default();
         let mut not_ready = object::not_ready(&runtime, self.watch.unhealthy());
@@ -115,6 +122,7 @@ impl NodeKeeper {
     /// Writes the status when it changed, and once in a while to show that it is current.
     async fn keep_status(&self, shutdown: &CancellationToken) {
         let mut reported_at: Option<Instant> = None;
+        let mut unschedulable = false;
         loop {
             // The informer's copy may be a moment old; a write against it changes nothing that is not meant.
             let old = self.node.get("", &self.facts.name);
@@ -122,6 +130,10 @@ impl NodeKeeper {
             let ready = object::is_ready(&status);
             if let Some(old) = &old {
                 self.pass_on_pod_cidr(old).await;
+                let closed = old.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false);
+                if std::mem::replace(&mut unschedulable, closed) != closed {
+                    self.tell_status(if closed { "NodeNotSchedulable" } else { "NodeSchedulable" });
+                }
                 let changed = object::differs(old.status.as_ref(), &status);
                 let due = reported_at.is_none_or(|at| at.elapsed() >= self.config.node_status_report_frequency);
                 if changed || due {
@@ -133,10 +145,8 @@ impl NodeKeeper {
                     {
                         Ok(_) => {
                             debug!(node = %self.facts.name, ready, changed, "node status written");
-                            if changed && ready && !old.status.as_ref().is_some_and(object::is_ready) {
-                                info!(node = %self.facts.name, "node is ready");
-                                let message = format!("Node {} status is now: NodeReady", self.facts.name);
-                                self.events.node(&self.facts.name, Type::Normal, "NodeReady", message);
+                            if changed {
+                                self.tell(old.status.as_ref(), &status);
                             }
                             reported_at = Some(Instant::now());
                         }
@@ -162,6 +172,24 @@ impl NodeKeeper {
                 () = self.allocator.changed.notified() => {}
             }
         }
+    }
+
+    /// Tells what changed from one status to the next.
+    fn tell(&self, old: Option<&NodeStatus>, new: &NodeStatus) {
+        for reason in object::news(old, new) {
+            info!(node = %self.facts.name, reason, "node status");
+            self.tell_status(reason);
+        }
+        if object::rebooted(old, new) {
+            let boot = new.node_info.as_ref().map_or("", |info| info.boot_id.as_str());
+            let message = format!("Node {} has been rebooted, boot id: {boot}", self.facts.name);
+            self.events.node(&self.facts.name, Type::Warning, "Rebooted", message);
+        }
+    }
+
+    fn tell_status(&self, reason: &str) {
+        let message = format!("Node {} status is now: {reason}", self.facts.name);
+        self.events.node(&self.facts.name, Type::Normal, reason, message);
     }
 
     async fn pass_on_pod_cidr(&self, node: &Node) {

@@ -114,7 +114,38 @@ pub(super) fn not_ready(runtime: &Result<pb::StatusResponse, CriError>, pleg: Op
         Err(error) => reasons.push(format!("container runtime is down: {error}")),
     }
     reasons.extend(pleg);
-    (!reasons.is_empty()).then(|| reasons.join(", "))
+    match reasons.len() {
+        0 => None,
+        1 => reasons.pop(),
+        // As several errors are put together.
+        _ => Some(format!("[{}]", reasons.join(", "))),
+    }
+}
+
+/// What is told of a status that takes the place of an older one: the reasons of events. As `setNodeStatus`.
+pub(super) fn news(old: Option<&NodeStatus>, new: &NodeStatus) -> Vec<&'static str> {
+    let state = |status: &NodeStatus, kind: &str| {
+        status.conditions.iter().flatten().find(|c| c.type_ == kind).map(|c| c.status.clone())
+    };
+    let told = [
+        ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+        ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+        ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+        ("Ready", "NodeReady", "NodeNotReady"),
+    ];
+    let changes = told.into_iter().filter_map(|(kind, if_true, if_false)| {
+        let (before, now) = (old.and_then(|old| state(old, kind)), state(new, kind)?);
+        // A node that is new is not told to be not ready: it never was.
+        let changed = before.as_ref().map_or(kind != "Ready", |before| *before != now);
+        changed.then_some(if now == "True" { if_true } else { if_false })
+    });
+    changes.collect()
+}
+
+/// Whether the machine was started anew between two statuses.
+pub(super) fn rebooted(old: Option<&NodeStatus>, new: &NodeStatus) -> bool {
+    let boot = |status: &NodeStatus| status.node_info.as_ref().map(|i| i.boot_id.clone()).filter(|id| !id.is_empty());
+    old.and_then(boot).zip(boot(new)).is_some_and(|(before, now)| before != now)
 }
 
 pub(super) fn is_ready(status: &NodeStatus) -> bool {
@@ -286,6 +317,10 @@ mod tests {
             Some("container runtime network not ready: NetworkReady=false reason:R message:m")
         );
         assert_eq!(not_ready(&answer(true), Some("PLEG".into())).as_deref(), Some("PLEG"));
+        assert_eq!(
+            not_ready(&answer(false), Some("PLEG".into())).as_deref(),
+            Some("[container runtime network not ready: NetworkReady=false reason:R message:m, PLEG]")
+        );
     }
 
     #[test]
@@ -298,6 +333,30 @@ mod tests {
         let first = make(None, None, 1);
         assert!(!differs(Some(&first), &make(Some(&first), None, 2)));
         assert!(differs(Some(&first), &make(Some(&first), Some("down"), 2)));
+    }
+
+    #[test]
+    fn changes_of_conditions_are_told() {
+        let at = Time(jiff::Timestamp::from_second(1).unwrap());
+        let make = |ready: bool, memory: bool, boot: &str| NodeStatus {
+            conditions: Some(conditions(
+                None,
+                (!ready).then(|| "down".to_owned()),
+                Pressure { memory, ..Default::default() },
+                &at,
+            )),
+            node_info: Some(NodeSystemInfo { boot_id: boot.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let fine = make(true, false, "a");
+        let all = ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"];
+        assert_eq!(news(None, &fine), all);
+        assert_eq!(news(Some(&fine), &make(false, true, "a")), ["NodeHasInsufficientMemory", "NodeNotReady"]);
+        assert_eq!(news(Some(&make(false, false, "a")), &fine), ["NodeReady"]);
+        assert!(news(Some(&fine), &fine).is_empty());
+        assert!(
+            rebooted(Some(&fine), &make(true, false, "b")) && !rebooted(Some(&fine), &fine) && !rebooted(None, &fine)
+        );
     }
 
     #[test]

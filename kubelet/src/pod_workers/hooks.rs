@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler};
 
-use crate::probes::check;
+use crate::probes::check::{self, Checked, Outcome};
 use crate::runtime::cri::Cri;
 
 /// The longest that an HTTP hook may take to answer.
@@ -20,16 +20,21 @@ pub(super) async fn run(
     container_id: &str,
     pod_ip: &str,
 ) -> Result<(), String> {
+    let failure = |checked: Checked| match checked {
+        Ok(Outcome::Success | Outcome::Warning(_)) => None,
+        Ok(Outcome::Failure(output)) | Err(output) => Some(output),
+    };
     if let Some(action) = &hook.exec {
         let command = action.command.clone().unwrap_or_default();
-        return check::exec(cri, container_id, action, EXEC_TIMEOUT).await.map_err(|output| {
-            format!("Exec lifecycle hook ({command:?}) for Container {:?} failed - {output}", container.name)
+        let failed = failure(check::exec(cri, container_id, action, EXEC_TIMEOUT).await);
+        return failed.map_or(Ok(()), |output| {
+            Err(format!("Exec lifecycle hook ({command:?}) for Container {:?} failed - {output}", container.name))
         });
     }
     if let Some(action) = &hook.http_get {
-        return check::http(&with_port(action), container, pod_ip, HTTP_TIMEOUT)
-            .await
-            .map_err(|e| format!("HTTP lifecycle hook for Container {:?} failed - {e}", container.name));
+        let failed = failure(check::http(&with_port(action), container, pod_ip, HTTP_TIMEOUT).await);
+        return failed
+            .map_or(Ok(()), |e| Err(format!("HTTP lifecycle hook for Container {:?} failed - {e}", container.name)));
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;

@@ -12,6 +12,7 @@ use crate::eviction::is_critical;
 /// Why a pod that gave way ended.
 pub const REASON: &str = "Preempting";
 pub const MESSAGE: &str = "Preempted in order to admit critical pod";
+pub const CONDITION_MESSAGE: &str = "Pod was preempted by Kubelet to accommodate a critical pod.";
 
 /// A resource and how much of it must still be freed.
 type Needs = Vec<(String, i64)>;

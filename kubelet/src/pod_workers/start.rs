@@ -35,6 +35,9 @@ pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<St
     }
     let name = dns::hostname_and_domain(pod, &means.runtime.node.dns.cluster_domain);
     dns::check_fqdn(pod, &name)?;
+    for (reason, message) in dns::omissions(pod, &means.runtime.node.dns) {
+        means.events.pod(pod, None, Type::Warning, reason, message);
+    }
     let config = sandbox_config(means, pod, attempt)?;
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
         warn!(directory = %config.log_directory, %error, "log directory not made");

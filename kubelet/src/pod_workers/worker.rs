@@ -24,7 +24,7 @@ use crate::runtime::cri::CriError;
 use crate::runtime::labels::container_hash;
 use crate::runtime::logs;
 use crate::runtime::observed::{ObservedPod, State};
-use crate::runtime::pods::{find_container, full_name, grace_seconds, uid_of};
+use crate::runtime::pods::{find_container, full_name, grace_seconds, host_network, uid_of};
 use crate::runtime::resources;
 use crate::static_pods;
 use crate::status::containers::Waiting;
@@ -341,7 +341,10 @@ impl Worker {
         for victim in &victims {
             warn!(pod = %full_name(victim), critical = %full_name(pod), "pod is preempted");
             self.means.events.pod(victim, None, Type::Warning, preemption::REASON, preemption::MESSAGE);
-            let ended = Ended { disrupted: true, ..Ended::new(preemption::REASON, preemption::MESSAGE) };
+            let ended = Ended {
+                disrupted: Some(preemption::CONDITION_MESSAGE.to_owned()),
+                ..Ended::new(preemption::REASON, preemption::MESSAGE)
+            };
             self.pool.end(uid_of(victim), ended, None);
             metrics().preempted(lacking.first().map_or("", |lack| lack.resource.as_str()));
         }
@@ -553,11 +556,16 @@ impl Worker {
             Ok(id) => id,
             Err(error) => {
                 warn!(pod = %full_name(pod), %error, "sandbox not made");
-                let message = format!("Failed to create pod sandbox: {}", error);
-                self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
                 let wait = self.retry.next_wait();
                 // A network that is still to come is waited for, with no growing pauses.
-                return Err(if network_is_missing(&means).await { RETRY_BASE } else { wait });
+                if let Some(why) = network_is_missing(&means).await.filter(|_| !host_network(pod)) {
+                    let message = format!("network is not ready: container runtime network not ready: {why}");
+                    self.means.events.pod(pod, None, Type::Warning, "NetworkNotReady", message);
+                    return Err(RETRY_BASE);
+                }
+                let message = format!("Failed to create pod sandbox: {}", error);
+                self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodSandBox", message);
+                return Err(wait);
             }
         };
         self.sandbox_made = Some(Instant::now());
@@ -574,13 +582,16 @@ impl Worker {
         let limits = resources::pod(pod, &runtime.node.kernel);
         let of_pod = pod.clone();
         let made = runtime.with_cgroups(move |cgroups| cgroups.ensure_pod(&of_pod, &limits)).await.unwrap_or(Ok(()));
-        let made = made.and_then(|()| {
-            std::fs::create_dir_all(logs::pod_dir(&runtime.node.pod_logs_dir, pod))?;
-            std::fs::create_dir_all(runtime.node.pod_dir(&self.uid))
-        });
-        if let Err(error) = made {
-            warn!(pod = %full_name(pod), %error, "pod not prepared");
-            self.means.events.pod(pod, None, Type::Warning, "FailedCreatePodContainer", error.to_string());
+        let made = made
+            .map_err(|e| ("FailedCreatePodContainer", format!("unable to ensure pod container exists: {e}")))
+            .and_then(|()| {
+                std::fs::create_dir_all(logs::pod_dir(&runtime.node.pod_logs_dir, pod))
+                    .and_then(|()| std::fs::create_dir_all(runtime.node.pod_dir(&self.uid)))
+                    .map_err(|e| ("FailedToMakePodDataDirectories", format!("error making pod data directories: {e}")))
+            });
+        if let Err((reason, message)) = made {
+            warn!(pod = %full_name(pod), message, "pod not prepared");
+            self.means.events.pod(pod, None, Type::Warning, reason, message);
             return Err(self.retry.next_wait());
         }
         if let Err(error) = Box::pin(self.means.dra.prepare(pod)).await {
@@ -628,6 +639,8 @@ impl Worker {
                 Ok(false) => return Some(Duration::ZERO),
                 Err(error) => {
                     warn!(pod = %full_name(pod), %error, "pod not stopped yet");
+                    let message = format!("error killing pod: {}", error.message());
+                    self.means.events.pod(pod, None, Type::Warning, "FailedKillPod", message);
                     return Some(self.retry.next_wait());
                 }
             }
@@ -730,10 +743,12 @@ impl Worker {
     }
 }
 
-/// Whether the runtime says that its network is not set up.
-async fn network_is_missing(means: &Means) -> bool {
-    let Ok(answer) = means.runtime.cri.status(false).await else { return false };
-    answer.status.iter().flat_map(|s| &s.conditions).any(|c| c.r#type == "NetworkReady" && !c.status)
+/// What the runtime says of its network, where that is not set up.
+async fn network_is_missing(means: &Means) -> Option<String> {
+    let answer = means.runtime.cri.status(false).await.ok()?;
+    let mut conditions = answer.status.iter().flat_map(|s| &s.conditions);
+    let missing = conditions.find(|c| c.r#type == "NetworkReady" && !c.status)?;
+    Some(format!("{}=false reason:{} message:{}", missing.r#type, missing.reason, missing.message))
 }
 
 /// A pod's names as its sandbox remembers them.

@@ -15,28 +15,44 @@ use proto::health::health_client::HealthClient;
 use proto::health::{HealthCheckRequest, health_check_response::ServingStatus};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::runtime::cri::Cri;
+use crate::runtime::cri::{Cri, CriError};
 
 /// What is read of an answer's body.
 const MAX_BODY_BYTES: usize = 10 << 10;
 /// What of an output goes into an event.
-const MAX_OUTPUT_CHARS: usize = 512;
+const MAX_OUTPUT_CHARS: usize = 1024;
 const MAX_REDIRECTS: usize = 10;
 
-/// What a check found. `Err` carries what to tell people.
-pub type Checked = Result<(), String>;
+/// What a check found. `Err` is what went wrong so that nothing was found out: "unknown".
+pub type Checked = Result<Outcome, String>;
+
+/// As `probe.Result`, with what to tell people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Success,
+    /// It counts as success, but something is odd.
+    Warning(String),
+    Failure(String),
+}
+
+use Outcome::{Failure, Success, Warning};
 
 /// Runs `action` in a container: success is exit code 0 in time.
 pub async fn exec(cri: &Cri, container_id: &str, action: &ExecAction, timeout: Duration) -> Checked {
     let command = action.command.clone().unwrap_or_default();
-    match cri.exec_sync(container_id, command, timeout).await {
-        Ok(answer) if answer.exit_code == 0 => Ok(()),
+    match cri.exec_sync(container_id, command.clone(), timeout).await {
+        Ok(answer) if answer.exit_code == 0 => Ok(Success),
         Ok(answer) => {
             let mut text = String::from_utf8_lossy(&answer.stdout).into_owned();
             text.push_str(&String::from_utf8_lossy(&answer.stderr));
-            Err(shorten(&text))
+            Ok(Failure(shorten(&text)))
+        }
+        Err(CriError::Call { status, .. }) if status.code() == Code::DeadlineExceeded => {
+            let command = shorten(&command.join(" "));
+            Ok(Failure(format!("command timed out: {command:?} timed out after {timeout:?}")))
         }
         Err(error) => Err(shorten(&error.message())),
     }
@@ -48,7 +64,7 @@ pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => match container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name)) {
             Some(found) => found.container_port,
-            None => name.parse().map_err(|_| format!("couldn't find port {name:?} in container {}", container.name))?,
+            None => name.parse().map_err(|_| format!("strconv.Atoi: parsing {name:?}: invalid syntax"))?,
         },
     };
     u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
@@ -59,9 +75,9 @@ pub async fn tcp(action: &TCPSocketAction, container: &Container, pod_ip: &str, 
     let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
     let port = port(&action.port, container)?;
     match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("dial tcp {}: connect: {}", join(host, port), lower(&error))),
-        Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, port))),
+        Ok(Ok(_)) => Ok(Success),
+        Ok(Err(error)) => Ok(Failure(format!("dial tcp {}: connect: {}", join(host, port), lower(&error)))),
+        Err(_) => Ok(Failure(format!("dial tcp {}: i/o timeout", join(host, port)))),
     }
 }
 
@@ -70,23 +86,32 @@ pub async fn grpc(action: &GRPCAction, pod_ip: &str, timeout: Duration) -> Check
     let port = u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
     let address = join(pod_ip, port);
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
+    let endpoint = endpoint.user_agent("kube-probe/1.36").map_err(|e| e.to_string())?;
+    let late = || format!("timeout: health rpc did not complete within {timeout:?}");
     let ask = async {
-        let channel = endpoint
-            .user_agent("kube-probe/1.36")
-            .map_err(|e| e.to_string())?
-            .connect()
-            .await
-            .map_err(|_| format!("timeout: failed to connect service {address:?} within {timeout:?}"))?;
+        let channel = endpoint.connect().await.map_err(|_| {
+            format!("timeout: failed to connect service {address:?} within {timeout:?}: context deadline exceeded")
+        })?;
         let service = action.service.clone().unwrap_or_default();
-        HealthClient::new(channel).check(HealthCheckRequest { service }).await.map_err(|s| s.message().to_owned())
+        let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await;
+        answer.map_err(|status| match status.code() {
+            Code::Unimplemented => format!(
+                "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
+                status.message()
+            ),
+            Code::DeadlineExceeded => late(),
+            code => format!("error: health rpc probe failed: rpc error: code = {code:?} desc = {}", status.message()),
+        })
     };
-    let answer = tokio::time::timeout(timeout, ask)
-        .await
-        .map_err(|_| format!("timeout: health rpc did not complete within {timeout:?}"))??;
-    match answer.into_inner().status() {
-        ServingStatus::Serving => Ok(()),
-        other => Err(format!("service unhealthy (responded with {:?})", other.as_str_name())),
-    }
+    let answer = match tokio::time::timeout(timeout, ask).await {
+        Err(_) => return Ok(Failure(late())),
+        Ok(Err(failure)) => return Ok(Failure(failure)),
+        Ok(Ok(answer)) => answer,
+    };
+    Ok(match answer.into_inner().status() {
+        ServingStatus::Serving => Success,
+        other => Failure(format!("service unhealthy (responded with {:?})", other.as_str_name())),
+    })
 }
 
 /// GETs: a status from 200 to 399 is success. Redirects are followed on the same host only.
@@ -100,28 +125,31 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: &str, t
     let first = target.url();
     let ask = async {
         for _ in 0..MAX_REDIRECTS {
-            let (status, location, body) = get(&target, action).await?;
-            match status {
-                300..=399 => match location.and_then(|l| target.redirected(&l)) {
-                    Some(next) => target = next,
-                    // Elsewhere: the container did answer.
-                    None => return Ok(()),
-                },
-                200..=299 => return Ok(()),
+            let (status, location, body) = match get(&target, action).await {
+                Ok(answer) => answer,
+                Err(failure) => return Ok(Failure(failure)),
+            };
+            let next = location.filter(|_| matches!(status, 301 | 302 | 303 | 307 | 308));
+            match (status, next.and_then(|l| target.redirected(&l))) {
+                (_, Some(next)) => target = next,
+                (200..=299, None) => return Ok(Success),
+                // Elsewhere: the container did answer.
+                (300..=399, None) => {
+                    let body = shorten(&String::from_utf8_lossy(&body));
+                    return Ok(Warning(format!("Probe terminated redirects, Response body: {body}")));
+                }
                 _ => {
                     tracing::debug!(status, body = %String::from_utf8_lossy(&body), "HTTP check failed");
-                    return Err(format!("HTTP probe failed with statuscode: {status}"));
+                    return Ok(Failure(format!("HTTP probe failed with statuscode: {status}")));
                 }
             }
         }
-        Err(format!("Get {first:?}: stopped after {MAX_REDIRECTS} redirects"))
+        Ok(Failure(format!("Get {first:?}: stopped after {MAX_REDIRECTS} redirects")))
     };
-    match tokio::time::timeout(timeout, ask).await {
-        Ok(result) => result,
-        Err(_) => {
-            Err(format!("Get {first:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"))
-        }
-    }
+    tokio::time::timeout(timeout, ask).await.unwrap_or_else(|_| {
+        let late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+        Ok(Failure(format!("Get {first:?}: {late}")))
+    })
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,7 +210,7 @@ async fn get(target: &Target, action: &HTTPGetAction) -> Result<(u16, Option<Str
     } else {
         send(TokioIo::new(stream), request).await
     };
-    let (parts, body) = response.map_err(|e| failed(&e))?;
+    let (parts, body) = response.map_err(|e| if e.is_incomplete_message() { failed(&"EOF") } else { failed(&e) })?;
     let location = parts.headers.get(LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
     Ok((parts.status.as_u16(), location, body))
 }
@@ -255,5 +283,44 @@ mod tests {
         assert_eq!(port(&IntOrString::String("web".into()), &container), Ok(8080));
         assert!(port(&IntOrString::String("db".into()), &container).is_err());
         assert!(port(&IntOrString::Int(0), &container).is_err());
+    }
+
+    /// Answers one request with `answer`, and says where.
+    async fn answering(answer: &'static str) -> u16 {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn answers_over_http_are_told_as_kubernetes_does() {
+        let container: Container = serde_json::from_value(serde_json::json!({"name": "c"})).unwrap();
+        let action = |port: u16| HTTPGetAction { port: IntOrString::Int(i32::from(port)), ..Default::default() };
+        for (answer, want) in [
+            ("HTTP/1.1 204 No Content\r\n\r\n", Success),
+            ("HTTP/1.1 500 No\r\n\r\nwhy", Failure("HTTP probe failed with statuscode: 500".into())),
+            (
+                "HTTP/1.1 302 Found\r\nLocation: http://example.com/\r\n\r\naway",
+                Warning("Probe terminated redirects, Response body: away".into()),
+            ),
+            ("", Failure("Get \"http://127.0.0.1:PORT/\": EOF".into())),
+        ] {
+            let port = answering(answer).await;
+            let got = http(&action(port), &container, "127.0.0.1", Duration::from_secs(30)).await.unwrap();
+            let got = format!("{got:?}").replace(&port.to_string(), "PORT");
+            assert_eq!(got, format!("{want:?}"));
+        }
+        let unnamed = HTTPGetAction { port: IntOrString::String("web".into()), ..Default::default() };
+        assert_eq!(
+            http(&unnamed, &container, "127.0.0.1", Duration::from_secs(1)).await,
+            Err("strconv.Atoi: parsing \"web\": invalid syntax".to_owned())
+        );
     }
 }

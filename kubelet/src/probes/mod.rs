@@ -21,6 +21,7 @@ use crate::runtime::cri::Cri;
 use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
 use crate::runtime::pods::{init_containers, is_sidecar};
 use crate::status::containers::ProbeView;
+use check::Outcome;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
@@ -236,19 +237,16 @@ impl ProbeTask {
         loop {
             // What a check needs is there while it runs, not between checks.
             let checked = Box::pin(self.check()).await;
-            self.count(checked.is_ok());
             match checked {
-                Ok(()) => {
-                    (successes, failures) = (successes + 1, 0);
-                    if successes == successes_needed && self.set(true) && self.kind == Kind::Startup {
-                        return;
-                    }
+                // Nothing was found out: it counts for nothing.
+                Err(error) => {
+                    let kind = self.kind.name();
+                    self.tell("Unhealthy", format!("{kind} probe errored and resulted in unknown state: {error}"));
                 }
-                Err(output) => {
+                Ok(Outcome::Failure(output)) => {
                     (successes, failures) = (0, failures + 1);
-                    let message = format!("{} probe failed: {output}", self.kind.name());
-                    debug!(pod = self.object.name, container = %self.container.name, message, "unhealthy");
-                    self.means.events.about(&self.object, Type::Warning, "Unhealthy", message);
+                    self.count(false);
+                    self.tell("Unhealthy", format!("{} probe failed: {output}", self.kind.name()));
                     if failures == failures_needed {
                         self.set(false);
                         if self.kind != Kind::Readiness {
@@ -257,9 +255,24 @@ impl ProbeTask {
                         }
                     }
                 }
+                Ok(fine) => {
+                    (successes, failures) = (successes + 1, 0);
+                    self.count(true);
+                    if let Outcome::Warning(output) = fine {
+                        self.tell("ProbeWarning", format!("{} probe warning: {output}", self.kind.name()));
+                    }
+                    if successes == successes_needed && self.set(true) && self.kind == Kind::Startup {
+                        return;
+                    }
+                }
             }
             tokio::time::sleep(period).await;
         }
+    }
+
+    fn tell(&self, reason: &str, message: String) {
+        debug!(pod = self.object.name, container = %self.container.name, message, "probe");
+        self.means.events.about(&self.object, Type::Warning, reason, message);
     }
 
     fn count(&self, fine: bool) {
@@ -297,7 +310,20 @@ impl ProbeTask {
         true
     }
 
+    /// Checks, a few times if that goes wrong. As `runProbeWithRetries`.
     async fn check(&self) -> check::Checked {
+        const ATTEMPTS: usize = 3;
+        let mut checked = self.check_once().await;
+        for _ in 1..ATTEMPTS {
+            if checked.is_ok() {
+                break;
+            }
+            checked = self.check_once().await;
+        }
+        checked
+    }
+
+    async fn check_once(&self) -> check::Checked {
         let timeout = seconds(self.probe.timeout_seconds, 1);
         let probe = &self.probe;
         if let Some(action) = &probe.exec {
@@ -309,7 +335,7 @@ impl ProbeTask {
         } else if let Some(action) = &probe.grpc {
             check::grpc(action, &self.pod_ip, timeout).await
         } else {
-            Err("missing probe handler".to_owned())
+            Err(format!("missing probe handler for container {}", self.container.name))
         }
     }
 }

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use k8s_openapi::api::core::v1::{HostAlias, Pod};
 use proto::cri as pb;
 
+use super::pods::{host_network, uid_of};
+
 /// Limits of resolvers that pods are held to.
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
@@ -56,6 +58,37 @@ pub fn parse_resolv_conf(text: &str) -> Resolver {
 
 /// The resolver configuration of a pod by its `dnsPolicy` and `dnsConfig`. As `GetPodDNS`.
 pub fn pod_dns(pod: &Pod, node: &NodeDns) -> pb::DnsConfig {
+    form(pod, node).0
+}
+
+/// What could not be had of a pod's resolver configuration, as events: the reason and what is told.
+pub fn omissions(pod: &Pod, node: &NodeDns) -> Vec<(&'static str, String)> {
+    let (applied, (servers, searches)) = form(pod, node);
+    let mut found = Vec::new();
+    let policy = pod.spec.as_ref().and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
+    let wants_cluster = policy == "ClusterFirstWithHostNet" || policy == "ClusterFirst" && !host_network(pod);
+    if wants_cluster && node.cluster_dns.is_empty() {
+        let name = format!(
+            "{}_{}({})",
+            pod.metadata.name.as_deref().unwrap_or_default(),
+            pod.metadata.namespace.as_deref().unwrap_or_default(),
+            uid_of(pod)
+        );
+        found.push(("MissingClusterDNS", format!("pod: {name:?}. kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy.")));
+    }
+    if searches > applied.searches.len() {
+        let line = applied.searches.join(" ");
+        found.push(("DNSConfigForming", format!("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}")));
+    }
+    if servers > applied.servers.len() {
+        let line = applied.servers.join(" ");
+        found.push(("DNSConfigForming", format!("Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {line}")));
+    }
+    found
+}
+
+/// The configuration, and how many servers and search paths were asked for.
+fn form(pod: &Pod, node: &NodeDns) -> (pb::DnsConfig, (usize, usize)) {
     let spec = pod.spec.clone().unwrap_or_default();
     let on_host = spec.host_network == Some(true);
     let cluster = |node: &NodeDns| -> Resolver {
@@ -84,9 +117,10 @@ pub fn pod_dns(pod: &Pod, node: &NodeDns) -> pb::DnsConfig {
     }
     dedup(&mut dns.servers);
     dedup(&mut dns.searches);
+    let asked = (dns.servers.len(), dns.searches.len());
     dns.servers.truncate(MAX_SERVERS);
     limit_searches(&mut dns.searches);
-    pb::DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options }
+    (pb::DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options }, asked)
 }
 
 fn dedup(list: &mut Vec<String>) {
@@ -211,6 +245,26 @@ mod tests {
             cluster_domain: "cluster.local".into(),
             host: parse_resolv_conf("# x\nnameserver 1.1.1.1\nsearch example.com. corp\noptions timeout:2\n"),
         }
+    }
+
+    #[test]
+    fn what_is_omitted_is_told() {
+        let told = |spec: serde_json::Value, node: &NodeDns| -> Vec<(&'static str, String)> {
+            let mut spec = spec;
+            spec["containers"] = json!([]);
+            omissions(&pod(spec), node)
+        };
+        assert_eq!(told(json!({}), &node()), []);
+        let servers = json!({"dnsConfig": {"nameservers": ["1.0.0.1", "1.0.0.2", "1.0.0.3"]}});
+        let line = "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 10.96.0.10 1.0.0.1 1.0.0.2";
+        assert_eq!(told(servers, &node()), [("DNSConfigForming", line.to_owned())]);
+        let searches: Vec<String> = (0..40).map(|i| format!("d{i}.example")).collect();
+        let found = told(json!({"dnsPolicy": "None", "dnsConfig": {"searches": searches}}), &node());
+        assert!(found[0].1.starts_with("Search Line limits were exceeded") && found[0].1.ends_with(" d31.example"));
+        let without = NodeDns { cluster_dns: Vec::new(), ..node() };
+        assert_eq!(told(json!({"dnsPolicy": "Default"}), &without), []);
+        assert_eq!(told(json!({"hostNetwork": true}), &without), []);
+        assert_eq!(told(json!({}), &without)[0].0, "MissingClusterDNS");
     }
 
     #[test]

@@ -19,15 +19,20 @@ pub struct Ended {
     /// Why, as `status.reason`.
     pub reason: String,
     pub message: String,
-    /// Ended by the node's doing, not by its own: told by the condition DisruptionTarget.
-    pub disrupted: bool,
+    /// Ended by the node's doing, not by its own: what the condition DisruptionTarget says.
+    pub disrupted: Option<String>,
     /// It never began: there is nothing to say of its containers.
     pub rejected: bool,
 }
 
 impl Ended {
     pub fn new(reason: &str, message: impl Into<String>) -> Ended {
-        Ended { reason: reason.to_owned(), message: message.into(), disrupted: false, rejected: false }
+        Ended { reason: reason.to_owned(), message: message.into(), disrupted: None, rejected: false }
+    }
+
+    /// As it is, by the node's doing.
+    pub fn by_the_node(self) -> Ended {
+        Ended { disrupted: Some(self.message.clone()), ..self }
     }
 
     /// A refusal as the pod's status tells it. As `rejectPod`.
@@ -37,7 +42,7 @@ impl Ended {
 
     /// Ended for want of a resource.
     pub fn evicted(message: impl Into<String>) -> Ended {
-        Ended { disrupted: true, ..Ended::new("Evicted", message) }
+        Ended::new("Evicted", message).by_the_node()
     }
 }
 
@@ -295,8 +300,8 @@ fn conditions(input: &Input<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodC
         reason: r.reason,
         message: Some(r.message.clone()).filter(|m| !m.is_empty()),
     });
-    let disrupted = input.ended.filter(|e| e.disrupted).map(|ended| Condition {
-        message: Some(ended.message.clone()),
+    let disrupted = input.ended.and_then(|ended| ended.disrupted.as_ref()).map(|message| Condition {
+        message: Some(message.clone()),
         ..Condition::because("DisruptionTarget", true, "TerminationByKubelet")
     });
     let mut out: Vec<PodCondition> = Vec::with_capacity(own.len());

@@ -54,8 +54,18 @@ pub struct PodUsage {
 impl PodUsage {
     /// Local storage of the pod: what its containers wrote and logged, and its emptyDirs.
     pub fn ephemeral_storage(&self) -> DiskUsage {
-        let containers = self.containers.iter().flat_map(|c| [c.root, c.logs]);
-        containers.chain(self.empty_dirs.values().copied()).fold(DiskUsage::default(), DiskUsage::plus)
+        self.written().plus(self.logs_and_empty_dirs())
+    }
+
+    /// What its containers wrote into their own file systems.
+    pub fn written(&self) -> DiskUsage {
+        self.containers.iter().map(|c| c.root).fold(DiskUsage::default(), DiskUsage::plus)
+    }
+
+    /// The part of its local storage that is never where images are.
+    pub fn logs_and_empty_dirs(&self) -> DiskUsage {
+        let logs = self.containers.iter().map(|c| c.logs);
+        logs.chain(self.empty_dirs.values().copied()).fold(DiskUsage::default(), DiskUsage::plus)
     }
 }
 
