@@ -183,22 +183,63 @@ fn healthz_response(path: &str, health: &Health, changes: &Changes, patience: Du
         return serving::text(StatusCode::NOT_FOUND, "404 page not found\n");
     }
     let prompt = changes.waiting_since().is_none_or(|since| since.elapsed() < patience);
+    let (code, body) = health_answer(path, health, prompt);
+    let mut response = serving::respond(code, "application/json", body.to_string());
+    response.headers_mut().insert(http::header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// As `ProxyHealth`. `prompt`: no change waits for long.
+fn health_answer(path: &str, health: &Health, prompt: bool) -> (StatusCode, serde_json::Value) {
     let healthy = health.last_updated.is_some() && prompt;
-    let text = |time: SystemTime| {
-        let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-        k8s_openapi::jiff::Timestamp::from_second(seconds).map(apimachinery::time::rfc3339).unwrap_or_default()
+    // Go's zero time, where it never was.
+    let text = |time: Option<SystemTime>| {
+        let seconds =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        let time = time.and_then(|time| k8s_openapi::jiff::Timestamp::from_second(seconds(time)).ok());
+        time.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), apimachinery::time::rfc3339)
     };
+    let of_family = serde_json::json!({"lastUpdated": text(health.last_updated), "healthy": healthy});
+    let mut status = serde_json::Map::from_iter([("IPv4".to_owned(), of_family.clone())]);
+    status.extend(health.ipv6.then(|| ("IPv6".to_owned(), of_family)));
+    let good = healthy && (path == "/livez" || health.node_eligible);
+    let now = SystemTime::now();
     // What is healthy is up to date now.
-    let updated = if healthy { Some(SystemTime::now()) } else { health.last_updated };
     let mut body = serde_json::json!({
-        "lastUpdated": updated.map(text).unwrap_or_default(),
-        "currentTime": text(SystemTime::now()),
+        "lastUpdated": text(if good { Some(now) } else { health.last_updated }),
+        "currentTime": text(Some(now)),
+        "healthy": healthy,
+        "status": status,
     });
-    let mut good = healthy;
     if path == "/healthz" {
         body["nodeEligible"] = health.node_eligible.into();
-        good &= health.node_eligible;
     }
     let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    serving::respond(code, "application/json", body.to_string())
+    (code, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_told_of_each_family() {
+        let ask = |path: &str, health: Health, prompt| {
+            let (code, body) = health_answer(path, &health, prompt);
+            (code.as_u16(), body)
+        };
+        let synced = Health { last_updated: Some(SystemTime::now()), node_eligible: true, ipv6: true };
+        let (code, body) = ask("/healthz", synced, true);
+        assert_eq!((code, &body["nodeEligible"], &body["healthy"]), (200, &true.into(), &true.into()));
+        let status = &body["status"];
+        assert_eq!((&status["IPv4"]["healthy"], &status["IPv6"]["healthy"]), (&true.into(), &true.into()));
+        let going = Health { node_eligible: false, ipv6: false, ..synced };
+        let (code, body) = ask("/healthz", going, true);
+        assert_eq!((code, &body["healthy"], body["status"].get("IPv6")), (503, &true.into(), None));
+        let (code, body) = ask("/livez", going, true);
+        assert_eq!((code, body.get("nodeEligible")), (200, None));
+        assert_eq!(ask("/livez", going, false).0, 503);
+        let (code, body) = ask("/livez", Health { last_updated: None, ..going }, true);
+        assert_eq!((code, &body["lastUpdated"]), (503, &"0001-01-01T00:00:00Z".into()));
+    }
 }

@@ -94,8 +94,12 @@ impl Metrics {
         };
         let rules = "kubeproxy_sync_proxy_rules";
         let [failures, partial_failures] = match mode {
-            Mode::Iptables => ["iptables_restore_failures", "iptables_partial_restore_failures"],
-            _ => ["nftables_sync_failures", "nftables_partial_sync_failures"],
+            Mode::Iptables => ["iptables_restore", "iptables_partial_restore"],
+            _ => ["nftables_sync", "nftables_partial_sync"],
+        };
+        let failures_of = |what: &str| {
+            let help = format!("Cumulative proxy {} failures", what.replace('_', " "));
+            register(&format!("{rules}_{what}_failures"), &help, Family::default())
         };
         let latency_help = "SyncProxyRules latency in seconds";
         let metrics = Self {
@@ -122,16 +126,8 @@ impl Metrics {
                 "Number of services with a Local traffic policy and no endpoints",
                 Family::default(),
             ),
-            failures: register(
-                &format!("{rules}_{failures}"),
-                "Cumulative failures to apply the proxy rules",
-                Family::default(),
-            ),
-            partial_failures: register(
-                &format!("{rules}_{partial_failures}"),
-                "Cumulative failures to apply differences of the proxy rules, after which all were made anew",
-                Family::default(),
-            ),
+            failures: failures_of(failures),
+            partial_failures: failures_of(partial_failures),
             flows: histogram("conntrack_reconciler_sync", "ReconcileConntrackFlowsLatency latency in seconds", latency),
             flows_forgotten: register(
                 "kubeproxy_conntrack_reconciler_deleted_entries",
@@ -236,13 +232,13 @@ struct Counts(Arc<Changes>);
 impl Collector for Counts {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (services, endpoints, pending) = self.0.counts();
-        for (name, value) in [("service", services), ("endpoint", endpoints)] {
+        for (name, kind, value) in [("service", "Service", services), ("endpoint", "Endpoint", endpoints)] {
             let total = ConstCounter::new(value);
-            let help = format!("Cumulative proxy rules {name} changes");
+            let help = format!("Cumulative proxy rules {kind} changes");
             let full = format!("kubeproxy_sync_proxy_rules_{name}_changes");
             total.encode(encoder.encode_descriptor(&full, &help, None, total.metric_type())?)?;
             let waiting = ConstGauge::new(pending as i64);
-            let help = format!("Pending proxy rules {name} changes");
+            let help = format!("Pending proxy rules {kind} changes");
             let full = format!("kubeproxy_sync_proxy_rules_{name}_changes_pending");
             waiting.encode(encoder.encode_descriptor(&full, &help, None, waiting.metric_type())?)?;
         }

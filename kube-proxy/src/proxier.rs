@@ -50,6 +50,8 @@ pub struct Health {
     pub last_updated: Option<SystemTime>,
     /// Whether load balancers should send this node anything.
     pub node_eligible: bool,
+    /// Whether there are rules for IPv6, too.
+    pub ipv6: bool,
 }
 
 /// Keeps the kernel's rules for both families.
@@ -111,8 +113,10 @@ impl Proxier {
             let wake = changed.clone();
             ranges.on_change(move |_| wake.notify_one());
         }
-        let (health, wake) =
-            (Arc::new(RwLock::new(Health { node_eligible: true, last_updated: None })), changed.clone());
+        let (health, wake) = (
+            Arc::new(RwLock::new(Health { node_eligible: true, last_updated: None, ipv6: Path::new(IPV6).exists() })),
+            changed.clone(),
+        );
         let eligible = health.clone();
         nodes.on_change(move |change| {
             eligible.write().node_eligible = change.new.is_some_and(|node| is_eligible(node));
