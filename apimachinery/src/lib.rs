@@ -19,6 +19,7 @@ pub mod pod;
 pub mod protobuf;
 pub mod quantity;
 pub mod quota;
+pub mod references;
 pub mod status;
 pub mod time;
 pub mod volume;

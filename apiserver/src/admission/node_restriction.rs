@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use apimachinery::references::{References, references};
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
@@ -255,12 +256,12 @@ impl Plugin for NodeRestriction {
 }
 
 /// The references of a mirror pod, which count for this purpose.
-fn with_secrets(pod: &Value) -> node::References {
+fn with_secrets(pod: &Value) -> References {
     let mut plain = pod.clone();
     if let Some(annotations) = plain.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(MIRROR);
     }
-    serde_json::from_value(plain).map(|pod| node::references(&pod)).unwrap_or_default()
+    serde_json::from_value(plain).map(|pod| references(&pod)).unwrap_or_default()
 }
 
 fn update_pod_status(request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::names::random_suffix;
+use apimachinery::references::references;
 use apimachinery::status::StatusError;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::{AdmissionRequest, Plugin, at, entry, is_mirror_pod, list, list_in, text};
 use crate::authorization::lister::{Lister, SERVICE_ACCOUNTS};
-use crate::authorization::node;
 use crate::storage::StoredObject;
 
 /// Annotation of an account whose pods use no secrets but those that it lists.
@@ -169,7 +169,7 @@ fn mirror_pod_refusal(pod: &Value) -> Option<&'static str> {
     // What else it refers to is looked at as if it were no mirror pod.
     let mut plain = pod.clone();
     super::object_in(entry(&mut plain, "metadata"), "annotations").clear();
-    let references = serde_json::from_value(plain).map(|pod| node::references(&pod)).unwrap_or_default();
+    let references = serde_json::from_value(plain).map(|pod| references(&pod)).unwrap_or_default();
     (!references.secrets.is_empty()).then_some("a mirror pod may not reference secrets")
 }
 

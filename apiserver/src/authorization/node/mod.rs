@@ -4,18 +4,16 @@
 //! Kubernetes keeps a graph of all references. Here the question is answered from the pods of the node, which an index
 //! gives; their references are remembered per pod (they hardly ever change while a pod lives).
 mod index;
-mod references;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use apimachinery::fields::FieldSelector;
+use apimachinery::references::{References, references, volume_secrets};
 use index::PodsByNode;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use parking_lot::Mutex;
-use references::volume_secrets;
-pub use references::{References, references};
 
 use super::lister::{Lister, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, VOLUME_ATTACHMENTS, typed};
 use super::rbac::rules;
