@@ -77,7 +77,7 @@ impl Scales {
         Api::namespaced_with(self.client.clone(), namespace, resource)
     }
 
-    /// None if there is no such thing, or nothing to scale about it.
+    /// None if there is no such kind, or nothing to scale about it.
     pub async fn get(
         &self,
         namespace: &str,
@@ -86,7 +86,7 @@ impl Scales {
         name: &str,
     ) -> Result<Option<Scale>, kube::Error> {
         let Some(resource) = self.resource(api_version, kind).await? else { return Ok(None) };
-        crate::runtime::gone_is_fine(self.api(namespace, &resource).get_scale(name).await)
+        self.api(namespace, &resource).get_scale(name).await.map(Some)
     }
 
     /// Asks for another size.

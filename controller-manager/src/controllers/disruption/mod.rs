@@ -131,7 +131,7 @@ impl Controller {
                 found.map(|s| (owner.uid.clone(), s.spec.as_ref().and_then(|s| s.replicas)))
             }
             (api_version, kind) => {
-                let scale = self.scales.get(namespace, api_version, kind, &owner.name).await?;
+                let scale = gone_is_fine(self.scales.get(namespace, api_version, kind, &owner.name).await)?.flatten();
                 let scale = scale.filter(|s| is(&s.metadata, owner));
                 scale.map(|s| (owner.uid.clone(), s.spec.and_then(|s| s.replicas).or(Some(0))))
             }

@@ -75,8 +75,8 @@ impl Memory {
         let lowest = Self::recent(&self.recommended, window(up).unwrap_or(0), now).fold(wanted, i32::min);
         let highest = Self::recent(&self.recommended, down_window, now).fold(wanted, i32::max);
         self.recommended.push((wanted, now));
-        // Upwards the lowest of late counts, downwards the highest.
-        let stable = current.max(lowest).min(highest);
+        // Upwards the lowest of late counts, downwards the highest; without any behaviour the highest alone.
+        let stable = if behavior.is_some() { current.max(lowest).min(highest) } else { highest };
         let able = match stable {
             _ if stable == wanted => (true, "ReadyForNewScale", "recommended size matches current size"),
             _ if wanted > stable => (
@@ -216,6 +216,15 @@ mod tests {
                 vec![5, 4, 3, 3, 3],
                 vec![9, 9, 5, 4, 3],
                 "ReadyForNewScale",
+                "DesiredWithinRange",
+            ),
+            (
+                "the highest of late upwards too",
+                Value::Null,
+                3,
+                vec![9, 4],
+                vec![6, 9],
+                "ScaleDownStabilized",
                 "DesiredWithinRange",
             ),
             ("held back downwards", Value::Null, 9, vec![5], vec![9], "ScaleDownStabilized", "DesiredWithinRange"),

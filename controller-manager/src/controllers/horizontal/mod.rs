@@ -180,15 +180,17 @@ impl Controller {
         of: &Scaled<'_>,
         total_milli: i64,
         target: &MetricTarget,
+        source: &str,
     ) -> Result<(i32, MetricValueStatus), String> {
         if let Some(target) = milli(target.average_value.as_ref()) {
             let proposal = from_share(of.status_replicas, total_milli, target, of.tolerance);
             return Ok((proposal.replicas, average_of(&proposal)));
         }
-        let target =
-            milli(target.value.as_ref()).ok_or("neither a value target nor an average value target was set")?;
+        let target = milli(target.value.as_ref()).ok_or_else(|| {
+            format!("invalid {source} metric source: neither a value target nor an average value target was set")
+        })?;
         let value = Some(Quantity::from_milli(total_milli).to_api());
-        let replicas = from_total(of.replicas, total_milli, target, &of.pods, of.tolerance);
+        let replicas = from_total(of.replicas, total_milli, target, &of.pods, of.tolerance)?;
         Ok((replicas, MetricValueStatus { value, ..MetricValueStatus::default() }))
     }
 
@@ -196,9 +198,9 @@ impl Controller {
     async fn ask(&self, of: &Scaled<'_>, metric: &MetricSpec) -> Result<Asked, (&'static str, String)> {
         let type_ = metric.type_.clone();
         let mut status = MetricStatus { type_, ..MetricStatus::default() };
-        let suffix = |target: &Target<'_>| match target {
-            Target::Utilization { .. } => " utilization (percentage of request)",
-            Target::Average { .. } => "",
+        let called = |name: &str, of: &str, target: &Target<'_>| match target {
+            Target::Utilization { .. } => format!("{name} {of} utilization (percentage of request)"),
+            Target::Average { .. } => format!("{name} resource"),
         };
         let what = |target: &MetricTarget| if target.average_value.is_some() { "usage" } else { "utilization" };
         let resource = |name: &str, e: String| format!("unable to get metrics for resource {name}: {e}");
@@ -211,7 +213,7 @@ impl Controller {
             let samples = samples.map_err(|e| fail(resource(&source.name, e)))?;
             let proposal = self.weigh(of, samples, target).map_err(fail)?;
             status.resource = Some(ResourceMetricStatus { name: source.name.clone(), current: average_of(&proposal) });
-            let name = format!("{} resource{}", source.name, suffix(&target));
+            let name = called(&source.name, "resource", &target);
             return Ok(Asked { replicas: proposal.replicas, name, status });
         }
         if let Some(source) = &metric.container_resource {
@@ -228,7 +230,7 @@ impl Controller {
                 container: source.container.clone(),
                 current: average_of(&proposal),
             });
-            let name = format!("{} container resource{}", source.name, suffix(&target));
+            let name = called(&source.name, "container resource", &target);
             return Ok(Asked { replicas: proposal.replicas, name, status });
         }
         if let Some(source) = &metric.pods {
@@ -256,8 +258,7 @@ impl Controller {
                 let (kind, name) = (&object.kind, &object.name);
                 fail(format!("unable to get metric {}: {kind} on {} {name}/{e}", metric.name, of.namespace))
             })?;
-            let of_target = Self::from_value(of, total, &source.target);
-            let (replicas, current) = of_target.map_err(|e| fail(format!("invalid object metric source: {e}")))?;
+            let (replicas, current) = Self::from_value(of, total, &source.target, "object").map_err(fail)?;
             let name = match source.target.average_value.is_some() {
                 true => outside(metric),
                 false => format!("{} metric {}", object.kind, metric.name),
@@ -273,8 +274,7 @@ impl Controller {
                 let selector = words::selector(metric.selector.as_ref());
                 fail(format!("unable to get external metric {}/{}/{selector}: {e}", of.namespace, metric.name))
             })?;
-            let of_target = Self::from_value(of, total, &source.target);
-            let (replicas, current) = of_target.map_err(|e| fail(format!("invalid external metric source: {e}")))?;
+            let (replicas, current) = Self::from_value(of, total, &source.target, "external").map_err(fail)?;
             status.external = Some(ExternalMetricStatus { current, metric: metric.clone() });
             return Ok(Asked { replicas, name: outside(metric), status });
         }
@@ -311,20 +311,22 @@ impl Controller {
                 }
             }
         }
-        status.current_metrics = (!seen.is_empty()).then_some(seen);
-        match (best, failure) {
-            (Some((replicas, name)), None) => Ok((replicas, name)),
-            (Some((replicas, name)), Some(_)) if replicas >= of.replicas => Ok((replicas, name)),
-            (_, Some((reason, prefix, why))) => Err(Failure {
+        if let Some(best) = best.filter(|(replicas, _)| failure.is_none() || *replicas >= of.replicas) {
+            status.current_metrics = Some(seen);
+            return Ok(best);
+        }
+        // What was seen before stays in the status.
+        Err(match failure {
+            Some((reason, prefix, why)) => Failure {
                 reason,
                 told: format!("invalid metrics ({failed} invalid out of {all}), first error is: {prefix}{why}"),
                 said: format!("the HPA was unable to compute the replica count: {why}"),
-            }),
-            (None, None) => {
+            },
+            None => {
                 let why = "no metrics are given".to_owned();
-                Err(Failure { reason: "InvalidMetricSourceType", said: why.clone(), told: why })
+                Failure { reason: "InvalidMetricSourceType", said: why.clone(), told: why }
             }
-        }
+        })
     }
 
     fn tolerance_of(&self, autoscaler: &HorizontalPodAutoscaler) -> Tolerance {
@@ -399,16 +401,19 @@ impl Controller {
         let (least, most) = (spec.min_replicas.unwrap_or(1), spec.max_replicas);
         let now = steady();
         self.memories.lock().entry(key.clone()).or_default().begin(current, now);
-        if current == 0 && least != 0 {
-            let message = "scaling is disabled since the replica count of the target is zero";
-            set_condition(status, "ScalingActive", false, "ScalingDisabled", message);
-            return Some((0, String::new()));
-        }
-        if current > most {
-            return Some((most, "Current number of replicas above Spec.MaxReplicas".to_owned()));
-        }
-        if current < least {
-            return Some((least, "Current number of replicas below Spec.MinReplicas".to_owned()));
+        let unasked = match current {
+            0 if least != 0 => {
+                let message = "scaling is disabled since the replica count of the target is zero";
+                set_condition(status, "ScalingActive", false, "ScalingDisabled", message);
+                Some((0, ""))
+            }
+            _ if current > most => Some((most, "Current number of replicas above Spec.MaxReplicas")),
+            _ if current < least => Some((least, "Current number of replicas below Spec.MinReplicas")),
+            _ => None,
+        };
+        if let Some((replicas, why)) = unasked {
+            status.current_metrics = None;
+            return Some((replicas, why.to_owned()));
         }
         let asked = match self.scaled(autoscaler, &key.namespace, scale).await {
             Ok(of) => self.ask_all(autoscaler, &of, status).await,
@@ -431,9 +436,10 @@ impl Controller {
         for (kind, (holds, reason, message)) in [("AbleToScale", decision.able), ("ScalingLimited", decision.limited)] {
             set_condition(status, kind, holds, reason, message);
         }
-        let why = match wanted > current {
-            true => format!("{metric} above target"),
-            false => "All metrics below target".to_owned(),
+        let why = match wanted.cmp(&current) {
+            Ordering::Greater => format!("{metric} above target"),
+            Ordering::Less => "All metrics below target".to_owned(),
+            Ordering::Equal => String::new(),
         };
         Some((decision.replicas, why))
     }
@@ -452,7 +458,14 @@ impl Controller {
         let warn = |reason: &str, message: String| self.recorder.event(&about, Type::Warning, reason, "", message);
         let scale = match self.scales.get(&key.namespace, version, &target.kind, &target.name).await {
             Ok(Some(scale)) => Ok(scale),
-            Ok(None) => Err(format!("{} {:?} of {version} not found, or it has no scale", target.kind, target.name)),
+            Ok(None) => {
+                let group = version.split_once('/').map_or("", |(group, _)| group);
+                let known = self.scales.group_resource(version, &target.kind).await;
+                Err(match known.is_ok_and(|resource| resource.is_some()) {
+                    true => "the server could not find the requested resource".to_owned(),
+                    false => format!("no matches for kind {:?} in group {group:?}", target.kind),
+                })
+            }
             Err(error) => Err(cause(&error)),
         };
         let mut scale = match scale {
@@ -467,9 +480,9 @@ impl Controller {
         let message = "the HPA controller was able to get the target's current scale";
         set_condition(&mut status, "AbleToScale", true, "SucceededGetScale", message);
         let current = scale.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0);
-        status.current_replicas = Some(scale.status.as_ref().map_or(0, |s| s.replicas));
+        status.current_replicas = Some(current);
         let Some((desired, why)) = self.desired(key, autoscaler, &scale, &mut status).await else { return Ok(status) };
-        status.desired_replicas = desired;
+        let before = std::mem::replace(&mut status.desired_replicas, desired);
         if desired == current {
             return Ok(status);
         }
@@ -490,7 +503,7 @@ impl Controller {
                 warn("FailedRescale", format!("New size: {desired}; reason: {why}; error: {error}"));
                 let message = format!("the HPA controller was unable to update the target scale: {error}");
                 set_condition(&mut status, "AbleToScale", false, "FailedUpdateScale", &message);
-                status.desired_replicas = current;
+                status.desired_replicas = before;
             }
         }
         Ok(status)

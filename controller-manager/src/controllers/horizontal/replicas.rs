@@ -1,6 +1,6 @@
 //! How many replicas a metric asks for. Pure. As `replica_calculator.go`.
 use apimachinery::{
-    pod::{condition, phase},
+    pod::{condition, is_pod_level, is_ready, is_sidecar, phase, requests as pod_requests},
     quantity::Quantity,
 };
 use k8s_openapi::{
@@ -98,31 +98,40 @@ fn is_young(pod: &Pod, sample: &Sample, youth: Youth, now: Timestamp) -> bool {
     let after = |time: Timestamp, by: Duration| {
         SignedDuration::try_from(by).ok().and_then(|by| time.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
     };
-    let is_ready = ready.status == "True";
+    let is_unready = ready.status == "False";
     if after(started.0, youth.cpu_initialization) > now {
         // It still starts: only a whole window after it got ready counts.
-        return !is_ready || since.checked_add(sample.window).is_ok_and(|counts| sample.at < counts);
+        return is_unready || since.checked_add(sample.window).is_ok_and(|counts| sample.at < counts);
     }
     // It never was ready.
-    !is_ready && after(started.0, youth.initial_readiness) > since
+    is_unready && after(started.0, youth.initial_readiness) > since
 }
 
-/// What a pod's containers, or one of them, request of a resource, in thousandths.
+/// What a pod requests of a resource, or its containers, or one of them, in thousandths. As `calculateRequests`.
 fn requests(pod: &Pod, resource: &str, container: Option<&str>) -> Result<i64, String> {
+    let Some(spec) = &pod.spec else { return Ok(0) };
+    let own = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
+    // A container that is named goes before what is asked for the pod as a whole.
+    if container.is_none() && own.is_some_and(|own| own.keys().any(|name| is_pod_level(name))) {
+        let whole = pod_requests(spec).get(resource).map(Quantity::milli_value);
+        return whole.ok_or_else(|| format!("missing pod-level request for {resource} in Pod {}", name(pod)));
+    }
     let of = |c: &Container| {
         let requests = c.resources.as_ref().and_then(|r| r.requests.as_ref());
         requests.and_then(|r| r.get(resource)).map(|q| Quantity::from(q).milli_value())
     };
-    let Some(spec) = &pod.spec else { return Ok(0) };
-    let pod_level = spec.resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
-    if let (None, Some(amount)) = (container, pod_level) {
-        return Ok(Quantity::from(amount).milli_value());
-    }
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| apimachinery::pod::is_sidecar(c));
-    let asked = spec.containers.iter().chain(sidecars).filter(|c| container.is_none_or(|name| c.name == name));
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
     let missing =
         |c: &Container| format!("missing request for {resource} in container {} of Pod {}", c.name, name(pod));
-    asked.map(|c| of(c).ok_or_else(|| missing(c))).sum()
+    let mut all = spec.containers.iter().chain(sidecars);
+    match container {
+        None => all.map(|c| of(c).ok_or_else(|| missing(c))).sum(),
+        Some(wanted) => {
+            let found = all.find(|c| c.name == wanted);
+            let found = found.ok_or_else(|| format!("container {wanted} not found in Pod {}", name(pod)))?;
+            of(found).ok_or_else(|| missing(found))
+        }
+    }
 }
 
 /// The ratio of use and target, with the numbers behind it.
@@ -215,16 +224,27 @@ pub fn from_pods(
 }
 
 /// From one value for all of them together. As `GetObjectMetricReplicas` and `GetExternalMetricReplicas`.
-pub fn from_total(current: i32, total_milli: i64, target_milli: i64, pods: &[Pod], tolerance: Tolerance) -> i32 {
+pub fn from_total(
+    current: i32,
+    total_milli: i64,
+    target_milli: i64,
+    pods: &[Pod],
+    tolerance: Tolerance,
+) -> Result<i32, String> {
     let ratio = total_milli as f64 / target_milli as f64;
     if current == 0 {
-        return up(ratio);
+        return Ok(up(ratio));
     }
     if tolerance.allows(ratio) {
-        return current;
+        return Ok(current);
     }
-    let ready = pods.iter().filter(|p| phase(p) == "Running" && apimachinery::pod::is_ready(p)).count();
-    up(ratio * ready as f64)
+    if pods.is_empty() {
+        return Err(
+            "unable to calculate ready pods: no pods returned by selector while calculating replica count".to_owned()
+        );
+    }
+    let ready = pods.iter().filter(|p| phase(p) == "Running" && is_ready(p)).count();
+    Ok(up(ratio * ready as f64))
 }
 
 /// From one value, a part of it for each of the replicas. As the `PerPod` variants.
@@ -234,7 +254,7 @@ pub fn from_share(status_replicas: i32, total_milli: i64, target_milli: i64, tol
         true => status_replicas,
         false => up(total_milli as f64 / target_milli as f64),
     };
-    let average_milli = total_milli / i64::from(replicas).max(1);
+    let average_milli = (total_milli as f64 / f64::from(status_replicas.max(1))).ceil() as i64;
     Proposal { replicas, average_milli, utilization: None }
 }
 
@@ -309,12 +329,33 @@ mod tests {
     }
 
     #[test]
+    fn requests_are_of_the_pod_or_of_its_containers() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {
+            "resources": {"requests": {"cpu": "2"}},
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "500m", "memory": "1Ki"}}}, {"name": "b"}]}}))
+        .unwrap();
+        assert_eq!(requests(&pod, "cpu", None), Ok(2000));
+        assert_eq!(requests(&pod, "memory", None), Ok(1_024_000));
+        assert_eq!(
+            requests(&pod, "hugepages-2Mi", None).unwrap_err(),
+            "missing pod-level request for hugepages-2Mi in Pod p"
+        );
+        assert_eq!(requests(&pod, "cpu", Some("a")), Ok(500));
+        assert_eq!(requests(&pod, "cpu", Some("b")).unwrap_err(), "missing request for cpu in container b of Pod p");
+        assert_eq!(requests(&pod, "cpu", Some("c")).unwrap_err(), "container c not found in Pod p");
+    }
+
+    #[test]
     fn totals_are_shared() {
         let pods: Vec<_> = (0..4).map(|at| pod(at, 'r')).collect();
         for (current, total, target, expected) in [(4, 40, 20, 8), (4, 21, 20, 4), (4, 10, 20, 2), (0, 50, 20, 3)] {
-            assert_eq!(from_total(current, total, target, &pods, TOLERANCE), expected, "{total}");
+            assert_eq!(from_total(current, total, target, &pods, TOLERANCE), Ok(expected), "{total}");
         }
-        assert_eq!(from_share(3, 8600, 2000, TOLERANCE).replicas, 5);
+        let error = from_total(4, 40, 20, &[], TOLERANCE).unwrap_err();
+        assert!(error.starts_with("unable to calculate ready pods: no pods returned by selector"), "{error}");
+        let shared = from_share(3, 8600, 2000, TOLERANCE);
+        // The average is over the replicas there are, rounded up.
+        assert_eq!((shared.replicas, shared.average_milli), (5, 2867));
         assert_eq!(from_share(3, 6100, 2000, TOLERANCE).replicas, 3);
     }
 }
