@@ -1,8 +1,11 @@
 //! What several components ask of a pod.
 use crate::quantity::Quantity;
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodCondition, PodSpec, ResourceRequirements},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    api::core::v1::{Container, ContainerStatus, Pod, PodCondition, PodSpec, ResourceRequirements},
+    apimachinery::pkg::{
+        api::resource::Quantity as ApiQuantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+    },
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -63,17 +66,16 @@ pub fn is_sidecar(container: &Container) -> bool {
 /// What the scheduler reserves and the kubelet admits: containers and sidecars together, or the largest init step if
 /// that is more, and the overhead; pod-level requests win where given. As `resourcehelper.PodRequests`.
 pub fn requests(spec: &PodSpec) -> Resources {
-    total(spec, requests_of)
+    let mut all = total(spec, requests_of);
+    add(&mut all, &amounts(spec.overhead.as_ref()));
+    all
 }
 
 /// As [`requests`], or what the node still holds for a container that is being resized, where that is more.
 /// As `resourcehelper.PodRequests` with `UseStatusResources`.
 pub fn requests_in_force(pod: &Pod) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::new() };
-    let status = pod.status.as_ref();
-    let statuses = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten();
-    let statuses = statuses.chain(status.and_then(|s| s.init_container_statuses.as_ref()).into_iter().flatten());
-    let held: BTreeMap<&str, Resources> = statuses
+    let held: BTreeMap<&str, Resources> = statuses(pod)
         .filter(|s| s.allocated_resources.is_some() || s.resources.is_some())
         .map(|status| {
             let mut held = requests_of(status.resources.as_ref());
@@ -81,28 +83,69 @@ pub fn requests_in_force(pod: &Pod) -> Resources {
             (status.name.as_str(), held)
         })
         .collect();
-    let infeasible = condition(pod, "PodResizePending").is_some_and(|c| c.reason.as_deref() == Some("Infeasible"));
     let of = |container: &Container| requests_of(container.resources.as_ref());
+    in_force(pod, &held, of, |resources| &mut resources.requests).map_or_else(|| requests(spec), |spec| requests(&spec))
+}
+
+fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.as_ref();
+    let main = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten();
+    main.chain(status.and_then(|s| s.init_container_statuses.as_ref()).into_iter().flatten())
+}
+
+/// The specification with what its containers are `held` to where that is more than what they ask `of` the node; None where
+/// nothing differs. As `determineContainerReqs` and `determineContainerLimits`.
+fn in_force(
+    pod: &Pod,
+    held: &BTreeMap<&str, Resources>,
+    of: impl Fn(&Container) -> Resources,
+    field: fn(&mut ResourceRequirements) -> &mut Option<BTreeMap<String, ApiQuantity>>,
+) -> Option<PodSpec> {
+    let spec = pod.spec.as_ref()?;
+    let infeasible = condition(pod, "PodResizePending").is_some_and(|c| c.reason.as_deref() == Some("Infeasible"));
     // Mostly a container has what it asks for.
     let differs = |c: &Container| held.get(c.name.as_str()).is_some_and(|held| infeasible || *held != of(c));
     if !spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(differs) {
-        return requests(spec);
+        return None;
     }
     let mut spec = spec.clone();
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         let Some(held) = held.get(container.name.as_str()) else { continue };
-        let resources = container.resources.get_or_insert_default();
         // What cannot be had is not waited for.
-        let mut most = if infeasible { Resources::new() } else { requests_of(Some(resources)) };
+        let mut most = if infeasible { Resources::new() } else { of(container) };
         raise(&mut most, held);
-        resources.requests = Some(most.iter().map(|(name, amount)| (name.clone(), amount.to_api())).collect());
+        let amounts = most.iter().map(|(name, amount)| (name.clone(), amount.to_api())).collect();
+        *field(container.resources.get_or_insert_default()) = Some(amounts);
     }
-    requests(&spec)
+    Some(spec)
 }
 
-/// As [`requests`], of limits.
+/// As [`requests`], of limits; what is not limited is not by the overhead either. As `resourcehelper.PodLimits`.
 pub fn limits(spec: &PodSpec) -> Resources {
-    total(spec, |r| amounts(r.and_then(|r| r.limits.as_ref())))
+    let mut all = total(spec, limits_of);
+    for (name, amount) in amounts(spec.overhead.as_ref()) {
+        if let Some(limit) = all.get_mut(&name) {
+            *limit += amount;
+        }
+    }
+    all
+}
+
+/// As [`limits`], or what a container that is being resized has still, where that is more.
+pub fn limits_in_force(pod: &Pod) -> Resources {
+    let Some(spec) = &pod.spec else { return Resources::new() };
+    let held: BTreeMap<&str, Resources> = statuses(pod)
+        .filter(|s| s.resources.is_some())
+        .map(|s| (s.name.as_str(), limits_of(s.resources.as_ref())))
+        .collect();
+    let of = |container: &Container| limits_of(container.resources.as_ref());
+    in_force(pod, &held, of, |resources| &mut resources.limits).map_or_else(|| limits(spec), |spec| limits(&spec))
+}
+
+/// Whether a pod as a whole, and not its containers alone, asks for anything. As `IsPodLevelResourcesSet`.
+pub fn asks_as_a_whole(spec: &PodSpec) -> bool {
+    let amounts = spec.resources.iter().flat_map(|r| r.requests.iter().chain(&r.limits));
+    amounts.flat_map(BTreeMap::keys).any(|name| is_pod_level(name))
 }
 
 /// Requests of one container; a limit without a request counts as one, as the defaulting of the API has it.
@@ -132,11 +175,14 @@ fn total(spec: &PodSpec, of: impl Fn(Option<&ResourceRequirements>) -> Resources
     if spec.resources.is_some() {
         running.extend(of(spec.resources.as_ref()));
     }
-    add(&mut running, &amounts(spec.overhead.as_ref()));
     running
 }
 
-fn amounts(map: Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>) -> Resources {
+fn limits_of(resources: Option<&ResourceRequirements>) -> Resources {
+    amounts(resources.and_then(|r| r.limits.as_ref()))
+}
+
+fn amounts(map: Option<&BTreeMap<String, ApiQuantity>>) -> Resources {
     map.into_iter().flatten().map(|(name, q)| (name.clone(), Quantity::from(q))).collect()
 }
 
@@ -245,6 +291,44 @@ mod tests {
         }
         let spec = spec(json!({"containers": [container("a", "100m")], "overhead": {"cpu": "50m"}}));
         assert_eq!(requests(&spec)["cpu"].milli_value(), 150);
+    }
+
+    #[test]
+    fn limits_have_the_overhead_where_there_is_a_limit() {
+        let limited = json!({"name": "a", "resources": {"limits": {"memory": "1Gi"}}});
+        let spec = spec(json!({"containers": [limited], "overhead": {"cpu": "50m", "memory": "1Gi"}}));
+        let all = limits(&spec);
+        assert_eq!((all.len(), all["memory"].value()), (1, 2 << 30));
+    }
+
+    #[test]
+    fn limits_hold_until_a_resize_is_done() {
+        let pod = |reason: &str| -> Pod {
+            serde_json::from_value(json!({
+                "spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "1"}}}]},
+                "status": {"conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                    "containerStatuses": [{"name": "a", "image": "x", "imageID": "x", "ready": true, "restartCount": 0,
+                        "resources": {"limits": {"cpu": "600m", "memory": "1Gi"}}}]}}))
+            .unwrap()
+        };
+        let of = |reason: &str| {
+            let all = limits_in_force(&pod(reason));
+            (all["cpu"].milli_value(), all.contains_key("memory"))
+        };
+        assert_eq!((of("Deferred"), of("Infeasible")), ((1000, true), (600, true)));
+    }
+
+    #[test]
+    fn a_pod_asks_as_a_whole_for_what_pods_may_ask_for() {
+        for (resources, expected) in [
+            (json!({}), false),
+            (json!({"requests": {}}), false),
+            (json!({"requests": {"ephemeral-storage": "1"}}), false),
+            (json!({"limits": {"memory": "1Gi"}}), true),
+        ] {
+            let spec = spec(json!({"containers": [], "resources": resources}));
+            assert_eq!(asks_as_a_whole(&spec), expected, "{resources}");
+        }
     }
 
     #[test]

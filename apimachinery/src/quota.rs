@@ -177,7 +177,7 @@ fn of_pod(pod: &Pod, now: Timestamp) -> Measured {
     };
     let mut measured = Measured { scopes, ..Measured::default() };
     let Some(spec) = spec else { return measured };
-    if spec.resources.is_none() {
+    if !pod::asks_as_a_whole(spec) {
         for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
             let said = |kind: &str, name: &str| {
                 let resources = container.resources.as_ref();
@@ -207,7 +207,7 @@ fn of_pod(pod: &Pod, now: Timestamp) -> Measured {
             usage.insert(format!("{REQUESTS}{name}"), amount);
         }
     }
-    for (name, amount) in pod::limits(spec) {
+    for (name, amount) in pod::limits_in_force(pod) {
         if ["cpu", "memory", "ephemeral-storage"].contains(&name.as_str()) {
             usage.insert(format!("limits.{name}"), amount);
         }

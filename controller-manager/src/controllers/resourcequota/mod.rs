@@ -166,6 +166,15 @@ impl Controller {
         Ok(known)
     }
 
+    /// What is used of a kind; None where it is not served.
+    async fn usage_of(&self, namespace: &str, kind: &Kind, quota: &Quota) -> Result<Option<Resources>, SyncError> {
+        // Kinds may come later; until then their limits say nothing.
+        let Some(resource) = self.resource(kind).await? else { return Ok(None) };
+        // Watched from before it is counted: no change is missed.
+        self.watches.ensure(kind, &resource).await;
+        self.count(namespace, kind, &resource, quota).await.map(Some)
+    }
+
     /// What the objects of a kind use that a quota covers.
     async fn count(
         &self,
@@ -261,18 +270,18 @@ impl Reconcile for Controller {
         let object = serde_json::to_value(&*seen).map_err(|e| SyncError::Invalid(e.to_string()))?;
         let quota = Quota::of(&object);
         let hard = quota::amounts(&object, "/spec/hard");
-        let mut counted = BTreeMap::new();
+        let (mut counted, mut failed) = (BTreeMap::new(), None);
         for kind in kinds_of(&seen) {
-            // Kinds may come later; until then their limits say nothing.
-            let Some(resource) = self.resource(&kind).await? else { continue };
-            // Watched from before it is counted: no change is missed.
-            self.watches.ensure(&kind, &resource).await;
-            let usage = self.count(&key.namespace, &kind, &resource, &quota).await?;
-            counted.insert(kind, usage);
+            match self.usage_of(&key.namespace, &kind, &quota).await {
+                Ok(usage) => counted.extend(usage.map(|usage| (kind, usage))),
+                // What can be counted is told all the same.
+                Err(error) => failed = Some(error),
+            }
         }
+        let done = |next: Next| failed.map_or(Ok(next), Err);
         let used = new_usage(&quota, &hard, &counted);
         if !status_lacks(&seen) && used == quota.used {
-            return Ok(Next::After(self.sync_period));
+            return done(Next::After(self.sync_period));
         }
         let lowered = exceeds(&quota.used, &used);
         if lowered && let Some(wait) = self.claims.wait(key) {
@@ -289,7 +298,7 @@ impl Reconcile for Controller {
             Err(error) if is_code(&error, 404) => return Ok(Next::Settled),
             Err(error) => return Err(error.into()),
         }
-        Ok(Next::After(if lowered { LOOK_AGAIN } else { self.sync_period }))
+        done(Next::After(if lowered { LOOK_AGAIN } else { self.sync_period }))
     }
 }
 
