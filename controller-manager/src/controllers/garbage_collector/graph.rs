@@ -65,6 +65,8 @@ pub struct Owners {
     pub unknown: Vec<OwnerReference>,
     /// Those among the dangling that are there, but in another namespace: nobody is owned across namespaces.
     pub foreign: Vec<OwnerReference>,
+    /// They are in a namespace and the object is in none: it is left to whoever made it so.
+    pub unresolvable: Vec<OwnerReference>,
 }
 
 /// How an object of a reference's UID compares with the reference.
@@ -74,6 +76,8 @@ enum Meeting {
     Misnamed,
     /// In another namespace, from where it can own nothing here.
     Foreign,
+    /// In a namespace, from where it can own nothing that is in none.
+    Unresolvable,
 }
 
 /// None for an owner that was not observed.
@@ -85,9 +89,11 @@ fn meets(dependent: &Node, owner: &Node, reference: &OwnerReference) -> Option<M
     if resource.api.kind != reference.kind || resource.api.group != group || !named {
         return Some(Meeting::Misnamed);
     }
-    // A cluster-scoped dependent of a namespaced owner is left to whoever made it so.
-    let foreign = resource.namespaced && !own.is_empty() && owner.namespace() != own;
-    Some(if foreign { Meeting::Foreign } else { Meeting::Meant })
+    Some(match own {
+        _ if !resource.namespaced || owner.namespace() == own => Meeting::Meant,
+        "" => Meeting::Unresolvable,
+        _ => Meeting::Foreign,
+    })
 }
 
 /// See the module.
@@ -271,6 +277,7 @@ impl Graph {
                     sorted.foreign.push(owner.clone());
                     &mut sorted.dangling
                 }
+                Some((_, Meeting::Unresolvable)) => &mut sorted.unresolvable,
                 // The reference means another object; the server tells whether that is there.
                 None | Some((_, Meeting::Misnamed)) => &mut sorted.unknown,
                 Some((there, Meeting::Meant)) if there.waits_for_dependents => &mut sorted.waiting,
@@ -440,6 +447,16 @@ mod tests {
         let names = |owners: &[OwnerReference]| owners.iter().map(|o| o.name.clone()).collect::<Vec<_>>();
         assert_eq!((names(&got.dangling), names(&got.foreign)), (vec!["far".to_owned()], vec!["far".to_owned()]));
         assert_eq!((names(&got.unknown), names(&got.solid)), (vec!["misnamed".to_owned()], vec!["near".to_owned()]));
+    }
+
+    #[test]
+    fn an_object_of_no_namespace_has_no_owner_in_one() {
+        let mut graph = Graph::default();
+        graph.observe(&resource("Owner"), meta("o", &[], json!({})));
+        let dependent = meta("p", &[("o", true)], json!({"namespace": null}));
+        assert_eq!(tasks(graph.observe(&resource("Pod"), dependent)), ["delete p"], "for that is told");
+        let got = graph.owners(graph.get("p").unwrap());
+        assert_eq!((got.unresolvable.len(), got.dangling.len(), got.solid.len()), (1, 0, 0));
     }
 
     #[test]

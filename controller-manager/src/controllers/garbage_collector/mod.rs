@@ -166,6 +166,10 @@ impl Controller {
             return self.wait_for_dependents(&node).await;
         }
         let mut owners = self.graph.lock().owners(&node);
+        if !owners.unresolvable.is_empty() {
+            owners.unresolvable.iter().for_each(|owner| self.tell_foreign(&node, owner));
+            return Ok(());
+        }
         for owner in std::mem::take(&mut owners.unknown) {
             match self.look_up(&owner, node.namespace()).await? {
                 Live::Absent => {
@@ -173,7 +177,8 @@ impl Controller {
                     owners.dangling.push(owner);
                 }
                 Live::There { waits_for_dependents: true } => owners.waiting.push(owner),
-                Live::There { waits_for_dependents: false } | Live::Unanswerable => owners.solid.push(owner),
+                Live::There { waits_for_dependents: false } => owners.solid.push(owner),
+                Live::Unanswerable => return Ok(()),
             }
         }
         owners.foreign.iter().for_each(|owner| self.tell_foreign(&node, owner));

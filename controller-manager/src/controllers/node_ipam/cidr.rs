@@ -1,8 +1,8 @@
 //! Parts of the cluster's pod addresses, one a node: which are taken, which is next. Pure.
 use std::{fmt, net::IpAddr};
 
-/// Bits of the number of a part within the cluster's range that are kept track of: 65,536 nodes.
-const MAX_PART_BITS: u8 = 16;
+/// Bits of the number of a part within the cluster's range that are kept track of. Of IPv6 as `clusterSubnetMaxDiff`.
+const MAX_PART_BITS: (u8, u8) = (24, 16);
 
 /// A network: address and prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,8 @@ pub struct CidrSet {
 
 impl CidrSet {
     pub fn new(cluster: Cidr, part: u8) -> Result<Self, CidrError> {
-        let limit = (cluster.prefix + MAX_PART_BITS).min(if cluster.v6 { 128 } else { 32 });
+        let (bits, length) = if cluster.v6 { (MAX_PART_BITS.1, 128) } else { (MAX_PART_BITS.0, 32) };
+        let limit = (cluster.prefix + bits).min(length);
         if part < cluster.prefix || part > limit {
             return Err(CidrError::Parts { cluster, part, limit });
         }
@@ -180,6 +181,7 @@ mod tests {
             assert!(Cidr::parse(text).is_err(), "{text}");
         }
         assert!(CidrSet::new(Cidr::parse("10.0.0.0/24").unwrap(), 16).is_err());
-        assert!(CidrSet::new(Cidr::parse("10.0.0.0/8").unwrap(), 26).is_err());
+        assert!(CidrSet::new(Cidr::parse("10.0.0.0/8").unwrap(), 26).is_ok());
+        assert!(CidrSet::new(Cidr::parse("fd00::/48").unwrap(), 65).is_err());
     }
 }

@@ -149,7 +149,7 @@ impl Reconcile for Controller {
         let uid = node.metadata.uid.clone().unwrap_or_default();
         let tell = |status: &str| {
             let message = format!("Node {name} status is now: {status}");
-            self.recorder.event(&reference(node.as_ref()), Type::Normal, status, "", message);
+            self.recorder.event(&reference(node.as_ref()), Type::Warning, status, "", message);
         };
         let allocated = self.allocations.lock().allocate(&uid);
         let cidrs = match allocated {
