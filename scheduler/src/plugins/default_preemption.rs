@@ -10,8 +10,9 @@ use rand::{Rng, RngExt};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{arguments, invalid};
+use super::{BadArguments, arguments};
 use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
+use crate::config::Faults;
 use crate::framework::{Candidate, Cycle, Diagnosis, EventSet, Nomination, Plugin, Points, PostFilter, Refusal};
 
 const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
@@ -38,19 +39,23 @@ impl Default for Arguments {
 
 impl DefaultPreemption {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<DefaultPreemption, String> {
+    pub fn new(value: Option<&Value>) -> Result<DefaultPreemption, BadArguments> {
         let Arguments { min_candidate_nodes_percentage: percentage, min_candidate_nodes_absolute: absolute } =
             arguments(value)?;
+        const FIELDS: [&str; 2] = ["minCandidateNodesPercentage", "minCandidateNodesAbsolute"];
+        let mut faults = Faults::default();
         if !(0..=100).contains(&percentage) {
-            return Err(invalid("minCandidateNodesPercentage", percentage, "not in valid range [0, 100]"));
+            faults.invalid(FIELDS[0], percentage, "not in valid range [0, 100]");
         }
         if absolute < 0 {
-            return Err(invalid("minCandidateNodesAbsolute", absolute, "not in valid range [0, inf)"));
+            faults.invalid(FIELDS[1], absolute, "not in valid range [0, inf)");
         }
         if percentage == 0 && absolute == 0 {
-            let why = "cannot be zero at the same time as minCandidateNodesAbsolute";
-            return Err(invalid("minCandidateNodesPercentage", percentage, why));
+            for (field, other) in [(FIELDS[0], FIELDS[1]), (FIELDS[1], FIELDS[0])] {
+                faults.invalid(field, 0, &format!("cannot be zero at the same time as {other}"));
+            }
         }
+        faults.check()?;
         Ok(DefaultPreemption {
             min_candidate_nodes_percentage: percentage as usize,
             min_candidate_nodes_absolute: absolute as usize,

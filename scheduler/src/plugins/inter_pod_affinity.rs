@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{arguments, invalid};
+use super::{BadArguments, arguments};
 use crate::cache::{AffinityTerm, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot};
+use crate::config::Faults;
 use crate::framework::{
     Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
 };
@@ -36,11 +37,13 @@ impl Default for Arguments {
 
 impl InterPodAffinity {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<InterPodAffinity, String> {
+    pub fn new(value: Option<&Value>) -> Result<InterPodAffinity, BadArguments> {
         let arguments: Arguments = arguments(value)?;
         if !(0..=100).contains(&arguments.hard_pod_affinity_weight) {
             let weight = arguments.hard_pod_affinity_weight;
-            return Err(invalid("hardPodAffinityWeight", weight, "not in valid range [0, 100]"));
+            let mut faults = Faults::default();
+            faults.invalid("hardPodAffinityWeight", weight, "not in valid range [0, 100]");
+            return Err(faults.into());
         }
         Ok(InterPodAffinity {
             hard_pod_affinity_weight: arguments.hard_pod_affinity_weight,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::config::Faults;
 use crate::framework::Plugin;
 
 pub mod default_binder;
@@ -52,16 +53,25 @@ pub const DEFAULTS: &[(&str, i64)] = &[
     ("NodeDeclaredFeatures", 0),
 ];
 
+/// Why a plugin does not take its arguments.
+#[derive(Debug, thiserror::Error)]
+pub enum BadArguments {
+    /// They are not of the plugin's kind, or not of that kind's shape.
+    #[error("{0}")]
+    Malformed(String),
+    /// Values in them do not hold.
+    #[error(transparent)]
+    Invalid(#[from] Faults),
+}
+
 /// Makes a plugin with its arguments; `None` if there is no such plugin.
-pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plugin>, String>> {
-    fn plain(plugin: impl Plugin + 'static) -> Result<Arc<dyn Plugin>, String> {
+pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plugin>, BadArguments>> {
+    fn plain(plugin: impl Plugin + 'static) -> Result<Arc<dyn Plugin>, BadArguments> {
         Ok(Arc::new(plugin))
     }
     let kind = arguments.and_then(|arguments| arguments["kind"].as_str());
-    if kind.is_some_and(|kind| kind.strip_suffix("Args") != Some(name)) {
-        return Some(Err("args: has to match plugin args".to_owned()));
-    }
-    Some(match name {
+    let other = kind.filter(|kind| kind.strip_suffix("Args") != Some(name));
+    let plugin = match name {
         "SchedulingGates" => plain(scheduling_gates::SchedulingGates),
         "PrioritySort" => plain(priority_sort::PrioritySort),
         "NodeUnschedulable" => plain(node_unschedulable::NodeUnschedulable),
@@ -85,35 +95,28 @@ pub fn make(name: &str, arguments: Option<&Value>) -> Option<Result<Arc<dyn Plug
         "DefaultPreemption" => default_preemption::DefaultPreemption::new(arguments).and_then(plain),
         "DefaultBinder" => plain(default_binder::DefaultBinder),
         _ => return None,
+    };
+    Some(match (plugin, other) {
+        (_, Some(other)) => {
+            const GROUP: &str = "kubescheduler.config.k8s.io";
+            let why = format!("args for plugin {name} were not of type {name}Args.{GROUP}, got {other}.{GROUP}");
+            Err(BadArguments::Malformed(why))
+        }
+        (Err(BadArguments::Malformed(why)), None) => {
+            Err(BadArguments::Malformed(format!("decoding args for plugin {name}: {why}")))
+        }
+        (made, None) => made,
     })
 }
 
-/// As `field.Invalid`.
-fn invalid(field: &str, value: impl std::fmt::Debug, why: &str) -> String {
-    format!("{field}: Invalid value: {value:?}: {why}")
-}
-
-/// As `field.NotSupported`.
-fn unsupported(field: &str, value: &str, supported: &[&str]) -> String {
-    format!(
-        "{field}: Unsupported value: {value:?}: supported values: {}",
-        supported.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ")
-    )
-}
-
-/// As `ValidateLabelName`.
-fn label_name(field: &str, value: &str) -> Result<(), String> {
-    apimachinery::names::is_qualified_name(value).first().map_or(Ok(()), |why| Err(invalid(field, value, why)))
-}
-
 /// A plugin's arguments, or their defaults. They may say what they are; more than there is they may not.
-pub(crate) fn arguments<T: serde::de::DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, String> {
+pub(crate) fn arguments<T: serde::de::DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, BadArguments> {
     let Some(mut value) = value.filter(|value| !value.is_null()).cloned() else { return Ok(T::default()) };
     if let Some(fields) = value.as_object_mut() {
         fields.remove("apiVersion");
         fields.remove("kind");
     }
-    serde_json::from_value(value).map_err(|error| error.to_string())
+    serde_json::from_value(value).map_err(|error| BadArguments::Malformed(error.to_string()))
 }
 
 #[cfg(test)]
@@ -123,7 +126,7 @@ mod tests {
     /// What a plugin has against its arguments, which are YAML.
     fn refusal(plugin: &str, text: &str) -> Option<String> {
         let arguments = apimachinery::yaml::documents(text).expect("YAML").remove(0);
-        make(plugin, Some(&arguments)).expect("a plugin").err()
+        make(plugin, Some(&arguments)).expect("a plugin").err().map(|refused| refused.to_string())
     }
 
     #[test]
@@ -142,7 +145,8 @@ mod tests {
             (
                 "DefaultPreemption",
                 "{minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 0}",
-                "minCandidateNodesPercentage: Invalid value: 0: cannot be zero at the same time as minCandidateNodesAbsolute",
+                "[minCandidateNodesPercentage: Invalid value: 0: cannot be zero at the same time as minCandidateNodesAbsolute, \
+                 minCandidateNodesAbsolute: Invalid value: 0: cannot be zero at the same time as minCandidateNodesPercentage]",
             ),
             (
                 "InterPodAffinity",
@@ -206,6 +210,23 @@ mod tests {
             ),
             (
                 "NodeResourcesFit",
+                "{ignoredResourceGroups: [a/b], scoringStrategy: {type: Best, resources: [{name: cpu, weight: 101}]}}",
+                "[ignoredResourceGroups[0]: Invalid value: \"a/b\": resource group name can't contain '/', \
+                 scoringStrategy.type: Unsupported value: \"Best\": supported values: \"LeastAllocated\", \"MostAllocated\", \
+                 \"RequestedToCapacityRatio\", scoringStrategy.resources[0].weight: Invalid value: 101: resource weight of cpu \
+                 not in valid range (0, 100]]",
+            ),
+            (
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 0, topologyKey: '', whenUnsatisfiable: Never, labelSelector: {}}]}",
+                "[defaultConstraints[0].maxSkew: Invalid value: 0: not in valid range (0, inf), \
+                 defaultConstraints[0].topologyKey: Required value: can not be empty, \
+                 defaultConstraints[0].whenUnsatisfiable: Unsupported value: \"Never\": supported values: \"DoNotSchedule\", \
+                 \"ScheduleAnyway\", defaultConstraints[0].labelSelector: Forbidden: constraint must not define a selector, as \
+                 they deduced for each pod]",
+            ),
+            (
+                "NodeResourcesFit",
                 "scoringStrategy: {type: Best}",
                 "scoringStrategy.type: Unsupported value: \"Best\": supported values: \"LeastAllocated\", \"MostAllocated\", \"RequestedToCapacityRatio\"",
             ),
@@ -241,8 +262,8 @@ mod tests {
             ),
             (
                 "NodeResourcesBalancedAllocation",
-                "resources: [{name: cpu}, {name: cpu}]",
-                "resources[1].name: Duplicate value: \"cpu\"",
+                "resources: [{name: cpu}, {name: cpu, weight: 7}]",
+                "[resources[1].name: Duplicate value: \"cpu\", resources[1].weight: Invalid value: 7: must be 1]",
             ),
             (
                 "NodeResourcesBalancedAllocation",
@@ -279,7 +300,7 @@ mod tests {
                 "bindingTimeout: 1ms",
                 "bindingTimeout: Invalid value: \"1ms\": must be at least 1 second",
             ),
-            ("DynamicResources", "{kind: NodeAffinityArgs}", "has to match plugin args"),
+            ("DynamicResources", "{kind: NodeAffinityArgs}", "were not of type DynamicResourcesArgs"),
             ("DynamicResources", "timeout: 1s", "unknown field `timeout`"),
         ];
         for (plugin, arguments, words) in cases {

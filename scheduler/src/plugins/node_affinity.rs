@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::{NodeAffinity as ApiNodeAffinity, NodeSelectorTe
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{arguments, invalid};
+use super::{BadArguments, arguments};
 use crate::cache::{NodeId, PendingPod, Snapshot};
+use crate::config::Faults;
 use crate::framework::{EventSet, Plugin, Points, PreFilter, PreScore, State, Verdict, normalize_by_maximum, state_of};
 
 #[derive(Default)]
@@ -44,26 +45,29 @@ fn preferred_terms(affinity: Option<&ApiNodeAffinity>) -> Vec<(i64, NodeTerm)> {
 
 impl NodeAffinity {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<NodeAffinity, String> {
+    pub fn new(value: Option<&Value>) -> Result<NodeAffinity, BadArguments> {
         let Arguments { added_affinity } = arguments(value)?;
         // An empty term matches nothing, or says nothing, and is allowed.
-        let check = |field: String, term: &NodeSelectorTerm| {
+        let mut faults = Faults::default();
+        let mut check = |field: String, term: &NodeSelectorTerm| {
             let empty = term.match_expressions.is_none() && term.match_fields.is_none();
-            let why = "a requirement that does not hold";
-            if NodeTerm::parse(term).is_void() && !empty { Err(invalid(&field, term, why)) } else { Ok(()) }
+            if NodeTerm::parse(term).is_void() && !empty {
+                faults.invalid(field, serde_json::json!(term), "a requirement that does not hold");
+            }
         };
         let required =
             added_affinity.iter().filter_map(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
         for (at, term) in required.flat_map(|selector| selector.node_selector_terms.iter().enumerate()) {
             let field = "addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
-            check(format!("{field}[{at}]"), term)?;
+            check(format!("{field}[{at}]"), term);
         }
         let preferred =
             added_affinity.iter().filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
         for (at, term) in preferred.flat_map(|terms| terms.iter().enumerate()) {
             let field = "addedAffinity.preferredDuringSchedulingIgnoredDuringExecution";
-            check(format!("{field}[{at}].preference"), &term.preference)?;
+            check(format!("{field}[{at}].preference"), &term.preference);
         }
+        faults.check()?;
         Ok(NodeAffinity { added: added_affinity })
     }
 

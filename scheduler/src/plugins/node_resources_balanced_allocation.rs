@@ -5,9 +5,11 @@ use serde_json::Value;
 
 use super::dynamic_resources::{Offered, Selectors};
 use super::node_resources_fit::{Resource, default_resources, requested_and_allocatable};
-use super::{arguments, invalid};
+use super::{BadArguments, arguments};
 use crate::cache::{NodeId, PendingPod, Snapshot};
+use crate::config::Faults;
 use crate::framework::{MAX_NODE_SCORE, Plugin, Points, PreScore, State, state_of};
+use apimachinery::status::FieldError;
 
 /// Resources beyond this number are left out of the balance.
 const RESOURCES_MAX: usize = 8;
@@ -26,16 +28,18 @@ struct Arguments {
 
 impl NodeResourcesBalancedAllocation {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<Self, String> {
+    pub fn new(value: Option<&Value>) -> Result<Self, BadArguments> {
         let Arguments { mut resources } = arguments(value)?;
+        let mut faults = Faults::default();
         for (at, Resource { name, weight }) in resources.iter().enumerate() {
             if resources[..at].iter().any(|other| other.name == *name) {
-                return Err(format!("resources[{at}].name: Duplicate value: {name:?}"));
+                faults.add(FieldError::duplicate(format!("resources[{at}].name"), name.as_str()));
             }
             if *weight != 1 {
-                return Err(invalid(&format!("resources[{at}].weight"), weight, "must be 1"));
+                faults.invalid(format!("resources[{at}].weight"), *weight, "must be 1");
             }
         }
+        faults.check()?;
         if resources.is_empty() {
             resources = default_resources();
         }

@@ -8,11 +8,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::dynamic_resources::{Offered, Selectors};
-use super::{arguments, invalid, label_name, unsupported};
+use super::{BadArguments, arguments};
 use crate::cache::{NodeId, PendingPod, Snapshot};
+use crate::config::Faults;
 use crate::framework::{
     EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, Refusal, State, Verdict, state_of,
 };
+use apimachinery::status::FieldError;
 
 pub struct NodeResourcesFit {
     ignored: Vec<String>,
@@ -86,40 +88,50 @@ struct ShapePoint {
 
 impl NodeResourcesFit {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<NodeResourcesFit, String> {
+    pub fn new(value: Option<&Value>) -> Result<NodeResourcesFit, BadArguments> {
         let arguments: Arguments = arguments(value)?;
+        let mut faults = Faults::default();
         let mut resources = default_resources();
         let mut strategy = Strategy::LeastAllocated;
         for (at, name) in arguments.ignored_resources.iter().enumerate() {
-            label_name(&format!("ignoredResources[{at}]"), name)?;
+            faults.label_name(&format!("ignoredResources[{at}]"), name);
         }
         for (at, group) in arguments.ignored_resource_groups.iter().enumerate() {
             let field = format!("ignoredResourceGroups[{at}]");
             if group.contains('/') {
-                return Err(invalid(&field, group, "resource group name can't contain '/'"));
+                faults.invalid(field.as_str(), group.as_str(), "resource group name can't contain '/'");
             }
-            label_name(&field, group)?;
+            faults.label_name(&field, group);
         }
         if let Some(scoring) = arguments.scoring_strategy {
             const STRATEGIES: [&str; 3] = ["LeastAllocated", "MostAllocated", "RequestedToCapacityRatio"];
-            // It is checked whether or not it is asked for.
-            let shape = scoring.requested_to_capacity_ratio.map(|ratio| shape(&ratio.shape)).transpose()?;
+            let points = scoring.requested_to_capacity_ratio.map(|ratio| ratio.shape);
             strategy = match scoring.kind.as_str() {
                 "LeastAllocated" => Strategy::LeastAllocated,
                 "MostAllocated" => Strategy::MostAllocated,
-                "RequestedToCapacityRatio" => Strategy::RequestedToCapacityRatio(shape.ok_or_else(no_shape)?),
-                other => return Err(unsupported("scoringStrategy.type", other, &STRATEGIES)),
+                "RequestedToCapacityRatio" => {
+                    Strategy::RequestedToCapacityRatio(shape(points.as_deref().unwrap_or(&[])))
+                }
+                other => {
+                    faults.add(FieldError::not_supported("scoringStrategy.type", other, &STRATEGIES));
+                    Strategy::LeastAllocated
+                }
             };
+            for (at, Resource { name, weight }) in scoring.resources.iter().enumerate() {
+                if !(1..=100).contains(weight) {
+                    let why = format!("resource weight of {name} not in valid range (0, 100]");
+                    faults.invalid(format!("scoringStrategy.resources[{at}].weight"), *weight, &why);
+                }
+            }
+            // It is checked whether or not it is asked for.
+            if points.is_some() || matches!(strategy, Strategy::RequestedToCapacityRatio(_)) {
+                check_shape(&mut faults, points.as_deref().unwrap_or(&[]));
+            }
             if !scoring.resources.is_empty() {
                 resources = scoring.resources;
             }
         }
-        for (at, Resource { name, weight }) in resources.iter().enumerate() {
-            if !(1..=100).contains(weight) {
-                let why = format!("resource weight of {name} not in valid range (0, 100]");
-                return Err(invalid(&format!("scoringStrategy.resources[{at}].weight"), weight, &why));
-            }
-        }
+        faults.check()?;
         Ok(NodeResourcesFit {
             ignored: arguments.ignored_resources,
             ignored_groups: arguments.ignored_resource_groups,
@@ -136,28 +148,28 @@ impl NodeResourcesFit {
     }
 }
 
-fn no_shape() -> String {
-    "scoringStrategy.shape: Required value: at least one point must be specified".to_owned()
-}
-
 /// As `validateFunctionShape`.
-fn shape(points: &[ShapePoint]) -> Result<Vec<(i64, i64)>, String> {
+fn check_shape(faults: &mut Faults, points: &[ShapePoint]) {
     if points.is_empty() {
-        return Err(no_shape());
+        faults.add(FieldError::required("scoringStrategy.shape", "at least one point must be specified"));
     }
     let field = |at: usize, name: &str| format!("scoringStrategy.shape[{at}].{name}");
     if let Some(at) = (1..points.len()).find(|at| points[at - 1].utilization >= points[*at].utilization) {
         let why = "values must be sorted in increasing order";
-        return Err(invalid(&field(at, "utilization"), points[at].utilization, why));
+        faults.invalid(field(at, "utilization"), points[at].utilization, why);
     }
     for (at, point) in points.iter().enumerate() {
         for (name, value, most) in [("utilization", point.utilization, 100), ("score", point.score, 10)] {
             if !(0..=most).contains(&value) {
-                return Err(invalid(&field(at, name), value, &format!("not in valid range [0, {most}]")));
+                faults.invalid(field(at, name), value, &format!("not in valid range [0, {most}]"));
             }
         }
     }
-    Ok(points.iter().map(|point| (point.utilization, point.score * MAX_NODE_SCORE / 10)).collect())
+}
+
+/// Utilization and points of a shape that holds.
+fn shape(points: &[ShapePoint]) -> Vec<(i64, i64)> {
+    points.iter().map(|point| (point.utilization, point.score * MAX_NODE_SCORE / 10)).collect()
 }
 
 /// The request (pod included) and the capacity of a node for one resource; `None` if it does not count there.

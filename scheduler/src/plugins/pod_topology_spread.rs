@@ -13,12 +13,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::taint_toleration::tolerates_node;
-use super::{arguments, invalid, label_name, unsupported};
+use super::{BadArguments, arguments};
 use crate::cache::{Column, ControllerKind, HOSTNAME_KEY, NO_DOMAIN, NodeId, PendingPod, PodFacts, Snapshot, ZONE_KEY};
+use crate::config::Faults;
 use crate::framework::{
     Event, EventSet, MAX_NODE_SCORE, Plugin, Points, PreFilter, PreScore, State, Verdict, state_of,
 };
 use apimachinery::node::RequiredNodeAffinity;
+use apimachinery::status::FieldError;
 
 #[derive(Default)]
 pub struct PodTopologySpread {
@@ -43,19 +45,19 @@ struct Arguments {
 
 impl PodTopologySpread {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<PodTopologySpread, String> {
-        let arguments: Arguments = arguments(value)?;
-        let defaults = match arguments.defaulting_type.as_str() {
-            "" | "System" if arguments.default_constraints.is_empty() => Defaults::System,
-            "" | "System" => {
-                return Err(invalid("defaultingType", "System", "when .defaultConstraints are not empty"));
+    pub fn new(value: Option<&Value>) -> Result<PodTopologySpread, BadArguments> {
+        let Arguments { defaulting_type, default_constraints: list } = arguments(value)?;
+        let mut faults = Faults::default();
+        match defaulting_type.as_str() {
+            "" | "System" if !list.is_empty() => {
+                faults.invalid("defaultingType", "System", "when .defaultConstraints are not empty");
             }
-            "List" => Defaults::List(arguments.default_constraints),
-            other => return Err(unsupported("defaultingType", other, &["System", "List"])),
-        };
-        if let Defaults::List(list) = &defaults {
-            list.iter().enumerate().try_for_each(|(at, one)| check_default(one, &list[..at]))?;
+            "" | "System" | "List" => {}
+            other => faults.add(FieldError::not_supported("defaultingType", other, &["System", "List"])),
         }
+        list.iter().enumerate().for_each(|(at, one)| check_default(&mut faults, one, &list[..at]));
+        faults.check()?;
+        let defaults = if defaulting_type == "List" { Defaults::List(list) } else { Defaults::System };
         Ok(PodTopologySpread { defaults })
     }
 
@@ -92,32 +94,30 @@ impl PodTopologySpread {
 }
 
 /// Checks a default constraint after others. As `ValidatePodTopologySpreadArgs`.
-fn check_default(constraint: &TopologySpreadConstraint, former: &[TopologySpreadConstraint]) -> Result<(), String> {
+fn check_default(faults: &mut Faults, constraint: &TopologySpreadConstraint, former: &[TopologySpreadConstraint]) {
     const ACTIONS: [&str; 2] = ["DoNotSchedule", "ScheduleAnyway"];
     let (key, action) = (&constraint.topology_key, constraint.when_unsatisfiable.as_str());
     let at = format!("defaultConstraints[{}]", former.len());
-    let required = |field: &str| Err(format!("{at}.{field}: Required value: can not be empty"));
+    let required = |field: &str| FieldError::required(format!("{at}.{field}"), "can not be empty");
     if constraint.max_skew <= 0 {
-        return Err(invalid(&format!("{at}.maxSkew"), constraint.max_skew, "not in valid range (0, inf)"));
+        faults.invalid(format!("{at}.maxSkew"), constraint.max_skew, "not in valid range (0, inf)");
     }
-    if key.is_empty() {
-        return required("topologyKey");
+    match key.is_empty() {
+        true => faults.add(required("topologyKey")),
+        false => faults.label_name(&format!("{at}.topologyKey"), key),
     }
-    label_name(&format!("{at}.topologyKey"), key)?;
     if action.is_empty() {
-        return required("whenUnsatisfiable");
-    }
-    if !ACTIONS.contains(&action) {
-        return Err(unsupported(&format!("{at}.whenUnsatisfiable"), action, &ACTIONS));
+        faults.add(required("whenUnsatisfiable"));
+    } else if !ACTIONS.contains(&action) {
+        faults.add(FieldError::not_supported(format!("{at}.whenUnsatisfiable"), action, &ACTIONS));
     }
     if constraint.label_selector.is_some() {
         let why = "constraint must not define a selector, as they deduced for each pod";
-        return Err(format!("{at}.labelSelector: Forbidden: {why}"));
+        faults.add(FieldError::forbidden(format!("{at}.labelSelector"), why));
     }
     let same = |other: &TopologySpreadConstraint| other.topology_key == *key && other.when_unsatisfiable == action;
-    match former.iter().any(same) {
-        true => Err(format!("{at}: Duplicate value: \"{{{key}, {action}}}\"")),
-        false => Ok(()),
+    if former.iter().any(same) {
+        faults.add(FieldError::duplicate(at.as_str(), format!("{{{key}, {action}}}")));
     }
 }
 

@@ -23,9 +23,10 @@ use kube::api::{Patch, PatchParams};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{arguments, invalid};
+use super::{BadArguments, arguments};
 use crate::cache::volumes::{Assumption, Binding, is_bound};
 use crate::cache::{NodeId, PendingPod, Snapshot};
+use crate::config::Faults;
 use crate::framework::{EventSet, Handle, Plugin, Points, PreFilter, State, Verdict, state_of};
 
 /// How often PreBind looks whether the claims are bound.
@@ -51,15 +52,19 @@ impl Default for Arguments {
 
 impl VolumeBinding {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<VolumeBinding, String> {
+    pub fn new(value: Option<&Value>) -> Result<VolumeBinding, BadArguments> {
         let Arguments { bind_timeout_seconds: seconds, shape } = arguments(value)?;
-        let negative = "invalid BindTimeoutSeconds, should not be a negative value";
-        let seconds = u64::try_from(seconds).map_err(|_| invalid("bindTimeoutSeconds", seconds, negative))?;
+        let mut faults = Faults::default();
+        if seconds < 0 {
+            let why = "invalid BindTimeoutSeconds, should not be a negative value";
+            faults.invalid("bindTimeoutSeconds", seconds, why);
+        }
         if let Some(shape) = shape {
             let why = "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring";
-            return Err(invalid("shape", shape.to_string(), why));
+            faults.invalid("shape", shape, why);
         }
-        Ok(VolumeBinding { bind_timeout: Duration::from_secs(seconds) })
+        faults.check()?;
+        Ok(VolumeBinding { bind_timeout: Duration::from_secs(seconds.unsigned_abs()) })
     }
 }
 

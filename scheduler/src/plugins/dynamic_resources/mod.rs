@@ -16,8 +16,9 @@ use rand::Rng;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{arguments, invalid};
+use super::{BadArguments, arguments};
 use crate::cache::{Held, NodeId, PendingPod, Snapshot, claim_keys, is_extended};
+use crate::config::Faults;
 use crate::framework::{
     Cycle, Diagnosis, EventSet, Handle, Plugin, Points, PostFilter, PreFilter, PreScore, State, Verdict,
     normalize_by_maximum, state_of,
@@ -95,16 +96,21 @@ fn reserved_for(claim: &ResourceClaim, uid: &str) -> bool {
 
 impl DynamicResources {
     /// With the arguments of a profile.
-    pub fn new(value: Option<&Value>) -> Result<DynamicResources, String> {
+    pub fn new(value: Option<&Value>) -> Result<DynamicResources, BadArguments> {
         let Arguments { filter_timeout, binding_timeout } = arguments(value)?;
-        let duration = |field: &str, text: Option<&String>, default: Duration, least: Duration, why: &str| {
-            let Some(text) = text else { return Ok(default) };
+        let mut faults = Faults::default();
+        let mut duration = |field: &str, text: Option<&String>, default: Duration, least: Duration, why: &str| {
+            let Some(text) = text else { return Ok::<_, BadArguments>(default) };
             let given = match text.strip_prefix('-') {
                 Some(rest) => parse_duration(rest).map(|_| None),
                 None => parse_duration(text).map(Some),
             };
-            let given = given.map_err(|error| format!("{field}: {error}"))?;
-            given.filter(|given| *given >= least).ok_or_else(|| invalid(field, text, why))
+            let given = given.map_err(|error| BadArguments::Malformed(format!("{field}: {error}")))?;
+            let given = given.filter(|given| *given >= least);
+            if given.is_none() {
+                faults.invalid(field, text.as_str(), why);
+            }
+            Ok(given.unwrap_or(default))
         };
         // Zero says that it may take as long as it takes.
         let why = "must be zero or positive";
@@ -112,6 +118,7 @@ impl DynamicResources {
         let filter_timeout = if filter_timeout.is_zero() { SEARCH_MAX } else { filter_timeout };
         let (default, least, why) = (Duration::from_secs(600), Duration::from_secs(1), "must be at least 1 second");
         let binding_timeout = duration("bindingTimeout", binding_timeout.as_ref(), default, least, why)?;
+        faults.check()?;
         Ok(DynamicResources { selectors: Selectors::default(), filter_timeout, binding_timeout })
     }
 

@@ -1,12 +1,16 @@
 //! KubeSchedulerConfiguration v1, as kube-scheduler reads it from `--config`.
 
-use std::collections::BTreeSet;
+mod validation;
+
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::cache::DEFAULT_SCHEDULER_NAME;
 use crate::framework::Points;
+use crate::plugins::{self, BadArguments};
+pub use validation::Faults;
+use validation::validate;
 
 const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
 const KIND: &str = "KubeSchedulerConfiguration";
@@ -20,9 +24,9 @@ pub enum ConfigError {
     /// Another kind or version.
     #[error("expected {KIND} of {API_VERSION}, found {kind} of {api_version}")]
     WrongKind { api_version: String, kind: String },
-    /// A field whose value does not hold.
-    #[error("{field}: {cause}")]
-    Invalid { field: &'static str, cause: String },
+    /// Fields whose values do not hold.
+    #[error(transparent)]
+    Invalid(#[from] Faults),
 }
 
 /// The configuration, with Kubernetes' defaults in place of what is left out.
@@ -280,7 +284,8 @@ impl Configuration {
         if configuration.profiles.is_empty() {
             configuration.profiles.push(ProfileConfig::default());
         }
-        configuration.check()?;
+        configuration.check_decoding()?;
+        validate(&configuration).check()?;
         configuration.leave_to_extenders();
         Ok(configuration)
     }
@@ -289,6 +294,19 @@ impl Configuration {
     pub fn backoff(&self) -> (Duration, Duration) {
         let seconds = |number: i64| Duration::from_secs(number.unsigned_abs());
         (seconds(self.pod_initial_backoff_seconds), seconds(self.pod_max_backoff_seconds))
+    }
+
+    /// Arguments that are not of their kind are no fault of a value.
+    fn check_decoding(&self) -> Result<(), ConfigError> {
+        for (at, profile) in self.profiles.iter().enumerate() {
+            for (place, config) in profile.plugin_config.iter().enumerate() {
+                if let Some(Err(BadArguments::Malformed(why))) = plugins::make(&config.name, Some(&config.args)) {
+                    let path = format!("decoding .profiles[{at}].pluginConfig[{place}]");
+                    return Err(ConfigError::Malformed(format!("{path}: {why}")));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// NodeResourcesFit does not look at resources that extenders account for.
@@ -313,128 +331,6 @@ impl Configuration {
                 }
             }
         }
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |field, cause: &str| Err(ConfigError::Invalid { field, cause: cause.to_owned() });
-        if self.parallelism <= 0 {
-            return invalid("parallelism", "should be an integer value greater than zero");
-        }
-        if self.client_connection.burst < 0 {
-            return invalid("clientConnection.burst", "must be non-negative");
-        }
-        self.leader_election.check()?;
-        if self.pod_initial_backoff_seconds <= 0 {
-            return invalid("podInitialBackoffSeconds", "must be greater than 0");
-        }
-        if self.pod_max_backoff_seconds < self.pod_initial_backoff_seconds {
-            return invalid("podMaxBackoffSeconds", "must be greater than or equal to podInitialBackoffSeconds");
-        }
-        let percentages = self.profiles.iter().map(|profile| profile.percentage_of_nodes_to_score);
-        let mut percentages = percentages.chain([self.percentage_of_nodes_to_score]).flatten();
-        if percentages.any(|percentage| !(0..=100).contains(&percentage)) {
-            return invalid("percentageOfNodesToScore", "not in valid range [0-100]");
-        }
-        let mut names = BTreeSet::new();
-        for profile in &self.profiles {
-            if profile.scheduler_name.is_empty() {
-                return invalid("profiles[].schedulerName", "Required value");
-            }
-            if !names.insert(&profile.scheduler_name) {
-                return invalid("profiles[].schedulerName", &format!("Duplicate value: {:?}", profile.scheduler_name));
-            }
-            profile.check()?;
-        }
-        // The pods of all profiles wait in one queue.
-        let queue_sort = |profile: &ProfileConfig| profile.plugins.queue_sort.clone().unwrap_or_default();
-        if self.profiles.windows(2).any(|pair| queue_sort(&pair[0]) != queue_sort(&pair[1])) {
-            return invalid("profiles[].plugins.queueSort", "must be the same for all profiles");
-        }
-        let mut managed = BTreeSet::new();
-        for extender in &self.extenders {
-            if extender.url_prefix.parse::<http::Uri>().is_err() {
-                return invalid("extenders[].urlPrefix", "must be a URL");
-            }
-            if !extender.prioritize_verb.is_empty() && extender.weight <= 0 {
-                return invalid("extenders[].weight", "must have a positive weight applied to it");
-            }
-            for resource in &extender.managed_resources {
-                if !is_extended(&resource.name) {
-                    let cause = format!("{:?} is an invalid extended resource name", resource.name);
-                    return invalid("extenders[].managedResources[].name", &cause);
-                }
-                if !managed.insert(&resource.name) {
-                    let cause = format!("{:?}: duplicate extender managed resource name", resource.name);
-                    return invalid("extenders[].managedResources[].name", &cause);
-                }
-            }
-        }
-        match self.extenders.iter().filter(|extender| !extender.bind_verb.is_empty()).count() {
-            0 | 1 => Ok(()),
-            binders => {
-                let cause =
-                    format!("found {binders} extenders implementing bind: only one extender can implement bind");
-                invalid("extenders", &cause)
-            }
-        }
-    }
-}
-
-/// As `IsExtendedResourceName`.
-fn is_extended(name: &str) -> bool {
-    let own = |domain: &str| domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
-    let asked = format!("requests.{name}");
-    name.split_once('/').is_some_and(|(domain, _)| !own(domain) && !domain.starts_with("requests."))
-        && apimachinery::names::is_qualified_name(name).is_empty()
-        && apimachinery::names::is_qualified_name(&asked).is_empty()
-}
-
-impl LeaderElection {
-    /// As `ValidateLeaderElectionConfiguration`.
-    fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |field, cause: &str| Err(ConfigError::Invalid { field, cause: cause.to_owned() });
-        if self.leader_elect == Some(false) {
-            return Ok(());
-        }
-        if self.lease_duration <= self.renew_deadline {
-            return invalid("leaderElection.leaseDuration", "LeaseDuration must be greater than RenewDeadline");
-        }
-        if self.renew_deadline <= self.retry_period || self.retry_period.is_zero() {
-            return invalid("leaderElection.renewDeadline", "RenewDeadline must be greater than RetryPeriod");
-        }
-        if self.resource_lock != "leases" {
-            return invalid("leaderElection.resourceLock", "resourceLock value must be \"leases\"");
-        }
-        if self.resource_name.is_empty() || self.resource_namespace.is_empty() {
-            return invalid("leaderElection.resourceName", "resourceName and resourceNamespace are required");
-        }
-        Ok(())
-    }
-}
-
-impl ProfileConfig {
-    /// As `validateKubeSchedulerProfile`; the arguments are checked by their plugins.
-    fn check(&self) -> Result<(), ConfigError> {
-        const REMOVED: [&str; 4] = ["AzureDiskLimits", "CinderLimits", "EBSLimits", "GCEPDLimits"];
-        let invalid = |field, cause: String| Err(ConfigError::Invalid { field, cause });
-        let enabled = self.plugins.points().map(|(.., set)| set).chain(&self.plugins.multi_point);
-        let enabled = enabled.flat_map(|set| set.enabled.iter().map(|plugin| &plugin.name));
-        let mut configured = BTreeSet::new();
-        for name in self.plugin_config.iter().map(|config| &config.name) {
-            if !configured.insert(name) {
-                return invalid("profiles[].pluginConfig", format!("Duplicate value: {name:?}"));
-            }
-        }
-        if let Some(name) = enabled.chain(configured).find(|name| REMOVED.contains(&name.as_str())) {
-            let cause = format!(
-                "{name:?} was invalid in version \"v1\" (KubeSchedulerConfiguration is version {API_VERSION:?})"
-            );
-            return invalid("profiles[].plugins", cause);
-        }
-        if self.plugins.queue_sort.as_ref().is_some_and(|set| set.enabled.len() > 1) {
-            return invalid("profiles[].plugins.queueSort", "only one queue sort plugin can be enabled".to_owned());
-        }
-        Ok(())
     }
 }
 
@@ -474,31 +370,19 @@ extenders: [{urlPrefix: 'http://x', filterVerb: f, preemptVerb: p, prioritizeVer
     }
 
     #[test]
-    fn wrong_values_are_named() {
+    fn what_is_no_configuration_is_refused() {
         let cases = [
-            ("profiles: [{schedulerName: a}, {schedulerName: a}]", "Duplicate value: \"a\""),
-            ("percentageOfNodesToScore: 101", "percentageOfNodesToScore"),
-            ("podInitialBackoffSeconds: 20", "podMaxBackoffSeconds"),
-            ("extenders: [{urlPrefix: 'http://x', prioritizeVerb: p}]", "extenders[].weight"),
-            ("extenders: [{urlPrefix: 'http://x', bindVerb: b}, {urlPrefix: 'http://y', bindVerb: b}]", "only one"),
             ("profiles: 7", "invalid type"),
-            ("percentageOfNodesToScore: -1", "percentageOfNodesToScore"),
-            ("parallelism: 0", "greater than zero"),
             ("parallelizm: 1", "unknown field `parallelizm`"),
             ("profiles: [{plugins: {filters: {}}}]", "unknown field `filters`"),
-            ("leaderElection: {leaseDuration: 5s}", "LeaseDuration must be greater"),
-            ("leaderElection: {resourceLock: endpoints}", "must be \"leases\""),
-            ("clientConnection: {burst: -1}", "clientConnection.burst"),
-            ("profiles: [{pluginConfig: [{name: A}, {name: A}]}]", "Duplicate value: \"A\""),
-            ("profiles: [{plugins: {filter: {enabled: [{name: EBSLimits}]}}}]", "was invalid in version"),
             (
-                "profiles: [{schedulerName: a}, {schedulerName: b, plugins: {queueSort: {enabled: [{name: X}]}}}]",
-                "same for all",
+                "profiles: [{pluginConfig: [{name: VolumeBinding, args: {bindTimeout: 1}}]}]",
+                "decoding .profiles[0].pluginConfig[0]: decoding args for plugin VolumeBinding: unknown field `bindTimeout`",
             ),
-            ("extenders: [{urlPrefix: 'http://x', managedResources: [{name: cpu}]}]", "invalid extended resource name"),
             (
-                "extenders: [{urlPrefix: 'http://x', managedResources: [{name: a.b/c}, {name: a.b/c}]}]",
-                "duplicate extender",
+                "profiles: [{pluginConfig: [{name: VolumeBinding, args: {kind: NodeAffinityArgs}}]}]",
+                "args for plugin VolumeBinding were not of type VolumeBindingArgs.kubescheduler.config.k8s.io, \
+                 got NodeAffinityArgs.kubescheduler.config.k8s.io",
             ),
         ];
         for (yaml, words) in cases {
