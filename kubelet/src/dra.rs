@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use component_base::backoff::Backoff;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceClaim as ResourceClaimName, ResourceStatus};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
@@ -24,6 +24,7 @@ use tower::ServiceExt as _;
 use tower::util::MapRequest;
 use tracing::{debug, info, warn};
 
+use crate::dra_health::Healths;
 use crate::objects::explain;
 use crate::plugins::Registry;
 use crate::runtime::pods::uid_of;
@@ -78,6 +79,9 @@ pub struct Dra {
     drivers: Mutex<BTreeMap<String, Driver>>,
     /// ResourceSlices that are to be withdrawn: of all drivers (""), until the first withdrawal is through, and of those gone.
     wiping: Mutex<BTreeMap<String, AbortOnDropHandle<()>>>,
+    /// What drivers say of their devices, and who listens to each.
+    healths: Arc<Healths>,
+    listening: Mutex<BTreeMap<String, AbortOnDropHandle<()>>>,
     /// By the claim's UID.
     prepared: Mutex<BTreeMap<String, Prepared>>,
     file: PathBuf,
@@ -96,6 +100,8 @@ impl Dra {
             node_name: node_name.to_owned(),
             drivers: Mutex::default(),
             wiping: Mutex::default(),
+            healths: Arc::default(),
+            listening: Mutex::default(),
             prepared: Mutex::new(saved.unwrap_or_default()),
             file,
             busy: tokio::sync::Mutex::default(),
@@ -258,22 +264,63 @@ impl Dra {
     /// What a container has of claims: each claim, driver and device.
     pub(crate) fn claims_of_container(&self, pod: &Pod, container: &Container) -> Vec<(Prepared, String, Device)> {
         let names: BTreeMap<String, Option<String>> = claims_of(pod).collect();
+        asked_by(pod, container)
+            .flat_map(|(claim, request)| self.devices_of_claim(pod, &names, claim, request))
+            .collect()
+    }
+
+    /// What one of a pod's claims, or one request of it, has brought.
+    fn devices_of_claim(
+        &self,
+        pod: &Pod,
+        names: &BTreeMap<String, Option<String>>,
+        claim: &str,
+        request: Option<&str>,
+    ) -> Vec<(Prepared, String, Device)> {
+        let Some(Some(name)) = names.get(claim) else { return Vec::new() };
         let prepared = self.prepared.lock();
-        let mut out = Vec::new();
-        for (claim, request) in asked_by(pod, container) {
-            let Some(Some(name)) = names.get(claim) else { continue };
-            let own = prepared.values().find(|p| p.pods.contains(uid_of(pod)) && &p.name == name);
-            for (driver, device) in
-                own.iter().flat_map(|p| &p.devices).flat_map(|(d, list)| list.iter().map(move |x| (d, x)))
-            {
-                // A request may have alternatives: `request/alternative`.
-                let named = |r: &String| request.is_some_and(|wanted| r.split('/').next() == Some(wanted));
-                if request.is_none() || device.requests.is_empty() || device.requests.iter().any(named) {
-                    out.extend(own.map(|p| (p.clone(), driver.clone(), device.clone())));
-                }
-            }
-        }
-        out
+        let Some(own) = prepared.values().find(|p| p.pods.contains(uid_of(pod)) && &p.name == name) else {
+            return Vec::new();
+        };
+        // A request may have alternatives: `request/alternative`.
+        let named = |r: &String| request.is_some_and(|wanted| r.split('/').next() == Some(wanted));
+        let asked = |d: &&Device| request.is_none() || d.requests.is_empty() || d.requests.iter().any(named);
+        let of_driver = |(driver, devices): (&String, &Vec<Device>)| -> Vec<(Prepared, String, Device)> {
+            devices.iter().filter(asked).map(|d| (own.clone(), driver.clone(), d.clone())).collect()
+        };
+        own.devices.iter().flat_map(of_driver).collect()
+    }
+
+    /// The health of the devices that a container has of claims. As `UpdateAllocatedResourcesStatus`.
+    pub fn health_of(&self, pod: &Pod, container: &Container) -> Vec<ResourceStatus> {
+        let now = Instant::now();
+        let names: BTreeMap<String, Option<String>> = claims_of(pod).collect();
+        let health = |(_, driver, device): (Prepared, String, Device)| {
+            let id = device.cdi_ids.first().cloned();
+            let id = id.unwrap_or_else(|| format!("{driver}/{}/{}", device.pool, device.name));
+            self.healths.of(&driver, &device.pool, &device.name, id, now)
+        };
+        let listed = container.resources.iter().flat_map(|r| r.claims.iter().flatten());
+        let status = |claim: &ResourceClaimName| {
+            let request = claim.request.as_deref().filter(|r| !r.is_empty());
+            let devices = self.devices_of_claim(pod, &names, &claim.name, request);
+            let of_request = request.map(|request| format!("/{request}")).unwrap_or_default();
+            (!devices.is_empty()).then(|| ResourceStatus {
+                name: format!("claim:{}{of_request}", claim.name),
+                resources: Some(devices.into_iter().map(health).collect()),
+            })
+        };
+        listed.filter_map(status).collect()
+    }
+
+    /// Waits until drivers have news of their devices' health.
+    pub async fn health_changed(&self) {
+        self.healths.changed.notified().await;
+    }
+
+    /// The UIDs of pods that have devices of claims.
+    pub fn pods(&self) -> BTreeSet<String> {
+        self.prepared.lock().values().flat_map(|p| p.pods.iter().cloned()).collect()
     }
 }
 
@@ -292,6 +339,8 @@ impl Registry for Dra {
                     info.supported_versions
                 ));
             };
+            let listening = self.healths.clone().follow(info.name.clone(), channel.clone());
+            self.listening.lock().insert(info.name.clone(), AbortOnDropHandle::new(tokio::spawn(listening)));
             self.drivers.lock().insert(info.name.clone(), channel.map_request(*adapt));
             self.wiping.lock().remove(&info.name);
             Ok(())
@@ -301,6 +350,8 @@ impl Registry for Dra {
     fn deregister<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.drivers.lock().remove(name);
+            self.listening.lock().remove(name);
+            self.healths.forget(name);
             self.wipe(name, WIPING_DELAY);
         })
     }
@@ -350,7 +401,10 @@ fn usable(claim: &ResourceClaim, pod_uid: &str) -> Result<(String, Prepared, BTr
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt as _;
     use proto::dra::dra_plugin_server::{DraPlugin, DraPluginServer};
+    use proto::dra_health as health;
+    use proto::dra_health::dra_resource_health_server::{DraResourceHealth, DraResourceHealthServer};
     use serde_json::json;
     use tokio_stream::wrappers::UnixListenerStream;
     use tonic::{Request, Response, Status};
@@ -390,6 +444,26 @@ mod tests {
         }
     }
 
+    #[tonic::async_trait]
+    impl DraResourceHealth for FakeDriver {
+        type NodeWatchResourcesStream =
+            futures::stream::BoxStream<'static, Result<health::NodeWatchResourcesResponse, Status>>;
+        async fn node_watch_resources(
+            &self,
+            _: Request<health::NodeWatchResourcesRequest>,
+        ) -> Result<Response<Self::NodeWatchResourcesStream>, Status> {
+            let device = health::DeviceHealth {
+                device: Some(health::DeviceIdentifier::default()),
+                health: health::HealthStatus::Unhealthy.into(),
+                message: "too hot".into(),
+                health_check_timeout_seconds: 600,
+                ..Default::default()
+            };
+            let said = health::NodeWatchResourcesResponse { devices: vec![device] };
+            Ok(Response::new(futures::stream::once(async { Ok(said) }).chain(futures::stream::pending()).boxed()))
+        }
+    }
+
     fn claim(name: &str, pods: &[&str]) -> ResourceClaim {
         let reserved: Vec<_> = pods.iter().map(|uid| json!({"resource": "pods", "name": uid, "uid": uid})).collect();
         serde_json::from_value(
@@ -406,7 +480,9 @@ mod tests {
         let socket = root.path().join("dra.sock");
         let driver = FakeDriver::default();
         let listener = UnixListenerStream::new(tokio::net::UnixListener::bind(&socket).unwrap());
-        let server = tonic::transport::Server::builder().add_service(DraPluginServer::new(driver.clone()));
+        let server = tonic::transport::Server::builder()
+            .add_service(DraPluginServer::new(driver.clone()))
+            .add_service(DraResourceHealthServer::new(driver.clone()));
         tokio::spawn(server.serve_with_incoming(listener));
         let dra = Dra::new(None, "n1", root.path());
         let shared = claim("shared", &["u1", "u2"]);
@@ -429,6 +505,16 @@ mod tests {
                 {"name": "part", "resources": {"claims": [{"name": "mine", "request": "two"}]}}, {"name": "none"}]},
             "status": {"resourceClaimStatuses": [{"name": "mine", "resourceClaimName": "shared"}]}}))
             .unwrap();
+        let container = |index: usize| &pod.spec.as_ref().unwrap().containers[index];
+        let healthy = || dra.health_of(&pod, container(1))[0].resources.clone().unwrap()[0].health.clone().unwrap();
+        while healthy() == "Unknown" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let told = serde_json::to_value(dra.health_of(&pod, container(1))).unwrap();
+        let unhealthy = json!({"resourceID": "vendor/x=shared-two", "health": "Unhealthy", "message": "too hot"});
+        assert_eq!(told, json!([{"name": "claim:mine/two", "resources": [unhealthy]}]));
+        assert_eq!(dra.health_of(&pod, container(0))[0].name, "claim:mine");
+        assert!(dra.health_of(&pod, container(2)).is_empty());
         // As a kubelet that was started anew knows it.
         let restarted = Dra::new(None, "n1", root.path());
         let of = |index: usize| restarted.devices_of(&pod, &pod.spec.as_ref().unwrap().containers[index]);

@@ -7,6 +7,7 @@ pub mod certificates;
 pub mod config;
 pub mod csi;
 pub mod dra;
+mod dra_health;
 pub mod env;
 pub mod events;
 pub mod eviction;

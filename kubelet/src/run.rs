@@ -202,6 +202,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     }));
     let pods_of = workers.clone();
     tokio::spawn(allocator.clone().serve(move || pods_of.pods(), dra.clone(), shutdown.clone()));
+    tokio::spawn(tell_health(workers.clone(), allocator.clone(), dra.clone(), shutdown.clone()));
     let node_changed = allocator.changed.clone();
     tokio::spawn(shutdown::follow(
         config.clone(),
@@ -481,6 +482,17 @@ async fn follow_manifests(
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = source.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Wakes the workers of pods with devices when plugins or drivers have news of these: their health is part of a pod's status.
+async fn tell_health(workers: Arc<PodWorkers>, allocator: Arc<Allocator>, dra: Arc<Dra>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = allocator.changed.notified() => allocator.device_holders().iter().for_each(|uid| workers.wake(uid)),
+            () = dra.health_changed() => dra.pods().iter().for_each(|uid| workers.wake(uid)),
         }
     }
 }

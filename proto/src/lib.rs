@@ -42,3 +42,9 @@ pub mod dra {
     #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
     tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1");
 }
+
+/// What drivers of dynamic resources say of their devices' health (`v1alpha1`).
+pub mod dra_health {
+    #![allow(clippy::all, missing_docs, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("v1alpha1");
+}

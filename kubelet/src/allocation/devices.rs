@@ -147,6 +147,19 @@ impl Devices {
         self.plugins.lock().contains_key(resource)
     }
 
+    /// A device's health as pods' statuses have it.
+    pub(super) fn health(&self, resource: &str, id: &str) -> &'static str {
+        let plugins = self.plugins.lock();
+        match plugins.get(resource) {
+            None => "Unknown",
+            Some(plugin) if plugin.stopped.is_some() => "Unknown",
+            Some(plugin) => match plugin.devices.get(id) {
+                Some(device) if !device.healthy => "Unhealthy",
+                _ => "Healthy",
+            },
+        }
+    }
+
     pub(super) fn list(&self, resource: &str) -> BTreeMap<String, Device> {
         self.plugins.lock().get(resource).map(|p| p.devices.clone()).unwrap_or_default()
     }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceHealth, ResourceStatus};
 use parking_lot::Mutex;
 use prost::Message as _;
 use proto::cri;
@@ -473,6 +473,28 @@ impl Allocator {
         self.policies.static_cpus.as_ref()?;
         let held = self.held.lock().get(uid).and_then(|own| own.get(container)).cloned().unwrap_or_default();
         Some(self.cpuset(&held))
+    }
+
+    /// The health of the devices that a container holds. As `UpdateAllocatedResourcesStatus`.
+    pub fn health_of(&self, uid: &str, container: &str) -> Vec<ResourceStatus> {
+        let all = self.held.lock();
+        let Some(held) = all.get(uid).and_then(|own| own.get(container)) else { return Vec::new() };
+        let health = |resource: &String, id: &String| ResourceHealth {
+            health: Some(self.devices.health(resource, id).to_owned()),
+            message: None,
+            resource_id: id.clone(),
+        };
+        let status = |(resource, devices): (&String, &HeldDevices)| ResourceStatus {
+            name: resource.clone(),
+            resources: Some(devices.ids.iter().map(|id| health(resource, id)).collect()),
+        };
+        held.devices.iter().map(status).collect()
+    }
+
+    /// The UIDs of pods that hold devices.
+    pub fn device_holders(&self) -> Vec<String> {
+        let has = |own: &BTreeMap<String, Held>| own.values().any(|held| !held.devices.is_empty());
+        self.held.lock().iter().filter(|(_, own)| has(own)).map(|(uid, _)| uid.clone()).collect()
     }
 
     /// Takes back what a pod held.

@@ -168,6 +168,13 @@ async fn devices_are_registered_given_and_taken_back() {
     let sender = plugin.list.lock().clone().unwrap();
     sender.send(Ok(list("Unhealthy"))).await.unwrap();
     until("one is unhealthy", || has(4, 3)).await;
+    let health = serde_json::to_value(allocator.health_of("u1", "c")).unwrap();
+    let of = |id: &str, health: &str| json!({"resourceID": id, "health": health});
+    assert_eq!(
+        health[0],
+        json!({"name": "example.com/thing", "resources": [of("d0", "Unhealthy"), of("d1", "Healthy")]})
+    );
+    assert_eq!((allocator.device_holders(), allocator.health_of("u2", "c")), (vec!["u1".to_owned()], vec![]));
     let refused = allocator.admit(&pod("u2", "1", "1Mi", 3)).await.unwrap_err();
     assert_eq!(refused.reason, "UnexpectedAdmissionError");
     assert!(refused.message.contains("Requested: 3, Available: 2"), "{}", refused.message);

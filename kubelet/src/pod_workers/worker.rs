@@ -217,6 +217,11 @@ impl Worker {
             ended: self.ended.as_ref().filter(|ended| self.terminated || ended.rejected),
             resources: &|container| self.resizes.of(container).cloned(),
             resize: self.resizes.state.as_ref(),
+            devices: &|container| {
+                let mut devices = self.means.allocator.health_of(&self.uid, &container.name);
+                devices.extend(self.means.dra.health_of(pod, container));
+                devices
+            },
             terminated: self.terminated,
             now: Timestamp::now(),
         });

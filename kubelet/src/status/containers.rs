@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, LinuxContainerUser, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
+    ContainerUser, LinuxContainerUser, PodSpec, PodStatus, ResourceRequirements, ResourceStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -36,6 +36,7 @@ pub(super) struct Source<'a> {
     pub waiting: &'a BTreeMap<String, Waiting>,
     pub probes: &'a dyn Fn(&ObservedContainer) -> ProbeView,
     pub resources: &'a dyn Fn(&ObservedContainer) -> Option<ResourceRequirements>,
+    pub devices: &'a dyn Fn(&Container) -> Vec<ResourceStatus>,
     pub runtime_name: &'a str,
     /// The pod is being deleted: what cannot be found any more has ended.
     pub deleted: bool,
@@ -51,6 +52,17 @@ pub(super) fn time(nanos: i64) -> Option<Time> {
 }
 
 pub(super) fn status(source: &Source<'_>, kind: ContainerKind, container: &Container) -> ContainerStatus {
+    let mut status = of_attempts(source, kind, container);
+    if kind == ContainerKind::App {
+        let devices = Some((source.devices)(container)).filter(|devices| !devices.is_empty());
+        // What an ended container had is no longer known.
+        let before = || source.old.iter().find(|s| s.name == container.name)?.allocated_resources_status.clone();
+        status.allocated_resources_status = devices.or_else(before);
+    }
+    status
+}
+
+fn of_attempts(source: &Source<'_>, kind: ContainerKind, container: &Container) -> ContainerStatus {
     let mut attempts = source.observed.containers.iter().filter(|c| c.name == container.name);
     let old = source.old.iter().find(|s| s.name == container.name);
     let Some(latest) = attempts.next() else { return without_attempt(source, kind, container, old) };

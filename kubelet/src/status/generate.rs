@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements,
+    ResourceStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -69,6 +70,8 @@ pub struct Input<'a> {
     /// What a running container has, if that is known to differ from its spec.
     pub resources: &'a dyn Fn(&ObservedContainer) -> Option<ResourceRequirements>,
     pub resize: Option<&'a Resize>,
+    /// The health of the devices that a container has.
+    pub devices: &'a dyn Fn(&Container) -> Vec<ResourceStatus>,
     /// All containers have been stopped for good: the phase must be a final one.
     pub terminated: bool,
     pub now: Timestamp,
@@ -96,6 +99,7 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
             waiting: input.waiting,
             probes: input.probes,
             resources: input.resources,
+            devices: input.devices,
             runtime_name: input.runtime_name,
             deleted: input.pod.metadata.deletion_timestamp.is_some() || input.terminated,
         };
@@ -460,6 +464,7 @@ mod tests {
             host_ips: &["192.168.0.1".to_owned()],
             runtime_name: "containerd",
             resources: &|_| None,
+            devices: &|_| Vec::new(),
             resize: None,
             ended: case.ended,
             terminated: case.terminated,
@@ -564,6 +569,7 @@ mod tests {
                 host_ips: &[],
                 runtime_name: "containerd",
                 resources: &|_| None,
+                devices: &|_| Vec::new(),
                 resize: None,
                 ended: None,
                 terminated: false,
