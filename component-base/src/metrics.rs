@@ -41,9 +41,12 @@ pub fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock()
 }
 
+/// The registry ends every help text with a full stop; what is marked so is shown as it was given.
+const AS_GIVEN: &str = "\u{1}";
+
 /// Registers a metric and gives it back: `let ADDS = register("workqueue_adds", "…", Family::default())`.
 pub fn register<M: Metric + Clone>(name: &str, help: &str, metric: M) -> M {
-    registry().register(name, help, metric.clone());
+    registry().register(name, format!("{help}{AS_GIVEN}"), metric.clone());
     metric
 }
 
@@ -87,7 +90,8 @@ fn classic(text: &str) -> String {
         } else if let Some((name, kind)) = described("# TYPE ") {
             let suffix = if kind == "counter" { "_total" } else { "" };
             if let Some((_, help)) = help.take().filter(|(helped, _)| *helped == name) {
-                out.extend(["# HELP ", name, suffix, " ", help, "\n"]);
+                let given = help.strip_suffix('.').and_then(|help| help.strip_suffix(AS_GIVEN));
+                out.extend(["# HELP ", name, suffix, " ", given.unwrap_or(help), "\n"]);
             }
             let kind = if kind == "unknown" { "untyped" } else { kind };
             out.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
@@ -133,7 +137,7 @@ mod tests {
         counter.inc();
         let text = encode();
         assert!(text.contains("# TYPE test_things_total counter\ntest_things_total 1\n"), "{text}");
-        assert!(text.contains("# HELP test_things_total Things counted"), "{text}");
+        assert!(text.contains("# HELP test_things_total Things counted\n"), "{text}");
         assert!(!text.contains("# EOF"), "{text}");
         assert!(text.contains("process_resident_memory_bytes "), "{text}");
     }

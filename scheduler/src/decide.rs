@@ -10,7 +10,9 @@ use std::time::Instant;
 use rand::{Rng, RngExt};
 
 use crate::cache::{NodeId, PendingPod, Snapshot};
-use crate::framework::{Cycle, Diagnosis, FitError, MAX_NODE_SCORE, Nomination, PreScore, Profile, State, Timings};
+use crate::framework::{
+    Cycle, Diagnosis, Evaluations, FitError, MAX_NODE_SCORE, Nomination, PreScore, Profile, State, Timings,
+};
 
 /// Below this number all nodes are looked at. As `minFeasibleNodesToFind`.
 const FEASIBLE_NODES_MIN: usize = 100;
@@ -35,6 +37,8 @@ pub struct Scratch {
     next_start: usize,
     /// Of the last decision.
     pub timings: Timings,
+    /// Of the last decision, too.
+    pub evaluations: Evaluations,
 }
 
 /// How many fitting nodes are enough. As `numFeasibleNodesToFind`.
@@ -81,6 +85,7 @@ pub fn decide_among(
 ) -> Result<Decision, FitError> {
     let mut diagnosis = Diagnosis { nodes: snapshot.nodes.len(), ..Diagnosis::default() };
     drop(scratch.timings.drain());
+    scratch.evaluations.begin(profile.plugins.len());
     if snapshot.nodes.is_empty() {
         return Err(diagnosis.into_error(profile, &[]));
     }
@@ -102,8 +107,10 @@ pub fn decide_among(
         post_filter(&mut cycle, snapshot, &mut diagnosis, rng);
         let helps = diagnosis.deallocate.is_some() || matches!(diagnosis.nomination, Nomination::To { .. });
         scratch.timings.note("PostFilter", if helps { "Success" } else { "Unschedulable" }, began);
+        cycle.count(&mut scratch.evaluations);
         return Err(diagnosis.into_error(profile, &cycle.states));
     }
+    cycle.count(&mut scratch.evaluations);
     let node = match scratch.feasible.as_slice() {
         [only] => *only,
         _ => {
@@ -220,12 +227,18 @@ fn find_feasible(
 
 /// Fills `scratch.totals`, one a feasible node.
 fn score(profile: &Profile, snapshot: &Snapshot, pod: &PendingPod, scratch: &mut Scratch) {
-    let Scratch { feasible, totals, timings, .. } = scratch;
+    let Scratch { feasible, totals, timings, evaluations, .. } = scratch;
     totals.clear();
     totals.resize(feasible.len(), 0);
     let began = Instant::now();
     let states = pre_score(profile, snapshot, pod, feasible);
     let began = timings.note("PreScore", "Success", began);
+    for (place, ..) in &states {
+        if profile.pre_score.contains(place) {
+            evaluations.add(*place, 2, 1);
+        }
+        evaluations.add(*place, 3, feasible.len() as u64);
+    }
     scores_with(&states, profile, snapshot, pod, feasible, &mut |_, weight, scores| {
         for (total, score) in totals.iter_mut().zip(scores) {
             *total += score * weight;
@@ -291,6 +304,25 @@ fn choose(feasible: &[NodeId], totals: &[i64], rng: &mut impl Rng) -> NodeId {
 mod tests {
     use super::*;
     use crate::testing::{cluster, node, pending, placed, pod, seeded};
+
+    #[test]
+    fn it_is_counted_how_often_plugins_are_asked() {
+        let profile = Profile::default_profile().expect("default profile");
+        let mut snapshot = cluster([node("a").build(), node("b").build(), node("c").unschedulable().build()]);
+        let (pod, mut scratch) = (pending(pod("p").requests(&[("cpu", "1")]).build()), Scratch::default());
+        snapshot.prepare_for(&pod);
+        decide(&profile, &mut snapshot, &pod, &mut scratch, &mut seeded(1)).expect("a node");
+        let of = |name: &str| {
+            let place = profile.plugins.iter().position(|plugin| plugin.name() == name).expect("a plugin");
+            scratch.evaluations.counts()[place]
+        };
+        // All nodes come to the first filter; the one that it refuses comes no further.
+        assert_eq!(of("NodeUnschedulable"), [0, 3, 0, 0]);
+        assert_eq!(of("NodeResourcesFit"), [1, 2, 1, 2]);
+        // It has nothing to say of this pod.
+        assert_eq!(of("PodTopologySpread")[1], 0);
+        assert_eq!(of("DefaultBinder"), [0; 4]);
+    }
 
     fn decide_now(snapshot: &mut Snapshot, pod: k8s_openapi::api::core::v1::Pod) -> Result<String, FitError> {
         let profile = Profile::default_profile().expect("default profile");

@@ -1,5 +1,6 @@
 //! The scheduler's metrics, under Kubernetes' names.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use component_base::metrics::register;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+use crate::framework::{COUNTED_POINTS, Evaluations, Plugin, Profile};
 use crate::queue::Depths;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,6 +55,32 @@ pub struct Metrics {
     incoming: Family<Incoming, Counter>,
     points: Family<Point, Histogram>,
     unschedulable: Family<Held, Gauge>,
+    evaluations: Family<Evaluation, Counter>,
+    running: Family<Running, Gauge>,
+}
+
+/// The counters of one profile: by the place of a plugin, at the [`COUNTED_POINTS`].
+pub struct EvaluationCounters(Vec<[Counter; 4]>);
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Evaluation {
+    plugin: &'static str,
+    extension_point: &'static str,
+    profile: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Running {
+    operation: &'static str,
+}
+
+/// Work that goes on; it has ended when this is dropped.
+pub struct Work(Gauge);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -101,7 +129,10 @@ impl Default for Metrics {
             ),
             pending: register(
                 "scheduler_pending_pods",
-                "Number of pending pods, by the queue type.",
+                "Number of pending pods, by the queue type. 'active' means number of pods in activeQ; 'backoff' means number of \
+                 pods in backoffQ; 'unschedulable' means number of pods in unschedulablePods that the scheduler attempted to \
+                 schedule and failed; 'gated' is the number of unschedulable pods that the scheduler never attempted to \
+                 schedule because they are gated.",
                 Family::default(),
             ),
             preemptions: register(
@@ -121,7 +152,8 @@ impl Default for Metrics {
             ),
             waits: register(
                 "scheduler_pod_scheduling_sli_duration_seconds",
-                "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue.",
+                "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue and might involve \
+                 multiple scheduling attempts.",
                 Family::<Tries, Histogram>::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
             ),
             incoming: register(
@@ -132,7 +164,18 @@ impl Default for Metrics {
             unschedulable: register(
                 "scheduler_unschedulable_pods",
                 "The number of unschedulable pods broken down by plugin name. A pod will increment the gauge for all plugins \
-                 that caused it to not schedule and so this metric will have meaning only when broken down by plugin.",
+                 that caused it to not schedule and so this metric have meaning only when broken down by plugin.",
+                Family::default(),
+            ),
+            evaluations: register(
+                "scheduler_plugin_evaluation",
+                "Number of attempts to schedule pods by each plugin and the extension point (available only in PreFilter, \
+                 Filter, PreScore, and Score).",
+                Family::default(),
+            ),
+            running: register(
+                "scheduler_goroutines",
+                "Number of running goroutines split by the work they do such as binding.",
                 Family::default(),
             ),
             points: register(
@@ -146,7 +189,35 @@ impl Default for Metrics {
     }
 }
 
+impl EvaluationCounters {
+    /// Adds what an attempt came to.
+    pub fn add(&self, evaluations: &Evaluations) {
+        for (counters, counts) in self.0.iter().zip(evaluations.counts()) {
+            for (counter, times) in counters.iter().zip(counts).filter(|(_, times)| **times > 0) {
+                counter.inc_by(*times);
+            }
+        }
+    }
+}
+
 impl Metrics {
+    /// The counters for the plugins of a profile.
+    pub fn counters_of(&self, profile: &Profile) -> EvaluationCounters {
+        let of = |plugin: &'static str, extension_point: &'static str| {
+            let profile = profile.scheduler_name.clone();
+            self.evaluations.get_or_create_owned(&Evaluation { plugin, extension_point, profile })
+        };
+        let of_plugin = |plugin: &Arc<dyn Plugin>| COUNTED_POINTS.map(|point| of(plugin.name(), point));
+        EvaluationCounters(profile.plugins.iter().map(of_plugin).collect())
+    }
+
+    /// A pod is being bound. As the operation `binding` of `goroutines`: what else is counted there is done by one thread here.
+    pub fn binding(&self) -> Work {
+        let gauge = self.running.get_or_create_owned(&Running { operation: "binding" });
+        gauge.inc();
+        Work(gauge)
+    }
+
     /// Counts an attempt.
     pub fn attempt(&self, profile: &str, outcome: Outcome, duration: Duration) {
         let labels = Attempt { profile: profile.to_owned(), result: outcome.label() };
@@ -205,5 +276,30 @@ impl Metrics {
         ] {
             self.pending.get_or_create(&Pending { queue }).set(depth as i64);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_and_bindings_are_shown_as_kubernetes_does() {
+        let (metrics, profile) = (Metrics::default(), Profile::default_profile().expect("default profile"));
+        let mut evaluations = Evaluations::default();
+        evaluations.begin(profile.plugins.len());
+        evaluations.add(profile.filter[0], 1, 3);
+        metrics.counters_of(&profile).add(&evaluations);
+        let work = metrics.binding();
+        let text = component_base::metrics::encode();
+        for line in [
+            "scheduler_plugin_evaluation_total{plugin=\"NodeUnschedulable\",extension_point=\"Filter\",\
+             profile=\"default-scheduler\"} 3\n",
+            "scheduler_goroutines{operation=\"binding\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        drop(work);
+        assert!(component_base::metrics::encode().contains("scheduler_goroutines{operation=\"binding\"} 0\n"));
     }
 }

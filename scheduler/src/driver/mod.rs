@@ -24,7 +24,7 @@ use crate::decide::{Approval, Decision, Scratch, decide_among, sampled_nodes};
 use crate::explain;
 use crate::extender::{ExtenderError, Extenders};
 use crate::framework::{Bind, Diagnosis, Event, EventSet, FitError, Handle, Nomination, Profile, QueueKey, State};
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{EvaluationCounters, Metrics, Outcome};
 use crate::plugins::dynamic_resources::deallocate;
 use crate::queue::{Policy, Queue, Refused, Timing};
 
@@ -104,6 +104,8 @@ struct Shared {
     profiles: Profiles,
     handle: Handle,
     metrics: Metrics,
+    /// By the names of the profiles.
+    counters: HashMap<String, EvaluationCounters>,
     extenders: Extenders,
     /// For extenders that want to see whole nodes.
     node_objects: OnceLock<Informer<Node>>,
@@ -129,13 +131,16 @@ impl Driver {
         let core = Arc::new(Mutex::new(core));
         let lent = core.clone();
         let picture = Arc::new(move |look: &mut dyn FnMut(&mut Snapshot)| look(&mut lent.lock().snapshot));
+        let metrics = Metrics::default();
+        let counters = profiles.0.iter().map(|(name, one)| (name.clone(), metrics.counters_of(one))).collect();
         Driver {
             shared: Arc::new(Shared {
                 core,
                 wake: Notify::new(),
                 profiles,
                 handle: Handle { client, recorders: Arc::new(recorders), picture },
-                metrics: Metrics::default(),
+                metrics,
+                counters,
                 extenders,
                 node_objects: OnceLock::new(),
             }),
@@ -222,9 +227,10 @@ impl Driver {
             Next::Nothing => {}
             Next::Bind { profile, node, reserved } => {
                 debug!(pod = %pod.facts.key, %node, attempts, "decided");
+                let work = self.shared.metrics.binding();
                 tokio::spawn(async move {
                     driver.bind(&profile, &pod, &node, &reserved, started, attempts).await;
-                    drop(slot);
+                    drop((slot, work));
                 });
             }
             Next::TellUnschedulable { profile, error } => {
@@ -253,6 +259,9 @@ impl Driver {
         let decision =
             decide_among(&profile, &mut core.snapshot, pod, &mut core.scratch, &mut core.rng, approval.as_ref());
         self.shared.metrics.decided_in(started.elapsed());
+        if let Some(counters) = self.shared.counters.get(&profile.scheduler_name) {
+            counters.add(&core.scratch.evaluations);
+        }
         let timings = &mut core.scratch.timings;
         let placed = decision.and_then(|Decision { node, .. }| {
             profile.reserve(pod, &mut core.snapshot, node, timings).map(|reserved| (node, reserved)).map_err(

@@ -3,9 +3,10 @@
 //! A cycle can suppose pods on or off a node (victims, nominated pods) and take the supposition back; the snapshot is
 //! changed in place and is as before afterwards, so nothing is copied per node.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
-use super::{Diagnosis, PreFilter, Profile, Refusal, State, Verdict};
+use super::{Diagnosis, Evaluations, PreFilter, Profile, Refusal, State, Verdict};
 use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
 
 /// The cycle of one pod.
@@ -15,6 +16,10 @@ pub struct Cycle<'a> {
     pub states: Vec<Option<State>>,
     /// The filters that have something to say.
     filters: Vec<u8>,
+    /// How often the filters ran as far as each of them; the last number is of those that ran them all and were not refused.
+    ended: Vec<Cell<u64>>,
+    /// The plugins that had something to say before, as bits.
+    prepared: u128,
     /// Pods of at least this one's priority that are to come to a node.
     nominated: HashMap<NodeId, Vec<PodFacts>>,
     /// The only nodes that come into question.
@@ -32,11 +37,15 @@ impl<'a> Cycle<'a> {
     ) -> (Cycle<'a>, bool) {
         let mut states: Vec<Option<State>> = Vec::new();
         states.resize_with(profile.plugins.len(), || None);
-        let mut skipped = 0_u128;
+        let (mut skipped, mut prepared) = (0_u128, 0_u128);
         let mut only: Option<Vec<NodeId>> = None;
         let mut goes_on = true;
         for place in &profile.pre_filter {
-            match profile.plugin(*place).pre_filter(pod, snapshot) {
+            let answer = profile.plugin(*place).pre_filter(pod, snapshot);
+            if !matches!(answer, PreFilter::Skip) {
+                prepared |= 1 << place;
+            }
+            match answer {
                 PreFilter::Skip => skipped |= 1 << place,
                 PreFilter::Proceed(state) => states[usize::from(*place)] = Some(state),
                 PreFilter::Only(state, nodes) => {
@@ -60,9 +69,10 @@ impl<'a> Cycle<'a> {
                 }
             }
         }
-        let filters = profile.filter.iter().copied().filter(|place| skipped & (1 << *place) == 0).collect();
+        let filters: Vec<u8> = profile.filter.iter().copied().filter(|place| skipped & (1 << *place) == 0).collect();
+        let ended = vec![Cell::new(0); filters.len() + 1];
         let nominated = snapshot.nominated_above(&pod.facts);
-        (Cycle { profile, pod, states, filters, nominated, only, none: Box::new(()) }, goes_on)
+        (Cycle { profile, pod, states, filters, ended, prepared, nominated, only, none: Box::new(()) }, goes_on)
     }
 
     /// A plugin's state.
@@ -72,13 +82,28 @@ impl<'a> Cycle<'a> {
 
     /// Runs the filters as things stand. As `RunFilterPlugins`.
     pub fn filter_now(&self, snapshot: &Snapshot, node: NodeId) -> Result<(), (u8, Refusal)> {
-        for place in &self.filters {
+        let end_at = |at: usize| self.ended[at].update(|times| times + 1);
+        for (at, place) in self.filters.iter().enumerate() {
             let plugin = self.profile.plugin(*place);
             if let Verdict::Refuse(refusal) = plugin.filter(self.state(*place), self.pod, snapshot, node) {
+                end_at(at);
                 return Err((*place, refusal));
             }
         }
+        end_at(self.filters.len());
         Ok(())
+    }
+
+    /// Tells how often plugins were asked at PreFilter and Filter.
+    pub fn count(&self, evaluations: &mut Evaluations) {
+        let prepared = self.profile.pre_filter.iter().filter(|place| self.prepared & (1 << **place) != 0);
+        prepared.for_each(|place| evaluations.add(*place, 0, 1));
+        // Who ran as far as a filter ran those before it as well.
+        let mut ran: u64 = self.ended.iter().map(Cell::get).sum();
+        for (place, ended) in self.filters.iter().zip(&self.ended) {
+            evaluations.add(*place, 1, ran);
+            ran -= ended.get();
+        }
     }
 
     /// Runs the filters with the pods that are nominated to the node, and without them: the pod must fit either way.

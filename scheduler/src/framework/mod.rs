@@ -84,6 +84,30 @@ impl Timings {
     }
 }
 
+/// The points at which it is counted how often plugins are asked.
+pub const COUNTED_POINTS: [&str; 4] = ["PreFilter", "Filter", "PreScore", "Score"];
+
+/// How often the plugins of a profile were asked in one attempt, for the metrics: by place, at the [`COUNTED_POINTS`].
+#[derive(Debug, Default)]
+pub struct Evaluations(Vec<[u64; 4]>);
+
+impl Evaluations {
+    /// Begins anew, for so many plugins.
+    pub fn begin(&mut self, plugins: usize) {
+        self.0.clear();
+        self.0.resize(plugins, [0; 4]);
+    }
+
+    /// A plugin was asked so many times at one of the [`COUNTED_POINTS`].
+    pub fn add(&mut self, place: u8, point: usize, times: u64) {
+        self.0[usize::from(place)][point] += times;
+    }
+
+    pub fn counts(&self) -> &[[u64; 4]] {
+        &self.0
+    }
+}
+
 /// What a plugin works out once per pod for its later points.
 pub type State = Box<dyn Any + Send + Sync>;
 
