@@ -54,16 +54,18 @@ pub async fn start(context: Arc<Context>) {
         max_per_subset: context.settings.mirroring_max_endpoints_per_subset,
     });
     let queue = Arc::new(WorkQueue::new(NAME));
-    let (to, gathered_for) = (queue.clone(), context.settings.mirroring_endpointslice_updates_batch_period);
+    let gathered =
+        Gathered { queue: queue.clone(), period: context.settings.mirroring_endpointslice_updates_batch_period };
+    let to = gathered.clone();
     controller.endpoints.on_change(move |change| {
         let ours = |e: &&Arc<Endpoints>| is_mirrored(e);
         if let Some(one) =
             change.latest().filter(|_| change.old.filter(ours).is_some() || change.new.filter(ours).is_some())
         {
-            to.add_after(NamespacedName::of(one.as_ref()), gathered_for);
+            to.add(NamespacedName::of(one.as_ref()));
         }
     });
-    let (to, endpoints) = (queue.clone(), controller.endpoints.clone());
+    let (to, endpoints) = (gathered.clone(), controller.endpoints.clone());
     controller.services.on_change(move |change| {
         let Some(service) = change.latest() else { return };
         let key = NamespacedName::of(service.as_ref());
@@ -72,7 +74,7 @@ pub async fn start(context: Arc<Context>) {
             to.add(key);
         }
     });
-    let (to, expectations) = (queue.clone(), controller.expectations.clone());
+    let (to, expectations) = (gathered, controller.expectations.clone());
     controller.slices.on_change(move |change| {
         let Some(key) = change.latest().and_then(|s| mirrored_by(s)) else { return };
         if change.old.is_none() {
@@ -85,6 +87,20 @@ pub async fn start(context: Arc<Context>) {
     controller.slices.synced().await;
     let workers = context.settings.mirroring_concurrent_service_endpoint_syncs;
     run(NAME, queue, controller, workers, context.shutdown.clone()).await;
+}
+
+/// Where changes wait for others of the same Endpoints, whatever tells of them, for
+/// `--mirroring-endpointslice-updates-batch-period`. As `queueEndpoints`.
+#[derive(Clone)]
+struct Gathered {
+    queue: Arc<WorkQueue<NamespacedName>>,
+    period: Duration,
+}
+
+impl Gathered {
+    fn add(&self, key: NamespacedName) {
+        self.queue.add_after(key, self.period);
+    }
 }
 
 /// The Endpoints behind a slice of this controller's.
@@ -335,6 +351,32 @@ mod tests {
         assert_eq!((second.len(), &second[0].metadata.name), (1, &first[0].metadata.name));
         assert_eq!(second[0].ports.as_ref().unwrap()[0].port, Some(81));
         assert_eq!(settle(&endpoints(Value::Null), &second).len(), 0);
+    }
+
+    /// Time passes by itself here where nothing else can be done.
+    #[tokio::test(start_paused = true)]
+    async fn changes_within_the_batch_period_are_mirrored_together() {
+        let began = tokio::time::Instant::now();
+        let seconds = Duration::from_secs;
+        let gathered = Gathered { queue: Arc::new(WorkQueue::new("test_mirroring")), period: seconds(10) };
+        let (one, other) = (NamespacedName::new("ns", "one"), NamespacedName::new("ns", "other"));
+        gathered.add(one.clone());
+        tokio::time::sleep(seconds(4)).await;
+        gathered.add(other.clone());
+        gathered.add(one.clone());
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            let key = gathered.queue.next().await;
+            gathered.queue.done(&key, Duration::ZERO);
+            told.push((key, began.elapsed().as_secs()));
+        }
+        // The later change of the first neither came alone nor kept it waiting longer.
+        assert_eq!(told, [(one.clone(), 10), (other, 14)]);
+        assert!(tokio::time::timeout(seconds(60), gathered.queue.next()).await.is_err(), "nothing is told twice");
+        let at_once = Gathered { period: Duration::ZERO, ..gathered };
+        at_once.add(one.clone());
+        let (began, key) = (tokio::time::Instant::now(), at_once.queue.next().await);
+        assert_eq!((key, began.elapsed()), (one, Duration::ZERO));
     }
 
     #[test]
