@@ -116,8 +116,8 @@ impl Controller {
         }
     }
 
-    /// Makes the Job that is due and notes it as active.
-    async fn start_job(&self, cron_job: &CronJob, scheduled: Timestamp, plan: &mut Plan) -> Result<(), SyncError> {
+    /// Makes the Job that is due and notes it as active. Not if another's has its name: whoever made that sees to it.
+    async fn start_job(&self, cron_job: &CronJob, scheduled: Timestamp, plan: &mut Plan) -> Result<bool, SyncError> {
         let about = reference(cron_job);
         let job = job_for(cron_job, scheduled);
         let api = api_in::<Job>(&self.client, about.namespace.as_deref().unwrap_or_default());
@@ -135,9 +135,7 @@ impl Controller {
             Err(error) if is_code(&error, 409) => {
                 let there = api.get(&job.name_any()).await?;
                 if controller_of(&there.metadata).map(|o| &o.uid) != cron_job.metadata.uid.as_ref() {
-                    let message = format!("Error creating job: {}", cause(&error));
-                    self.recorder.event(&about, Type::Warning, "FailedCreate", "", message);
-                    return Err(error.into());
+                    return Ok(false);
                 }
                 there
             }
@@ -150,7 +148,7 @@ impl Controller {
         if finished_as(&made).is_none() {
             plan.status.active.get_or_insert_default().push(reference(&made));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Active Jobs that the server does not know.
@@ -186,7 +184,7 @@ impl Reconcile for Controller {
             cron_job = Arc::new(api.get(&key.name).await?);
         }
         let gone = self.gone(&cron_job, &jobs).await?;
-        let mut plan = plan::plan(&cron_job, &jobs, |r| gone.contains(&r.uid), Timestamp::now());
+        let mut plan = plan::plan(&cron_job, &jobs, |r| gone.contains(&r.uid), &TimeZone::system(), Timestamp::now());
         let about = reference(cron_job.as_ref());
         for (kind, reason, message) in std::mem::take(&mut plan.events) {
             self.recorder.event(&about, kind, reason, "", message);
@@ -194,10 +192,10 @@ impl Reconcile for Controller {
         for active in std::mem::take(&mut plan.replace) {
             self.delete(&about, &key.namespace, active.name.as_deref().unwrap_or_default()).await?;
         }
-        let mut outcome = Ok(());
+        let mut outcome = Ok(true);
         if let Some(scheduled) = plan.start {
             outcome = self.start_job(&cron_job, scheduled, &mut plan).await;
-            if outcome.is_err() {
+            if !matches!(outcome, Ok(true)) {
                 plan.status.last_schedule_time = cron_job.status.as_ref().and_then(|s| s.last_schedule_time.clone());
             }
         }

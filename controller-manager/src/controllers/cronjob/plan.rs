@@ -30,8 +30,15 @@ pub struct Plan {
     pub check_again: Option<Duration>,
 }
 
-/// As `syncCronJob`. `jobs` are those that it controls; `is_gone` says which of the active ones are not there any more.
-pub fn plan(cron_job: &CronJob, jobs: &[Arc<Job>], is_gone: impl Fn(&ObjectReference) -> bool, now: Timestamp) -> Plan {
+/// As `syncCronJob`. `jobs` are those that it controls; `is_gone` says which of the active ones are not there any more;
+/// `local` is the zone of a schedule that names none.
+pub fn plan(
+    cron_job: &CronJob,
+    jobs: &[Arc<Job>],
+    is_gone: impl Fn(&ObjectReference) -> bool,
+    local: &TimeZone,
+    now: Timestamp,
+) -> Plan {
     let spec = &cron_job.spec;
     let mut plan = Plan { status: cron_job.status.clone().unwrap_or_default(), ..Plan::default() };
     plan.follow(jobs, is_gone);
@@ -40,7 +47,7 @@ pub fn plan(cron_job: &CronJob, jobs: &[Arc<Job>], is_gone: impl Fn(&ObjectRefer
         return plan;
     }
     let zone = match &spec.time_zone {
-        None => TimeZone::UTC,
+        None => local.clone(),
         Some(name) => match TimeZone::get(name) {
             Ok(zone) => zone,
             Err(error) => {
@@ -266,14 +273,25 @@ mod tests {
             ),
         ] {
             let made = cron_job(spec, last.as_deref(), &[]);
-            let plan = plan(&made, &[], |_| false, now.parse().unwrap());
+            let plan = plan(&made, &[], |_| false, &TimeZone::UTC, now.parse().unwrap());
             assert_eq!(plan.start.map(|t| t.to_string()), start, "{name}");
             assert_eq!(plan.events.iter().map(|(_, reason, _)| *reason).collect::<Vec<_>>(), events, "{name}");
         }
         let made = cron_job(json!({}), None, &[]);
-        let plan = plan(&made, &[], |_| false, "2026-01-01T10:59:00Z".parse().unwrap());
+        let plan = plan(&made, &[], |_| false, &TimeZone::UTC, "2026-01-01T10:59:00Z".parse().unwrap());
         assert_eq!(plan.check_again, Some(Duration::from_millis(60_100)));
         assert_eq!(job_name(&made, "2026-01-01T11:00:00Z".parse().unwrap()), "c-29454420");
+    }
+
+    #[test]
+    fn a_schedule_without_a_zone_is_in_the_zone_of_this_process() {
+        let made = cron_job(json!({"schedule": "0 20 * * *"}), None, &[]);
+        let start = |zone: &TimeZone| plan(&made, &[], |_| false, zone, "2026-01-01T11:10:00Z".parse().unwrap()).start;
+        assert_eq!(
+            start(&TimeZone::get("Asia/Tokyo").unwrap()).map(|t| t.to_string()),
+            Some("2026-01-01T11:00:00Z".to_owned())
+        );
+        assert_eq!(start(&TimeZone::UTC), None);
     }
 
     #[test]
@@ -281,7 +299,7 @@ mod tests {
         for (policy, starts, replaced) in [("Allow", true, 0), ("Forbid", false, 0), ("Replace", true, 1)] {
             let made = cron_job(json!({"concurrencyPolicy": policy}), None, &["a"]);
             let running = job("a", "Suspended", "2026-01-01T10:59:00Z");
-            let plan = plan(&made, &[running], |_| false, "2026-01-01T11:00:05Z".parse().unwrap());
+            let plan = plan(&made, &[running], |_| false, &TimeZone::UTC, "2026-01-01T11:00:05Z".parse().unwrap());
             assert_eq!((plan.start.is_some(), plan.replace.len()), (starts, replaced), "{policy}");
         }
     }
@@ -297,7 +315,7 @@ mod tests {
             job("stray", "Suspended", "2026-01-01T10:03:00Z"),
         ];
         let gone = |r: &ObjectReference| r.name.as_deref() == Some("x");
-        let plan = plan(&made, &jobs, gone, "2026-01-01T10:10:00Z".parse().unwrap());
+        let plan = plan(&made, &jobs, gone, &TimeZone::UTC, "2026-01-01T10:10:00Z".parse().unwrap());
         let reasons: Vec<_> = plan.events.iter().map(|(_, reason, _)| *reason).collect();
         assert_eq!(reasons, ["SawCompletedJob", "UnexpectedJob", "MissingJob"]);
         let active: Vec<_> = plan.status.active.iter().flatten().filter_map(|r| r.name.clone()).collect();

@@ -233,7 +233,8 @@ impl Reconcile for Cleaner {
             Some(Err(wait)) => return Ok(Next::After(wait)),
             Some(Ok(())) => {}
         }
-        let condition = json!({"type": "DisruptionTarget", "status": "False", "lastTransitionTime": Timestamp::now()});
+        let condition = json!({"type": "DisruptionTarget", "status": "False", "lastTransitionTime": Timestamp::now(),
+            "reason": null, "message": null});
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
         let api = api_in::<Pod>(&self.client, &key.namespace);
         let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;

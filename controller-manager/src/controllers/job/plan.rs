@@ -175,7 +175,7 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     suspend_condition(&mut plan, suspended, &former, now);
     let no_pod_left = ending + active.len() == 0;
     if let Some(outcome) = outcome {
-        conclude(&mut plan, &outcome, no_pod_left, now);
+        conclude(&mut plan, &outcome, no_pod_left, spec.completions, now);
     }
     if let (Some(deadline), Some(start)) = (spec.active_deadline_seconds, &plan.status.start_time)
         && !suspended
@@ -470,7 +470,7 @@ fn suspend_condition(plan: &mut Plan, suspended: bool, former: &JobStatus, now: 
 }
 
 /// First what it comes to; then, when no pod is left and all are counted, that it has ended.
-fn conclude(plan: &mut Plan, outcome: &Outcome, no_pod_left: bool, now: Timestamp) {
+fn conclude(plan: &mut Plan, outcome: &Outcome, no_pod_left: bool, wanted: Option<i32>, now: Timestamp) {
     let Outcome { complete, reason, message } = outcome;
     let (interim, kind) = if *complete { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
     set_condition(&mut plan.status, interim, "True", reason, message, now);
@@ -482,6 +482,10 @@ fn conclude(plan: &mut Plan, outcome: &Outcome, no_pod_left: bool, now: Timestam
     set_condition(&mut plan.status, kind, "True", reason, message, now);
     if *complete {
         plan.status.completion_time = Some(Time(now));
+        if wanted.is_some_and(|wanted| plan.status.succeeded.unwrap_or(0) > wanted) {
+            let message = "Too many succeeded pods running after completion count reached";
+            plan.events.push((true, "TooManySucceededPods".to_owned(), message.to_owned()));
+        }
         plan.events.push((false, "Completed".to_owned(), "Job completed".to_owned()));
     } else {
         plan.events.push((true, reason.clone(), message.clone()));

@@ -102,6 +102,19 @@ fn a_job_runs_to_its_completions() {
 }
 
 #[test]
+fn more_successes_than_were_asked_for_are_told() {
+    let mut world = World::new(json!({"completions": 1}));
+    world.step();
+    let mut surplus = (*world.pods[0]).clone();
+    (surplus.metadata.name, surplus.metadata.uid) = (Some("more".to_owned()), Some("more".to_owned()));
+    world.pods.push(Arc::new(surplus));
+    world.end("Succeeded");
+    world.steps(3);
+    assert_eq!(world.status().succeeded, Some(2));
+    assert_eq!(world.events, ["TooManySucceededPods", "Completed"]);
+}
+
+#[test]
 fn a_pod_is_counted_once_even_if_the_finalizer_is_slow_to_go() {
     let mut world = World::new(json!({"completions": 5}));
     world.step();

@@ -17,8 +17,7 @@ use std::sync::Arc;
 use tracing::info;
 
 const NAME: &str = "volume_expand";
-const ELSEWHERE: &str = "Ignoring the PVC: didn't find a plugin capable of expanding the volume; waiting for an external \
-                         controller to process this PVC.";
+const ELSEWHERE: &str = "waiting for an external controller to expand this PVC";
 
 struct Controller {
     client: Client,
