@@ -29,6 +29,7 @@ pub async fn run(flags: Flags, count: usize, shutdown: CancellationToken) -> any
             ("containerRuntimeEndpoint", json!(ENDPOINT)),
             ("imageServiceEndpoint", json!(ENDPOINT)),
             ("cgroupsPerQOS", json!(false)),
+            ("enforceNodeAllocatable", json!(["none"])),
             ("healthzPort", json!(0)),
         ] {
             fields.set(field, value);

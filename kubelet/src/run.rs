@@ -306,10 +306,14 @@ fn hold_to_allocatable(
         ("system-reserved", &config.system_reserved_cgroup, &config.system_reserved),
         ("kube-reserved", &config.kube_reserved_cgroup, &config.kube_reserved),
     ] {
-        if config.enforces(level) {
+        // What can be had less of is shares of processors; memory cannot.
+        let compressible = config.enforces(&format!("{level}-compressible"));
+        if compressible || config.enforces(level) {
             let amount = |name: &str| reserved.get(name).and_then(|text| Quantity::parse(text).ok());
-            let (cpu, memory) =
-                (amount("cpu").map_or(0, |q| q.milli_value()), amount("memory").map_or(0, |q| q.value()));
+            let (cpu, memory) = (
+                amount("cpu").map_or(0, |q| q.milli_value()),
+                amount("memory").filter(|_| !compressible).map_or(0, |q| q.value()),
+            );
             cgroups.hold_reserved(cgroup, cpu, memory).context("enforceNodeAllocatable")?;
         }
     }

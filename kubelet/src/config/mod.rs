@@ -3,6 +3,7 @@
 mod fields;
 pub mod flags;
 mod shown;
+mod validation;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,9 @@ use k8s_openapi::api::core::v1::Taint;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::allocation::topology::{self, CpuOptions, Options, Policy};
-use crate::eviction::Amount;
 use crate::images::pulled::Verification;
 use crate::options::Flags;
 use crate::runtime::user_ids;
-use crate::server::tls;
 use fields::Fields;
 
 /// Why there is no usable configuration.
@@ -29,6 +27,9 @@ pub enum ConfigError {
     File { path: PathBuf, reason: String },
     #[error("{field}: {reason}")]
     Invalid { field: String, reason: String },
+    /// All that is wrong with what the fields say.
+    #[error("failed to validate kubelet configuration, error: {}", together(.0))]
+    Faults(Vec<String>),
 }
 
 /// The kubelet's settings after file, drop-ins and flags: what the rest of the kubelet reads.
@@ -331,8 +332,15 @@ pub fn load(flags: &Flags) -> Result<KubeletConfiguration, ConfigError> {
         }
     }
     flags.fields.lay(&mut merged);
-    let config = from_fields(&Fields { config: &merged })?;
-    validate(&config)?;
+    let fields = Fields { config: &merged };
+    let mut faults = validation::faulty_numbers(&fields);
+    // Numbers that are wrong may be why it cannot be read.
+    let config = from_fields(&fields)
+        .map_err(|error| if faults.is_empty() { error } else { ConfigError::Faults(faults.clone()) })?;
+    faults.extend(validation::faults(&config));
+    if !faults.is_empty() {
+        return Err(ConfigError::Faults(faults));
+    }
     for field in shown::stated_in_vain(&merged) {
         tracing::warn!(field, "accepted, but nothing here goes by it");
     }
@@ -614,128 +622,17 @@ struct MemoryReservation {
 
 fn verification(fields: &Fields<'_>) -> Result<Verification, ConfigError> {
     const POLICY: &str = "imagePullCredentialsVerificationPolicy";
-    const ALLOWED: &str = "preloadedImagesVerificationAllowlist";
     let policy = fields.string(POLICY)?.unwrap_or_default();
-    let allowed = fields.strings(ALLOWED)?.unwrap_or_default();
-    if !allowed.is_empty() && policy != "NeverVerifyAllowlistedImages" {
-        let reason = format!("can't set `{ALLOWED}` if `{POLICY}` is not \"NeverVerifyAllowlistedImages\"");
-        return Err(invalid(ALLOWED, reason));
-    }
-    Verification::parse(&policy, allowed).ok_or_else(|| invalid(POLICY, format!("unknown policy {policy:?}")))
+    let allowed = fields.strings("preloadedImagesVerificationAllowlist")?.unwrap_or_default();
+    Ok(Verification::parse(&policy, allowed).unwrap_or_default())
 }
 
-/// What would fail later, or silently be something else than meant.
-fn validate(config: &KubeletConfiguration) -> Result<(), ConfigError> {
-    if !matches!(config.cgroup_driver.as_str(), "cgroupfs" | "systemd") {
-        return Err(invalid("cgroupDriver", format!("{:?} is neither cgroupfs nor systemd", config.cgroup_driver)));
+/// As several errors are told as one.
+fn together(faults: &[String]) -> String {
+    match faults {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
     }
-    if !matches!(config.cpu_manager_policy.as_str(), "none" | "static") {
-        return Err(invalid("cpuManagerPolicy", format!("unknown policy: {:?}", config.cpu_manager_policy)));
-    }
-    if !matches!(config.memory_manager_policy.as_str(), "None" | "Static") {
-        return Err(invalid("memoryManagerPolicy", format!("unknown policy: {:?}", config.memory_manager_policy)));
-    }
-    if Policy::parse(&config.topology_manager_policy).is_none() {
-        let policy = &config.topology_manager_policy;
-        return Err(invalid("topologyManagerPolicy", format!("unknown policy: {policy:?}")));
-    }
-    if !matches!(config.topology_manager_scope.as_str(), "container" | "pod") {
-        return Err(invalid("topologyManagerScope", format!("unknown scope: {:?}", config.topology_manager_scope)));
-    }
-    Options::of(&config.topology_manager_policy_options)
-        .map_err(|reason| invalid("topologyManagerPolicyOptions", reason))?;
-    CpuOptions::of(&config.cpu_manager_policy_options).map_err(|reason| invalid("cpuManagerPolicyOptions", reason))?;
-    tls::versions(&config.tls_min_version).map_err(|reason| invalid("tlsMinVersion", reason))?;
-    tls::suites(&config.tls_cipher_suites).map_err(|reason| invalid("tlsCipherSuites", reason))?;
-    for (field, number) in [("eventRecordQPS", config.event_record_qps), ("eventBurst", config.event_burst)] {
-        if number < 0 {
-            return Err(invalid(field, format!("{number} must not be a negative number")));
-        }
-    }
-    if config.shutdown_grace_period_critical_pods > config.shutdown_grace_period {
-        let reason = "must be less than or equal to shutdownGracePeriod".to_owned();
-        return Err(invalid("shutdownGracePeriodCriticalPods", reason));
-    }
-    if !matches!(config.swap_behavior.as_str(), "NoSwap" | "LimitedSwap") {
-        return Err(invalid("memorySwap.swapBehavior", format!("unknown behavior: {:?}", config.swap_behavior)));
-    }
-    if topology::parse_set(&config.reserved_system_cpus).is_none() {
-        return Err(invalid("reservedSystemCPUs", format!("{:?} is not a CPU set", config.reserved_system_cpus)));
-    }
-    let (high, low) = (config.image_gc_high_threshold_percent, config.image_gc_low_threshold_percent);
-    for (field, percent) in [("imageGCHighThresholdPercent", high), ("imageGCLowThresholdPercent", low)] {
-        if !(0..=100).contains(&percent) {
-            return Err(invalid(field, format!("{percent} must be between 0 and 100")));
-        }
-    }
-    if low >= high {
-        return Err(invalid(
-            "imageGCLowThresholdPercent",
-            format!("{low} must be less than imageGCHighThresholdPercent {high}"),
-        ));
-    }
-    if config.max_parallel_image_pulls.is_some_and(|pulls| pulls < 1) {
-        return Err(invalid("maxParallelImagePulls", "must be a positive number".to_owned()));
-    }
-    if config.serialize_image_pulls && config.max_parallel_image_pulls.is_some_and(|pulls| pulls > 1) {
-        return Err(invalid(
-            "maxParallelImagePulls",
-            "cannot be larger than 1 unless serializeImagePulls is false".to_owned(),
-        ));
-    }
-    for (field, map) in [
-        ("evictionHard", &config.eviction_hard),
-        ("evictionSoft", &config.eviction_soft),
-        ("evictionMinimumReclaim", &config.eviction_minimum_reclaim),
-    ] {
-        for (signal, amount) in map {
-            if Amount::parse(amount).is_none() {
-                return Err(invalid(field, format!("{signal}: {amount:?} is neither a quantity nor a percentage")));
-            }
-        }
-    }
-    for (signal, grace) in &config.eviction_soft_grace_period {
-        apimachinery::time::parse_duration(grace)
-            .map_err(|e| invalid("evictionSoftGracePeriod", format!("{signal}: {e}")))?;
-    }
-    if let Some(signal) =
-        config.eviction_soft.keys().find(|signal| !config.eviction_soft_grace_period.contains_key(*signal))
-    {
-        return Err(invalid("evictionSoft", format!("grace period missing for the soft eviction threshold {signal}")));
-    }
-    for (level, cgroup, field) in [
-        ("system-reserved", &config.system_reserved_cgroup, "systemReservedCgroup"),
-        ("kube-reserved", &config.kube_reserved_cgroup, "kubeReservedCgroup"),
-    ] {
-        if cgroup.is_empty() && config.enforces(level) {
-            let reason = format!("must be specified when {level:?} contained in enforceNodeAllocatable");
-            return Err(invalid(field, reason));
-        }
-    }
-    const LEVELS: [&str; 4] = ["none", "pods", "system-reserved", "kube-reserved"];
-    if let Some(level) = config.enforce_node_allocatable.iter().find(|level| !LEVELS.contains(&level.as_str())) {
-        return Err(invalid("enforceNodeAllocatable", format!("unknown option {level:?}")));
-    }
-    if !(-1000..=1000).contains(&config.oom_score_adj) {
-        let reason = format!("{} must be between -1000 and 1000", config.oom_score_adj);
-        return Err(invalid("oomScoreAdj", reason));
-    }
-    if config.tls_cert_file.is_some() != config.tls_private_key_file.is_some() {
-        return Err(invalid("tlsCertFile", "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned()));
-    }
-    for address in &config.cluster_dns {
-        if address.parse::<std::net::IpAddr>().is_err() {
-            return Err(invalid("clusterDNS", format!("{address:?} is not an IP address")));
-        }
-    }
-    for (field, map) in [("systemReserved", &config.system_reserved), ("kubeReserved", &config.kube_reserved)] {
-        for (resource, amount) in map {
-            if Quantity::parse(amount).is_err() {
-                return Err(invalid(field, format!("{resource}: {amount:?} is not a quantity")));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn is_webhook(mode: &str) -> Result<bool, ConfigError> {
@@ -844,27 +741,67 @@ volumeStatsAggPeriod: 0s
                 "cannot unmarshal string into Go struct field KubeletConfiguration.maxPods of type int32",
             ),
             ("syncFrequency: soon", "syncFrequency"),
-            ("port: 70000", "70000 is out of range"),
+            ("port: 70000", "port (--port) 70000 must be between 1 and 65535, inclusive"),
             ("cgroupDriver: runc", "neither cgroupfs nor systemd"),
             ("authorization: {mode: Maybe}", "authorization.mode"),
             ("imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 80", "must be less than"),
             ("clusterDNS: [dns]", "is not an IP address"),
             ("systemReserved: {cpu: lots}", "is not a quantity"),
             ("evictionHard: {memory.available: much}", "is neither a quantity nor a percentage"),
-            ("topologyManagerPolicy: somehow", "unknown policy"),
-            ("topologyManagerScope: machine", "unknown scope"),
+            (
+                "topologyManagerPolicy: somehow",
+                "(--topology-manager-policy) \"somehow\" must be one of: [\"none\" \"best-effort\"",
+            ),
+            ("topologyManagerScope: machine", "\"machine\" must be one of: \"container\", or \"pod\""),
             ("topologyManagerPolicyOptions: {be-quick: \"true\"}", "unknown Topology Manager Policy option"),
             ("cpuManagerPolicyOptions: {align-by-socket: \"true\"}", "not enabled"),
             ("cpuManagerPolicyOptions: {full-pcpus-only: maybe}", "bad value for option"),
             ("tlsMinVersion: VersionTLS99", "unknown tls version"),
             ("tlsCipherSuites: [TLS_NULL]", "Cipher suite TLS_NULL not supported or doesn't exist"),
-            ("eventRecordQPS: -1", "must not be a negative number"),
+            ("eventRecordQPS: -1", "eventRecordQPS (--event-qps) -1 must not be a negative number"),
             ("maxOpenFiles: -1", "must not be a negative number"),
             ("userNamespaces: {idsPerPod: 1000}", "must be a multiple of 65536"),
-            ("oomScoreAdj: -1001", "must be between -1000 and 1000"),
-            ("podsPerCore: -1", "out of range"),
-            ("enforceNodeAllocatable: [pods, kube-reserved]", "must be specified when"),
-            ("evictionSoft: {memory.available: 1Gi}", "grace period missing"),
+            ("oomScoreAdj: -1001", "oomScoreAdj (--oom-score-adj) -1001 must be between -1000 and 1000, inclusive"),
+            ("nodeLeaseDurationSeconds: -1", "nodeLeaseDurationSeconds must be greater than 0"),
+            ("maxPods: -2", "maxPods (--max-pods) -2 must not be a negative number"),
+            ("iptablesMasqueradeBit: 40", "must be between 0 and 31, inclusive"),
+            ("containerLogMaxFiles: 1", "containerLogMaxFiles must be greater than 1"),
+            ("containerLogMonitorInterval: 1s", "must be a positive time duration greater than or equal to 3s"),
+            ("podLogsDir: logs", "pod logs path \"logs\" must be absolute path"),
+            ("podLogsDir: /var/../logs", "pod logs path \"/var/../logs\" must be normalized"),
+            ("hairpinMode: mirror", "Valid options are \"none\", \"hairpin-veth\" or \"promiscuous-bridge\""),
+            ("shutdownGracePeriod: 500ms", "shutdownGracePeriod 500ms must be either zero or otherwise >= 1 sec"),
+            (
+                "shutdownGracePeriodCriticalPods: 10s",
+                "shutdownGracePeriodCriticalPods 10s must be <= shutdownGracePeriod 0s",
+            ),
+            ("memorySwap: {swapBehavior: Lots}", "must be one of: \"\", \"LimitedSwap\" or \"NoSwap\""),
+            (
+                "crashLoopBackOff: {maxContainerRestartPeriod: 10m}",
+                "(got: 600 seconds) must be set between 1s and 300s",
+            ),
+            ("cpuCFSQuotaPeriod: 2s", "(--cpu-cfs-quota-period) 2s must be between 1ms and 1sec, inclusive"),
+            (
+                "enforceNodeAllocatable: [pods, none]",
+                "may not contain additional enforcements when \"none\" is specified",
+            ),
+            ("cgroupsPerQOS: false", "must be set to true when \"pods\" contained in enforceNodeAllocatable"),
+            ("registerWithTaints: [{key: a, effect: Never}]", "invalid taint: a=:Never"),
+            ("imageMaximumGCAge: 1m", "imageMaximumGCAge 1m0s must be greater than imageMinimumGCAge 2m0s"),
+            (
+                "maxPods: -1\nhairpinMode: mirror\ncgroupDriver: runc",
+                "[invalid configuration: maxPods (--max-pods) -1 must not be a negative number, ",
+            ),
+            ("podsPerCore: -1", "must not be a negative number"),
+            (
+                "enforceNodeAllocatable: [pods, kube-reserved]",
+                "kubeReservedCgroup (--kube-reserved-cgroup) must be specified when",
+            ),
+            ("enforceNodeAllocatable: [kube-reserved, kube-reserved-compressible]", "cannot be specified together"),
+            (
+                "evictionSoft: {memory.available: 1Gi}",
+                "grace period must be specified for the soft eviction threshold memory.available",
+            ),
         ];
         for (text, want) in cases {
             let error = load_text(&format!("{HEAD}{text}\n"), Flags::default()).expect_err(text).to_string();
@@ -872,6 +809,12 @@ volumeStatsAggPeriod: 0s
         }
         let other = load_text("apiVersion: v1\nkind: Pod\n", Flags::default()).expect_err("another kind");
         assert!(other.to_string().contains("apiVersion \"v1\", kind \"Pod\""), "{other}");
+    }
+
+    #[test]
+    fn a_node_without_cgroups_of_pods_enforces_nothing() {
+        let text = format!("{HEAD}cgroupsPerQOS: false\nenforceNodeAllocatable: [none]\nhealthzPort: 0\n");
+        load_text(&text, Flags::default()).expect("a configuration, as that of hollow nodes");
     }
 
     #[test]
