@@ -29,6 +29,8 @@ const POD_CLAIM: &str = "resource.kubernetes.io/pod-claim-name";
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// As `ResourceClaimReservedForMaxSize`.
 const MAX_RESERVED: usize = 256;
+/// What leaves room for a hyphen and five letters by lot in a name of 63.
+const NAME_BASE_MAX: usize = 57;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -129,12 +131,22 @@ fn is_owned_by(claim: &ResourceClaim, pod: &Pod) -> bool {
     controller_of(&claim.metadata).is_some_and(|o| Some(&o.uid) == pod.metadata.uid.as_ref())
 }
 
+/// What the name of a pod's claim begins with. Both names are cut where they are too long together, by their share.
+fn generate_name(pod: &str, asked: &str) -> String {
+    let whole = format!("{pod}-{asked}-");
+    if whole.len() <= NAME_BASE_MAX {
+        return whole;
+    }
+    let share = |name: &str| name.chars().take(name.len() * NAME_BASE_MAX / whole.len()).collect::<String>();
+    format!("{}-{}", share(pod), share(asked))
+}
+
 /// A pod's claim, from its template.
 fn from_template(pod: &Pod, asked: &PodResourceClaim, template: &ResourceClaimTemplate) -> ResourceClaim {
     let given = template.spec.metadata.clone().unwrap_or_default();
     let mut claim = ResourceClaim { spec: template.spec.spec.clone(), ..ResourceClaim::default() };
     let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
-    claim.metadata.generate_name = Some(format!("{pod_name}-{}-", asked.name));
+    claim.metadata.generate_name = Some(generate_name(pod_name, &asked.name));
     claim.metadata.labels = given.labels;
     let mut annotations = given.annotations.unwrap_or_default();
     annotations.insert(POD_CLAIM.to_owned(), asked.name.clone());
@@ -172,14 +184,24 @@ fn upkeep(claim: &ResourceClaim, valid: &[ResourceClaimConsumerReference]) -> Up
 impl Controller {
     /// The name of the claim that a pod asks for; made from its template if need be. None if it needs none.
     async fn claim_for(&self, pod: &Pod, asked: &PodResourceClaim) -> Result<Option<String>, SyncError> {
-        if let Some(name) = name_of(pod, asked) {
-            return Ok(Some(name));
-        }
-        let statuses = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
-        if statuses.into_iter().any(|s| s.name == asked.name) {
-            return Ok(None);
-        }
+        let Some(template) = asked.resource_claim_template_name.as_deref() else {
+            return Ok(asked.resource_claim_name.clone());
+        };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let mut statuses = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
+        if let Some(said) = statuses.find(|s| s.name == asked.name) {
+            let Some(name) = &said.resource_claim_name else { return Ok(None) };
+            if let Some(claim) = self.claim(namespace, name).await? {
+                if !is_owned_by(&claim, pod) {
+                    let pod = pod.metadata.name.as_deref().unwrap_or_default();
+                    return Err(SyncError::Invalid(format!(
+                        "ResourceClaim {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"
+                    )));
+                }
+                return Ok(Some(name.clone()));
+            }
+            // It was deleted while its pod is there: it is made anew.
+        }
         let is_it = |c: &Arc<ResourceClaim>| {
             let annotations = c.metadata.annotations.as_ref();
             is_owned_by(c, pod) && annotations.and_then(|a| a.get(POD_CLAIM)) == Some(&asked.name)
@@ -187,15 +209,24 @@ impl Controller {
         if let Some(claim) = self.claims.list_in(namespace).into_iter().find(is_it) {
             return Ok(claim.metadata.name.clone());
         }
-        let template = asked.resource_claim_template_name.as_deref().unwrap_or_default();
         let Some(found) = self.templates.get(namespace, template) else {
             return Err(SyncError::Invalid(format!(
                 "resource claim template {template:?}: resourceclaimtemplate.resource.k8s.io {template:?} not found"
             )));
         };
         let made = from_template(pod, asked, &found);
-        let made = api_in::<ResourceClaim>(&self.client, namespace).create(&PostParams::default(), &made).await?;
+        let made = api_in::<ResourceClaim>(&self.client, namespace).create(&PostParams::default(), &made).await;
+        // The words have room for a name that nobody knows yet.
+        let made = made.map_err(|error| SyncError::Invalid(format!("create ResourceClaim : {}", cause(&error))))?;
         Ok(self.claims.put(made).metadata.name.clone())
+    }
+
+    /// What the cache lacks is asked for.
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<Arc<ResourceClaim>>, SyncError> {
+        if let Some(known) = self.claims.get(namespace, name) {
+            return Ok(Some(known));
+        }
+        Ok(api_in::<ResourceClaim>(&self.client, namespace).get_opt(name).await?.map(Arc::new))
     }
 
     async fn sync_pod(&self, pod: &Pod) -> Result<(), SyncError> {
@@ -207,7 +238,7 @@ impl Controller {
         let mut new: BTreeMap<&str, String> = BTreeMap::new();
         for asked in asked(pod) {
             match self.claim_for(pod, asked).await {
-                Ok(Some(name)) if name_of(pod, asked).is_none() => _ = new.insert(&asked.name, name),
+                Ok(Some(name)) if name_of(pod, asked).as_ref() != Some(&name) => _ = new.insert(&asked.name, name),
                 Ok(_) => {}
                 Err(error) => {
                     let why = if let SyncError::Api(error) = &error { cause(error) } else { error.to_string() };
@@ -231,7 +262,8 @@ impl Controller {
         }
         // It came past the scheduler, which would have reserved them.
         for asked in asked(pod) {
-            let Some(name) = name_of(pod, asked).or_else(|| new.get(asked.name.as_str()).cloned()) else { continue };
+            let made = new.get(asked.name.as_str()).cloned();
+            let Some(name) = made.or_else(|| name_of(pod, asked)) else { continue };
             if let Some(claim) = self.claims.get(namespace, &name) {
                 self.reserve(pod, &claim).await?;
             }
@@ -381,5 +413,14 @@ mod tests {
         assert_eq!(made.metadata.generate_name.as_deref(), Some("p-gpu-"));
         assert_eq!(made.metadata.annotations.as_ref().unwrap()[POD_CLAIM], "gpu");
         assert!(is_owned_by(&made, &pod) && made.spec.devices.is_some());
+    }
+
+    #[test]
+    fn names_that_are_too_long_are_cut_by_their_share() {
+        assert_eq!(generate_name("p", "gpu"), "p-gpu-");
+        let (pod, asked) = ("p".repeat(60), "gpu".repeat(10));
+        let name = generate_name(&pod, &asked);
+        assert_eq!(name, format!("{}-{}", &pod[..37], &asked[..18]));
+        assert!(name.len() <= NAME_BASE_MAX);
     }
 }

@@ -280,8 +280,8 @@ impl Controller {
         let mark = |pod: Arc<Pod>| async move {
             let namespace = pod.namespace().unwrap_or_default();
             let name = pod.name_any();
-            let condition = json!({"type": "Ready", "status": "False", "reason": "NodeNotReady",
-                "lastTransitionTime": apimachinery::time::now()});
+            let condition =
+                json!({"type": "Ready", "status": "False", "lastTransitionTime": apimachinery::time::now()});
             let patch =
                 Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}));
             let outcome =

@@ -145,7 +145,8 @@ impl Controller {
                 Err(error) if is_terminating(&error) => return Err(error),
                 outcome => outcome.map(|_| ()),
             };
-            let what = format!("Claim {} Pod {pod}", claim.name_any());
+            let of = if outcome.is_ok() { "Pod" } else { "for Pod" };
+            let what = format!("Claim {} {of} {pod}", claim.name_any());
             self.tell(about, "create", &what, outcome.as_ref().copied());
             outcome?;
         }
