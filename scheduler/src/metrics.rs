@@ -114,17 +114,18 @@ impl Default for Metrics {
         Metrics {
             attempts: register(
                 "scheduler_schedule_attempts",
-                "Number of attempts to schedule pods, by the result.",
+                "Number of attempts to schedule pods, by the result. 'unschedulable' means a pod could not be scheduled, while \
+                 'error' means an internal scheduler problem.",
                 Family::default(),
             ),
             durations: register(
                 "scheduler_scheduling_attempt_duration_seconds",
-                "Scheduling attempt latency in seconds (scheduling algorithm + binding).",
+                "Scheduling attempt latency in seconds (scheduling algorithm + binding)",
                 durations,
             ),
             algorithm: register(
                 "scheduler_scheduling_algorithm_duration_seconds",
-                "Scheduling algorithm latency in seconds.",
+                "Scheduling algorithm latency in seconds",
                 Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             ),
             pending: register(
@@ -137,12 +138,12 @@ impl Default for Metrics {
             ),
             preemptions: register(
                 "scheduler_preemption_attempts",
-                "Total preemption attempts in the cluster till now.",
+                "Total preemption attempts in the cluster till now",
                 Counter::default(),
             ),
             victims: register(
                 "scheduler_preemption_victims",
-                "Number of selected preemption victims.",
+                "Number of selected preemption victims",
                 Histogram::new(exponential_buckets(1.0, 2.0, 7)),
             ),
             tries: register(

@@ -148,62 +148,70 @@ fn histograms<L: Clone + Hash + Eq>(buckets: fn() -> Histogram) -> Histograms<L>
 static REQUESTS: LazyLock<Family<RequestLabels, Counter>> = LazyLock::new(|| {
     register(
         "apiserver_request",
-        "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code",
+        "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code.",
         Family::default(),
     )
 });
 static DURATIONS: LazyLock<Histograms<DurationLabels>> = LazyLock::new(|| {
     register(
         "apiserver_request_duration_seconds",
-        "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component",
+        "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.",
         histograms(|| Histogram::new(LATENCIES)),
     )
 });
 static RESPONSE_SIZES: LazyLock<Histograms<Target>> = LazyLock::new(|| {
     register(
         "apiserver_response_sizes",
-        "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component",
+        "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
         histograms(|| Histogram::new(SIZES)),
     )
 });
 static IN_FLIGHT: LazyLock<Family<KindLabels, Gauge>> = LazyLock::new(|| {
-    register("apiserver_current_inflight_requests", "Currently executing requests per request kind", Family::default())
+    register(
+        "apiserver_current_inflight_requests",
+        "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
+        Family::default(),
+    )
 });
 static LONG_RUNNING: LazyLock<Family<Target, Gauge>> = LazyLock::new(|| {
-    register("apiserver_longrunning_requests", "Gauge of all active long-running apiserver requests", Family::default())
+    register(
+        "apiserver_longrunning_requests",
+        "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component. Not all requests are tracked this way.",
+        Family::default(),
+    )
 });
 static DEPRECATED_USE: LazyLock<Family<DeprecatedLabels, Gauge>> = LazyLock::new(|| {
     register(
         "apiserver_requested_deprecated_apis",
-        "Gauge of deprecated APIs that have been requested",
+        "Gauge of deprecated APIs that have been requested, broken out by API group, version, resource, subresource, and removed_release.",
         Family::default(),
     )
 });
 static OBJECTS: LazyLock<Family<ResourceLabels, Gauge>> = LazyLock::new(|| {
     register(
         "apiserver_storage_objects",
-        "Number of stored objects at the time of last check split by kind",
+        "Number of stored objects at the time of last check split by kind. In case of a fetching error, the value will be -1.",
         Family::default(),
     )
 });
 static STORAGE_SIZE: LazyLock<Family<StorageLabels, Size>> = LazyLock::new(|| {
     register(
         "apiserver_storage_size_bytes",
-        "Size of the storage database file physically allocated in bytes",
+        "Size of the storage database file physically allocated in bytes.",
         Family::default(),
     )
 });
 static ADMISSION_CONTROLLERS: LazyLock<Histograms<ControllerLabels>> = LazyLock::new(|| {
     register(
         "apiserver_admission_controller_admission_duration_seconds",
-        "Admission controller latency histogram in seconds, identified by name and broken out for each operation and type",
+        "Admission controller latency histogram in seconds, identified by name and broken out for each operation and API resource and type (validate or admit).",
         histograms(|| Histogram::new(ADMISSIONS)),
     )
 });
 static ADMISSION_STEPS: LazyLock<Histograms<StepLabels>> = LazyLock::new(|| {
     register(
         "apiserver_admission_step_admission_duration_seconds",
-        "Admission sub-step latency histogram in seconds, broken out for each operation and step type",
+        "Admission sub-step latency histogram in seconds, broken out for each operation and API resource and step type (validate or admit).",
         histograms(|| Histogram::new(ADMISSIONS)),
     )
 });

@@ -97,7 +97,7 @@ impl Reconcile for Controller {
                     None => ("FailedToCreateEndpoint", "Failed to create endpoint for service"),
                 };
                 let message = format!("{failed} {key}: {}", cause(&error));
-                self.recorder.event(&reference(service.as_ref()), Type::Warning, reason, "", message);
+                self.recorder.event(&reference(&wanted), Type::Warning, reason, "", message);
             }
             return Err(error.into());
         }
