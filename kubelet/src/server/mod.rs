@@ -176,13 +176,38 @@ fn count(request: &Request, path: &str, server_type: &'static str) {
     metrics().requests.get_or_create(&asked).inc();
 }
 
+/// What is told of a path that the configuration turns off. As `getHandlerForDisabledEndpoint`.
+fn disabled(config: &KubeletConfiguration, first: &str) -> Option<&'static str> {
+    let debugging =
+        matches!(first, "exec" | "attach" | "portForward" | "containerLogs" | "run" | "runningpods" | "logs");
+    if debugging && !config.enable_debugging_handlers {
+        return Some("Debug endpoints are disabled.\n");
+    }
+    (first == "logs" && !config.enable_system_log_handler).then_some("logs endpoint is disabled.\n")
+}
+
+/// What a caller is told who may not (or of whom that cannot be found out).
+fn refusal(code: StatusCode, user: &str, verb: &str, subresources: &[&str]) -> String {
+    let what = if code == StatusCode::FORBIDDEN { "Forbidden" } else { "Authorization error" };
+    format!("{what} (user={user}, verb={verb}, resource=nodes, subresource(s)=[{}])", subresources.join(" "))
+}
+
+/// Why a container waits, for who asks for its log. As `validateContainerLogStatus`.
+fn shown_waiting(reason: &str) -> &str {
+    match reason {
+        "ErrImagePull" => "image can't be pulled",
+        "ImagePullBackOff" => "trying and failing to pull image",
+        other => other,
+    }
+}
+
 impl Server {
     async fn handle(self: Arc<Self>, request: Request) -> Response {
         let path = request.uri().path().to_owned();
         debug!(method = %request.method(), path, "request");
         count(&request, &path, "readwrite");
-        if let Err(error) = self.admit(&request, &path).await {
-            return serving::status(&error);
+        if let Err(refused) = self.admit(&request, &path).await {
+            return refused;
         }
         self.answer(request, &path).await
     }
@@ -208,37 +233,38 @@ impl Server {
         }
     }
 
-    /// Who calls, and whether it may.
-    async fn admit(&self, request: &Request, path: &str) -> Result<(), StatusError> {
+    /// Who calls, and whether it may. As `InstallAuthFilter`.
+    async fn admit(&self, request: &Request, path: &str) -> Result<(), Response> {
         let peer = request.extensions().get::<serving::Peer>();
         let certificate = peer.and_then(|p| p.certificates.first()).map(|c| c.to_vec());
-        let user = self.auth.authenticate(request.headers(), certificate.as_deref()).await?;
+        let user = self.auth.authenticate(request.headers(), certificate.as_deref()).await;
+        let user = user.map_err(|_| serving::text(StatusCode::UNAUTHORIZED, "Unauthorized"))?;
         if !self.parts.config.webhook_authorization {
             return Ok(());
         }
-        let mut refused = StatusError::unauthorized();
-        for subresource in subresources(path) {
+        let (verb, subresources) = (verb(request.method()), subresources(path));
+        let mut code = StatusCode::FORBIDDEN;
+        for subresource in &subresources {
             let access = Access::Resource {
-                verb: verb(request.method()).to_owned(),
+                verb: verb.to_owned(),
                 resource: "nodes".to_owned(),
-                subresource: subresource.to_owned(),
+                subresource: (*subresource).to_owned(),
                 name: self.parts.node_name.clone(),
             };
             match self.auth.authorize(&user, &access).await {
                 Ok(()) => return Ok(()),
-                Err(error) => refused = error,
+                Err(error) if error.code() == 403 => {}
+                Err(_) => code = StatusCode::INTERNAL_SERVER_ERROR,
             }
         }
-        Err(refused)
+        Err(serving::text(code, refusal(code, &user.name, verb, &subresources)))
     }
 
     async fn route(&self, request: Request, path: &str) -> Result<Response, StatusError> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let query = request.uri().query().unwrap_or_default().to_owned();
-        if !self.parts.config.enable_debugging_handlers
-            && matches!(parts.first(), Some(&("exec" | "attach" | "portForward" | "containerLogs" | "run" | "logs")))
-        {
-            return Err(StatusError::forbidden("", "nodes", &self.parts.node_name, "debugging handlers are disabled"));
+        if let Some(message) = disabled(&self.parts.config, parts.first().copied().unwrap_or_default()) {
+            return Ok(serving::text(StatusCode::METHOD_NOT_ALLOWED, message));
         }
         match parts.as_slice() {
             ["pods"] => Ok(self.pods()),
@@ -278,9 +304,7 @@ impl Server {
             ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
                 self.checkpoint(namespace, pod, container, &query).await
             }
-            ["logs", below @ ..] if self.parts.config.enable_system_log_handler => {
-                logs::system(Path::new(SYSTEM_LOGS), below).await
-            }
+            ["logs", below @ ..] => logs::system(Path::new(SYSTEM_LOGS), below).await,
             ["runningpods"] => self.running_pods().await,
             ["stats", "summary"] => self.stats.summary(&self.parts, query_flag(&query, "only_cpu_and_memory")).await,
             ["metrics", "resource"] => Ok(self.stats.resource_metrics(&self.parts).await),
@@ -347,7 +371,7 @@ impl Server {
         };
         self.parts.workers.pods().into_iter().find(matches).ok_or_else(|| {
             let mut error = StatusError::not_found("", "pods", name);
-            error.0.message = Some(format!("pod {name:?} in namespace {namespace:?} not found on this node"));
+            error.0.message = Some("pod does not exist".to_owned());
             error
         })
     }
@@ -370,9 +394,14 @@ impl Server {
 
     async fn logs(&self, namespace: &str, pod: &str, container: &str, query: &str) -> Result<Response, StatusError> {
         let options = logs::Options::parse(query).map_err(|e| StatusError::bad_request(&e))?;
-        let found = self.find(namespace, pod)?;
+        let not_found = |message: String| {
+            let mut error = StatusError::not_found("", "pods", pod);
+            error.0.message = Some(message);
+            error
+        };
+        let found = self.find(namespace, pod).map_err(|_| not_found(format!("pod {pod:?} does not exist")))?;
         if find_container(&found, container).is_none() {
-            return Err(StatusError::bad_request(format!("container {container} is not valid for pod {pod}")));
+            return Err(not_found(format!("container {container:?} not found in pod {pod:?}")));
         }
         let observed = self.observe(&found).await?;
         let mut attempts = observed.containers.iter().filter(|c| c.name == container);
@@ -385,10 +414,8 @@ impl Server {
             })?
         } else {
             latest.filter(|c| c.state != State::Created).or(previous).ok_or_else(|| {
-                let reason = self.waiting_reason(&found, container);
-                StatusError::bad_request(format!(
-                    "container {container:?} in pod {pod:?} is waiting to start: {reason}"
-                ))
+                let why = shown_waiting(&self.waiting_reason(&found, container)).to_owned();
+                StatusError::bad_request(format!("container {container:?} in pod {pod:?} is waiting to start: {why}"))
             })?
         };
         let runtime = self.parts.runtime.clone();
@@ -452,6 +479,33 @@ mod tests {
             (Method::GET, "/", false),
         ] {
             assert_eq!(is_open(&method, path), open, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn refusals_have_kubernetes_words() {
+        let forbidden = refusal(StatusCode::FORBIDDEN, "system:anonymous", "get", &["pods", "proxy"]);
+        let want = "Forbidden (user=system:anonymous, verb=get, resource=nodes, subresource(s)=[pods proxy])";
+        assert_eq!(forbidden, want);
+        let unknown = refusal(StatusCode::INTERNAL_SERVER_ERROR, "u", "create", &["proxy"]);
+        assert_eq!(unknown, "Authorization error (user=u, verb=create, resource=nodes, subresource(s)=[proxy])");
+        assert_eq!(shown_waiting("ErrImagePull"), "image can't be pulled");
+        assert_eq!(shown_waiting("ContainerCreating"), "ContainerCreating");
+    }
+
+    #[test]
+    fn what_is_turned_off_is_no_method() {
+        let all = KubeletConfiguration::default();
+        let no_debugging = KubeletConfiguration { enable_debugging_handlers: false, ..all.clone() };
+        let no_logs = KubeletConfiguration { enable_system_log_handler: false, ..all.clone() };
+        for (config, path, want) in [
+            (&all, "logs", None),
+            (&no_debugging, "exec", Some("Debug endpoints are disabled.\n")),
+            (&no_debugging, "pods", None),
+            (&no_logs, "logs", Some("logs endpoint is disabled.\n")),
+            (&no_logs, "containerLogs", None),
+        ] {
+            assert_eq!(disabled(config, path), want, "{path}");
         }
     }
 
