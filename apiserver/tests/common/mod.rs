@@ -45,7 +45,7 @@ pub struct Server {
 }
 
 /// A port that is free and stays so until it is used: below those that the kernel gives to connections, and out of a range
-/// that no test which runs at the same time takes from.
+/// that no other test of this run takes from meanwhile (another run's most likely begins elsewhere in it).
 pub fn free_port() -> u16 {
     const FIRST: u16 = 12_000;
     const SLOTS: u32 = 18;
@@ -54,7 +54,8 @@ pub fn free_port() -> u16 {
     let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok().and_then(|slot| slot.parse().ok());
     let slot = slot.unwrap_or_else(std::process::id) % SLOTS;
     let first = FIRST + u16::try_from(slot).unwrap() * EACH;
-    let mut ports = (0..EACH).map(|_| first + NEXT.fetch_add(1, Ordering::Relaxed) % EACH);
+    let own = u16::try_from(std::process::id() * 31 % u32::from(EACH)).unwrap();
+    let mut ports = (0..EACH).map(|_| first + (own + NEXT.fetch_add(1, Ordering::Relaxed)) % EACH);
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
