@@ -41,6 +41,7 @@ pub async fn start(context: Arc<Context>) {
             event: "DeviceTaintManagerEviction",
             reason: "DeletionByDeviceTaintManager",
             message: "Device Taint manager: deleting due to NoExecute taint",
+            words: |_| ["Marking for deletion", "Cancelling deletion"].map(str::to_owned),
         },
         pods: context.informers.get(),
         claims: context.informers.get(),
@@ -93,12 +94,18 @@ fn taints(slices: &[Arc<ResourceSlice>], of: &DeviceRequestAllocationResult) -> 
     evicting.filter(|t| t.effect == "NoExecute").map(device_taint).collect()
 }
 
+/// Of a device's taint the shortest toleration counts, unless one is for ever.
+fn shortest(tolerations: &[&Toleration]) -> Option<i64> {
+    let seconds: Option<Vec<i64>> = tolerations.iter().map(|t| t.toleration_seconds).collect();
+    seconds?.into_iter().min()
+}
+
 /// What is to become of the users of a claim: the worst that is said of one of its devices.
 fn judge_claim(claim: &ResourceClaim, slices: &[Arc<ResourceSlice>], seen: Timestamp, now: Timestamp) -> Verdict {
     let allocated = claim.status.as_ref().and_then(|s| s.allocation.as_ref()?.devices.as_ref());
     let verdicts = allocated.into_iter().flat_map(|d| d.results.iter().flatten()).map(|result| {
         let tolerations: Vec<Toleration> = result.tolerations.iter().flatten().map(device_toleration).collect();
-        judge(&tolerations, &taints(slices, result), seen, now)
+        judge(&tolerations, &taints(slices, result), shortest, seen, now)
     });
     verdicts.fold(Verdict::Stays, Verdict::worse)
 }
@@ -150,6 +157,7 @@ mod tests {
         };
         let bears =
             |seconds: Option<i64>| json!([{"key": "broken", "operator": "Exists", "tolerationSeconds": seconds}]);
+        let both = |one, other| json!([bears(one)[0], bears(other)[0]]);
         let evicting = || vec![slice(1, broken("NoExecute"))];
         for (devices, tolerations, slices, expected) in [
             (&["a"][..], json!([]), evicting(), Verdict::Goes),
@@ -159,6 +167,8 @@ mod tests {
             (&["a"], bears(None), evicting(), Verdict::Stays),
             (&["a", "b"], bears(Some(60)), evicting(), Verdict::GoesAt(now + Duration::from_secs(30))),
             (&["a"], bears(Some(20)), evicting(), Verdict::Goes),
+            (&["a"], both(Some(60), Some(40)), evicting(), Verdict::GoesAt(now + Duration::from_secs(10))),
+            (&["a"], both(Some(20), None), evicting(), Verdict::Stays),
             (&["a"], json!([]), vec![slice(1, broken("NoExecute")), slice(2, json!([]))], Verdict::Stays),
         ] {
             let claim = claim(devices, tolerations);

@@ -40,6 +40,7 @@ pub async fn start(context: Arc<Context>) {
             event: "TaintManagerEviction",
             reason: "DeletionByTaintManager",
             message: "Taint manager: deleting due to NoExecute taint",
+            words: |pod| [format!("Marking for deletion Pod {pod}"), format!("Cancelling deletion of Pod {pod}")],
         },
         nodes: nodes.clone(),
         pods: pods.clone(),
@@ -107,9 +108,23 @@ impl Verdict {
     }
 }
 
+/// For how many seconds the tolerations of one taint bear it; None: for ever.
+pub(super) type Bears = fn(&[&Toleration]) -> Option<i64>;
+
+/// Of a node's taint the first toleration counts. As `GetMatchingTolerations`.
+fn first(tolerations: &[&Toleration]) -> Option<i64> {
+    tolerations.first().and_then(|t| t.toleration_seconds)
+}
+
 /// As `processPodOnNode`, with the time counted from when the taint was added, so that a restart does not prolong it, or
 /// from when it was first `seen` if that was earlier by our clock, which does not jump.
-pub(super) fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestamp, now: Timestamp) -> Verdict {
+pub(super) fn judge(
+    tolerations: &[Toleration],
+    taints: &[Taint],
+    bears: Bears,
+    seen: Timestamp,
+    now: Timestamp,
+) -> Verdict {
     let mut verdict = Verdict::Stays;
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
@@ -117,8 +132,7 @@ pub(super) fn judge(tolerations: &[Toleration], taints: &[Taint], seen: Timestam
         if used.is_empty() {
             return Verdict::Goes;
         }
-        // The shortest of the times that apply; without a time it lasts for ever.
-        let Some(seconds) = used.iter().filter_map(|t| t.toleration_seconds).min() else { continue };
+        let Some(seconds) = bears(&used) else { continue };
         let since = taint.time_added.as_ref().map_or(seen, |t| t.0).min(seen);
         let until = since + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         earliest = Some(earliest.map_or(until, |e| e.min(until)));
@@ -136,11 +150,13 @@ pub(super) struct Evictor {
     pub event: &'static str,
     pub reason: &'static str,
     pub message: &'static str,
+    /// What it says of a pod that is to go, and of one that need not after all.
+    pub words: fn(&NamespacedName) -> [String; 2],
 }
 
 impl Evictor {
     pub(super) async fn evict(&self, key: &NamespacedName, pod: &Pod) -> Result<(), kube::Error> {
-        let marking = format!("Marking for deletion Pod {key}");
+        let [marking, _] = (self.words)(key);
         self.recorder.event(&reference(pod), Type::Normal, self.event, "", marking);
         let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
         info!(pod = %key, node, reason = self.reason, "evicting: taint not tolerated");
@@ -159,7 +175,8 @@ impl Evictor {
     }
 
     pub(super) fn cancel(&self, key: &NamespacedName, pod: &Pod) {
-        self.recorder.event(&reference(pod), Type::Normal, self.event, "", format!("Cancelling deletion of Pod {key}"));
+        let [_, cancelling] = (self.words)(key);
+        self.recorder.event(&reference(pod), Type::Normal, self.event, "", cancelling);
     }
 }
 
@@ -215,7 +232,9 @@ impl Reconcile for Controller {
         let node = spec.node_name.as_deref().and_then(|n| self.nodes.get("", n));
         let taints = node.map(|n| no_execute(&n)).unwrap_or_default();
         let tolerations = spec.tolerations.as_deref().unwrap_or_default();
-        self.waiting.carry_out(&self.evictor, key, &pod, |seen, now| judge(tolerations, &taints, seen, now)).await
+        self.waiting
+            .carry_out(&self.evictor, key, &pod, |seen, now| judge(tolerations, &taints, first, seen, now))
+            .await
     }
 }
 
@@ -247,7 +266,9 @@ mod tests {
             (vec![timed(300)], vec![&taint], in_seconds(240)),
             (vec![timed(30)], vec![&taint], Verdict::Goes),
             (vec![timed(0)], vec![&taint], Verdict::Goes),
-            (vec![timed(300), timed(120)], vec![&taint], in_seconds(60)),
+            (vec![timed(120), timed(300)], vec![&taint], in_seconds(60)),
+            (vec![timed(300), timed(120)], vec![&taint], in_seconds(240)),
+            (vec![forever.clone(), timed(30)], vec![&taint], Verdict::Stays),
             (vec![timed(300)], vec![&taint, &other], Verdict::Goes),
             (
                 vec![json!({"key": "maintenance", "operator": "Exists", "tolerationSeconds": 30})],
@@ -263,7 +284,11 @@ mod tests {
             (vec![json!({"key": "maintenance", "value": "later"})], vec![&other], Verdict::Goes),
         ] {
             let taints: Vec<Taint> = taints.into_iter().map(|t| serde_json::from_value(t.clone()).unwrap()).collect();
-            assert_eq!(judge(&parse(&tolerations).0, &taints, seen, now), expected, "{tolerations:?} {taints:?}");
+            assert_eq!(
+                judge(&parse(&tolerations).0, &taints, first, seen, now),
+                expected,
+                "{tolerations:?} {taints:?}"
+            );
         }
     }
 }
