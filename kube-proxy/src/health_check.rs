@@ -37,10 +37,12 @@ pub struct HealthChecks {
     pub proxy_healthy: Arc<AtomicBool>,
 }
 
-/// How many endpoints of the Service are on this node, by the ports of all families.
+/// How many ready endpoints of the Service are on this node, by the ports of all families: one that ends still serves what
+/// comes, but no more shall come. As `LocalReadyEndpoints`.
 pub fn count<'a>(service: &NamespacedName, families: impl Iterator<Item = &'a Ports>) -> usize {
     let ports = families.filter_map(|ports| ports.get(service)).flat_map(|ports| ports.iter());
-    let addresses: BTreeSet<IpAddr> = ports.flat_map(|port| port.local_endpoints.iter().map(|e| e.ip)).collect();
+    let ready = ports.filter(|port| port.local_ready);
+    let addresses: BTreeSet<IpAddr> = ready.flat_map(|port| port.local_endpoints.iter().map(|e| e.ip)).collect();
     addresses.len()
 }
 
@@ -165,7 +167,10 @@ mod tests {
             let service = NamespacedName::new(&port.id.namespace, &port.id.name);
             ports.insert(service, [port].into());
         }
-        for (name, expected) in [("c-local", 1), ("f-elsewhere", 0), ("none", 0)] {
+        let mut ending = gallery().into_iter().find(|port| port.id.name == "c-local").unwrap();
+        (ending.id.name, ending.local_ready) = ("ending".into(), false);
+        ports.insert(NamespacedName::new("ns", "ending"), [ending].into());
+        for (name, expected) in [("c-local", 1), ("f-elsewhere", 0), ("none", 0), ("ending", 0)] {
             assert_eq!(count(&NamespacedName::new("ns", name), [&ports, &ports].into_iter()), expected, "{name}");
         }
     }

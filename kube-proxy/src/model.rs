@@ -32,6 +32,8 @@ pub struct ServicePort {
     pub cluster_endpoints: Vec<Endpoint>,
     /// For traffic under the policy `Local`.
     pub local_endpoints: Vec<Endpoint>,
+    /// Whether those are ready. If not they serve only until they end, and load balancers are to look elsewhere.
+    pub local_ready: bool,
     /// Those that serve but that new flows are not sent to, by policy, topology or since they end; flows that are there may
     /// stay. None of TCP, whose connections see to themselves.
     pub others: Vec<Endpoint>,
@@ -90,6 +92,7 @@ pub fn build(key: &NamespacedName, service: &Service, slices: &[&Slice], zone: &
             external_local: service.external_local,
             cluster_endpoints: Vec::new(),
             local_endpoints: Vec::new(),
+            local_ready: false,
             others: Vec::new(),
             has_endpoints: false,
         };
@@ -165,6 +168,7 @@ impl ServicePort {
         }
         if self.internal_local || self.external_local && self.is_external() {
             let local = |c: &Candidate| c.endpoint.local;
+            self.local_ready = candidates.iter().any(|c| local(c) && c.ready);
             self.local_endpoints =
                 or_else(pick(&|c| local(c) && c.ready), &|| pick(&|c| local(c) && c.serving_while_terminating));
         }
@@ -284,6 +288,7 @@ pub mod tests {
             internal_local: false,
             external_local: false,
             local_endpoints: endpoints.first().copied().into_iter().collect(),
+            local_ready: !endpoints.is_empty(),
             others: Vec::new(),
             has_endpoints: !endpoints.is_empty(),
             cluster_endpoints: endpoints,
@@ -353,13 +358,15 @@ pub mod tests {
 
     #[test]
     fn a_local_policy_falls_back_to_what_terminates_here() {
-        let list = json!([{"addresses": ["10.1.0.1"], "nodeName": "n1", "conditions": {"ready": false, "serving": true, "terminating": true}},
+        // Whether it serves need not be said.
+        let list = json!([{"addresses": ["10.1.0.1"], "nodeName": "n1", "conditions": {"ready": false, "terminating": true}},
             {"addresses": ["10.1.0.2"], "nodeName": "n2"}]);
         let spec = json!({"clusterIP": "10.96.0.5", "type": "NodePort", "externalTrafficPolicy": "Local",
             "ports": [{"port": 80, "nodePort": 30080}]});
         let port = build_one(spec, list, "n1");
         assert_eq!(shown(port.external()), ["10.1.0.1:8080 local"]);
         assert_eq!(shown(port.internal()), ["10.1.0.2:8080"]);
+        assert!(!port.local_ready);
     }
 
     #[test]

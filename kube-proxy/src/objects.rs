@@ -132,7 +132,7 @@ impl Endpoint {
     fn new(endpoint: api::Endpoint, node: &str) -> Option<Self> {
         let conditions = endpoint.conditions.unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
-        let (serving, terminating) = (conditions.serving.unwrap_or(ready), conditions.terminating.unwrap_or(false));
+        let (serving, terminating) = (conditions.serving.unwrap_or(true), conditions.terminating.unwrap_or(false));
         let hints = endpoint.hints.map(|hints| *hints).unwrap_or_default();
         let names = |all: Option<Vec<api::Named>>| -> Option<Box<[String]>> {
             all.filter(|all| !all.is_empty()).map(|all| all.into_iter().map(|one| one.name).collect())
