@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::pods::{init_containers, is_sidecar};
@@ -72,8 +72,12 @@ pub fn containers(pod: &Pod) -> Vec<(&Container, bool)> {
     init.chain(spec.containers.iter().map(|c| (c, false))).collect()
 }
 
+/// What a pod asks for as a whole is its containers' together, so none of them has a part for itself.
 fn is_guaranteed(pod: &Pod) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| apimachinery::pod::qos_class(spec) == "Guaranteed")
+    let guaranteed = |spec: &PodSpec| {
+        apimachinery::pod::qos_class(spec) == "Guaranteed" && !apimachinery::pod::asks_as_a_whole(spec)
+    };
+    pod.spec.as_ref().is_some_and(guaranteed)
 }
 
 fn amount(container: &Container, resource: &str) -> Option<Quantity> {
@@ -151,6 +155,12 @@ mod tests {
         assert_eq!(of(both("2000m")), (2, Some(1 << 20)));
         assert_eq!(of(both("1500m")), (0, Some(1 << 20)));
         assert_eq!(of(json!({"requests": {"cpu": "2"}})), (0, None));
+        let mut shared: Pod = serde_json::from_value(json!({"metadata": {"name": "p"},
+            "spec": {"resources": both("2"), "containers": [{"name": "c", "resources": both("2")}]}}))
+        .unwrap();
+        let spec = shared.spec.as_mut().unwrap();
+        let container = spec.containers[0].clone();
+        assert_eq!((exclusive_cpus(&shared, &container), exclusive_memory(&shared, &container).len()), (0, 0));
     }
 
     #[test]

@@ -109,6 +109,14 @@ pub struct Allocator {
     pub changed: Arc<Notify>,
 }
 
+const NO_MEMORY: &str =
+    "[memorymanager] failed to get the default NUMA affinity, no NUMA nodes with enough memory is available";
+
+/// A refusal whose cause has no name of its own. As `unexpectedAdmissionError`.
+fn unexpected(why: impl std::fmt::Display) -> Ended {
+    Ended::new("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
+}
+
 // === impl Allocator ===
 
 impl Allocator {
@@ -168,11 +176,17 @@ impl Allocator {
         }
     }
 
+    /// Whether a plugin gives this resource, or has given it: one that has not come back yet is waited for by nobody, but what is
+    /// its is not taken for nothing. As `isDevicePluginResource`.
+    fn is_of_plugin(&self, resource: &str) -> bool {
+        self.devices.knows(resource) || !held::taken_devices(&self.held.lock(), resource).is_empty()
+    }
+
     /// Whether anything of this pod is for this to give: most pods are none of its business.
     fn concerns(&self, pod: &Pod) -> bool {
         let policies = &self.policies;
         held::containers(pod).iter().any(|(c, _)| {
-            !held::devices(pod, c, |name| self.devices.knows(name)).is_empty()
+            !held::devices(pod, c, |name| self.is_of_plugin(name)).is_empty()
                 || policies.static_cpus.is_some() && held::exclusive_cpus(pod, c) > 0
                 || policies.static_memory.is_some() && !held::exclusive_memory(pod, c).is_empty()
         })
@@ -192,9 +206,7 @@ impl Allocator {
                 Some(near) => near,
                 None => self.near(&self.wishes(pod, container), &left)?,
             };
-            let held = self.allocate(pod, container, &own, &left, near).await.map_err(|why| {
-                Ended::new("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
-            })?;
+            let held = self.allocate(pod, container, &own, &left, near).await?;
             if passes_on {
                 left.add(&held)
             } else {
@@ -222,7 +234,7 @@ impl Allocator {
         if self.policies.static_memory.is_some() {
             held::exclusive_memory(pod, container).iter().for_each(|(kind, bytes)| wish(kind, *bytes));
         }
-        for (name, count) in held::devices(pod, container, |name| self.devices.knows(name)) {
+        for (name, count) in held::devices(pod, container, |name| self.is_of_plugin(name)) {
             // Devices that are on no node can be used from any.
             if self.devices.list(&name).values().any(|d| !d.nodes.is_empty()) {
                 wish(&name, count as u64);
@@ -322,7 +334,7 @@ impl Allocator {
         own: &BTreeMap<String, Held>,
         left: &Left,
         near: Option<Mask>,
-    ) -> Result<Held, String> {
+    ) -> Result<Held, Ended> {
         let mut out = Held::default();
         // With what this pod's containers were given a moment ago.
         let held: All = {
@@ -332,15 +344,21 @@ impl Allocator {
         };
         if self.policies.static_cpus.is_some() {
             let count = held::exclusive_cpus(pod, container);
-            let free = self.free_cpus(&held, left);
+            let mut free = self.free_cpus(&held, left);
             if count > 0 {
+                if self.policies.cpus.whole_cores {
+                    // Of a core that is in part somebody's, or kept back, nothing is given.
+                    free = self.topology.whole_cores(&free);
+                    topology::check_threads(count, self.topology.threads_of_a_core(), free.len())
+                        .map_err(|why| Ended::new("SMTAlignmentError", why))?;
+                }
                 let taken = self.topology.choose_cpus(&free, count, near, self.policies.cpus);
                 out.cpus = taken.ok_or_else(|| {
-                    format!("not enough cpus available to satisfy request: requested={count}, available={}", free.len())
+                    let free = free.len();
+                    unexpected(format!(
+                        "not enough cpus available to satisfy request: requested={count}, available={free}"
+                    ))
                 })?;
-                if self.policies.cpus.whole_cores && !self.are_whole_cores(&out.cpus) {
-                    return Err(format!("SMT Alignment Error: requested {count} cpus not multiple cpus per core"));
-                }
             }
         }
         if self.policies.static_memory.is_some() {
@@ -355,24 +373,16 @@ impl Allocator {
                     }
                 }
                 if bytes > 0 {
-                    return Err(format!("not enough {kind} on the machine's nodes"));
+                    return Err(unexpected(NO_MEMORY));
                 }
             }
         }
-        for (resource, count) in held::devices(pod, container, |name| self.devices.knows(name)) {
-            let ids = self.pick_devices(&resource, count, &held, left, near).await?;
-            let answer = self.devices.allocate(&resource, &ids).await?;
+        for (resource, count) in held::devices(pod, container, |name| self.is_of_plugin(name)) {
+            let ids = self.pick_devices(&resource, count, &held, left, near).await.map_err(unexpected)?;
+            let answer = self.devices.allocate(&resource, &ids).await.map_err(unexpected)?;
             out.devices.insert(resource, HeldDevices { ids, answer: answer.encode_to_vec() });
         }
         Ok(out)
-    }
-
-    fn are_whole_cores(&self, cpus: &BTreeSet<u32>) -> bool {
-        let same = |a: &topology::Cpu, b: &topology::Cpu| (a.socket, a.core) == (b.socket, b.core);
-        let all = &self.topology.cpus;
-        all.iter()
-            .filter(|c| cpus.contains(&c.id))
-            .all(|c| all.iter().filter(|o| same(c, o)).all(|o| cpus.contains(&o.id)))
     }
 
     /// Devices that the pod has already, those near, those that the plugin prefers, any.
@@ -384,6 +394,9 @@ impl Allocator {
         left: &Left,
         near: Option<Mask>,
     ) -> Result<BTreeSet<String>, String> {
+        if !self.devices.list(resource).values().any(|device| device.healthy) {
+            return Err(format!("no healthy devices present; cannot allocate unhealthy devices {resource}"));
+        }
         let free = self.free_devices(held, left, resource);
         if free.len() < count {
             return Err(format!(

@@ -180,6 +180,12 @@ async fn devices_are_registered_given_and_taken_back() {
     assert!(refused.message.contains("Requested: 3, Available: 2"), "{}", refused.message);
     let restarted = Allocator::new(machine(), Policies::default(), root.path().to_owned());
     assert_eq!(restarted.before_start(&wanted, "c").await.unwrap().envs, given.envs);
+    // Whose plugin has not come back yet: no pod starts without what it asks for.
+    let refused = restarted.admit(&pod("u2", "1", "1Mi", 1)).await.unwrap_err();
+    assert_eq!(
+        refused.message,
+        "Allocate failed due to no healthy devices present; cannot allocate unhealthy devices example.com/thing, which is unexpected"
+    );
     allocator.forget("u1");
     allocator.admit(&pod("u2", "1", "1Mi", 3)).await.unwrap();
 }
@@ -205,6 +211,28 @@ async fn processors_and_memory_are_kept_together_and_shared_pools_shrink() {
     // What is no whole processor is shared.
     allocator.admit(&pod("u4", "500m", "1Mi", 0)).await.unwrap();
     assert!(allocator.cpuset_of("u4", "c").is_some_and(|set| set.contains('0')));
+}
+
+#[tokio::test]
+async fn whole_cores_are_given_or_nothing_is() {
+    let root = tempfile::tempdir().unwrap();
+    let cpus = CpuOptions { whole_cores: true, ..Default::default() };
+    let policies = Policies { cpus, static_memory: None, ..policies(Policy::None) };
+    let allocator = Allocator::new(machine(), policies, root.path().to_owned());
+    for (cpu, why) in [
+        ("1", "requested 1 cpus not multiple cpus per core = 2"),
+        ("8", "not enough free physical CPUs: available physical CPUs = 6, requested CPUs = 8, CPUs per core = 2"),
+    ] {
+        let refused = allocator.admit(&pod("u1", cpu, "1Mi", 0)).await.unwrap_err();
+        assert_eq!(
+            (refused.reason.as_str(), refused.message),
+            ("SMTAlignmentError", format!("SMT Alignment Error: {why}"))
+        );
+    }
+    // All but the core of the processor that is kept back.
+    let all = pod("u1", "6", "1Mi", 0);
+    allocator.admit(&all).await.unwrap();
+    assert_eq!(allocator.cpuset_of("u1", "c").as_deref(), Some("1-3,5-7"));
 }
 
 #[test]

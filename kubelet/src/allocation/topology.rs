@@ -246,7 +246,15 @@ impl Topology {
         Some(taken)
     }
 
-    fn threads_of_a_core(&self) -> usize {
+    /// Those of these processors whose cores are among them whole.
+    pub fn whole_cores(&self, of: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let key = |c: &Cpu| (c.socket, c.core);
+        let broken: BTreeSet<(u32, u32)> = self.cpus.iter().filter(|c| !of.contains(&c.id)).map(key).collect();
+        self.cpus.iter().filter(|c| !broken.contains(&key(c))).map(|c| c.id).collect()
+    }
+
+    /// How many processors a core is.
+    pub fn threads_of_a_core(&self) -> usize {
         let mut cores: BTreeMap<(u32, u32), usize> = BTreeMap::new();
         self.cpus.iter().for_each(|c| *cores.entry((c.socket, c.core)).or_default() += 1);
         cores.into_values().max().unwrap_or(1)
@@ -341,6 +349,20 @@ pub fn parse_set(text: &str) -> Option<BTreeSet<u32>> {
         set.extend(from..=to.min(from.saturating_add(4096)));
     }
     Some(set)
+}
+
+/// Whether `count` processors can be whole cores where so many processors are in cores that are free. As `SMTAlignmentError`.
+pub fn check_threads(count: usize, per_core: usize, free: usize) -> Result<(), String> {
+    if !count.is_multiple_of(per_core) {
+        return Err(format!("SMT Alignment Error: requested {count} cpus not multiple cpus per core = {per_core}"));
+    }
+    if count > free {
+        return Err(format!(
+            "SMT Alignment Error: not enough free physical CPUs: available physical CPUs = {free}, requested CPUs = {count}, \
+             CPUs per core = {per_core}"
+        ));
+    }
+    Ok(())
 }
 
 /// A set as `0-2,5`.
