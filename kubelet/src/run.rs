@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use apimachinery::quantity::Quantity;
 use component_base::backoff::Backoff;
-use component_base::events::Recorder;
+use component_base::events::{Recorder, Type};
 use component_base::informer::Informer;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
@@ -125,12 +125,14 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let root_dir = absolute(&flags.root_dir);
     let pulled = PulledRecords::new(&root_dir, config.image_pull_verification.clone()).context("image pull records")?;
     let pulled = Arc::new(pulled);
-    tokio::spawn(collector::run(cri.clone(), config.clone(), pulled.clone(), shutdown.clone()));
+    let (collector_events, own_name) = (events.clone(), name.clone());
+    let tell = move |reason: &str, message: String| collector_events.node(&own_name, Type::Warning, reason, message);
+    tokio::spawn(collector::run(cri.clone(), config.clone(), pulled.clone(), tell, shutdown.clone()));
     let puller = Puller::new(cri.clone(), objects.clone()).with_records(pulled);
     let puller = puller.with_limit(config.registry_pull_qps, config.registry_burst);
     let puller = puller.with_parallel_pulls(parallel).with_events(move |pod, event| {
-        use component_base::events::Type::{Normal, Warning};
-        image_events.pod(pod, None, if event.warning { Warning } else { Normal }, event.reason, event.message);
+        let kind = if event.warning { Type::Warning } else { Type::Normal };
+        image_events.pod(pod, None, kind, event.reason, event.message);
     });
     let providers = match (&flags.image_credential_provider_config, &flags.image_credential_provider_bin_dir) {
         (Some(config), Some(directory)) => Some(Providers::read(config, directory)?),
@@ -204,12 +206,16 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     tokio::spawn(allocator.clone().serve(move || pods_of.pods(), dra.clone(), shutdown.clone()));
     tokio::spawn(tell_health(workers.clone(), allocator.clone(), dra.clone(), shutdown.clone()));
     let node_changed = allocator.changed.clone();
+    let (shutdown_events, own_name) = (events.clone(), name.clone());
     tokio::spawn(shutdown::follow(
         config.clone(),
         workers.clone(),
         runtime.clone(),
         going_down.clone(),
-        move || node_changed.notify_waiters(),
+        move |message| {
+            shutdown_events.node(&own_name, Type::Normal, "Shutdown", message);
+            node_changed.notify_waiters();
+        },
         shutdown.clone(),
     ));
     let evictor = Evictor {

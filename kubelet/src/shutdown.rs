@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use component_base::events::Type;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -67,13 +66,13 @@ fn grouped(pods: Vec<Arc<Pod>>, groups: &[(i32, u64)]) -> Vec<(u64, Vec<Arc<Pod>
     out
 }
 
-/// Waits for word of a shutdown, where the configuration gives pods time at one.
+/// Waits for word of a shutdown, where the configuration gives pods time at one. What the node's events are to say is told.
 pub async fn follow(
     config: Arc<KubeletConfiguration>,
     workers: Arc<PodWorkers>,
     runtime: Arc<Runtime>,
     near: Shutdown,
-    node_changed: impl Fn() + Send + 'static,
+    tell: impl Fn(&str) + Send + 'static,
     stop: CancellationToken,
 ) {
     let groups = groups(&config);
@@ -94,12 +93,13 @@ pub async fn follow(
         let mut inhibitor = systemd::inhibit_shutdown(total).await;
         while let Some(begins) = receiver.recv().await {
             *near.0.lock() = begins;
-            node_changed();
             if begins {
+                tell("Shutdown manager detected shutdown event");
                 info!(?total, "the node is shutting down: pods are ended");
                 end_pods(&workers, &runtime, &groups).await;
                 inhibitor = None;
             } else {
+                tell("Shutdown manager detected shutdown cancellation");
                 info!("the shutdown was called off");
                 inhibitor = match inhibitor {
                     Some(held) => Some(held),
@@ -124,7 +124,6 @@ async fn end_pods(workers: &Arc<PodWorkers>, runtime: &Arc<Runtime>, groups: &[(
         for pod in &pods {
             let grace = grace_seconds(pod).min(i64::try_from(seconds).unwrap_or(i64::MAX)).max(1);
             let message = "Pod was terminated in response to imminent node shutdown.";
-            workers.means().events.pod(pod, None, Type::Normal, "NodeShutdown", message);
             let ended = Ended::new("Terminated", message).by_the_node();
             workers.end(uid_of(pod), ended, Some(grace));
             left.push(uid_of(pod).to_owned());

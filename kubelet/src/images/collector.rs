@@ -10,7 +10,7 @@ use containerd_client::services::v1::images_client::ImagesClient;
 use proto::cri as pb;
 use tokio_util::sync::CancellationToken;
 
-use super::gc::{DiskUse, GcPolicy, ImageRecord, ImageUsage};
+use super::gc::{self, DiskUse, GcPolicy, ImageRecord, ImageUsage};
 use super::pulled::PulledRecords;
 use crate::config::KubeletConfiguration;
 use crate::runtime::cri::{Cri, CriError};
@@ -18,11 +18,12 @@ use crate::runtime::cri::{Cri, CriError};
 /// As the kubelet's `ImageGCPeriod`.
 const PERIOD: Duration = Duration::from_secs(5 * 60);
 
-/// Collect until shutdown.
+/// Collect until shutdown. What the node's events are to say is told with its reason.
 pub async fn run(
     cri: Cri,
     config: Arc<KubeletConfiguration>,
     records: Arc<PulledRecords>,
+    tell: impl Fn(&str, String) + Send,
     shutdown: CancellationToken,
 ) {
     let percent = |percent: i32| u64::try_from(percent).unwrap_or(100);
@@ -33,12 +34,21 @@ pub async fn run(
         maximum_age: config.image_maximum_gc_age,
     };
     let mut usage = ImageUsage::default();
+    let mut failed_before = false;
     loop {
-        match collect(&cri, &policy, &mut usage, &records).await {
+        let outcome = collect(&cri, &policy, &mut usage, &records, &tell).await;
+        let failed = outcome.is_err();
+        match outcome {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "images removed to free disk space"),
-            Err(error) => tracing::warn!(%error, "image garbage collection failed"),
+            Err(error) => {
+                tracing::warn!(error, "image garbage collection failed");
+                if failed_before {
+                    tell("ImageGCFailed", error);
+                }
+            }
         }
+        failed_before = failed;
         if tokio::time::timeout(PERIOD, shutdown.cancelled()).await.is_ok() {
             return;
         }
@@ -82,14 +92,15 @@ async fn pinned_names(cri: &Cri) -> HashSet<String> {
     }
 }
 
-/// One round; gives the number of images removed.
+/// One round; gives the number of images removed. One that cannot be removed does not keep the others.
 async fn collect(
     cri: &Cri,
     policy: &GcPolicy,
     usage: &mut ImageUsage,
     pulled: &PulledRecords,
-) -> Result<usize, CriError> {
-    let (images, in_use) = look(cri).await?;
+    tell: &impl Fn(&str, String),
+) -> Result<usize, String> {
+    let (images, in_use) = look(cri).await.map_err(|error| error.message())?;
     let records: Vec<ImageRecord> = images
         .iter()
         .map(|image| ImageRecord { id: image.id.clone(), size_bytes: image.size, pinned: image.pinned })
@@ -97,11 +108,22 @@ async fn collect(
     pulled.prune(&images.iter().map(|image| image.id.clone()).collect());
     let now = Instant::now();
     usage.observe(&records, &in_use, now);
-    let Some(disk) = disk_use(&cri.image_fs_info().await?) else { return Ok(0) };
+    let Some(disk) = disk_use(&cri.image_fs_info().await.map_err(|error| error.message())?) else { return Ok(0) };
     let chosen = usage.plan(&records, &in_use, disk, policy, now);
-    for image in &chosen {
-        tracing::info!(image, "removing an unused image");
-        cri.remove_image(image).await?;
+    let (mut freed, mut errors) = (0, Vec::new());
+    for image in records.iter().filter(|image| chosen.contains(&image.id)) {
+        tracing::info!(image = image.id, "removing an unused image");
+        match cri.remove_image(&image.id).await {
+            Ok(()) => freed += image.size_bytes,
+            Err(error) => errors.push(error.message()),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(format!("freed {freed} bytes space with errors in image deletion: {}", errors.join(", ")));
+    }
+    if let Some(message) = gc::shortfall(disk, policy, freed) {
+        tell("FreeDiskSpaceFailed", message.clone());
+        return Err(message);
     }
     Ok(chosen.len())
 }

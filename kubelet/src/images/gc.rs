@@ -88,6 +88,29 @@ impl ImageUsage {
     }
 }
 
+/// What is told where removing images gave back `freed` bytes, and more had to go. As `FreeDiskSpaceFailed`.
+pub fn shortfall(disk: DiskUse, policy: &GcPolicy, freed: u64) -> Option<String> {
+    if freed >= bytes_to_free(disk, policy) {
+        return None;
+    }
+    let percent = 100 - disk.available_bytes.min(disk.capacity_bytes) * 100 / disk.capacity_bytes.max(1);
+    Some(format!(
+        "Insufficient free disk space on the node's image filesystem ({percent}% of {} used). Failed to free sufficient space by \
+         deleting unused images (freed {freed} bytes). Investigate disk usage, as it could be used by active images, logs, \
+         volumes, or other data.",
+        shown_size(disk.capacity_bytes)
+    ))
+}
+
+/// `26.4 GiB`
+fn shown_size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / f64::from(1u32 << shift)),
+        None => format!("{bytes} B"),
+    }
+}
+
 /// How much has to go: nothing below the high threshold, else down to the low one.
 fn bytes_to_free(disk: DiskUse, policy: &GcPolicy) -> u64 {
     if disk.capacity_bytes == 0 || policy.high_threshold_percent >= 100 {
@@ -140,6 +163,18 @@ mod tests {
         assert_eq!(plan(150, &POLICY), ["old", "recent"]);
         assert_eq!(plan(10, &POLICY), ["old", "recent"]);
         assert_eq!(plan(150, &GcPolicy { low_threshold_percent: 83, ..POLICY }), ["old"]);
+    }
+
+    #[test]
+    fn what_cannot_be_freed_is_told() {
+        let disk = DiskUse { capacity_bytes: 100 << 30, available_bytes: 10 << 30 };
+        assert_eq!(shortfall(disk, &POLICY, 10 << 30), None);
+        let told = shortfall(disk, &POLICY, 1 << 30).unwrap();
+        assert!(told.starts_with(
+            "Insufficient free disk space on the node's image filesystem (90% of 100.0 GiB used). Failed"
+        ));
+        assert!(told.contains("(freed 1073741824 bytes). Investigate disk usage"), "{told}");
+        assert_eq!(shortfall(DiskUse { available_bytes: 50 << 30, ..disk }, &POLICY, 0), None);
     }
 
     #[test]

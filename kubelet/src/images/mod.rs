@@ -319,9 +319,10 @@ impl<S: ImageService> Images<S> {
 
         let key = BackOffKey { pod_uid: pod_uid.to_owned(), image: name.clone() };
         if let Some(last_error) = self.held_back(&key, Instant::now()) {
-            let message =
-                format!("Back-off pulling image \"{image}\": {:?}: {}", last_error.reason, last_error.message);
+            let message = format!("Back-off pulling image \"{image}\"");
             record(ImageEvent { warning: false, reason: "BackOff", message: message.clone() });
+            // The cause is the container's to show; events of a kind are counted by their words.
+            let message = format!("{message}: {:?}: {}", last_error.reason, last_error.message);
             return Err(PullError { reason: PullReason::ImagePullBackOff, message });
         }
         record(ImageEvent { warning: false, reason: "Pulling", message: format!("Pulling image \"{image}\"") });
