@@ -176,6 +176,8 @@ fn rotated_logs(log: &Path) -> io::Result<Vec<PathBuf>> {
         .flatten()
         .map(|e| e.path())
         .filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&prefix)))
+        // What was being packed when a kubelet ended is packed anew.
+        .filter(|p| p.extension().is_none_or(|e| e != "tmp"))
         .collect();
     found.sort();
     Ok(found)

@@ -294,7 +294,7 @@ fn write(out: &mut Vec<u8>, line: &[u8], options: &Options, open: bool) -> bool 
         }
     }
     if options.timestamps && !open {
-        out.extend_from_slice(line.time);
+        push_time(out, line.time);
         out.push(b' ');
     }
     out.extend_from_slice(line.content);
@@ -302,6 +302,21 @@ fn write(out: &mut Vec<u8>, line: &[u8], options: &Options, open: bool) -> bool 
         out.push(b'\n');
     }
     line.partial
+}
+
+/// A time with all nine digits of its seconds' fraction, whatever the runtime wrote. As `RFC3339NanoFixed`.
+fn push_time(out: &mut Vec<u8>, time: &[u8]) {
+    const SECONDS_END: usize = "2006-01-02T15:04:05".len();
+    const DIGITS: usize = 9;
+    let zone = time.iter().skip(SECONDS_END).position(|b| matches!(b, b'Z' | b'+' | b'-'));
+    let Some(zone) = zone.map(|at| at + SECONDS_END) else { return out.extend_from_slice(time) };
+    out.extend_from_slice(&time[..zone]);
+    if zone == SECONDS_END {
+        out.push(b'.');
+    }
+    let digits = zone.saturating_sub(SECONDS_END + 1);
+    out.extend(std::iter::repeat_n(b'0', DIGITS.saturating_sub(digits)));
+    out.extend_from_slice(&time[zone..]);
 }
 
 #[cfg(test)]
@@ -326,13 +341,27 @@ mod tests {
             ("sinceTime=2026-01-01T00:00:02Z", "\nthree\n"),
             (
                 "timestamps=true&stream=Stdout",
-                "2026-01-01T00:00:00.1Z one\n2026-01-01T00:00:02.1Z \n2026-01-01T00:00:03.1Z three\n",
+                "2026-01-01T00:00:00.100000000Z one\n2026-01-01T00:00:02.100000000Z \n2026-01-01T00:00:03.100000000Z three\n",
             ),
         ] {
             assert_eq!(all(query), want, "{query}");
         }
         assert!(Options::parse("tailLines=-1").is_err());
         assert!(Options::parse("sinceTime=yesterday").is_err());
+    }
+
+    #[test]
+    fn times_have_nine_digits() {
+        for (time, want) in [
+            ("2026-01-01T00:00:00.123456789Z", "2026-01-01T00:00:00.123456789Z"),
+            ("2026-01-01T00:00:00.12+02:00", "2026-01-01T00:00:00.120000000+02:00"),
+            ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000000Z"),
+            ("now", "now"),
+        ] {
+            let mut out = Vec::new();
+            push_time(&mut out, time.as_bytes());
+            assert_eq!(String::from_utf8(out).unwrap(), want);
+        }
     }
 
     #[tokio::test]

@@ -160,7 +160,13 @@ fn files_of(
         };
         let text = object.data.iter().flatten().map(|(key, value)| (key.as_str(), value.as_bytes()));
         let binary = object.binary_data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice()));
-        return keyed_files(text.chain(binary).collect(), source.items.as_deref(), default_mode, optional, "config");
+        return keyed_files(
+            text.chain(binary).collect(),
+            source.items.as_deref(),
+            default_mode,
+            optional,
+            "configmap references non-existent config key",
+        );
     }
     if let Some(source) = &source.secret {
         let optional = source.optional == Some(true);
@@ -168,7 +174,13 @@ fn files_of(
             return if optional { Ok(Payload::new()) } else { Err(format!("secret \"{}\" not found", source.name)) };
         };
         let data = object.data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice()));
-        return keyed_files(data.collect(), source.items.as_deref(), default_mode, optional, "secret");
+        return keyed_files(
+            data.collect(),
+            source.items.as_deref(),
+            default_mode,
+            optional,
+            "references non-existent secret key",
+        );
     }
     if let Some(source) = &source.downward_api {
         return downward_files(source.items.as_deref().unwrap_or_default(), default_mode, pod, facts);
@@ -195,7 +207,7 @@ fn keyed_files(
     items: Option<&[KeyToPath]>,
     default_mode: u32,
     optional: bool,
-    kind: &str,
+    missing: &str,
 ) -> Result<Payload, String> {
     let file = |data: &[u8], mode| FileProjection { data: data.to_vec(), mode, uid: None };
     let Some(items) = items.filter(|items| !items.is_empty()) else {
@@ -209,7 +221,7 @@ fn keyed_files(
                 payload.insert(item.path.clone(), file(value, mode));
             }
             None if optional => {}
-            None => return Err(format!("references non-existent {kind} key: {}", item.key)),
+            None => return Err(format!("{missing}: {}", item.key)),
         }
     }
     Ok(payload)
@@ -353,7 +365,7 @@ mod tests {
             (json!({"name": "v", "secret": {"secretName": "none"}}), "secret \"none\" not found"),
             (
                 json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "zz", "path": "p"}]}}),
-                "references non-existent config key: zz",
+                "configmap references non-existent config key: zz",
             ),
             (
                 json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "x"}}, {"secret": {"name": "y"}}]}}),
