@@ -197,10 +197,10 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         shutdown.clone(),
     );
 
-    let pods_of = workers.clone();
+    let (pods_of, volumes_of) = (workers.clone(), volumes.clone());
     component_base::metrics::registry().register_collector(Box::new(ClaimStats {
-        root_dir: root_dir.clone(),
         pods: Box::new(move || pods_of.pods()),
+        at: Box::new(move |uid, volume| volumes_of.claimed_at(uid, volume)),
     }));
     let pods_of = workers.clone();
     tokio::spawn(allocator.clone().serve(move || pods_of.pods(), dra.clone(), shutdown.clone()));

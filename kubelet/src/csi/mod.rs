@@ -25,6 +25,7 @@ use crate::objects::explain;
 use crate::plugins::Registry;
 use driver::{Capability, Driver};
 use place::Place;
+pub(crate) use place::RECORD;
 pub use place::attachment_name;
 pub(crate) use place::inline_handle;
 
@@ -157,10 +158,11 @@ impl Csi {
         }
         let place = Place::of(wanted, &self.root_dir, pod_dir, pod.metadata.uid.as_deref().unwrap_or_default());
         let stages = !wanted.inline && driver.can(Capability::StageUnstageVolume).await?;
-        let groups = wanted.fs_group.filter(|_| !wanted.block && takes_group(wanted, &described));
-        let by_driver = groups.is_some() && driver.can(Capability::VolumeMountGroup).await?;
-        let result =
-            Mounted { path: place.published.clone(), give_to_group: groups.is_some() && !by_driver, expanded: false };
+        // A driver that sees to groups is told of the pod's whatever its policy is, which is about the kubelet's part.
+        let group = wanted.fs_group.filter(|_| !wanted.block);
+        let by_driver = group.is_some() && driver.can(Capability::VolumeMountGroup).await?;
+        let give_to_group = group.is_some() && !by_driver && takes_group(wanted, &described);
+        let result = Mounted { path: place.published.clone(), give_to_group, expanded: false };
         let present = self.published.lock().contains(&place.published);
         let expanded = |expanded| Mounted { expanded, give_to_group: false, ..result.clone() };
         if present && described.requires_republish != Some(true) {
@@ -173,7 +175,7 @@ impl Csi {
             _ => self.attached(wanted).await?,
         };
         place.record(wanted, &self.node_name).map_err(|e| format!("{}: {e}", place.record.display()))?;
-        let capability = driver.capability(wanted, groups.filter(|_| by_driver)).await?;
+        let capability = driver.capability(wanted, group.filter(|_| by_driver)).await?;
         if stages && !present {
             let secrets = self.secret(wanted.stage_secret.as_ref()).await?;
             driver.stage(wanted, &place, context.clone(), capability.clone(), secrets).await?;
@@ -287,6 +289,9 @@ impl Registry for Csi {
 
 /// Whether the volume is one that a group can be given. As `supportsFSGroup`.
 fn takes_group(wanted: &Wanted, described: &CSIDriverSpec) -> bool {
+    if wanted.read_only {
+        return false;
+    }
     match described.fs_group_policy.as_deref().unwrap_or("ReadWriteOnceWithFSType") {
         "None" => false,
         "File" => true,

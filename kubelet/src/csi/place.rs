@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::Wanted;
 
-const RECORD: &str = "vol_data.json";
+/// The file beside a volume that says whose it is.
+pub(crate) const RECORD: &str = "vol_data.json";
 const PLUGIN: &str = "kubernetes.io~csi";
 
 /// `vol_data.json`, as Kubernetes writes it.

@@ -272,9 +272,12 @@ fn groups_are_given_by_the_driver_s_policy() {
     let described = |policy: &str| CSIDriverSpec { fs_group_policy: Some(policy.into()), ..Default::default() };
     let many = Wanted { access_modes: vec!["ReadWriteMany".into()], ..wanted() };
     let plain = Wanted { fs_type: String::new(), ..wanted() };
+    let read = Wanted { read_only: true, ..wanted() };
     for (policy, wanted, want) in [
         ("None", &wanted(), false),
         ("File", &many, true),
+        ("File", &read, false),
+        ("ReadWriteOnceWithFSType", &read, false),
         ("ReadWriteOnceWithFSType", &wanted(), true),
         ("ReadWriteOnceWithFSType", &many, false),
         ("ReadWriteOnceWithFSType", &plain, false),

@@ -17,9 +17,11 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::Parts;
+use crate::csi;
 use crate::runtime::pods::uid_of;
 use crate::usage::network::{self, Interface};
 use crate::usage::{self, ContainerUsage, DiskUsage, PodUsage, Usage};
+use crate::volumes::Volumes;
 
 /// Samples of containers that are remembered for rates.
 const MAX_SAMPLES: usize = 4096;
@@ -89,7 +91,8 @@ impl Samples {
         let mut shown: Vec<Value> = Vec::with_capacity(usages.len());
         for usage in &usages {
             let pod = pods.iter().find(|pod| uid_of(pod) == usage.uid);
-            shown.push(self.pod(usage, pod, node_disk.as_ref(), &root, only_cpu_and_memory));
+            let volumes = (root.as_path(), parts.workers.means().volumes.as_ref());
+            shown.push(self.pod(usage, pod, node_disk.as_ref(), volumes, only_cpu_and_memory));
         }
         let (node, now) = (NodeUsage::read(), usage::now_nanos());
         let own = component_base::metrics::process_usage().unwrap_or_default();
@@ -140,7 +143,14 @@ impl Samples {
         json!({"time": stamp(time), "usageNanoCores": rate, "usageCoreNanoSeconds": usage.cpu_nanos})
     }
 
-    fn pod(&self, usage: &PodUsage, pod: Option<&Arc<Pod>>, disk: Option<&Disk>, root: &Path, brief: bool) -> Value {
+    fn pod(
+        &self,
+        usage: &PodUsage,
+        pod: Option<&Arc<Pod>>,
+        disk: Option<&Disk>,
+        (root, mounted): (&Path, &Volumes),
+        brief: bool,
+    ) -> Value {
         let show = |time, used| disk.map(|d| d.show(time, Some(used)));
         let containers: Vec<Value> = usage
             .containers
@@ -176,16 +186,18 @@ impl Samples {
         let volumes = spec.into_iter().flat_map(|s| s.volumes.iter().flatten());
         let volumes: Vec<Value> = volumes
             .filter_map(|volume| {
+                let claim = apimachinery::volume::claim_of(&usage.name, volume);
+                let at = || match &claim {
+                    Some(_) => mounted.claimed_at(&usage.uid, &volume.name),
+                    None => volume_path(root, &usage.uid, &volume.name),
+                };
                 let mut shown = match usage.empty_dirs.get(&volume.name) {
                     Some(used) => show(usage.time, *used)?,
-                    None => {
-                        let path = volume_path(root, &usage.uid, &volume.name)?;
-                        Disk::of(&path)?.show(usage.time, None)
-                    }
+                    None => Disk::of(&at()?)?.show(usage.time, None),
                 };
                 shown["name"] = json!(volume.name);
-                if let Some(claim) = &volume.persistent_volume_claim {
-                    shown["pvcRef"] = json!({"name": claim.claim_name, "namespace": usage.namespace});
+                if let Some((claim, _)) = claim {
+                    shown["pvcRef"] = json!({"name": claim, "namespace": usage.namespace});
                 }
                 Some(shown)
             })
@@ -423,7 +435,10 @@ impl Disk {
 /// A mounted volume of a pod, of whatever plugin.
 fn volume_path(root: &Path, uid: &str, name: &str) -> Option<PathBuf> {
     let plugins = fs::read_dir(root.join("pods").join(uid).join("volumes")).ok()?.flatten();
-    plugins.map(|plugin| plugin.path().join(name)).find(|path| path.is_dir())
+    let path = plugins.map(|plugin| plugin.path().join(name)).find(|path| path.is_dir())?;
+    // A driver's volume is in a directory beside its record.
+    let mount = path.join("mount");
+    Some(if path.join(csi::RECORD).is_file() { mount } else { path })
 }
 
 async fn image_dir(parts: &Parts) -> Option<PathBuf> {

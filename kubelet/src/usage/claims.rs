@@ -1,6 +1,6 @@
 //! `kubelet_volume_stats_*`: how full the volumes of claims are, looked at when somebody asks.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -14,13 +14,14 @@ use crate::runtime::pods::uid_of;
 
 /// The claims of the pods of this node, as metrics.
 pub struct ClaimStats {
-    pub root_dir: PathBuf,
     pub pods: Box<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>,
+    /// Where a pod (its UID) has a volume, if that can be looked at.
+    pub at: Box<dyn Fn(&str, &str) -> Option<PathBuf> + Send + Sync>,
 }
 
 impl std::fmt::Debug for ClaimStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClaimStats").field("root_dir", &self.root_dir).finish_non_exhaustive()
+        f.debug_struct("ClaimStats").finish_non_exhaustive()
     }
 }
 
@@ -33,33 +34,17 @@ impl ClaimStats {
         for pod in (self.pods)() {
             let namespace = pod.metadata.namespace.clone().unwrap_or_default();
             for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-                let own = || format!("{}-{}", pod.metadata.name.as_deref().unwrap_or_default(), volume.name);
-                let of_claim = volume.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone());
-                let Some(claim) = of_claim.or_else(|| volume.ephemeral.as_ref().map(|_| own())) else { continue };
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                let Some((claim, _)) = apimachinery::volume::claim_of(name, volume) else { continue };
                 let known = rows.iter().any(|(n, c, _, _)| *n == namespace && *c == claim);
-                let path = mounted_at(&self.root_dir.join("pods").join(uid_of(&pod)), &pod, &volume.name);
-                if let Some((free, all)) = path.filter(|_| !known).and_then(|path| super::file_system(&path)) {
+                let path = if known { None } else { (self.at)(uid_of(&pod), &volume.name) };
+                if let Some((free, all)) = path.and_then(|path| super::file_system(&path)) {
                     rows.push((namespace.clone(), claim, free, all));
                 }
             }
         }
         rows
     }
-}
-
-/// Where a claim's volume is: its directory has the volume's name in the cluster, so it is told by being the only one, or by its
-/// own name.
-fn mounted_at(pod_dir: &Path, pod: &Pod, volume: &str) -> Option<PathBuf> {
-    let claims = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    let claims = claims.filter(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some()).count();
-    let plugins = ["kubernetes.io~csi", "kubernetes.io~nfs", "kubernetes.io~local-volume"];
-    let entries =
-        plugins.iter().flat_map(|p| std::fs::read_dir(pod_dir.join("volumes").join(p)).into_iter().flatten().flatten());
-    let found: Vec<PathBuf> = entries.map(|e| e.path()).collect();
-    let named = found.iter().find(|path| path.ends_with(volume));
-    let one = named.or(found.first().filter(|_| claims == 1 && found.len() == 1))?;
-    let mount = one.join("mount");
-    Some(if mount.is_dir() { mount } else { one.clone() })
 }
 
 impl Collector for ClaimStats {
@@ -95,20 +80,18 @@ mod tests {
     #[test]
     fn claims_are_counted_once_where_they_are_mounted() {
         let root = tempfile::tempdir().unwrap();
-        let pod = |uid: &str, claim: &str| {
-            std::fs::create_dir_all(root.path().join("pods").join(uid).join("volumes/kubernetes.io~csi/pv/mount"))
-                .unwrap();
-            let volumes =
-                json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}, {"name": "e", "emptyDir": {}}]);
-            Arc::new(
-                serde_json::from_value(json!({"metadata": {"name": uid, "namespace": "ns", "uid": uid},
-                    "spec": {"containers": [], "volumes": volumes}}))
-                .unwrap(),
-            )
+        let pod = |uid: &str, claim: &str| -> Arc<Pod> {
+            let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}, {"name": "e", "emptyDir": {}},
+                {"name": "own", "ephemeral": {}}, {"name": "raw", "persistentVolumeClaim": {"claimName": "raw"}}]);
+            let pod = json!({"metadata": {"name": uid, "namespace": "ns", "uid": uid},
+                "spec": {"containers": [], "volumes": volumes}});
+            Arc::new(serde_json::from_value(pod).unwrap())
         };
-        let pods = vec![pod("u1", "shared"), pod("u2", "shared"), pod("u3", "other")];
-        let stats = ClaimStats { root_dir: root.path().to_owned(), pods: Box::new(move || pods.clone()) };
+        let pods = vec![pod("u1", "shared"), pod("u2", "shared")];
+        let path = root.path().to_owned();
+        let at = move |_: &str, volume: &str| (volume != "raw").then(|| path.clone());
+        let stats = ClaimStats { pods: Box::new(move || pods.clone()), at: Box::new(at) };
         let claims: Vec<_> = stats.look().into_iter().map(|(_, claim, _, all)| (claim, all.bytes > 0)).collect();
-        assert_eq!(claims, [("shared".to_owned(), true), ("other".to_owned(), true)]);
+        assert_eq!(claims, [("shared".to_owned(), true), ("u1-own".to_owned(), true), ("u2-own".to_owned(), true)]);
     }
 }
