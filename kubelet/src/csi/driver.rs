@@ -51,9 +51,8 @@ impl Driver {
     }
 
     fn answer<T>(&self, call: &str, answer: Result<Response<T>, Status>) -> Result<T, String> {
-        answer.map(Response::into_inner).map_err(|status| {
-            format!("{}: {call} failed: rpc error: code = {:?} desc = {}", self.name, status.code(), status.message())
-        })
+        let answer = answer.map(Response::into_inner);
+        answer.map_err(|status| format!("{}: {call} failed: {}", self.name, shown_status(&status)))
     }
 
     pub(super) async fn info(&self) -> Result<pb::NodeGetInfoResponse, String> {
@@ -111,7 +110,7 @@ impl Driver {
             secrets,
             volume_context: wanted.attributes.clone(),
         };
-        self.answer("NodeStageVolume", self.client().node_stage_volume(request(message)).await).map(drop)
+        told(self.client().node_stage_volume(request(message)).await)
     }
 
     pub(super) async fn publish(
@@ -134,7 +133,7 @@ impl Driver {
             secrets,
             volume_context,
         };
-        self.answer("NodePublishVolume", self.client().node_publish_volume(request(message)).await).map(drop)
+        told(self.client().node_publish_volume(request(message)).await)
     }
 
     pub(super) async fn unpublish(&self, handle: &str, path: &Path) -> Result<(), String> {
@@ -184,6 +183,16 @@ impl Driver {
         };
         Ok([of(pb::volume_usage::Unit::Bytes), of(pb::volume_usage::Unit::Inodes)])
     }
+}
+
+/// A refusal in the driver's own words: the event around it says what was asked.
+fn told<T>(answer: Result<Response<T>, Status>) -> Result<(), String> {
+    answer.map(drop).map_err(|status| shown_status(&status))
+}
+
+/// As gRPC's clients in Go show it.
+fn shown_status(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 /// A volume that the driver does not know is one that it does not hold.

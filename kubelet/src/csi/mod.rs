@@ -65,6 +65,27 @@ pub struct Mounted {
     pub expanded: bool,
 }
 
+/// What could not be done for a volume, as events name it (`MountVolume.SetUp`), and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    pub step: &'static str,
+    /// The volume's name in the cluster, where it has one.
+    pub volume: Option<String>,
+    pub reason: String,
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Self {
+        Self { step: "MountVolume.SetUp", volume: None, reason }
+    }
+}
+
+impl From<&str> for Failed {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
 /// The drivers of this node.
 pub struct Csi {
     client: Option<kube::Client>,
@@ -144,9 +165,27 @@ impl Csi {
     }
 
     /// Makes the volume present for a pod. Idempotent.
-    pub async fn mount(&self, pod: &Pod, wanted: &Wanted, pod_dir: &Path) -> Result<Mounted, String> {
+    pub async fn mount(&self, pod: &Pod, wanted: &Wanted, pod_dir: &Path) -> Result<Mounted, Failed> {
+        let (mut step, _) = steps(wanted);
+        let mounted = self.mount_in_steps(pod, wanted, pod_dir, &mut step).await;
+        mounted.map_err(|reason| Failed { step, volume: None, reason })
+    }
+
+    /// As [`Csi::mount`]; `step` is what is being done.
+    async fn mount_in_steps(
+        &self,
+        pod: &Pod,
+        wanted: &Wanted,
+        pod_dir: &Path,
+        step: &mut &'static str,
+    ) -> Result<Mounted, String> {
         let _busy = self.lock(&wanted.driver, &wanted.handle).await;
-        let driver = self.driver(&wanted.driver)?;
+        let no_driver = match *step {
+            "MountVolume.MountDevice" => "attacher.MountDevice failed to create newCsiDriverClient",
+            "MapVolume.SetUpDevice" => "blockMapper.SetUpDevice failed to get CSI client",
+            _ => "mounter.SetUpAt failed to get CSI client",
+        };
+        let driver = self.driver(&wanted.driver).map_err(|why| format!("kubernetes.io/csi: {no_driver}: {why}"))?;
         let described = self.described(&wanted.driver).await?;
         let mode = if wanted.inline { "Ephemeral" } else { "Persistent" };
         let modes = described.volume_lifecycle_modes.clone().unwrap_or_else(|| vec!["Persistent".to_owned()]);
@@ -180,6 +219,7 @@ impl Csi {
             let secrets = self.secret(wanted.stage_secret.as_ref()).await?;
             driver.stage(wanted, &place, context.clone(), capability.clone(), secrets).await?;
         }
+        *step = steps(wanted).1;
         let mut attributes = wanted.attributes.clone();
         if described.pod_info_on_mount == Some(true) {
             attributes.extend(pod_info(pod, wanted.inline));
@@ -284,6 +324,15 @@ impl Registry for Csi {
                 }
             }
         })
+    }
+}
+
+/// What is done for all pods of the node, and then for one.
+fn steps(wanted: &Wanted) -> (&'static str, &'static str) {
+    match (wanted.block, wanted.inline) {
+        (true, _) => ("MapVolume.SetUpDevice", "MapVolume.MapPodDevice"),
+        (false, true) => ("MountVolume.SetUp", "MountVolume.SetUp"),
+        (false, false) => ("MountVolume.MountDevice", "MountVolume.SetUp"),
     }
 }
 

@@ -258,13 +258,19 @@ async fn what_a_driver_does_not_offer_is_said_and_a_driver_may_go() {
     let pod = Pod::default();
     let inline = Wanted { inline: true, ..wanted() };
     let error = lab.csi.mount(&pod, &inline, &lab.pod_dir("u1")).await.expect_err("not described as ephemeral");
-    assert!(error.starts_with("volume mode \"Ephemeral\" not supported by driver fake.csi"), "{error}");
+    let told = error.reason.starts_with("volume mode \"Ephemeral\" not supported by driver fake.csi");
+    assert!(error.step == "MountVolume.SetUp" && told, "{error:?}");
     let stats = lab.csi.stats("fake.csi", "vol", Path::new("/x")).await;
     assert_eq!(stats, Some([(1, 3, 2), (1, 3, 2)]));
     fs::remove_file(lab.root.path().join("plugins_registry/fake.sock")).expect("removed");
     lab.until(|lab| lab.csi.driver("fake.csi").is_err()).await;
     let error = lab.csi.mount(&pod, &wanted(), &lab.pod_dir("u1")).await.expect_err("no driver");
-    assert_eq!(error, "driver name fake.csi not found in the list of registered CSI drivers");
+    let why = "driver name fake.csi not found in the list of registered CSI drivers";
+    let why = format!("kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: {why}");
+    assert_eq!((error.step, error.reason), ("MountVolume.MountDevice", why));
+    let block = Wanted { block: true, ..wanted() };
+    let error = lab.csi.mount(&pod, &block, &lab.pod_dir("u1")).await.expect_err("no driver");
+    assert_eq!(error.step, "MapVolume.SetUpDevice");
 }
 
 #[test]

@@ -626,7 +626,7 @@ impl Worker {
             }
             Err(error) => {
                 warn!(pod = %full_name(pod), %error, "volumes not ready");
-                self.means.events.pod(pod, None, Type::Warning, "FailedMount", error.to_string());
+                self.means.events.pod(pod, None, Type::Warning, error.reason(), error.to_string());
                 let wait = self.retry.next_wait();
                 self.mount_again = Some(Instant::now() + wait);
                 Err(wait)

@@ -43,17 +43,27 @@ pub struct MountSource {
     pub image: Option<String>,
 }
 
-/// Why volumes cannot be prepared (event reason FailedMount).
+/// Why volumes cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {reason}")]
-    Setup { volume: String, reason: String },
+    #[error("{step} failed for volume \"{volume}\" : {reason}")]
+    Setup { step: &'static str, volume: String, reason: String },
     /// A volume that could not be taken away; it is tried again.
     #[error("{0}")]
     TearDown(String),
     /// A subPath or mount that the container may not have: CreateContainerConfigError.
     #[error("{0}")]
     Mount(String),
+}
+
+impl VolumeError {
+    /// The reason of the event that tells of it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Setup { step, .. } if step.starts_with("MapVolume") => "FailedMapVolume",
+            _ => "FailedMount",
+        }
+    }
 }
 
 /// The volumes of all pods on this node. Without a client (standalone) API-backed volumes are errors.
@@ -132,8 +142,10 @@ impl Volumes {
                 Ok(source) => {
                     sources.insert(volume.name.clone(), source);
                 }
-                Err(reason) => {
-                    failed.get_or_insert(VolumeError::Setup { volume: volume.name.clone(), reason });
+                Err(csi::Failed { step, volume: own, reason }) => {
+                    // A claim's volume goes by its own name: the pod's is nothing to who looks after volumes.
+                    let volume = own.unwrap_or_else(|| volume.name.clone());
+                    failed.get_or_insert(VolumeError::Setup { step, volume, reason });
                 }
             }
         }
@@ -143,14 +155,14 @@ impl Volumes {
         }
     }
 
-    async fn mount(&self, pod: &Pod, volume: &Volume, pod_dir: &Path) -> Result<MountSource, String> {
+    async fn mount(&self, pod: &Pod, volume: &Volume, pod_dir: &Path) -> Result<MountSource, csi::Failed> {
         if !is_path_segment(&volume.name) {
-            return Err(format!("invalid volume name {:?}", volume.name));
+            return Err(format!("invalid volume name {:?}", volume.name).into());
         }
         if let Some(source) = volume.host_path.clone() {
             let path = PathBuf::from(&source.path);
             if !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {
-                return Err(format!("hostPath {:?} must be an absolute path without \"..\"", source.path));
+                return Err(format!("hostPath {:?} must be an absolute path without \"..\"", source.path).into());
             }
             blocking(move || local::host_path(&source)).await?;
             return Ok(MountSource { path, ..Default::default() });
@@ -174,7 +186,7 @@ impl Volumes {
                 Err(reason) if path.join("..data").exists() => {
                     tracing::warn!(pod = pod.metadata.name, volume = volume.name, reason, "volume not refreshed");
                 }
-                Err(reason) => return Err(reason),
+                Err(reason) => return Err(reason.into()),
             }
             return Ok(MountSource { path, read_only: true, ..Default::default() });
         }
@@ -211,17 +223,18 @@ impl Volumes {
                     self.claimed.lock().insert(key, source.clone());
                     Ok(source)
                 }
-                Err(reason) => match self.claimed.lock().get(&key) {
+                Err(failed) => match self.claimed.lock().get(&key) {
                     // It was made present before: running pods go on with it.
                     Some(source) => {
+                        let reason = failed.reason;
                         tracing::debug!(pod = pod.metadata.name, volume = volume.name, reason, "claim not looked at");
                         Ok(source.clone())
                     }
-                    None => Err(reason),
+                    None => Err(failed),
                 },
             };
         }
-        Err(format!("no volume plugin matched: {} is not supported", unsupported_kind(volume)))
+        Err(format!("no volume plugin matched: {} is not supported", unsupported_kind(volume)).into())
     }
 
     /// Makes the volume of a claim present.
@@ -232,9 +245,22 @@ impl Volumes {
         claim: &str,
         read_only: bool,
         pod_dir: &Path,
-    ) -> Result<MountSource, String> {
+    ) -> Result<MountSource, csi::Failed> {
         let client = self.objects.client().ok_or("claims need an API server; the kubelet is standalone")?;
         let claimed = persistent::resolve(client, pod, volume, claim, read_only).await?;
+        let mounted = self.mount_claimed(pod, &claimed, client, pod_dir).await;
+        mounted.map_err(|failed| csi::Failed { volume: Some(claimed.name().to_owned()), ..failed })
+    }
+
+    /// As [`Volumes::mount_claim`], once it is known which volume the claim is bound to.
+    async fn mount_claimed(
+        &self,
+        pod: &Pod,
+        claimed: &persistent::Claimed,
+        client: &kube::Client,
+        pod_dir: &Path,
+    ) -> Result<MountSource, csi::Failed> {
+        let read_only = claimed.read_only;
         let source = |path: PathBuf, device| MountSource { path, read_only, device, image: None };
         let spec = claimed.volume.spec.clone().unwrap_or_default();
         let options = spec.mount_options.clone().unwrap_or_default();
@@ -282,7 +308,7 @@ impl Volumes {
             }
             return Ok(MountSource { read_only, ..source(at, false) });
         }
-        Err(format!("no volume plugin matched name of PV {}", claimed.name()))
+        Err(format!("no volume plugin matched name of PV {}", claimed.name()).into())
     }
 
     /// What opens an iSCSI target.
@@ -303,7 +329,7 @@ impl Volumes {
         name: &str,
         source: &k8s_openapi::api::core::v1::CSIVolumeSource,
         pod_dir: &Path,
-    ) -> Result<MountSource, String> {
+    ) -> Result<MountSource, csi::Failed> {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let secret = source.node_publish_secret_ref.as_ref().map(|r| (namespace, r.name.clone()));
         let wanted = csi::Wanted {
@@ -323,7 +349,7 @@ impl Volumes {
         Ok(MountSource { path: mounted.path, read_only, ..Default::default() })
     }
 
-    async fn mount_csi(&self, pod: &Pod, mut wanted: csi::Wanted, pod_dir: &Path) -> Result<csi::Mounted, String> {
+    async fn mount_csi(&self, pod: &Pod, mut wanted: csi::Wanted, pod_dir: &Path) -> Result<csi::Mounted, csi::Failed> {
         let csi = self.csi.as_ref().ok_or("there are no CSI drivers here")?;
         if !wanted.inline {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
