@@ -194,12 +194,13 @@ impl Housekeeping {
             let Ok(observed) = self.runtime.observe(uid_of(&pod)).await else { continue };
             let running = observed.containers.iter().filter(|c| c.state == State::Running && !c.log_path.is_empty());
             for container in running {
-                let (path, stamp) = (container.log_path.clone(), stamp.clone());
-                let rotate = move || logs::rotate(Path::new(&path), max_bytes, max_files, &stamp);
+                let (path, at) = (container.log_path.clone(), stamp.clone());
+                let rotate = move || logs::rotate(Path::new(&path), max_bytes, max_files, &at);
                 match tokio::task::spawn_blocking(rotate).await {
                     Ok(Ok(true)) => {
                         if let Err(error) = self.runtime.cri.reopen_container_log(&container.id).await {
-                            warn!(container = %container.id, %error, "container log not reopened");
+                            let kept = logs::put_back(Path::new(&container.log_path), &stamp);
+                            warn!(container = %container.id, %error, kept = kept.is_ok(), "container log not reopened");
                         }
                     }
                     Ok(Ok(false)) | Err(_) => {}

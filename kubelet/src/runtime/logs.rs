@@ -160,10 +160,20 @@ pub fn rotate(log: &Path, max_bytes: i64, max_files: i32, stamp: &str) -> io::Re
     for path in rotated.iter().take(rotated.len().saturating_sub(keep)) {
         fs::remove_file(path)?;
     }
+    fs::rename(log, aside(log, stamp))?;
+    Ok(true)
+}
+
+/// Takes a rotation back that the runtime did not follow: it goes on writing to the file that it has. As `rotateLatestLog`.
+pub fn put_back(log: &Path, stamp: &str) -> io::Result<()> {
+    if log.exists() { Ok(()) } else { fs::rename(aside(log, stamp), log) }
+}
+
+/// Where a log that is rotated at `stamp` goes.
+fn aside(log: &Path, stamp: &str) -> PathBuf {
     let mut aside = log.as_os_str().to_owned();
     aside.push(format!(".{stamp}"));
-    fs::rename(log, PathBuf::from(aside))?;
-    Ok(true)
+    aside.into()
 }
 
 /// Rotated logs of a log, oldest first (their names carry the time).
@@ -247,5 +257,17 @@ mod tests {
             fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["0.log", "0.log.3.gz", "0.log.4"]);
+    }
+
+    #[test]
+    fn a_log_that_is_not_opened_anew_is_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        fs::write(&log, "y".repeat(100)).unwrap();
+        assert!(rotate(&log, 50, 5, "1").unwrap() && !log.exists());
+        put_back(&log, "1").unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "y".repeat(100));
+        // There is one again: it stays.
+        put_back(&log, "1").unwrap();
     }
 }
