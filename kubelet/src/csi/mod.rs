@@ -241,6 +241,11 @@ impl Csi {
         Ok(Mounted { expanded: grown, ..result })
     }
 
+    /// A published volume is not as the pod needs it yet: it is published, and handed to the group, once more.
+    pub fn not_done(&self, mounted: &Mounted) {
+        self.published.lock().remove(&mounted.path);
+    }
+
     async fn expand(&self, driver: &Driver, wanted: &Wanted, place: &Place, stages: bool) -> Result<bool, String> {
         let Some(bytes) = wanted.expand_to else { return Ok(false) };
         if !driver.can(Capability::ExpandVolume).await? {

@@ -218,6 +218,9 @@ async fn a_volume_is_staged_once_and_taken_back_when_its_last_pod_is_gone() {
     assert_eq!(mode, Some(Mode::SingleNodeWriter));
     assert!(!lab.mount("u1", &wanted()).await.give_to_group, "once is enough");
     assert_eq!(lab.driver.taken(), Vec::<String>::new());
+    lab.csi.not_done(&one);
+    assert!(lab.mount("u1", &wanted()).await.give_to_group, "it was not enough");
+    assert_eq!(lab.driver.taken(), ["stage vol", "publish vol"]);
 
     // The file system follows the volume.
     assert!(lab.mount("u1", &Wanted { expand_to: Some(1 << 30), ..wanted() }).await.expanded);

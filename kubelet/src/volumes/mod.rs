@@ -362,7 +362,8 @@ impl Volumes {
             && let Some(group) = local::GroupOwnership::of(pod)
         {
             let path = mounted.path.clone();
-            blocking(move || local::give_to_group(&path, group)).await?;
+            let given = blocking(move || local::give_to_group(&path, group)).await;
+            given.inspect_err(|_| csi.not_done(&mounted))?;
         }
         Ok(mounted)
     }
