@@ -107,18 +107,7 @@ impl StatusError {
 
     /// `Pod "x" is invalid: …` with a cause for each field.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        // What is said twice is read once.
-        let mut texts: Vec<String> = Vec::new();
-        for text in errors.iter().map(ToString::to_string) {
-            if !texts.contains(&text) {
-                texts.push(text);
-            }
-        }
-        let list = match texts.as_slice() {
-            [one] => one.clone(),
-            many => format!("[{}]", many.join(", ")),
-        };
-        let what = qualified(group, kind);
+        let (what, list) = (qualified(group, kind), aggregate(errors));
         let mut error =
             Self::new(422, "Invalid", format!("{what} {name:?} is invalid: {list}")).about(group, kind, name);
         if let Some(details) = &mut error.0.details {
@@ -318,6 +307,20 @@ impl FieldError {
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+/// All in one text, each once; more than one in brackets. As `Aggregate.Error`.
+pub fn aggregate(errors: &[FieldError]) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for text in errors.iter().map(ToString::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    match texts.as_slice() {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
     }
 }
 

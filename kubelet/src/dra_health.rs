@@ -80,14 +80,14 @@ impl Healths {
         }
         drop(drivers);
         if news {
-            self.changed.notify_waiters();
+            self.changed.notify_one();
         }
     }
 
     /// A driver is gone, or says nothing any more.
     pub(crate) fn forget(&self, driver: &str) {
         if self.drivers.lock().remove(driver).is_some() {
-            self.changed.notify_waiters();
+            self.changed.notify_one();
         }
     }
 

@@ -222,11 +222,7 @@ impl Config {
 
     fn checked(file: KubeProxyConfiguration) -> anyhow::Result<Self> {
         let faults = validation::faults(&file);
-        match faults.as_slice() {
-            [] => {}
-            [fault] => anyhow::bail!("{fault}"),
-            faults => anyhow::bail!("[{}]", faults.join(", ")),
-        }
+        anyhow::ensure!(faults.is_empty(), "{}", apimachinery::status::aggregate(&faults));
         let mode = Mode::ALL.into_iter().find(|(name, _)| *name == file.mode).map_or(Mode::Nftables, |(_, mode)| mode);
         // The mode ipvs reads the section of iptables for what its own does not have.
         let rules = if matches!(mode, Mode::Iptables | Mode::Ipvs) { &file.iptables } else { &file.nftables };

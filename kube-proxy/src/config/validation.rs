@@ -2,19 +2,26 @@
 //! of the kind.
 use super::{Mode, file::KubeProxyConfiguration};
 use crate::ipvs::SCHEDULERS;
+use apimachinery::status::FieldError;
 use component_base::cidr::Cidr;
-use std::{fmt::Debug, net::IpAddr};
+use serde::Serialize;
+use serde_json::json;
+use std::net::IpAddr;
 
 /// Collects what is wrong below `KubeProxyConfiguration`.
 #[derive(Default)]
-struct Faults(Vec<String>);
+struct Faults(Vec<FieldError>);
 
 impl Faults {
-    fn invalid(&mut self, field: &str, value: impl Debug, why: &str) {
-        self.0.push(format!("KubeProxyConfiguration.{field}: Invalid value: {value:?}: {why}"));
+    fn add(&mut self, fault: FieldError) {
+        self.0.push(FieldError { field: format!("KubeProxyConfiguration.{}", fault.field), ..fault });
     }
 
-    fn unless(&mut self, fine: bool, field: &str, value: impl Debug, why: &str) {
+    fn invalid(&mut self, field: &str, value: impl Serialize, why: &str) {
+        self.add(FieldError::invalid(field, json!(value), why));
+    }
+
+    fn unless(&mut self, fine: bool, field: &str, value: impl Serialize, why: &str) {
         if !fine {
             self.invalid(field, value, why);
         }
@@ -39,7 +46,7 @@ impl Faults {
 }
 
 /// All that is wrong, in words; of the configuration with its defaults.
-pub fn faults(file: &KubeProxyConfiguration) -> Vec<String> {
+pub fn faults(file: &KubeProxyConfiguration) -> Vec<FieldError> {
     const BIT: &str = "must be within the range [0, 31]";
     let mut faults = Faults::default();
     let bit_is_fine = |bit: Option<u32>| bit.is_none_or(|bit| bit < 32);
@@ -146,9 +153,10 @@ fn detect_local(faults: &mut Faults, file: &KubeProxyConfiguration) {
         "BridgeInterface" => interface(faults, "InterfaceName", &file.detect_local.bridge_interface),
         "InterfaceNamePrefix" => interface(faults, "InterfacePrefix", &file.detect_local.interface_name_prefix),
         "ClusterCIDR" | "NodeCIDR" => {}
-        other => faults.0.push(format!(
-            "KubeProxyConfiguration.DetectLocalMode: Unsupported value: {other:?}: supported values: \
-             \"BridgeInterface\", \"ClusterCIDR\", \"InterfaceNamePrefix\", \"NodeCIDR\""
+        other => faults.add(FieldError::not_supported(
+            "DetectLocalMode",
+            other,
+            &["BridgeInterface", "ClusterCIDR", "InterfaceNamePrefix", "NodeCIDR"],
         )),
     }
     const FIELD: &str = "DetectLocalConfiguration.ClusterCIDRs";
@@ -175,7 +183,7 @@ mod tests {
     fn of(yaml: &str) -> Vec<String> {
         let mut file: KubeProxyConfiguration = apimachinery::yaml::from_str(yaml).unwrap();
         file.set_defaults([10256, 10249]);
-        faults(&file)
+        faults(&file).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -231,7 +239,7 @@ mod tests {
             ),
             (
                 "clusterCIDR: 10.0.0.0/8,10.1.0.0/16",
-                r#"DetectLocalConfiguration.ClusterCIDRs: Invalid value: ["10.0.0.0/8", "10.1.0.0/16"]: must be a either a single CIDR or dual-stack pair of CIDRs (e.g. [10.100.0.0/16, fde4:8dba:82e1::/48]"#,
+                r#"DetectLocalConfiguration.ClusterCIDRs: Invalid value: ["10.0.0.0/8","10.1.0.0/16"]: must be a either a single CIDR or dual-stack pair of CIDRs (e.g. [10.100.0.0/16, fde4:8dba:82e1::/48]"#,
             ),
         ] {
             assert_eq!(of(yaml), [format!("KubeProxyConfiguration.{want}")], "{yaml}");

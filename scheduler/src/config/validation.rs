@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use apimachinery::status::FieldError;
+use apimachinery::status::{FieldError, aggregate};
 use serde_json::{Value, json};
 
 use super::{API_VERSION, Configuration, ExtenderConfig, LeaderElection, PluginSet, ProfileConfig};
@@ -46,19 +46,9 @@ impl Faults {
     }
 }
 
-/// As `Aggregate.Error`: each once; more than one in brackets.
 impl fmt::Display for Faults {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut told: Vec<String> = Vec::new();
-        for fault in self.0.iter().map(ToString::to_string) {
-            if !told.contains(&fault) {
-                told.push(fault);
-            }
-        }
-        match &told[..] {
-            [one] => formatter.write_str(one),
-            all => write!(formatter, "[{}]", all.join(", ")),
-        }
+        formatter.write_str(&aggregate(&self.0))
     }
 }
 
