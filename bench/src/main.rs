@@ -7,6 +7,7 @@ mod api;
 #[path = "../../addons/tests/common/mod.rs"]
 #[allow(dead_code, reason = "shared with tests")]
 mod api_stand_in;
+mod functions;
 mod micro;
 mod network;
 mod pods;
@@ -38,6 +39,8 @@ enum Command {
     Proxy(network::Options),
     /// Pods on nodes: starts, ends, the kubelet's processor time and memory
     Pods(pods::Options),
+    /// Which functions of a running daemon run
+    Functions(functions::Options),
     /// Answers of dns
     Dns(network::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Command::Api(options) => api::run(options),
         Command::Proxy(options) => network::proxy(&options),
         Command::Pods(options) => pods::run(&options),
+        Command::Functions(options) => functions::run(&options),
         Command::Dns(options) => network::dns(&options),
     }
 }

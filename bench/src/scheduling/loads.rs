@@ -345,7 +345,7 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
                     Ok(cluster.count(PODS).await? >= pods && cluster.none(UNBOUND).await?)
                 })
                 .await?;
-            bound = Some(started.elapsed());
+            bound = Some((started.elapsed(), usage(scheduler)?.cpu_seconds, usage(controllers)?.cpu_seconds));
         } else {
             let patch = json!({"spec": {"template": {"metadata": {"labels": {"version": "2"}}}}});
             let paths =
@@ -360,17 +360,31 @@ async fn deployments(options: &Options, nodes: usize) -> anyhow::Result<()> {
             .with_context(|| format!("not in time: {what}"))??;
         let elapsed = started.elapsed();
         let after = (usage(scheduler)?, usage(controllers)?);
+        let cpu = |then: Option<f64>, before: &Usage, after: &Usage| {
+            let then = then.map_or_else(nothing, |then| format!("{:.2}", then - before.cpu_seconds));
+            format!("{then} / {:.2}", after.cpu_seconds - before.cpu_seconds)
+        };
         rows.push(vec![
             format!("{what} of {DEPLOYMENTS} Deployments of {replicas}"),
-            bound.map_or_else(nothing, |bound| format!("{:.1}", bound.as_secs_f64())),
+            bound.map_or_else(nothing, |bound| format!("{:.1}", bound.0.as_secs_f64())),
             format!("{:.1}", elapsed.as_secs_f64()),
-            format!("{:.2}", after.0.cpu_seconds - before.0.cpu_seconds),
-            format!("{:.2}", after.1.cpu_seconds - before.1.cpu_seconds),
+            cpu(bound.map(|bound| bound.1), &before.0, &after.0),
+            cpu(bound.map(|bound| bound.2), &before.1, &after.1),
             memory((&after.0, &after.1)),
         ]);
     }
     let hollow = usage(kubelet)?;
-    table::print(&["load", "bound s", "ready s", "scheduler CPU s", "controllers CPU s", "MB of both"], &rows);
+    table::print(
+        &[
+            "load",
+            "bound s",
+            "ready s",
+            "scheduler CPU s, bound / ready",
+            "controllers CPU s, bound / ready",
+            "MB of both",
+        ],
+        &rows,
+    );
     println!("{nodes} hollow nodes: {:.1} MB, {:.1} s of CPU", hollow.memory_mb, hollow.cpu_seconds);
     Ok(())
 }
