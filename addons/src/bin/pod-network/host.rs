@@ -98,7 +98,7 @@ pub(crate) async fn link_mtu(link: &str) -> anyhow::Result<u32> {
 pub(crate) async fn set_tunnel(
     own: IpAddr,
     cidrs: &[Cidr],
-    link_mtu: u32,
+    mtu: u32,
     tunnels: &BTreeMap<Cidr, IpAddr>,
 ) -> anyhow::Result<u32> {
     let show = async || command::run("ip", &["-d", "-o", "link", "show", "dev", TUNNEL], "").await;
@@ -107,7 +107,7 @@ pub(crate) async fn set_tunnel(
         remove_tunnel().await;
     }
     // With `-force` what is there already is passed over; whether the link is there shows below.
-    let made = command::run("ip", &["-force", "-batch", "-"], &plan::tunnel_link(own, cidrs, link_mtu)).await;
+    let made = command::run("ip", &["-force", "-batch", "-"], &plan::tunnel_link(own, cidrs, mtu)).await;
     let index = show().await.ok().and_then(|text| text.split(':').next()?.trim().parse().ok());
     let Some(index) = index else {
         made?;

@@ -1,8 +1,8 @@
 //! `pod-network`: gives the pods of this node a network, and reaches those of the others.
 //!
 //! It waits until the node has its range of pod addresses (`spec.podCIDR`), and then sees to: forwarding; a route to every other
-//! node's range, by way of that node's address where the nodes share a link, else through a tunnel (VXLAN), whose smaller MTU
-//! is its own: pods have that of the node's link; pods' packets to the world leave under the node's address; and, last, the CNI configuration, with which the container runtime calls the network ready. It follows changes of
+//! node's range, by way of that node's address where the nodes share a link, else through a tunnel (VXLAN, `plan::Mtu`
+//! says how large packets may be); pods' packets to the world leave under the node's address; and, last, the CNI configuration, with which the container runtime calls the network ready. It follows changes of
 //! the nodes, and repairs what somebody else has removed.
 //!
 //! Nothing of it is taken away when the daemon ends: pods go on talking. `--cleanup` does that.
@@ -33,7 +33,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use component_base::cidr::Cidr;
-use plan::Routes;
+use plan::{Mtu, Routes};
 
 /// How often everything is compared with what is wanted, changes or none.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -60,7 +60,8 @@ struct Flags {
     /// Directory of the CNI plugins.
     #[arg(long, default_value = "/usr/lib/cni")]
     cni_bin_dir: PathBuf,
-    /// MTU of the pods' links; default: that of the node's.
+    /// MTU of the pods' links; default: that of the node's link, or what fits the tunnel where pods of IPv6 or nodes that speak
+    /// IPv6 need it. Where a network between nodes drops fragments, say what fits the tunnel (50 bytes less than the link).
     #[arg(long)]
     mtu: Option<u32>,
     /// Remove routes, rules and configuration, and end.
@@ -177,13 +178,14 @@ impl Network {
         let wanted = plan::network(nodes.list().iter().map(Arc::as_ref), &self.own, &on_link);
         let own = plan::internal_ips(&node).next();
         let link = addresses.iter().find(|(_, address, _)| Some(*address) == own).map(|(link, _, _)| link);
-        let link_mtu = match link {
-            Some(link) => Some(host::link_mtu(link).await?),
-            None => None,
+        let has_tunnels = !wanted.tunnels.is_empty();
+        let mtu = match (link, own) {
+            (Some(link), Some(own)) => Some(Mtu::of(host::link_mtu(link).await?, own, &cidrs, has_tunnels)),
+            _ => None,
         };
-        let tunnel = match (own, link_mtu) {
-            (Some(own), Some(mtu)) if !wanted.tunnels.is_empty() => {
-                host::set_tunnel(own, &cidrs, mtu, &wanted.tunnels).await.context("the tunnel")?
+        let tunnel = match (own, mtu) {
+            (Some(own), Some(mtu)) if has_tunnels => {
+                host::set_tunnel(own, &cidrs, mtu.tunnel, &wanted.tunnels).await.context("the tunnel")?
             }
             _ => {
                 if addresses.iter().any(|(link, ..)| link == plan::TUNNEL) {
@@ -193,8 +195,9 @@ impl Network {
             }
         };
         let routed = self.sync_routes(&wanted.routes, tunnel).await;
-        self.sync_rules(&cidrs, &wanted.routes).await?;
-        let config = plan::cni_config(&cidrs, self.flags.mtu.or(link_mtu));
+        self.sync_rules(plan::rules(&cidrs, &self.flags.cluster_cidr, &wanted.routes, mtu.map(|mtu| mtu.whole)))
+            .await?;
+        let config = plan::cni_config(&cidrs, self.flags.mtu.or(mtu.map(|mtu| mtu.pods)));
         let directory = &self.flags.cni_conf_dir;
         if host::write_config(directory, &config).with_context(|| directory.display().to_string())? {
             tracing::info!(directory = %directory.display(), cidrs = ?shown(&cidrs), "CNI configuration written");
@@ -233,12 +236,11 @@ impl Network {
     }
 
     /// The rules are one small table, replaced in one transaction where it is not as it should be.
-    async fn sync_rules(&mut self, cidrs: &[Cidr], nodes: &Routes) -> anyhow::Result<()> {
-        let wanted = plan::rules(cidrs, &self.flags.cluster_cidr, nodes);
+    async fn sync_rules(&mut self, wanted: nftables::Ruleset) -> anyhow::Result<()> {
         if wanted != self.applied || !self.guard.is_intact(plan::TABLE, || &wanted).await {
             self.guard.replace(&wanted.create(plan::TABLE)).await?;
             self.applied = wanted;
-            tracing::info!(cidrs = ?shown(cidrs), "masquerading");
+            tracing::info!("masquerading");
         }
         Ok(())
     }

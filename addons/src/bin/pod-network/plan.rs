@@ -87,8 +87,39 @@ pub(crate) const TUNNEL: &str = "pilothouse0";
 const TUNNEL_ID: u32 = 4096;
 /// Linux' own port of VXLAN.
 const TUNNEL_PORT: u16 = 8472;
-/// What VXLAN puts around a packet, by the outer family.
-const OVERHEAD: [u32; 2] = [50, 70];
+
+/// How large packets may be on the way between nodes and their pods.
+///
+/// Packets through the tunnel carry more than those on the link. Over IPv4 the kernel cuts what has become too large for the
+/// link, and the other node puts it together: nothing is lost, and neighbours are spoken to at full size. But a router must not
+/// let larger IPv6 packets pass than it has told, nor is an IPv6 tunnel cut: there pods have what fits the tunnel, as with flannel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mtu {
+    /// Of the pods' links.
+    pub pods: u32,
+    /// Of the tunnel's link.
+    pub tunnel: u32,
+    /// What goes through the tunnel in one piece: connections' segments are made so small.
+    pub whole: u32,
+}
+
+// === impl Mtu ===
+
+impl Mtu {
+    /// What VXLAN puts around a packet, by the outer family.
+    const OVERHEAD: [u32; 2] = [50, 70];
+
+    /// Of a node at `node` whose link takes `link`, and whose pods have addresses of `cidrs`.
+    pub fn of(link: u32, node: IpAddr, cidrs: &[Cidr], has_tunnels: bool) -> Self {
+        let whole = link.saturating_sub(Self::OVERHEAD[usize::from(node.is_ipv6())]);
+        let is_cut = node.is_ipv4() && !cidrs.iter().any(Cidr::is_ipv6);
+        Self {
+            pods: if has_tunnels && !is_cut { whole } else { link },
+            tunnel: if node.is_ipv4() { link } else { whole },
+            whole,
+        }
+    }
+}
 
 /// The hardware address that a node has in the tunnel: made from its own, so that nobody need be told.
 fn hardware_address(node: IpAddr) -> String {
@@ -99,8 +130,7 @@ fn hardware_address(node: IpAddr) -> String {
 }
 
 /// For `ip -batch`, to make the tunnel's link; what is there already does no harm.
-pub(crate) fn tunnel_link(node: IpAddr, cidrs: &[Cidr], link_mtu: u32) -> String {
-    let mtu = link_mtu.saturating_sub(OVERHEAD[usize::from(node.is_ipv6())]);
+pub(crate) fn tunnel_link(node: IpAddr, cidrs: &[Cidr], mtu: u32) -> String {
     let mut batch = format!(
         "link add {TUNNEL} type vxlan id {TUNNEL_ID} local {node} dstport {TUNNEL_PORT} nolearning\n\
          link set {TUNNEL} address {} mtu {mtu} up\n",
@@ -193,9 +223,8 @@ pub(crate) fn cni_config(cidrs: &[Cidr], mtu: Option<u32>) -> String {
 pub(crate) const TABLE: &str = "inet pilothouse-pod-network";
 
 /// Lets pods of this node speak to the world under the node's address; within the cluster's ranges (those of the nodes, where
-/// none are given) pods keep their own. And through the tunnel connections are made of segments that fit: so a pod's link has
-/// all that the node's has, for those that it reaches without a tunnel.
-pub(crate) fn rules(own: &[Cidr], cluster: &[Cidr], nodes: &Routes) -> Ruleset {
+/// none are given) pods keep their own. And through the tunnel connections are made of segments that fit `whole`.
+pub(crate) fn rules(own: &[Cidr], cluster: &[Cidr], nodes: &Routes, whole: Option<u32>) -> Ruleset {
     let mut masquerading = Vec::new();
     for cidr in own {
         let (family, multicast) = if cidr.address.is_ipv4() { ("ip", "224.0.0.0/4") } else { ("ip6", "ff00::/8") };
@@ -209,8 +238,13 @@ pub(crate) fn rules(own: &[Cidr], cluster: &[Cidr], nodes: &Routes) -> Ruleset {
     }
     let mut rules = Ruleset::default();
     rules.base_chain("postrouting", "type nat hook postrouting priority srcnat; policy accept;", masquerading);
-    let clamp = format!("oifname {TUNNEL:?} tcp flags syn tcp option maxseg size set rt mtu");
-    rules.base_chain("forward", "type filter hook forward priority mangle; policy accept;", vec![clamp]);
+    // By family, what the headers of a segment take. A size that is asked for is never made larger.
+    let clamp = |(family, headers): (&str, u32)| {
+        let size = whole?.checked_sub(headers)?;
+        Some(format!("meta nfproto {family} oifname {TUNNEL:?} tcp flags syn tcp option maxseg size set {size}"))
+    };
+    let clamps = [("ipv4", 40), ("ipv6", 60)].into_iter().filter_map(clamp).collect();
+    rules.base_chain("segments", "type filter hook postrouting priority mangle; policy accept;", clamps);
     rules
 }
 
@@ -322,16 +356,35 @@ mod tests {
             ["10.9.0.0/24", "fd00:1::/64", "fd00:2::/64"]
                 .map(|range| (range.parse().expect("a range"), Next::Unreachable)),
         );
-        insta::assert_snapshot!(rules(&own, &cluster, &nodes).create(TABLE), @r#"
+        insta::assert_snapshot!(rules(&own, &cluster, &nodes, Some(1450)).create(TABLE), @r#"
         add table inet pilothouse-pod-network
         delete table inet pilothouse-pod-network
         add table inet pilothouse-pod-network
-        add chain inet pilothouse-pod-network forward { type filter hook forward priority mangle; policy accept; }
         add chain inet pilothouse-pod-network postrouting { type nat hook postrouting priority srcnat; policy accept; }
-        add rule inet pilothouse-pod-network forward oifname "pilothouse0" tcp flags syn tcp option maxseg size set rt mtu
+        add chain inet pilothouse-pod-network segments { type filter hook postrouting priority mangle; policy accept; }
         add rule inet pilothouse-pod-network postrouting ip saddr 10.244.1.0/24 ip daddr != { 10.244.0.0/16, 224.0.0.0/4 } masquerade
         add rule inet pilothouse-pod-network postrouting ip6 saddr fd00:1::/64 ip6 daddr != { fd00:1::/64, fd00:2::/64, ff00::/8 } masquerade
+        add rule inet pilothouse-pod-network segments meta nfproto ipv4 oifname "pilothouse0" tcp flags syn tcp option maxseg size set 1410
+        add rule inet pilothouse-pod-network segments meta nfproto ipv6 oifname "pilothouse0" tcp flags syn tcp option maxseg size set 1390
         "#);
+    }
+
+    #[test]
+    fn pods_have_the_mtu_of_the_link_where_nothing_is_lost_by_it() {
+        let (four, both) = (["10.244.1.0/24"], ["10.244.1.0/24", "fd00:1::/64"]);
+        for (node, cidrs, has_tunnels, (pods, tunnel, whole)) in [
+            ("192.0.2.1", &four[..], false, (1500, 1500, 1450)),
+            ("192.0.2.1", &four, true, (1500, 1500, 1450)),
+            ("192.0.2.1", &both, false, (1500, 1500, 1450)),
+            ("192.0.2.1", &both, true, (1450, 1500, 1450)),
+            ("fd01::1", &both, false, (1500, 1430, 1430)),
+            ("fd01::1", &both, true, (1430, 1430, 1430)),
+            ("fd01::1", &four, true, (1430, 1430, 1430)),
+        ] {
+            let cidrs: Vec<Cidr> = cidrs.iter().map(|cidr| cidr.parse().expect("a range")).collect();
+            let mtu = Mtu::of(1500, node.parse().expect("an address"), &cidrs, has_tunnels);
+            assert_eq!(mtu, Mtu { pods, tunnel, whole }, "{node} {cidrs:?} {has_tunnels}");
+        }
     }
 
     #[test]
