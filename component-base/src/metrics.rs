@@ -44,6 +44,14 @@ pub fn registry() -> MutexGuard<'static, Registry> {
 /// The registry ends every help text with a full stop; what is marked so is shown as it was given.
 const AS_GIVEN: &str = "\u{1}";
 
+/// Marks a counter whose samples have no suffix: Kubernetes has some that are older than that rule.
+const BARE: &str = "\u{2}";
+
+/// The help text of a counter that is shown without `_total`: `register("kubelet_evictions", &bare("…"), Counter::default())`.
+pub fn bare(help: &str) -> String {
+    format!("{help}{BARE}")
+}
+
 /// Registers a metric and gives it back: `let ADDS = register("workqueue_adds", "…", Family::default())`.
 pub fn register<M: Metric + Clone>(name: &str, help: &str, metric: M) -> M {
     registry().register(name, format!("{help}{AS_GIVEN}"), metric.clone());
@@ -81,6 +89,8 @@ fn text(registry: &Registry) -> String {
 fn classic(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut help: Option<(&str, &str)> = None;
+    // The counter that the next samples are of, where they are to lose their suffix.
+    let mut bare: Option<&str> = None;
     for line in text.lines() {
         let described = |what: &str| line.strip_prefix(what).and_then(|rest| rest.split_once(' '));
         if line == "# EOF" || line.starts_with("# UNIT ") {
@@ -88,13 +98,22 @@ fn classic(text: &str) -> String {
         } else if let Some(found) = described("# HELP ") {
             help = Some(found);
         } else if let Some((name, kind)) = described("# TYPE ") {
-            let suffix = if kind == "counter" { "_total" } else { "" };
-            if let Some((_, help)) = help.take().filter(|(helped, _)| *helped == name) {
-                let given = help.strip_suffix('.').and_then(|help| help.strip_suffix(AS_GIVEN));
-                out.extend(["# HELP ", name, suffix, " ", given.unwrap_or(help), "\n"]);
+            let help = help
+                .take()
+                .filter(|(helped, _)| *helped == name)
+                .map(|(_, help)| help.strip_suffix('.').and_then(|help| help.strip_suffix(AS_GIVEN)).unwrap_or(help));
+            let stripped = help.and_then(|help| help.strip_suffix(BARE));
+            bare = stripped.map(|_| name);
+            let suffix = if kind == "counter" && bare.is_none() { "_total" } else { "" };
+            if let Some(help) = stripped.or(help) {
+                out.extend(["# HELP ", name, suffix, " ", help, "\n"]);
             }
             let kind = if kind == "unknown" { "untyped" } else { kind };
             out.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
+        } else if let Some((name, rest)) =
+            bare.and_then(|name| Some((name, line.strip_prefix(name)?.strip_prefix("_total")?)))
+        {
+            out.extend([name, rest, "\n"]);
         } else {
             out.extend([line, "\n"]);
         }

@@ -1,10 +1,14 @@
 //! What the kubelet counts of its own doings, by Kubernetes' names.
 
+mod managers;
+
+pub use managers::{managers, now_seconds};
+
 use std::fmt::{self, Write as _};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use component_base::metrics::register;
+use component_base::metrics::{bare, register};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -207,7 +211,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     ),
     preemptions: register(
         "kubelet_preemptions",
-        "Cumulative number of pod preemptions by preemption resource",
+        &bare("Cumulative number of pod preemptions by preemption resource"),
         Family::default(),
     ),
 });
@@ -275,6 +279,8 @@ pub fn tell_node(node: &str) {
         ("platform", "linux/amd64"),
     ];
     build.get_or_create(&labels).set(1);
+    let cgroups: Gauge = register("kubelet_cgroup_version", "cgroup version on the hosts.", Gauge::default());
+    cgroups.set(if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 });
 }
 
 #[cfg(test)]

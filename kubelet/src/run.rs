@@ -214,7 +214,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         going_down.clone(),
         move |message| {
             shutdown_events.node(&own_name, Type::Normal, "Shutdown", message);
-            node_changed.notify_waiters();
+            node_changed.send_replace(());
         },
         shutdown.clone(),
     ));
@@ -498,10 +498,12 @@ async fn follow_manifests(
 
 /// Wakes the workers of pods with devices when plugins or drivers have news of these: their health is part of a pod's status.
 async fn tell_health(workers: Arc<PodWorkers>, allocator: Arc<Allocator>, dra: Arc<Dra>, shutdown: CancellationToken) {
+    let mut devices = allocator.changed.subscribe();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = allocator.changed.notified() => allocator.device_holders().iter().for_each(|uid| workers.wake(uid)),
+            // Its sender is the allocator's, which is here.
+            _ = devices.changed() => allocator.device_holders().iter().for_each(|uid| workers.wake(uid)),
             () = dra.health_changed() => dra.pods().iter().for_each(|uid| workers.wake(uid)),
         }
     }

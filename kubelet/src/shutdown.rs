@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::KubeletConfiguration;
+use crate::metrics::{managers, now_seconds};
 use crate::pod_workers::PodWorkers;
 use crate::runtime::Runtime;
 use crate::runtime::pods::{grace_seconds, uid_of};
@@ -96,7 +97,9 @@ pub async fn follow(
             if begins {
                 tell("Shutdown manager detected shutdown event");
                 info!(?total, "the node is shutting down: pods are ended");
+                managers().shutdown_start.set(now_seconds());
                 end_pods(&workers, &runtime, &groups).await;
+                managers().shutdown_end.set(now_seconds());
                 inhibitor = None;
             } else {
                 tell("Shutdown manager detected shutdown cancellation");

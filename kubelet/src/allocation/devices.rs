@@ -11,13 +11,14 @@ use parking_lot::Mutex;
 use proto::deviceplugin as pb;
 use proto::deviceplugin::device_plugin_client::DevicePluginClient;
 use proto::deviceplugin::registration_server::{Registration, RegistrationServer};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use crate::metrics::managers;
 use crate::runtime::cri::unix_channel;
 
 const VERSION: &str = "v1beta1";
@@ -46,13 +47,13 @@ struct Plugin {
 pub(super) struct Devices {
     directory: PathBuf,
     plugins: Mutex<BTreeMap<String, Plugin>>,
-    changed: Arc<Notify>,
+    changed: watch::Sender<()>,
 }
 
 // === impl Devices ===
 
 impl Devices {
-    pub(super) fn new(directory: PathBuf, changed: Arc<Notify>) -> Arc<Devices> {
+    pub(super) fn new(directory: PathBuf, changed: watch::Sender<()>) -> Arc<Devices> {
         Arc::new(Devices { directory, plugins: Mutex::default(), changed })
     }
 
@@ -101,6 +102,7 @@ impl Devices {
             generation
         };
         info!(resource = name, "device plugin registered");
+        managers().plugins.get_or_create(&[("resource_name", name.clone())]).inc();
         tokio::spawn(self.clone().follow(name, channel, generation));
         Ok(())
     }
@@ -139,7 +141,7 @@ impl Devices {
         let Some(plugin) = plugins.get_mut(name).filter(|p| p.generation == generation) else { return false };
         change(plugin);
         drop(plugins);
-        self.changed.notify_waiters();
+        self.changed.send_replace(());
         true
     }
 
@@ -219,7 +221,10 @@ impl Devices {
         let (mut client, _) = self.plugin(resource)?;
         let container = pb::ContainerAllocateRequest { devices_ids: ids.iter().cloned().collect() };
         let message = pb::AllocateRequest { container_requests: vec![container] };
+        let begun = Instant::now();
         let answer = tokio::time::timeout(CALL_TIMEOUT, client.allocate(message)).await;
+        let label = [("resource_name", resource.to_owned())];
+        managers().device_seconds.get_or_create(&label).observe(begun.elapsed().as_secs_f64());
         let answer = answer.map_err(|_| format!("device plugin {resource} did not answer in time"))?;
         let answers =
             answer.map_err(|status| format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))?;

@@ -4,6 +4,7 @@
 
 mod devices;
 mod held;
+mod pinned;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ pub mod topology;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceHealth, ResourceStatus};
@@ -19,12 +21,13 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use proto::cri;
 use proto::deviceplugin as pb;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::config::KubeletConfiguration;
 use crate::dra::Dra;
+use crate::metrics::managers;
 use crate::runtime::pods::uid_of;
 use crate::status::Ended;
 use devices::Devices;
@@ -105,12 +108,9 @@ pub struct Allocator {
     root_dir: PathBuf,
     /// One pod at a time is admitted.
     admitting: tokio::sync::Mutex<()>,
-    /// Devices came or went.
-    pub changed: Arc<Notify>,
+    /// Devices came or went, or something else that the node's status tells of: each who follows sees it, however long it looks away.
+    pub changed: watch::Sender<()>,
 }
-
-const NO_MEMORY: &str =
-    "[memorymanager] failed to get the default NUMA affinity, no NUMA nodes with enough memory is available";
 
 /// A refusal whose cause has no name of its own. As `unexpectedAdmissionError`.
 fn unexpected(why: impl std::fmt::Display) -> Ended {
@@ -122,7 +122,7 @@ fn unexpected(why: impl std::fmt::Display) -> Ended {
 impl Allocator {
     pub fn new(topology: Topology, policies: Policies, root_dir: PathBuf) -> Arc<Allocator> {
         let file = root_dir.join("allocations.json");
-        let changed = Arc::new(Notify::new());
+        let changed = watch::Sender::new(());
         let saved = std::fs::read(&file).ok().and_then(|text| match serde_json::from_slice(&text) {
             Ok(held) => Some(held),
             Err(error) => {
@@ -166,6 +166,7 @@ impl Allocator {
     }
 
     fn save(&self, held: &All) {
+        self.count(held);
         let written = serde_json::to_vec(held).map_err(std::io::Error::other).and_then(|text| {
             let partial = self.file.with_extension("tmp");
             std::fs::write(&partial, text)?;
@@ -197,6 +198,17 @@ impl Allocator {
         if !self.concerns(pod) || self.held.lock().contains_key(uid_of(pod)) {
             return Ok(());
         }
+        let begun = Instant::now();
+        managers().topology_requests.inc();
+        let admitted = self.admit_in_turn(pod).await;
+        if admitted.is_err() {
+            managers().topology_errors.inc();
+        }
+        managers().topology_ms.observe(begun.elapsed().as_secs_f64() * 1000.0);
+        admitted
+    }
+
+    async fn admit_in_turn(&self, pod: &Pod) -> Result<(), Ended> {
         let _one = self.admitting.lock().await;
         let mut own: BTreeMap<String, Held> = BTreeMap::new();
         let mut left = Left::default();
@@ -335,48 +347,19 @@ impl Allocator {
         left: &Left,
         near: Option<Mask>,
     ) -> Result<Held, Ended> {
-        let mut out = Held::default();
         // With what this pod's containers were given a moment ago.
         let held: All = {
             let mut all = self.held.lock().clone();
             all.insert(uid_of(pod).to_owned(), own.clone());
             all
         };
-        if self.policies.static_cpus.is_some() {
-            let count = held::exclusive_cpus(pod, container);
-            let mut free = self.free_cpus(&held, left);
-            if count > 0 {
-                if self.policies.cpus.whole_cores {
-                    // Of a core that is in part somebody's, or kept back, nothing is given.
-                    free = self.topology.whole_cores(&free);
-                    topology::check_threads(count, self.topology.threads_of_a_core(), free.len())
-                        .map_err(|why| Ended::new("SMTAlignmentError", why))?;
-                }
-                let taken = self.topology.choose_cpus(&free, count, near, self.policies.cpus);
-                out.cpus = taken.ok_or_else(|| {
-                    let free = free.len();
-                    unexpected(format!(
-                        "not enough cpus available to satisfy request: requested={count}, available={free}"
-                    ))
-                })?;
-            }
-        }
-        if self.policies.static_memory.is_some() {
-            for (kind, mut bytes) in held::exclusive_memory(pod, container) {
-                let (close, far): (Vec<u32>, Vec<u32>) =
-                    self.topology.nodes().into_iter().partition(|n| near.is_none_or(|m| topology::has(m, *n)));
-                for node in close.into_iter().chain(far) {
-                    let part = self.free_memory(&held, left, node, &kind).min(bytes);
-                    if part > 0 {
-                        out.memory.entry(node).or_default().insert(kind.clone(), part);
-                        bytes -= part;
-                    }
-                }
-                if bytes > 0 {
-                    return Err(unexpected(NO_MEMORY));
-                }
-            }
-        }
+        let cpus = self.allocate_cpus(pod, container, &held, left, near).inspect_err(|_| {
+            managers().cpu_errors.inc();
+        })?;
+        let memory = self.allocate_memory(pod, container, &held, left, near).inspect_err(|_| {
+            managers().memory_errors.inc();
+        })?;
+        let mut out = Held { cpus, memory, ..Default::default() };
         for (resource, count) in held::devices(pod, container, |name| self.is_of_plugin(name)) {
             let ids = self.pick_devices(&resource, count, &held, left, near).await.map_err(unexpected)?;
             let answer = self.devices.allocate(&resource, &ids).await.map_err(unexpected)?;

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::held::{self, Held};
 use super::{Allocator, devices};
 use crate::dra::Dra;
+use crate::metrics::managers;
 use crate::runtime::pods::uid_of;
 
 type Pods = Arc<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>;
@@ -125,7 +126,9 @@ impl PodResourcesLister for Lister {
     ) -> Result<Response<pb::ListPodResourcesResponse>, Status> {
         let active = (self.pods)().into_iter().filter(|pod| !apimachinery::pod::is_terminal(pod));
         let pod_resources = active.map(|pod| self.of(&pod)).collect();
-        Ok(Response::new(pb::ListPodResourcesResponse { pod_resources }))
+        let answer = Ok(Response::new(pb::ListPodResourcesResponse { pod_resources }));
+        managers().asked(&managers().holders_list, &answer);
+        answer
     }
 
     async fn get_allocatable_resources(
@@ -153,11 +156,13 @@ impl PodResourcesLister for Lister {
                 .collect(),
             ..Default::default()
         });
-        Ok(Response::new(pb::AllocatableResourcesResponse {
+        let answer = Ok(Response::new(pb::AllocatableResourcesResponse {
             devices: devices.collect(),
             cpu_ids: cpus.map(i64::from).collect(),
             memory: memory.as_ref().map(Self::memory).unwrap_or_default(),
-        }))
+        }));
+        managers().asked(&managers().holders_allocatable, &answer);
+        answer
     }
 
     async fn get(
@@ -172,7 +177,9 @@ impl PodResourcesLister for Lister {
         let found = (self.pods)().into_iter().find(is_it);
         let found = found.ok_or_else(|| {
             Status::not_found(format!("pod {} in namespace {} not found", wanted.pod_name, wanted.pod_namespace))
-        })?;
-        Ok(Response::new(pb::GetPodResourcesResponse { pod_resources: Some(self.of(&found)) }))
+        });
+        managers().asked(&managers().holders_get, &found);
+        let pod = found?;
+        Ok(Response::new(pb::GetPodResourcesResponse { pod_resources: Some(self.of(&pod)) }))
     }
 }

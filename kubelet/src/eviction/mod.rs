@@ -89,7 +89,7 @@ impl Evictor {
         let mut watcher = Watcher::new(thresholds, self.config.eviction_pressure_transition_period);
         let evictions: Family<BySignal, Counter> = metrics::register(
             "kubelet_evictions",
-            "Cumulative number of pod evictions by eviction signal",
+            &metrics::bare("Cumulative number of pod evictions by eviction signal"),
             Family::default(),
         );
         let mut image_dir = None;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::gc::{self, DiskUse, GcPolicy, ImageRecord, ImageUsage};
 use super::pulled::PulledRecords;
 use crate::config::KubeletConfiguration;
+use crate::metrics::managers;
 use crate::runtime::cri::{Cri, CriError};
 
 /// As the kubelet's `ImageGCPeriod`.
@@ -111,10 +112,13 @@ async fn collect(
     let Some(disk) = disk_use(&cri.image_fs_info().await.map_err(|error| error.message())?) else { return Ok(0) };
     let chosen = usage.plan(&records, &in_use, disk, policy, now);
     let (mut freed, mut errors) = (0, Vec::new());
-    for image in records.iter().filter(|image| chosen.contains(&image.id)) {
-        tracing::info!(image = image.id, "removing an unused image");
-        match cri.remove_image(&image.id).await {
-            Ok(()) => freed += image.size_bytes,
+    for (id, reason) in &chosen {
+        tracing::info!(image = id, reason, "removing an unused image");
+        match cri.remove_image(id).await {
+            Ok(()) => {
+                freed += records.iter().find(|image| image.id == *id).map_or(0, |image| image.size_bytes);
+                managers().images_collected.get_or_create(&[("reason", (*reason).to_owned())]).inc();
+            }
             Err(error) => errors.push(error.message()),
         }
     }

@@ -58,7 +58,7 @@ impl ImageUsage {
         self.by_id.retain(|id, _| present.contains(id.as_str()));
     }
 
-    /// The images to remove now, in order. Call [`ImageUsage::observe`] first.
+    /// The images to remove now, in order, and why, as `image_garbage_collected_total` has it. Call [`ImageUsage::observe`] first.
     pub fn plan(
         &self,
         images: &[ImageRecord],
@@ -66,7 +66,7 @@ impl ImageUsage {
         disk: DiskUse,
         policy: &GcPolicy,
         now: Instant,
-    ) -> Vec<String> {
+    ) -> Vec<(String, &'static str)> {
         let mut candidates: Vec<(&ImageRecord, Usage)> = images
             .iter()
             .filter(|image| !image.pinned && !in_use.contains(&image.id))
@@ -81,7 +81,7 @@ impl ImageUsage {
                 !policy.maximum_age.is_zero() && now.saturating_duration_since(usage.last_used) > policy.maximum_age;
             if to_free > 0 || too_old {
                 to_free = to_free.saturating_sub(image.size_bytes);
-                removed.push(image.id.clone());
+                removed.push((image.id.clone(), if too_old { "age" } else { "space" }));
             }
         }
         removed
@@ -116,13 +116,13 @@ fn bytes_to_free(disk: DiskUse, policy: &GcPolicy) -> u64 {
     if disk.capacity_bytes == 0 || policy.high_threshold_percent >= 100 {
         return 0;
     }
-    let used = disk.capacity_bytes.saturating_sub(disk.available_bytes);
-    let percent = |percent: u64| disk.capacity_bytes / 100 * percent;
-    if used < percent(policy.high_threshold_percent) {
-        0
-    } else {
-        used.saturating_sub(percent(policy.low_threshold_percent))
+    // As `GarbageCollect`, which rounds so.
+    let available = disk.available_bytes.min(disk.capacity_bytes);
+    let part = |of: u64, times: u64, by: u64| (u128::from(of) * u128::from(times) / u128::from(by)) as u64;
+    if 100 - part(available, 100, disk.capacity_bytes) < policy.high_threshold_percent {
+        return 0;
     }
+    part(disk.capacity_bytes, 100 - policy.low_threshold_percent.min(100), 100).saturating_sub(available)
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
         ImageRecord { id: id.into(), size_bytes, pinned }
     }
 
-    fn plan(available_bytes: u64, policy: &GcPolicy) -> Vec<String> {
+    fn plan(available_bytes: u64, policy: &GcPolicy) -> Vec<(String, &'static str)> {
         let begun = Instant::now();
         let mut usage = ImageUsage::default();
         let images = [
@@ -159,10 +159,15 @@ mod tests {
 
     #[test]
     fn unused_images_go_oldest_first_until_enough_is_free() {
-        assert_eq!(plan(200, &POLICY), Vec::<String>::new());
-        assert_eq!(plan(150, &POLICY), ["old", "recent"]);
-        assert_eq!(plan(10, &POLICY), ["old", "recent"]);
-        assert_eq!(plan(150, &GcPolicy { low_threshold_percent: 83, ..POLICY }), ["old"]);
+        let [old, recent] = ["old", "recent"].map(|id| (id.to_owned(), "space"));
+        let both = [old.clone(), recent];
+        assert!(plan(200, &POLICY).is_empty());
+        // A part of a percent that is not free counts as used.
+        assert!(plan(160, &POLICY).is_empty());
+        assert_eq!(plan(159, &POLICY), both);
+        assert_eq!(plan(150, &POLICY), both);
+        assert_eq!(plan(10, &POLICY), both);
+        assert_eq!(plan(150, &GcPolicy { low_threshold_percent: 83, ..POLICY }), [old]);
     }
 
     #[test]
@@ -180,6 +185,9 @@ mod tests {
     #[test]
     fn young_images_stay_and_stale_ones_go() {
         assert!(plan(10, &GcPolicy { minimum_age: Duration::from_secs(3600), ..POLICY }).is_empty());
-        assert_eq!(plan(900, &GcPolicy { maximum_age: Duration::from_secs(270), ..POLICY }), ["old"]);
+        assert_eq!(
+            plan(900, &GcPolicy { maximum_age: Duration::from_secs(270), ..POLICY }),
+            [("old".to_owned(), "age")]
+        );
     }
 }

@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
+use crate::metrics::managers;
 use crate::objects::Objects;
 use crate::rate::Limit;
 use crate::runtime::cri::{Cri, CriError};
@@ -342,6 +343,7 @@ impl<S: ImageService> Images<S> {
                     Ok(Some(found)) => found,
                     _ => PresentImage { image: ImageRef { id: pulled, ..Default::default() }, size_bytes: 0 },
                 };
+                managers().pulled(found.size_bytes, pull_time);
                 if let Some(records) = &self.records {
                     records.opened(&reference, &found.image.id, opened_by.as_ref());
                     records.ended(&name);

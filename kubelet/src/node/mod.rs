@@ -121,6 +121,7 @@ impl NodeKeeper {
 
     /// Writes the status when it changed, and once in a while to show that it is current.
     async fn keep_status(&self, shutdown: &CancellationToken) {
+        let mut changes = self.allocator.changed.subscribe();
         let mut reported_at: Option<Instant> = None;
         let mut unschedulable = false;
         loop {
@@ -169,7 +170,7 @@ impl NodeKeeper {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(period) => {}
-                () = self.allocator.changed.notified() => {}
+                _ = changes.changed() => {}
             }
         }
     }

@@ -29,6 +29,7 @@ use crate::env;
 use crate::events::Events;
 use crate::eviction::Shortage;
 use crate::images::Puller;
+use crate::metrics::managers;
 use crate::probes;
 use crate::runtime::pods::{full_name, uid_of};
 use crate::runtime::{Runtime, RuntimeWatch};
@@ -108,6 +109,8 @@ impl PodWorkers {
             });
             return;
         }
+        let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+        managers().containers_per_pod.observe(containers as f64);
         let desired = Desired { pod, ended: None, grace: None, removed: false };
         self.spawn(&mut workers, uid, desired);
     }
@@ -199,6 +202,7 @@ impl PodWorkers {
             return;
         }
         warn!(uid, "pod without a source found in the runtime; taking it down");
+        managers().orphans.inc();
         let mut pod = Pod::default();
         pod.metadata.uid = Some(uid.to_owned());
         let desired = Desired { pod: Arc::new(pod), ended: None, grace: None, removed: true };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use component_base::events::Type;
 use k8s_openapi::api::core::v1::{Container, HostIP, Pod, PodIP};
@@ -13,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::{Means, hooks, kill};
 use crate::env;
 use crate::images::{PullError, PullReason};
-use crate::metrics::metrics;
+use crate::metrics::{managers, metrics};
 use crate::plan::Start;
 use crate::runtime::cri::CriError;
 use crate::runtime::labels::DEFAULT_TERMINATION_PATH;
@@ -42,7 +43,9 @@ pub(super) async fn sandbox(means: &Means, pod: &Pod, attempt: u32) -> Result<St
     if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
         warn!(directory = %config.log_directory, %error, "log directory not made");
     }
+    let begun = Instant::now();
     let made = means.runtime.cri.run_pod_sandbox(config, &handler).await;
+    managers().sandbox(&handler, user_ids::wanted(pod), begun.elapsed(), made.is_err());
     metrics().started("pod_sandbox", made.as_ref().err().map(|_| "CreatePodSandboxError"));
     let id = made.map_err(|e| e.message())?;
     if attempt == 0 {

@@ -17,7 +17,7 @@ use super::admission::Lack;
 use super::resize::Resizes;
 use super::{Desired, Means, PodWorkers, admission, kill, preemption, start};
 use crate::eviction::is_critical;
-use crate::metrics::metrics;
+use crate::metrics::{managers, metrics};
 use crate::plan::{self, Actions, KillReason, RestartBackoff, SandboxAction};
 use crate::probes::PodProbes;
 use crate::runtime::cri::CriError;
@@ -253,6 +253,7 @@ impl Worker {
             if !self.admitted {
                 if let Err(rejected) = Box::pin(self.admit(pod, &observed)).await {
                     warn!(pod = %full_name(pod), reason = %rejected.reason, "pod rejected");
+                    managers().rejected(&rejected.reason);
                     let message = rejected.message.clone();
                     self.means.events.pod(pod, None, Type::Warning, &rejected.reason, message);
                     self.ended = Some(rejected.as_rejection());
