@@ -18,16 +18,28 @@ use std::{
 /// Chains of ports begin so; those that nobody names any more are removed at a full resync.
 const OWNED: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-"];
 const SHARED: [(&str, &[&str]); 2] = [
-    ("filter", &["KUBE-EXTERNAL-SERVICES", "KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-FORWARD", "KUBE-SERVICES"]),
+    (
+        "filter",
+        &[
+            "KUBE-EXTERNAL-SERVICES",
+            "KUBE-FIREWALL",
+            "KUBE-PROXY-FIREWALL",
+            "KUBE-FORWARD",
+            "KUBE-NODEPORTS",
+            "KUBE-SERVICES",
+        ],
+    ),
     ("nat", &["KUBE-MARK-MASQ", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-SERVICES"]),
 ];
 /// From where our chains are entered: table, built-in chain, rule.
-pub const ENTRANCES: [(&str, &str, &str); 12] = [
+pub const ENTRANCES: [(&str, &str, &str); 14] = [
     ("filter", "INPUT", "-m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES"),
     ("filter", "FORWARD", "-m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES"),
     ("filter", "FORWARD", "-m conntrack --ctstate NEW -j KUBE-SERVICES"),
     ("filter", "OUTPUT", "-m conntrack --ctstate NEW -j KUBE-SERVICES"),
+    ("filter", "INPUT", "-j KUBE-NODEPORTS"),
     ("filter", "INPUT", "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL"),
+    ("filter", "OUTPUT", "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL"),
     ("filter", "FORWARD", "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL"),
     ("filter", "FORWARD", "-j KUBE-FORWARD"),
     ("filter", "INPUT", "-j KUBE-FIREWALL"),
@@ -314,6 +326,12 @@ fn render(rules: &mut Rules, port: &ServicePort, settings: &Settings) {
         choose(&local, &port.local_endpoints);
     }
 
+    if port.health_check_port != 0 {
+        // Whatever else the host lets in.
+        let why = format!("-m comment --comment \"{name} health check node port\"");
+        let accept = format!("{why} -p tcp -m tcp --dport {} -j ACCEPT", port.health_check_port);
+        table(rules, "filter", "KUBE-NODEPORTS", accept);
+    }
     if port.internal().is_empty() {
         let (why, verdict) = dead(port.internal_local);
         table(rules, "filter", "KUBE-SERVICES", rule(why, &to_cluster_ip, port.port, verdict));
@@ -343,7 +361,8 @@ fn render(rules: &mut Rules, port: &ServicePort, settings: &Settings) {
     if reachable {
         let nat = rules.tables.entry("nat").or_default();
         if guarded {
-            let hosts = port.load_balancer_ips.iter().map(|ip| component_base::cidr::Cidr::host(*ip));
+            let itself = port.load_balancer_ips.iter().filter(|_| settings.admits_itself(&port.source_ranges));
+            let hosts = itself.map(|ip| component_base::cidr::Cidr::host(*ip));
             let allowed = port.source_ranges.iter().copied().chain(hosts);
             let fw = allowed.map(|r| format!("-m comment --comment \"{name} loadbalancer IP\" -s {r} -j {external}"));
             nat.owned.insert(firewall.clone(), fw.collect());
@@ -453,6 +472,17 @@ mod tests {
     #[test]
     fn all_that_the_model_can_say() {
         insta::assert_snapshot!(parts(&gallery(), &settings()).update_from(&Rules::default()));
+    }
+
+    #[test]
+    fn a_balancer_s_address_speaks_to_itself_where_the_node_may_speak_to_it() {
+        let gallery = gallery();
+        let itself = |node: Option<[u8; 4]>| {
+            let settings = Settings { node_address: node.map(Into::into), ..settings() };
+            let orders = parts(&gallery, &settings).create(&settings, &BTreeSet::new());
+            orders.contains("loadbalancer IP\" -s 203.0.113.7/32 -j KUBE-EXT-")
+        };
+        assert!(itself(Some([192, 0, 2, 1])) && !itself(Some([10, 0, 0, 1])) && !itself(None));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct ServicePort {
     pub port: u16,
     /// 0 if it has none.
     pub node_port: u16,
+    /// Where load balancers ask for the Service's health; 0 if they do not.
+    pub health_check_port: u16,
     pub external_ips: Vec<IpAddr>,
     /// Those of load balancers that send packets on unchanged (`ipMode: VIP`).
     pub load_balancer_ips: Vec<IpAddr>,
@@ -84,6 +86,7 @@ pub fn build(key: &NamespacedName, service: &Service, slices: &[&Slice], zone: &
             cluster_ip,
             port: port.port,
             node_port: port.node_port,
+            health_check_port: service.health_check_port.unwrap_or(0),
             external_ips: of_family(&service.external_ips),
             load_balancer_ips: of_family(&service.load_balancer_ips),
             source_ranges: source_ranges(&service.source_ranges, ipv6),
@@ -281,6 +284,7 @@ pub mod tests {
             cluster_ip: "10.96.0.5".parse().unwrap(),
             port: 80,
             node_port: 0,
+            health_check_port: 0,
             external_ips: Vec::new(),
             load_balancer_ips: Vec::new(),
             source_ranges: Vec::new(),
@@ -306,6 +310,7 @@ pub mod tests {
         (sticky.affinity_seconds, sticky.node_port) = (Some(10_800), 30_080);
         let mut local = at(port("c-local", &["10.244.0.4", "10.244.1.4"]), 3);
         (local.external_local, local.node_port) = (true, 30_081);
+        local.health_check_port = 32_000;
         let mut balanced = at(port("d-balanced", &["10.244.0.5"]), 4);
         balanced.load_balancer_ips = vec!["203.0.113.7".parse().unwrap()];
         balanced.external_ips = vec!["198.51.100.7".parse().unwrap()];

@@ -225,8 +225,8 @@ impl<'a> Renderer<'a> {
             return;
         }
         let chain = chain_name("firewall", &port.id);
-        // A balancer's address that is also this node's own speaks to itself.
-        let hosts = port.load_balancer_ips.iter().map(|ip| Cidr::host(*ip));
+        let itself = port.load_balancer_ips.iter().filter(|_| self.settings.admits_itself(&port.source_ranges));
+        let hosts = itself.map(|ip| Cidr::host(*ip));
         let allowed: Vec<Cidr> = port.source_ranges.iter().copied().chain(hosts).collect();
         rules.chain(&chain, vec![format!("{} saddr != {} drop", self.ip, set_of(&allowed))]);
         let at = |ip: &IpAddr| format!("{ip} . {} . {}", port.id.protocol.as_str(), port.port);

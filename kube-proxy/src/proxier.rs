@@ -131,6 +131,7 @@ impl Proxier {
                 node_port_addresses: of_family(&config.node_port_addresses, ipv6),
                 localhost_node_ports: config.localhost_node_ports,
                 drop_invalid: config.drop_invalid,
+                node_address: None,
                 service_ranges: Vec::new(),
             },
             backend: Backend::new(&config.mode),
@@ -281,6 +282,7 @@ impl Proxier {
                 DetectLocalMode::ClusterCidr => local_sources(of_family(&self.config.cluster_cidrs, ipv6)),
                 DetectLocalMode::NodeCidr => local_sources(of_family(&pod_cidrs(node), ipv6)),
             };
+            settings.node_address = addresses(node, ipv6).first().copied();
             settings.service_ranges = of_family(&ranges, ipv6);
             settings.service_ranges.sort();
             if settings != family.settings {

@@ -18,6 +18,8 @@ pub struct Settings {
     pub drop_invalid: bool,
     /// The ranges of Services: what goes to an address there that no Service has goes nowhere, in the mode nftables.
     pub service_ranges: Vec<Cidr>,
+    /// This node's own address.
+    pub node_address: Option<IpAddr>,
 }
 
 /// How traffic of this node's pods is known from other traffic. As `LocalTrafficDetector`.
@@ -32,6 +34,12 @@ pub enum LocalTraffic {
 }
 
 impl Settings {
+    /// Whether who may speak to a load balancer includes this node. What it sends to such an address that it has itself comes
+    /// from there. As `allowFromNode`.
+    pub fn admits_itself(&self, ranges: &[Cidr]) -> bool {
+        self.node_address.is_some_and(|address| ranges.iter().any(|range| range.contains(address)))
+    }
+
     /// The addresses of either family that NodePorts have on this node, out of those that it has.
     pub fn takes_node_ports(&self, address: IpAddr) -> bool {
         if self.node_port_addresses.is_empty() {
@@ -56,6 +64,7 @@ pub mod tests {
             localhost_node_ports: false,
             drop_invalid: true,
             service_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+            node_address: Some([192, 0, 2, 1].into()),
         }
     }
 
