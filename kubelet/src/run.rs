@@ -147,6 +147,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
         runtime::has_image_volumes(&runtime_name, &runtime_version),
         runtime.node.features("").recursive_read_only_mounts,
     );
+    let volumes = volumes.telling(events.clone());
     volumes.set_allocatable(allocatable.clone());
     tokio::spawn(plugins::follow(root_dir.join("plugins_registry"), vec![csi, dra.clone()], shutdown.clone()));
     let lookup_pods = api_pods.clone();

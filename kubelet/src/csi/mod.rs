@@ -62,7 +62,18 @@ pub struct Mounted {
     pub path: PathBuf,
     /// Whether the kubelet is to hand it to the pod's group.
     pub give_to_group: bool,
-    pub expanded: bool,
+    pub grown: Grown,
+}
+
+/// Whether a volume has grown just now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Grown {
+    #[default]
+    No,
+    /// Its driver has nothing to do on the node for that.
+    Elsewhere,
+    /// Here, and what is on it.
+    Here,
 }
 
 /// What could not be done for a volume, as events name it (`MountVolume.SetUp`), and why.
@@ -72,6 +83,11 @@ pub struct Failed {
     /// The volume's name in the cluster, where it has one.
     pub volume: Option<String>,
     pub reason: String,
+}
+
+impl Failed {
+    /// The step of finding out which volume is meant: nothing was tried yet.
+    pub const FINDING: &str = "";
 }
 
 impl From<String> for Failed {
@@ -201,9 +217,9 @@ impl Csi {
         let group = wanted.fs_group.filter(|_| !wanted.block);
         let by_driver = group.is_some() && driver.can(Capability::VolumeMountGroup).await?;
         let give_to_group = group.is_some() && !by_driver && takes_group(wanted, &described);
-        let result = Mounted { path: place.published.clone(), give_to_group, expanded: false };
+        let result = Mounted { path: place.published.clone(), give_to_group, grown: Grown::No };
         let present = self.published.lock().contains(&place.published);
-        let expanded = |expanded| Mounted { expanded, give_to_group: false, ..result.clone() };
+        let expanded = |grown| Mounted { grown, give_to_group: false, ..result.clone() };
         if present && described.requires_republish != Some(true) {
             let grown = self.expand(&driver, wanted, &place, stages).await?;
             return Ok(expanded(grown));
@@ -234,11 +250,11 @@ impl Csi {
         }
         self.published.lock().insert(place.published.clone());
         if present {
-            return Ok(expanded(false));
+            return Ok(expanded(Grown::No));
         }
         info!(pod = %crate::runtime::pods::full_name(pod), volume = %wanted.name, driver = %wanted.driver, "CSI volume published");
         let grown = self.expand(&driver, wanted, &place, stages).await?;
-        Ok(Mounted { expanded: grown, ..result })
+        Ok(Mounted { grown, ..result })
     }
 
     /// A published volume is not as the pod needs it yet: it is published, and handed to the group, once more.
@@ -246,17 +262,17 @@ impl Csi {
         self.published.lock().remove(&mounted.path);
     }
 
-    async fn expand(&self, driver: &Driver, wanted: &Wanted, place: &Place, stages: bool) -> Result<bool, String> {
-        let Some(bytes) = wanted.expand_to else { return Ok(false) };
+    async fn expand(&self, driver: &Driver, wanted: &Wanted, place: &Place, stages: bool) -> Result<Grown, String> {
+        let Some(bytes) = wanted.expand_to else { return Ok(Grown::No) };
         if !driver.can(Capability::ExpandVolume).await? {
             // The controller has done all there is to do.
-            return Ok(true);
+            return Ok(Grown::Elsewhere);
         }
         let secrets = self.secret(wanted.expand_secret.as_ref()).await?;
         let capability = driver.capability(wanted, None).await?;
         driver.expand(wanted, place, stages, bytes, capability, secrets).await?;
         info!(volume = %wanted.name, bytes, "CSI volume expanded");
-        Ok(true)
+        Ok(Grown::Here)
     }
 
     /// Takes back all volumes of a pod, by what is on disk.

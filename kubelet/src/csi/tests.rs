@@ -223,7 +223,7 @@ async fn a_volume_is_staged_once_and_taken_back_when_its_last_pod_is_gone() {
     assert_eq!(lab.driver.taken(), ["stage vol", "publish vol"]);
 
     // The file system follows the volume.
-    assert!(lab.mount("u1", &Wanted { expand_to: Some(1 << 30), ..wanted() }).await.expanded);
+    assert!(lab.mount("u1", &Wanted { expand_to: Some(1 << 30), ..wanted() }).await.grown == Grown::Here);
     assert_eq!(lab.driver.taken(), ["expand vol"]);
     lab.mount("u2", &wanted()).await;
     lab.driver.taken();

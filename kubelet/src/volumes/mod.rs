@@ -21,11 +21,13 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use component_base::events::Type;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use proto::cri as pb;
 
 use crate::csi::{self, Csi};
 use crate::env::{Found, NodeFacts, expansion};
+use crate::events::Events;
 use crate::images::Puller;
 use crate::metrics::metrics;
 use crate::objects::Objects;
@@ -48,6 +50,12 @@ pub struct MountSource {
 pub enum VolumeError {
     #[error("{step} failed for volume \"{volume}\" : {reason}")]
     Setup { step: &'static str, volume: String, reason: String },
+    /// Claims that cannot be used yet, by the pod's names for them. As the words of `WaitForAttachAndMount`.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{}], unattached volumes=[], failed to process volumes=[{}]: {reasons}",
+        unmounted.join(" "), unprocessed.join(" ")
+    )]
+    Unprocessed { unmounted: Vec<String>, unprocessed: Vec<String>, reasons: String },
     /// A volume that could not be taken away; it is tried again.
     #[error("{0}")]
     TearDown(String),
@@ -80,6 +88,8 @@ pub struct Volumes {
     recursive_read_only: bool,
     /// Of each pod: volumes that must not be detached from this node.
     in_use: parking_lot::Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// Where to tell what has become of volumes.
+    events: Option<Arc<Events>>,
     /// What claims were found to be, by pod and volume: they stay usable while the API is away.
     claimed: parking_lot::Mutex<BTreeMap<(String, String), MountSource>>,
 }
@@ -98,6 +108,7 @@ impl Volumes {
             image_volumes: false,
             recursive_read_only: false,
             in_use: parking_lot::Mutex::default(),
+            events: None,
             claimed: parking_lot::Mutex::default(),
         }
     }
@@ -106,6 +117,11 @@ impl Volumes {
     pub fn with(mut self, csi: Arc<Csi>, images: Arc<Puller>, image_volumes: bool, recursive_read_only: bool) -> Self {
         (self.csi, self.images) = (Some(csi), Some(images));
         (self.image_volumes, self.recursive_read_only) = (image_volumes, recursive_read_only);
+        self
+    }
+
+    pub fn telling(mut self, events: Arc<Events>) -> Self {
+        self.events = Some(events);
         self
     }
 
@@ -135,6 +151,7 @@ impl Volumes {
     pub async fn mount_pod(&self, pod: &Pod, pod_dir: &Path) -> Result<BTreeMap<String, MountSource>, VolumeError> {
         let mut sources = BTreeMap::new();
         let mut failed = None;
+        let (mut unmounted, mut unprocessed, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
         let wanted = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let mounting = wanted.map(|volume| Box::pin(async move { (volume, self.mount(pod, volume, pod_dir).await) }));
         for (volume, mounted) in futures::future::join_all(mounting).await {
@@ -142,12 +159,23 @@ impl Volumes {
                 Ok(source) => {
                     sources.insert(volume.name.clone(), source);
                 }
+                Err(csi::Failed { step: csi::Failed::FINDING, reason, .. }) => {
+                    unmounted.push(volume.name.clone());
+                    unprocessed.push(volume.name.clone());
+                    reasons.push(reason);
+                }
                 Err(csi::Failed { step, volume: own, reason }) => {
+                    unmounted.push(volume.name.clone());
                     // A claim's volume goes by its own name: the pod's is nothing to who looks after volumes.
                     let volume = own.unwrap_or_else(|| volume.name.clone());
                     failed.get_or_insert(VolumeError::Setup { step, volume, reason });
                 }
             }
+        }
+        if !unprocessed.is_empty() {
+            unmounted.sort();
+            unprocessed.sort();
+            return Err(VolumeError::Unprocessed { unmounted, unprocessed, reasons: reasons.join("; ") });
         }
         match failed {
             Some(error) => Err(error),
@@ -247,7 +275,8 @@ impl Volumes {
         pod_dir: &Path,
     ) -> Result<MountSource, csi::Failed> {
         let client = self.objects.client().ok_or("claims need an API server; the kubelet is standalone")?;
-        let claimed = persistent::resolve(client, pod, volume, claim, read_only).await?;
+        let claimed = persistent::resolve(client, pod, volume, claim, read_only).await;
+        let claimed = claimed.map_err(|reason| csi::Failed { step: csi::Failed::FINDING, volume: None, reason })?;
         let mounted = self.mount_claimed(pod, &claimed, client, pod_dir).await;
         mounted.map_err(|failed| csi::Failed { volume: Some(claimed.name().to_owned()), ..failed })
     }
@@ -267,7 +296,16 @@ impl Volumes {
         let target = |plugin: &str| volume_dir(pod_dir, plugin, claimed.name());
         if let Some(wanted) = claimed.as_csi(pod) {
             let (mounted, device) = (self.mount_csi(pod, wanted.clone(), pod_dir).await?, wanted.block);
-            if mounted.expanded {
+            if mounted.grown == csi::Grown::Here
+                && let Some(events) = &self.events
+            {
+                let name = claimed.name();
+                let message =
+                    format!("MountVolume.NodeExpandVolume succeeded for volume \"{name}\" {}", self.node_name);
+                events.pod(pod, None, Type::Normal, "FileSystemResizeSuccessful", message.as_str());
+                events.about(&claimed.reference(), Type::Normal, "FileSystemResizeSuccessful", message);
+            }
+            if mounted.grown != csi::Grown::No {
                 claimed.report_expanded(client).await?;
             }
             return Ok(source(mounted.path, device));
@@ -753,6 +791,17 @@ mod tests {
         let at = |volume| volumes.claimed_at("u", volume).map(|path| path.display().to_string());
         assert_eq!(at("data").as_deref(), Some("/k/pods/u/volumes/kubernetes.io~csi/pv/mount"));
         assert_eq!((at("raw"), at("host"), at("none")), (None, None, None));
+    }
+
+    #[test]
+    fn claims_that_cannot_be_used_are_told_together() {
+        let error = VolumeError::Unprocessed {
+            unmounted: vec!["data".into(), "logs".into()],
+            unprocessed: vec!["data".into()],
+            reasons: "error processing PVC ns/c: PVC is not bound".into(),
+        };
+        let told = "Unable to attach or mount volumes: unmounted volumes=[data logs], unattached volumes=[], failed to process volumes=[data]: error processing PVC ns/c: PVC is not bound";
+        assert_eq!((error.reason(), error.to_string().as_str()), ("FailedMount", told));
     }
 
     #[tokio::test]

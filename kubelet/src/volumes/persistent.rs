@@ -4,7 +4,10 @@
 use std::path::Path;
 
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, SecretReference, Volume};
+use component_base::events::reference;
+use k8s_openapi::api::core::v1::{
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, SecretReference, Volume,
+};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -44,12 +47,27 @@ pub(super) async fn resolve(
     let volume_name = usable(pod, volume, &claim).map_err(failed)?;
     let volumes = Api::<PersistentVolume>::all(client.clone());
     let found = volumes.get(&volume_name).await;
-    let found = found.map_err(|e| failed(format!("failed to fetch PV {volume_name}: {}", explain(&e))))?;
-    let bound = found.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).and_then(|r| r.uid.as_ref());
-    if bound != claim.metadata.uid.as_ref() {
-        return Err(failed(format!("PV {volume_name} is bound to another claim: {bound:?}")));
-    }
+    let found =
+        found.map_err(|e| failed(format!("failed to fetch PV {volume_name} from API server: {}", explain(&e))))?;
+    stands_for(&found, &claim).map_err(failed)?;
     Ok(Claimed { claim, volume: found, read_only })
+}
+
+/// Whether the volume says, too, that it is the claim's.
+fn stands_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Result<(), String> {
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    let Some(bound) = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else {
+        return Err(format!(
+            "found PV object {name} but it has a nil pv.Spec.ClaimRef indicating it is not yet bound to the claim"
+        ));
+    };
+    let (own, of) = (claim.metadata.uid.as_deref().unwrap_or_default(), bound.uid.as_deref().unwrap_or_default());
+    if own != of {
+        return Err(format!(
+            "found PV object {name} but its pv.Spec.ClaimRef.UID {of} does not point to claim.UID {own}"
+        ));
+    }
+    Ok(())
 }
 
 /// The name of the volume that the claim is bound to, if the pod may have it.
@@ -61,9 +79,11 @@ fn usable(pod: &Pod, volume: &Volume, claim: &PersistentVolumeClaim) -> Result<S
     if claim.metadata.deletion_timestamp.is_some() {
         return Err("PVC is being deleted".to_owned());
     }
-    let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-    let name = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|name| bound && !name.is_empty());
-    name.ok_or_else(|| "PVC is not bound".to_owned())
+    if claim.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Bound") {
+        return Err("PVC is not bound".to_owned());
+    }
+    let name = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|name| !name.is_empty());
+    name.ok_or_else(|| "PVC has empty pvc.Spec.VolumeName".to_owned())
 }
 
 // === impl Claimed ===
@@ -75,6 +95,14 @@ impl Claimed {
 
     pub(super) fn name(&self) -> &str {
         self.volume.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// What events about the claim are about.
+    pub(super) fn reference(&self) -> ObjectReference {
+        let mut object = reference(&self.claim);
+        object.api_version = Some("v1".to_owned());
+        object.kind = Some("PersistentVolumeClaim".to_owned());
+        object
     }
 
     /// As a driver is asked for it; None: it is of another kind.
@@ -202,13 +230,32 @@ mod tests {
         for (volume, value, want) in [
             (&plain, bound.clone(), Ok("pv")),
             (&plain, json!({"spec": {"volumeName": "pv"}, "status": {"phase": "Pending"}}), Err("PVC is not bound")),
-            (&plain, json!({"spec": {}, "status": {"phase": "Bound"}}), Err("PVC is not bound")),
+            (&plain, json!({"spec": {}, "status": {"phase": "Bound"}}), Err("PVC has empty pvc.Spec.VolumeName")),
             (&plain, going, Err("PVC is being deleted")),
             (&own, bound, Err("PVC was not created for this pod (pod is not owner)")),
             (&own, owned, Ok("pv")),
         ] {
             let got = usable(&pod, volume, &claim(value));
             assert_eq!(got.as_deref().map_err(String::as_str), want);
+        }
+    }
+
+    #[test]
+    fn a_volume_says_whose_it_is() {
+        let claim = claim(json!({"metadata": {"name": "c", "uid": "1"}}));
+        for (spec, want) in [
+            (json!({"claimRef": {"name": "c", "uid": "1"}}), Ok(())),
+            (
+                json!({"claimRef": {"name": "c", "uid": "2"}}),
+                Err("found PV object pv but its pv.Spec.ClaimRef.UID 2 does not point to claim.UID 1"),
+            ),
+            (
+                json!({}),
+                Err("found PV object pv but it has a nil pv.Spec.ClaimRef indicating it is not yet bound to the claim"),
+            ),
+        ] {
+            let volume = serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": spec})).expect("a volume");
+            assert_eq!(stands_for(&volume, &claim), want.map_err(str::to_owned));
         }
     }
 

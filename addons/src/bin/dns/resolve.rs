@@ -199,6 +199,8 @@ impl Zone {
         let Some(service) = world.service(namespace, name) else { return Place::Missing };
         let is_empty = || endpoints(world, namespace, name).next().is_none();
         match &service.kind {
+            // An address is no name that another could stand for.
+            ServiceKind::ExternalName(target) if target.parse::<IpAddr>().is_ok() => Place::Missing,
             ServiceKind::ExternalName(target) => Place::Alias(target.clone()),
             ServiceKind::ClusterIp(_) if self.options.ignore_empty_service && is_empty() => Place::Missing,
             // By the specification: without ready endpoints the name is not there.
@@ -389,6 +391,7 @@ mod tests {
             ("db", json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]})),
             ("empty", json!({"clusterIP": "None"})),
             ("ext", json!({"type": "ExternalName", "externalName": "example.com"})),
+            ("address", json!({"type": "ExternalName", "externalName": "192.0.2.7"})),
             ("inner", json!({"type": "ExternalName", "externalName": "web.ns.svc.cluster.local"})),
         ];
         for (name, spec) in services {
@@ -460,6 +463,7 @@ mod tests {
             ("empty.ns.svc.cluster.local.", A, "no such name"),
             ("_http._tcp.empty.ns.svc.cluster.local.", SRV, "no such name"),
             ("ext.ns.svc.cluster.local.", A, "alias example.com."),
+            ("address.ns.svc.cluster.local.", A, "no such name"),
             ("ext.ns.svc.cluster.local.", CNAME, "example.com."),
             ("inner.ns.svc.cluster.local.", A, "alias web.ns.svc.cluster.local."),
             ("10-1-2-3.ns.pod.cluster.local.", A, "10.1.2.3"),
