@@ -68,7 +68,7 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     anyhow::ensure!(!(config.fail_swap_on && swap), "swap is on: turn it off (swapoff -a), or set failSwapOn: false");
     if config.container_runtime_endpoint != runtime::hollow::ENDPOINT {
         kernel::settle(Path::new("/proc/sys"), config.protect_kernel_defaults)?;
-        kernel::allow_open_files(config.max_open_files).await;
+        kernel::allow_open_files(config.max_open_files);
     }
     serve_health(&config, shutdown.clone()).await?;
 
@@ -201,8 +201,14 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let (pods_of, volumes_of) = (workers.clone(), volumes.clone());
     component_base::metrics::registry().register_collector(Box::new(ClaimStats {
         pods: Box::new(move || pods_of.pods()),
-        at: Box::new(move |uid, volume| volumes_of.claimed_at(uid, volume)),
+        of: Box::new(move |uid, volume| volumes_of.measured(uid, volume)),
     }));
+    tokio::spawn(volumes.clone().keep_measuring(
+        root_dir.clone(),
+        config.volume_stats_agg_period,
+        config.feature_gates.get("CSIVolumeHealth").copied().unwrap_or(false),
+        shutdown.clone(),
+    ));
     let pods_of = workers.clone();
     tokio::spawn(allocator.clone().serve(move || pods_of.pods(), dra.clone(), shutdown.clone()));
     tokio::spawn(tell_health(workers.clone(), allocator.clone(), dra.clone(), shutdown.clone()));

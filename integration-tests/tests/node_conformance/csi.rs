@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use integration_tests::Host;
+use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode};
+use kube::api::ListParams;
 use proto::csi::node_server::{Node as NodeService, NodeServer};
 use proto::csi::node_service_capability::{Rpc, Type, rpc};
 use proto::csi::{self as pb};
@@ -144,21 +146,24 @@ impl NodeService for Driver {
         &self,
         _: Request<pb::NodeGetVolumeStatsRequest>,
     ) -> Answer<pb::NodeGetVolumeStatsResponse> {
-        Err(Status::unimplemented("statistics"))
+        let unit = pb::volume_usage::Unit::Bytes as i32;
+        let usage = vec![pb::VolumeUsage { available: 4_096, total: 12_288, used: 8_192, unit }];
+        Ok(Response::new(pb::NodeGetVolumeStatsResponse { usage, ..Default::default() }))
     }
     async fn node_expand_volume(
         &self,
-        _: Request<pb::NodeExpandVolumeRequest>,
+        request: Request<pb::NodeExpandVolumeRequest>,
     ) -> Answer<pb::NodeExpandVolumeResponse> {
-        Err(Status::unimplemented("expansion"))
+        self.note("expand", &request.get_ref().volume_id);
+        Ok(Response::new(Default::default()))
     }
     async fn node_get_capabilities(
         &self,
         _: Request<pb::NodeGetCapabilitiesRequest>,
     ) -> Answer<pb::NodeGetCapabilitiesResponse> {
-        let stages = Rpc { r#type: rpc::Type::StageUnstageVolume as i32 };
-        let capabilities = vec![pb::NodeServiceCapability { r#type: Some(Type::Rpc(stages)) }];
-        Ok(Response::new(pb::NodeGetCapabilitiesResponse { capabilities }))
+        let can = |what: rpc::Type| pb::NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: what as i32 })) };
+        let all = [rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume, rpc::Type::GetVolumeStats];
+        Ok(Response::new(pb::NodeGetCapabilitiesResponse { capabilities: all.map(can).to_vec() }))
     }
     async fn node_get_info(&self, _: Request<pb::NodeGetInfoRequest>) -> Answer<pb::NodeGetInfoResponse> {
         Ok(Response::new(pb::NodeGetInfoResponse { node_id: "here".into(), ..Default::default() }))
@@ -178,6 +183,21 @@ impl Node {
         .expect("a driver");
         let drivers = Api::<CSIDriver>::all(self.client.clone());
         drivers.create(&PostParams::default(), &description).await.expect("made");
+        let mut container = sh("c", "cat /a/told; echo; cat /b/told; echo; sleep 600");
+        let mounts = json!([{"name": "a", "mountPath": "/a"}, {"name": "b", "mountPath": "/b"}]);
+        merge(&mut container, json!({"volumeMounts": mounts}));
+        let inline = json!({"driver": NAME, "volumeAttributes": {"colour": "blue"}});
+        let of_pod = json!({"containers": [container], "nodeName": self.pods_host().await.0, "volumes": [
+            {"name": "a", "csi": inline}, {"name": "b", "persistentVolumeClaim": {"claimName": "driven"}}]});
+        self.run("driven", of_pod).await;
+        // Not before its claim is there.
+        self.told("driven", "FailedMount", "Unable to attach or mount volumes: unmounted volumes=[").await;
+        self.told(
+            "driven",
+            "FailedMount",
+            ": error processing PVC default/driven: failed to fetch PVC from API server: ",
+        )
+        .await;
         let volume: PersistentVolume = serde_json::from_value(json!({"metadata": {"name": "driven"}, "spec": {
             "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "",
             "claimRef": {"namespace": "default", "name": "driven"}, "persistentVolumeReclaimPolicy": "Retain",
@@ -189,18 +209,21 @@ impl Node {
             "accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}}))
             .await;
         self.bind("driven", &volume).await;
-
-        let mut container = sh("c", "cat /a/told; echo; cat /b/told; echo; sleep 600");
-        let mounts = json!([{"name": "a", "mountPath": "/a"}, {"name": "b", "mountPath": "/b"}]);
-        merge(&mut container, json!({"volumeMounts": mounts}));
-        let inline = json!({"driver": NAME, "volumeAttributes": {"colour": "blue"}});
-        self.run(
-            "driven",
-            json!({"containers": [container], "volumes": [{"name": "a", "csi": inline},
-            {"name": "b", "persistentVolumeClaim": {"claimName": "driven"}}]}),
-        )
-        .await;
         self.ready("driven").await;
+        // A volume that is larger than its claim knows: its driver is asked to let what is on it grow, at the next look.
+        let larger = json!({"spec": {"capacity": {"storage": "2Gi"}}});
+        volumes.patch("driven", &PatchParams::default(), &Patch::Merge(larger)).await.expect("larger");
+        let look = json!({"metadata": {"annotations": {"look": "again"}}});
+        self.pods.patch("driven", &PatchParams::default(), &Patch::Merge(look)).await.expect("changed");
+        let grown = "MountVolume.NodeExpandVolume succeeded for volume \"driven\" ";
+        self.told("driven", "FileSystemResizeSuccessful", grown).await;
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), "default");
+        eventually("the claim knows", MINUTES, || async {
+            let claim = claims.get("driven").await.map_err(|e| e.to_string())?;
+            let capacity = claim.status.and_then(|status| status.capacity).unwrap_or_default();
+            if capacity.get("storage").is_some_and(|q| q.0 == "2Gi") { Ok(()) } else { Err(format!("{capacity:?}")) }
+        })
+        .await;
         eventually("the pod sees what the driver was told", MINUTES, || async {
             let log = self.log("driven").await;
             if log == "blue driven true\nred driven false\n" { Ok(()) } else { Err(log) }
@@ -225,6 +248,18 @@ impl Node {
         assert!(at("stage kept") < at("publish kept") && at("unpublish kept") < at("unstage kept"), "{order:?}");
         serving.end();
         drivers.delete(NAME, &DeleteParams::default()).await.expect("deleted");
+    }
+
+    /// An event about objects of this name has these words.
+    async fn told(&self, name: &str, reason: &str, words: &str) {
+        let events = Api::<Event>::namespaced(self.client.clone(), "default");
+        let of = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
+        eventually(&format!("{reason} of {name}"), MINUTES, || async {
+            let found = events.list(&of).await.map_err(|e| e.to_string())?.items;
+            let told: Vec<String> = found.into_iter().filter_map(|event| event.message).collect();
+            if told.iter().any(|message| message.contains(words)) { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
     }
 
     /// A volume of huge pages, where the machine can spare some.

@@ -15,6 +15,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Wanted;
 use super::place::Place;
+use crate::usage::{DiskUsage, Measured};
 
 pub(super) use rpc::Type as Capability;
 
@@ -170,18 +171,28 @@ impl Driver {
         self.answer("NodeExpandVolume", self.client().node_expand_volume(request(message)).await).map(drop)
     }
 
-    pub(super) async fn stats(&self, handle: &str, path: &Path) -> Result<[(i64, i64, i64); 2], String> {
+    pub(super) async fn stats(&self, handle: &str, path: &Path, condition: bool) -> Result<Measured, String> {
         let message = pb::NodeGetVolumeStatsRequest {
             volume_id: handle.to_owned(),
             volume_path: shown(path),
             ..Default::default()
         };
         let answer = self.client().node_get_volume_stats(request(message)).await;
-        let usage = self.answer("NodeGetVolumeStats", answer)?.usage;
-        let of = |unit: pb::volume_usage::Unit| {
-            usage.iter().find(|u| u.unit() == unit).map_or((0, 0, 0), |u| (u.available, u.total, u.used))
+        let answer = self.answer("NodeGetVolumeStats", answer)?;
+        let of = |unit: pb::volume_usage::Unit, part: fn(&pb::VolumeUsage) -> i64| {
+            let counted = answer.usage.iter().find(|u| u.unit() == unit).map_or(0, part);
+            u64::try_from(counted).unwrap_or(0)
         };
-        Ok([of(pb::volume_usage::Unit::Bytes), of(pb::volume_usage::Unit::Inodes)])
+        let both = |part| DiskUsage {
+            bytes: of(pb::volume_usage::Unit::Bytes, part),
+            inodes: of(pb::volume_usage::Unit::Inodes, part),
+        };
+        Ok(Measured {
+            free: both(|u| u.available),
+            all: both(|u| u.total),
+            used: both(|u| u.used),
+            abnormal: answer.volume_condition.filter(|_| condition).map(|found| found.abnormal),
+        })
     }
 }
 

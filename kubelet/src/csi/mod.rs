@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::objects::explain;
 use crate::plugins::Registry;
+use crate::usage::Measured;
 use driver::{Capability, Driver};
 use place::Place;
 pub(crate) use place::RECORD;
@@ -301,13 +302,22 @@ impl Csi {
         Ok(())
     }
 
-    /// Bytes and inodes of a published volume as its driver counts them: (available, total, used) each.
-    pub async fn stats(&self, wanted_driver: &str, handle: &str, path: &Path) -> Option<[(i64, i64, i64); 2]> {
-        let driver = self.driver(wanted_driver).ok()?;
-        if !driver.can(Capability::GetVolumeStats).await.ok()? {
-            return None;
+    /// How full a pod's volumes are, by where they are, as those of their drivers say that can; and, where `conditions` are
+    /// wanted, whether something is wrong with them.
+    pub async fn measure(&self, uid: &str, pod_dir: &Path, conditions: bool) -> Vec<(PathBuf, Measured)> {
+        let mut measured = Vec::new();
+        for (place, data) in place::of_pod(&self.root_dir, pod_dir, uid) {
+            let Ok(driver) = self.driver(&data.driver_name) else { continue };
+            if !driver.can(Capability::GetVolumeStats).await.unwrap_or(false) {
+                continue;
+            }
+            let condition = conditions && driver.can(Capability::VolumeCondition).await.unwrap_or(false);
+            match driver.stats(&data.volume_handle, &place.published, condition).await {
+                Ok(found) => measured.push((place.published, found)),
+                Err(error) => debug!(uid, volume = %data.spec_vol_id, error, "CSI volume not measured"),
+            }
         }
-        driver.stats(handle, path).await.ok()
+        measured
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::usage::DiskUsage;
 
 #[derive(Clone, Default)]
 struct FakeDriver {
@@ -99,7 +100,8 @@ impl Node for FakeDriver {
         let usage =
             |unit: pb::volume_usage::Unit| pb::VolumeUsage { available: 1, total: 3, used: 2, unit: unit as i32 };
         let usage = vec![usage(pb::volume_usage::Unit::Bytes), usage(pb::volume_usage::Unit::Inodes)];
-        Ok(Response::new(pb::NodeGetVolumeStatsResponse { usage }))
+        let condition = pb::VolumeCondition { abnormal: true, message: "worn out".into() };
+        Ok(Response::new(pb::NodeGetVolumeStatsResponse { usage, volume_condition: Some(condition) }))
     }
     async fn node_expand_volume(
         &self,
@@ -113,8 +115,13 @@ impl Node for FakeDriver {
         _: Request<pb::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<pb::NodeGetCapabilitiesResponse>, Status> {
         let can = |what: Capability| pb::NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: what as i32 })) };
-        let capabilities =
-            [Capability::StageUnstageVolume, Capability::ExpandVolume, Capability::GetVolumeStats].map(can).to_vec();
+        let all = [
+            Capability::StageUnstageVolume,
+            Capability::ExpandVolume,
+            Capability::GetVolumeStats,
+            Capability::VolumeCondition,
+        ];
+        let capabilities = all.map(can).to_vec();
         Ok(Response::new(pb::NodeGetCapabilitiesResponse { capabilities }))
     }
     async fn node_get_info(
@@ -263,8 +270,13 @@ async fn what_a_driver_does_not_offer_is_said_and_a_driver_may_go() {
     let error = lab.csi.mount(&pod, &inline, &lab.pod_dir("u1")).await.expect_err("not described as ephemeral");
     let told = error.reason.starts_with("volume mode \"Ephemeral\" not supported by driver fake.csi");
     assert!(error.step == "MountVolume.SetUp" && told, "{error:?}");
-    let stats = lab.csi.stats("fake.csi", "vol", Path::new("/x")).await;
-    assert_eq!(stats, Some([(1, 3, 2), (1, 3, 2)]));
+    let pod_dir = lab.pod_dir("u1");
+    assert_eq!(lab.csi.measure("u1", &pod_dir, true).await, [], "no volume is there");
+    let volume = lab.mount("u1", &wanted()).await;
+    let of = |count| DiskUsage { bytes: count, inodes: count };
+    let full = Measured { free: of(1), all: of(3), used: of(2), abnormal: Some(true) };
+    assert_eq!(lab.csi.measure("u1", &pod_dir, true).await, [(volume.path.clone(), full)]);
+    assert_eq!(lab.csi.measure("u1", &pod_dir, false).await, [(volume.path, Measured { abnormal: None, ..full })]);
     fs::remove_file(lab.root.path().join("plugins_registry/fake.sock")).expect("removed");
     lab.until(|lab| lab.csi.driver("fake.csi").is_err()).await;
     let error = lab.csi.mount(&pod, &wanted(), &lab.pod_dir("u1")).await.expect_err("no driver");

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use component_base::command;
+use nix::sys::resource::{Resource, setrlimit};
 use tracing::{debug, info, warn};
 
 /// As `setupKernelTunables`.
@@ -62,20 +62,10 @@ pub fn set_oom_score(file: &Path, score: i32) {
 }
 
 /// Lets this process have so many files open (`maxOpenFiles`).
-pub async fn allow_open_files(wanted: u64) {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    if open_files(&limits).is_some_and(|now| now == wanted) {
-        return;
-    }
-    let (own, limit) = (std::process::id().to_string(), format!("--nofile={wanted}:{wanted}"));
-    if let Err(error) = command::run("prlimit", &["--pid", &own, &limit], "").await {
+pub fn allow_open_files(wanted: u64) {
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted) {
         warn!(wanted, %error, "maxOpenFiles not set");
     }
-}
-
-/// The limit in force, of `/proc/self/limits`.
-fn open_files(limits: &str) -> Option<u64> {
-    limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -104,13 +94,11 @@ mod tests {
         set_oom_score(Path::new("/nonexistent/oom_score_adj"), 5);
     }
 
-    #[tokio::test]
-    async fn files_may_be_open() {
-        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
-                      Max open files            1024                 4096                 files\n";
-        assert_eq!(open_files(limits), Some(1024));
-        let now = open_files(&fs::read_to_string("/proc/self/limits").unwrap()).unwrap();
-        allow_open_files(now - 1).await;
-        assert_eq!(open_files(&fs::read_to_string("/proc/self/limits").unwrap()), Some(now - 1));
+    #[test]
+    fn files_may_be_open() {
+        let limits = || nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let less = limits().0 - 1;
+        allow_open_files(less);
+        assert_eq!(limits(), (less, less));
     }
 }

@@ -187,15 +187,20 @@ impl Samples {
         let volumes: Vec<Value> = volumes
             .filter_map(|volume| {
                 let claim = apimachinery::volume::claim_of(&usage.name, volume);
-                let at = || match &claim {
-                    Some(_) => mounted.claimed_at(&usage.uid, &volume.name),
-                    None => volume_path(root, &usage.uid, &volume.name),
-                };
-                let mut shown = match usage.empty_dirs.get(&volume.name) {
-                    Some(used) => show(usage.time, *used)?,
-                    None => Disk::of(&at()?)?.show(usage.time, None),
+                let mut abnormal = None;
+                let mut shown = match (usage.empty_dirs.get(&volume.name), &claim) {
+                    (Some(used), _) => show(usage.time, *used)?,
+                    (None, Some(_)) => {
+                        let found = mounted.measured(&usage.uid, &volume.name)?;
+                        abnormal = found.abnormal;
+                        Disk { free: found.free, all: found.all }.show(usage.time, Some(found.used))
+                    }
+                    (None, None) => Disk::of(&volume_path(root, &usage.uid, &volume.name)?)?.show(usage.time, None),
                 };
                 shown["name"] = json!(volume.name);
+                if let Some(abnormal) = abnormal {
+                    shown["volumeHealthStats"] = json!({"abnormal": abnormal});
+                }
                 if let Some((claim, _)) = claim {
                     shown["pvcRef"] = json!({"name": claim, "namespace": usage.namespace});
                 }

@@ -1,6 +1,5 @@
 //! `kubelet_volume_stats_*`: how full the volumes of claims are, looked at when somebody asks.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -9,14 +8,14 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::DiskUsage;
+use super::Measured;
 use crate::runtime::pods::uid_of;
 
 /// The claims of the pods of this node, as metrics.
 pub struct ClaimStats {
     pub pods: Box<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>,
-    /// Where a pod (its UID) has a volume, if that can be looked at.
-    pub at: Box<dyn Fn(&str, &str) -> Option<PathBuf> + Send + Sync>,
+    /// How full a volume of a pod (its UID) is, if that can be looked at.
+    pub of: Box<dyn Fn(&str, &str) -> Option<Measured> + Send + Sync>,
 }
 
 impl std::fmt::Debug for ClaimStats {
@@ -25,10 +24,10 @@ impl std::fmt::Debug for ClaimStats {
     }
 }
 
-type Row = (String, String, DiskUsage, DiskUsage);
+type Row = (String, String, Measured);
 
 impl ClaimStats {
-    /// Namespace and name of each claim, what is free of it, and all there is.
+    /// Namespace and name of each claim, and how full it is.
     fn look(&self) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::new();
         for pod in (self.pods)() {
@@ -36,10 +35,9 @@ impl ClaimStats {
             for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
                 let Some((claim, _)) = apimachinery::volume::claim_of(name, volume) else { continue };
-                let known = rows.iter().any(|(n, c, _, _)| *n == namespace && *c == claim);
-                let path = if known { None } else { (self.at)(uid_of(&pod), &volume.name) };
-                if let Some((free, all)) = path.and_then(|path| super::file_system(&path)) {
-                    rows.push((namespace.clone(), claim, free, all));
+                let known = rows.iter().any(|(n, c, _)| *n == namespace && *c == claim);
+                if !known && let Some(measured) = (self.of)(uid_of(&pod), &volume.name) {
+                    rows.push((namespace.clone(), claim, measured));
                 }
             }
         }
@@ -50,22 +48,27 @@ impl ClaimStats {
 impl Collector for ClaimStats {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let rows = self.look();
-        type Read = fn(&DiskUsage, &DiskUsage) -> u64;
-        let table: [(&str, &str, Read); 6] = [
-            ("available_bytes", "Number of available bytes in the volume", |free, _| free.bytes),
-            ("capacity_bytes", "Capacity in bytes of the volume", |_, all| all.bytes),
-            ("used_bytes", "Number of used bytes in the volume", |free, all| all.bytes.saturating_sub(free.bytes)),
-            ("inodes_free", "Number of free inodes in the volume", |free, _| free.inodes),
-            ("inodes", "Maximum number of inodes in the volume", |_, all| all.inodes),
-            ("inodes_used", "Number of used inodes in the volume", |free, all| all.inodes.saturating_sub(free.inodes)),
+        type Read = fn(&Measured) -> Option<u64>;
+        let table: [(&str, &str, Read); 7] = [
+            ("available_bytes", "Number of available bytes in the volume", |m| Some(m.free.bytes)),
+            ("capacity_bytes", "Capacity in bytes of the volume", |m| Some(m.all.bytes)),
+            ("used_bytes", "Number of used bytes in the volume", |m| Some(m.used.bytes)),
+            ("inodes_free", "Number of free inodes in the volume", |m| Some(m.free.inodes)),
+            ("inodes", "Maximum number of inodes in the volume", |m| Some(m.all.inodes)),
+            ("inodes_used", "Number of used inodes in the volume", |m| Some(m.used.inodes)),
+            (
+                "health_status_abnormal",
+                "Abnormal volume health status. The count is either 1 or 0. 1 indicates the volume is unhealthy, 0 indicates volume is healthy",
+                |m| m.abnormal.map(u64::from),
+            ),
         ];
         for (name, help, read) in table {
             let name = format!("kubelet_volume_stats_{name}");
             let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
-            for (namespace, claim, free, all) in &rows {
+            for (namespace, claim, value) in rows.iter().filter_map(|(n, c, m)| Some((n, c, read(m)?))) {
                 let labels = [("namespace", namespace.as_str()), ("persistentvolumeclaim", claim.as_str())];
                 #[allow(clippy::cast_precision_loss)]
-                ConstGauge::new(read(free, all) as f64).encode(metric.encode_family(&labels)?)?;
+                ConstGauge::new(value as f64).encode(metric.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -89,9 +92,9 @@ mod tests {
         };
         let pods = vec![pod("u1", "shared"), pod("u2", "shared")];
         let path = root.path().to_owned();
-        let at = move |_: &str, volume: &str| (volume != "raw").then(|| path.clone());
-        let stats = ClaimStats { pods: Box::new(move || pods.clone()), at: Box::new(at) };
-        let claims: Vec<_> = stats.look().into_iter().map(|(_, claim, _, all)| (claim, all.bytes > 0)).collect();
+        let of = move |_: &str, volume: &str| Measured::at(&path).filter(|_| volume != "raw");
+        let stats = ClaimStats { pods: Box::new(move || pods.clone()), of: Box::new(of) };
+        let claims: Vec<_> = stats.look().into_iter().map(|(_, claim, m)| (claim, m.all.bytes > 0)).collect();
         assert_eq!(claims, [("shared".to_owned(), true), ("u1-own".to_owned(), true), ("u2-own".to_owned(), true)]);
     }
 }

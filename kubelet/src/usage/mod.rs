@@ -179,6 +179,26 @@ pub(crate) fn now_nanos() -> i64 {
     i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
+/// How full a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measured {
+    pub free: DiskUsage,
+    pub all: DiskUsage,
+    pub used: DiskUsage,
+    /// Whether something is wrong with it. None: nobody says.
+    pub abnormal: Option<bool>,
+}
+
+impl Measured {
+    /// As its file system has it.
+    pub fn at(path: &Path) -> Option<Self> {
+        let (free, all) = file_system(path)?;
+        let used =
+            DiskUsage { bytes: all.bytes.saturating_sub(free.bytes), inodes: all.inodes.saturating_sub(free.inodes) };
+        Some(Self { free, all, used, abnormal: None })
+    }
+}
+
 /// What is free of a file system, and how much there is: bytes and inodes. Blocks that are reserved (for root, by a quota) are
 /// nobody's to fill.
 pub fn file_system(path: &Path) -> Option<(DiskUsage, DiskUsage)> {

@@ -8,6 +8,7 @@ mod atomic_writer;
 mod host;
 mod iscsi;
 mod local;
+mod measured;
 mod mounts;
 mod payload;
 mod persistent;
@@ -31,6 +32,7 @@ use crate::events::Events;
 use crate::images::Puller;
 use crate::metrics::metrics;
 use crate::objects::Objects;
+use crate::usage::Measured;
 use payload::{ApiVolume, Payload, Tokens};
 
 /// Where a prepared volume is on the host.
@@ -92,6 +94,8 @@ pub struct Volumes {
     events: Option<Arc<Events>>,
     /// What claims were found to be, by pod and volume: they stay usable while the API is away.
     claimed: parking_lot::Mutex<BTreeMap<(String, String), MountSource>>,
+    /// How full volumes are that their drivers measure, by where they are.
+    by_drivers: parking_lot::Mutex<BTreeMap<PathBuf, Measured>>,
 }
 
 // === impl Volumes ===
@@ -110,6 +114,7 @@ impl Volumes {
             in_use: parking_lot::Mutex::default(),
             events: None,
             claimed: parking_lot::Mutex::default(),
+            by_drivers: parking_lot::Mutex::default(),
         }
     }
 
@@ -128,14 +133,6 @@ impl Volumes {
     /// The names under which a node's status lists the volumes that pods here have or wait for.
     pub fn in_use(&self) -> Vec<String> {
         self.in_use.lock().values().flatten().collect::<BTreeSet<_>>().into_iter().cloned().collect()
-    }
-
-    /// Where a claim's volume is, for who wants to know how full it is; None: it is a device, or a directory of the host's own.
-    pub fn claimed_at(&self, uid: &str, volume: &str) -> Option<PathBuf> {
-        let claimed = self.claimed.lock();
-        let source = claimed.get(&(uid.to_owned(), volume.to_owned())).filter(|source| !source.device)?;
-        let own = source.path.components().any(|part| part.as_os_str() == uid);
-        own.then(|| source.path.clone())
     }
 
     /// What the node offers to pods: the limit of containers that have none, in downward API files.
@@ -774,23 +771,6 @@ mod tests {
             let got = sub_path_of(&mount, &envs).map_err(|error| error.to_string());
             assert_eq!(got.as_deref().map_err(String::as_str), want);
         }
-    }
-
-    #[test]
-    fn claims_are_looked_at_where_they_are_mounted() {
-        let volumes = Volumes::new(None, "n1");
-        let mut claimed = volumes.claimed.lock();
-        let mut put = |volume: &str, path: &str, device| {
-            let source = MountSource { path: path.into(), device, ..Default::default() };
-            claimed.insert(("u".to_owned(), volume.to_owned()), source);
-        };
-        put("data", "/k/pods/u/volumes/kubernetes.io~csi/pv/mount", false);
-        put("raw", "/k/pods/u/volumeDevices/kubernetes.io~csi/pv", true);
-        put("host", "/srv/data", false);
-        drop(claimed);
-        let at = |volume| volumes.claimed_at("u", volume).map(|path| path.display().to_string());
-        assert_eq!(at("data").as_deref(), Some("/k/pods/u/volumes/kubernetes.io~csi/pv/mount"));
-        assert_eq!((at("raw"), at("host"), at("none")), (None, None, None));
     }
 
     #[test]
