@@ -53,6 +53,8 @@ pub struct Wanted {
     pub expand_to: Option<i64>,
     /// The pod's fsGroup.
     pub fs_group: Option<u32>,
+    /// With which context it is mounted, if its driver can (`seLinuxMount`).
+    pub selinux_context: Option<String>,
     /// Of the pod's account, as the driver asked for them: JSON by audience.
     pub tokens: Option<String>,
 }
@@ -64,6 +66,8 @@ pub struct Mounted {
     /// Whether the kubelet is to hand it to the pod's group.
     pub give_to_group: bool,
     pub grown: Grown,
+    /// Mounted with the pod's SELinux context: nobody need label its files.
+    pub is_labelled: bool,
 }
 
 /// Whether a volume has grown just now.
@@ -212,13 +216,17 @@ impl Csi {
                 wanted.driver
             ));
         }
+        let context = wanted.selinux_context.as_ref().filter(|_| described.se_linux_mount == Some(true));
+        let (is_labelled, mut labelled) = (context.is_some(), wanted.clone());
+        labelled.mount_options.extend(context.map(|context| format!("context={context:?}")));
+        let wanted = &labelled;
         let place = Place::of(wanted, &self.root_dir, pod_dir, pod.metadata.uid.as_deref().unwrap_or_default());
         let stages = !wanted.inline && driver.can(Capability::StageUnstageVolume).await?;
         // A driver that sees to groups is told of the pod's whatever its policy is, which is about the kubelet's part.
         let group = wanted.fs_group.filter(|_| !wanted.block);
         let by_driver = group.is_some() && driver.can(Capability::VolumeMountGroup).await?;
         let give_to_group = group.is_some() && !by_driver && takes_group(wanted, &described);
-        let result = Mounted { path: place.published.clone(), give_to_group, grown: Grown::No };
+        let result = Mounted { path: place.published.clone(), give_to_group, grown: Grown::No, is_labelled };
         let present = self.published.lock().contains(&place.published);
         let expanded = |grown| Mounted { grown, give_to_group: false, ..result.clone() };
         if present && described.requires_republish != Some(true) {

@@ -21,7 +21,7 @@ use crate::runtime::labels::DEFAULT_TERMINATION_PATH;
 use crate::runtime::observed::{ObservedContainer, ObservedPod, State};
 use crate::runtime::pods::{ContainerKind, full_name, host_network, uid_of};
 use crate::runtime::user_ids::{self, IdRange};
-use crate::runtime::{container, dns, logs, sandbox};
+use crate::runtime::{container, dns, logs, sandbox, selinux};
 use crate::status::containers::Waiting;
 use crate::volumes::{MountSource, Volumes};
 
@@ -257,7 +257,12 @@ pub(super) fn with_addresses(means: &Means, pod: &Pod, observed: &ObservedPod) -
 }
 
 fn plain_mount(host: &Path, container: &str) -> pb::Mount {
-    pb::Mount { container_path: container.to_owned(), host_path: host.display().to_string(), ..Default::default() }
+    pb::Mount {
+        container_path: container.to_owned(),
+        host_path: host.display().to_string(),
+        selinux_relabel: selinux::is_enabled(),
+        ..Default::default()
+    }
 }
 
 /// The pod's `/etc/hosts`, unless the container brings its own.

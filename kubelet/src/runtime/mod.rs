@@ -15,6 +15,7 @@ pub mod pods;
 pub mod resources;
 pub mod sandbox;
 pub mod security;
+pub mod selinux;
 pub mod user_ids;
 mod watch;
 

@@ -32,6 +32,7 @@ use crate::events::Events;
 use crate::images::Puller;
 use crate::metrics::metrics;
 use crate::objects::Objects;
+use crate::runtime::selinux;
 use crate::usage::Measured;
 use payload::{ApiVolume, Payload, Tokens};
 
@@ -45,6 +46,8 @@ pub struct MountSource {
     pub device: bool,
     /// An image that the runtime mounts, instead of a path.
     pub image: Option<String>,
+    /// Whose files are this pod's: on a host with SELinux the runtime labels them.
+    pub is_own: bool,
 }
 
 /// Why volumes cannot be prepared.
@@ -197,7 +200,7 @@ impl Volumes {
             let ready = pod_dir.join("plugins/kubernetes.io~empty-dir").join(&volume.name).join("ready");
             // A new directory of our own, or a mount in memory: nothing to wait for.
             local::empty_dir(&path, &source, &ready, pod).map_err(|error| error.to_string())?;
-            return Ok(MountSource { path, ..Default::default() });
+            return Ok(MountSource { path, is_own: true, ..Default::default() });
         }
         if let Some(api_volume) = payload::sources_of(volume) {
             let path = volume_dir(pod_dir, api_volume.plugin, &volume.name);
@@ -213,7 +216,7 @@ impl Volumes {
                 }
                 Err(reason) => return Err(reason.into()),
             }
-            return Ok(MountSource { path, read_only: true, ..Default::default() });
+            return Ok(MountSource { path, read_only: true, is_own: true, ..Default::default() });
         }
         if let Some(source) = &volume.nfs {
             let path = volume_dir(pod_dir, "kubernetes.io~nfs", &volume.name);
@@ -225,7 +228,12 @@ impl Volumes {
             let target = iscsi::Target::of(source)?;
             let secret = self.session_secret(pod, &target).await?;
             Box::pin(iscsi::mount(&target, &secret, &[], pod_dir, (&volume.name, &path))).await?;
-            return Ok(MountSource { path, read_only: target.read_only, ..Default::default() });
+            return Ok(MountSource {
+                path,
+                read_only: target.read_only,
+                is_own: !target.read_only,
+                ..Default::default()
+            });
         }
         if let Some(source) = &volume.image {
             let images = self.images.as_ref().filter(|_| self.image_volumes);
@@ -287,12 +295,13 @@ impl Volumes {
         pod_dir: &Path,
     ) -> Result<MountSource, csi::Failed> {
         let read_only = claimed.read_only;
-        let source = |path: PathBuf, device| MountSource { path, read_only, device, image: None };
+        let source = |path: PathBuf, device| MountSource { path, read_only, device, ..Default::default() };
+        let own = |path: PathBuf| MountSource { is_own: !read_only, ..source(path, false) };
         let spec = claimed.volume.spec.clone().unwrap_or_default();
         let options = spec.mount_options.clone().unwrap_or_default();
         let target = |plugin: &str| volume_dir(pod_dir, plugin, claimed.name());
         if let Some(wanted) = claimed.as_csi(pod) {
-            let (mounted, device) = (self.mount_csi(pod, wanted.clone(), pod_dir).await?, wanted.block);
+            let mounted = self.mount_csi(pod, wanted.clone(), pod_dir).await?;
             if mounted.grown == csi::Grown::Here
                 && let Some(events) = &self.events
             {
@@ -305,7 +314,8 @@ impl Volumes {
             if mounted.grown != csi::Grown::No {
                 claimed.report_expanded(client).await?;
             }
-            return Ok(source(mounted.path, device));
+            let is_own = !wanted.block && !wanted.read_only && !mounted.is_labelled;
+            return Ok(MountSource { is_own, ..source(mounted.path, wanted.block) });
         }
         if let Some(found) = spec.host_path {
             let path = PathBuf::from(&found.path);
@@ -320,7 +330,7 @@ impl Volumes {
             let at = target("kubernetes.io~local-volume");
             let group = local::GroupOwnership::of(pod);
             persistent::mount_local(&path, found.fs_type.as_deref(), &options, &at, group).await?;
-            return Ok(source(at, false));
+            return Ok(own(at));
         }
         if let Some(found) = &spec.nfs {
             let at = target("kubernetes.io~nfs");
@@ -341,7 +351,7 @@ impl Volumes {
                 let volume = at.clone();
                 blocking(move || local::give_to_group(&volume, group)).await?;
             }
-            return Ok(MountSource { read_only, ..source(at, false) });
+            return Ok(MountSource { read_only, is_own: !read_only, ..source(at, false) });
         }
         Err(format!("no volume plugin matched name of PV {}", claimed.name()).into())
     }
@@ -381,7 +391,7 @@ impl Volumes {
         };
         let read_only = wanted.read_only;
         let mounted = self.mount_csi(pod, wanted, pod_dir).await?;
-        Ok(MountSource { path: mounted.path, read_only, ..Default::default() })
+        Ok(MountSource { path: mounted.path, read_only, is_own: !read_only, ..Default::default() })
     }
 
     async fn mount_csi(&self, pod: &Pod, mut wanted: csi::Wanted, pod_dir: &Path) -> Result<csi::Mounted, csi::Failed> {
@@ -503,6 +513,7 @@ impl Volumes {
                 host_path: host_path.to_string_lossy().into_owned(),
                 readonly: read_only,
                 propagation: propagation(mount) as i32,
+                selinux_relabel: selinux::is_enabled() && source.is_own && mounts::takes_labels(&source.path),
                 recursive_read_only: read_only && self.recursively(mount)?,
                 image_sub_path: source.image.as_ref().map(|_| sub_path).unwrap_or_default(),
                 image: source.image.clone().map(|image| pb::ImageSpec { image, ..Default::default() }),

@@ -52,6 +52,18 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// Whether files at `path` can have SELinux labels of their own. As `GetSELinuxSupport`.
+pub(super) fn takes_labels(path: &Path) -> bool {
+    fs::read("/proc/self/mountinfo").is_ok_and(|table| has_option(&table, path, b"seclabel"))
+}
+
+/// Whether the mount that holds `path`, the last one of those nearest to it, has an option.
+fn has_option(table: &[u8], path: &Path, option: &[u8]) -> bool {
+    let mounts = table.split(|byte| *byte == b'\n').zip(parse_mountinfo(table));
+    let holding = mounts.filter(|(_, at)| path.starts_with(at)).max_by_key(|(_, at)| at.components().count());
+    holding.is_some_and(|(line, _)| line.split(|byte| matches!(byte, b' ' | b',')).any(|word| word == option))
+}
+
 /// Whether something is mounted exactly at `path`.
 pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let path = match path.canonicalize() {
@@ -143,6 +155,14 @@ mod tests {
     fn mount_points_are_read_from_the_table() {
         let table = b"22 1 0:20 / / rw - ext4 /dev/a rw\n30 22 0:25 / /a\\040b\\134c rw,shared:1 - tmpfs tmpfs rw\n\n";
         assert_eq!(parse_mountinfo(table), [PathBuf::from("/"), PathBuf::from("/a b\\c")]);
+    }
+
+    #[test]
+    fn labels_are_taken_where_the_nearest_mount_says_so() {
+        let table = b"22 1 0:20 / / rw,seclabel - ext4 /dev/a rw,seclabel\n30 22 0:25 / /a rw - nfs4 h:/ rw\n\
+            31 30 0:26 / /a/b rw - tmpfs tmpfs rw,seclabel,size=4k\n";
+        let takes = |path: &str| has_option(table, Path::new(path), b"seclabel");
+        assert_eq!(["/etc/x", "/a", "/a/c", "/a/b", "/ab"].map(takes), [true, false, false, true, true]);
     }
 
     #[test]

@@ -17,12 +17,14 @@ use super::local::{self, GroupOwnership};
 use super::mounts;
 use crate::csi;
 use crate::objects::explain;
+use crate::runtime::selinux;
 
 /// A claim and the volume that it is bound to.
 pub(super) struct Claimed {
     pub claim: PersistentVolumeClaim,
     pub volume: PersistentVolume,
     pub read_only: bool,
+    pub name_in_pod: String,
 }
 
 /// The claim that a pod's volume is, and whether it may only be read. A generic ephemeral volume has a claim of its own.
@@ -50,7 +52,7 @@ pub(super) async fn resolve(
     let found =
         found.map_err(|e| failed(format!("failed to fetch PV {volume_name} from API server: {}", explain(&e))))?;
     stands_for(&found, &claim).map_err(failed)?;
-    Ok(Claimed { claim, volume: found, read_only })
+    Ok(Claimed { claim, volume: found, read_only, name_in_pod: volume.name.clone() })
 }
 
 /// Whether the volume says, too, that it is the claim's.
@@ -128,6 +130,11 @@ impl Claimed {
             expand_secret: secret(&source.node_expand_secret_ref),
             expand_to: self.expand_to(),
             fs_group: super::payload::fs_group(pod),
+            // As `VolumeSupportsSELinuxMount`: others may use it with another context.
+            selinux_context: match spec.access_modes.as_deref() {
+                Some([one]) if one == "ReadWriteOncePod" => selinux::volume_context(pod, &self.name_in_pod),
+                _ => None,
+            },
             ..Default::default()
         })
     }
@@ -269,7 +276,9 @@ mod tests {
         let claim = claim(json!({"status": {"capacity": {"storage": "1Gi"}}}));
         let pod = Pod::default();
         let wanted = |size| {
-            Claimed { claim: claim.clone(), volume: volume(size), read_only: true }.as_csi(&pod).expect("a CSI volume")
+            Claimed { claim: claim.clone(), volume: volume(size), read_only: true, name_in_pod: "v".into() }
+                .as_csi(&pod)
+                .expect("a CSI volume")
         };
         assert_eq!(wanted("1Gi").expand_to, None);
         let larger = wanted("2Gi");
