@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::KubeletConfiguration;
-use crate::metrics::{InState, Source, metrics};
+use crate::metrics::{InState, Source, managers, metrics};
 use crate::pod_workers::PodWorkers;
 use crate::runtime::observed::State;
 use crate::runtime::pods::{full_name, uid_of};
@@ -78,6 +78,8 @@ impl Housekeeping {
             family.get_or_create(&Source { r#static: "" }).set(number(pods.len() - from_files));
         }
         counted.mirror_pods.set(number(from_files));
+        let ephemeral = |pod: &Arc<Pod>| pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).count();
+        managers().ephemeral_containers.set(number(self.workers.pods().iter().map(ephemeral).sum()));
         for (state, container_state) in [(0, "created"), (1, "running"), (2, "exited"), (3, "unknown")] {
             let count = states.iter().filter(|s| **s == state).count();
             counted.containers.get_or_create(&InState { container_state }).set(number(count));
@@ -157,19 +159,26 @@ impl Housekeeping {
         for uid in self.runtime.cgroups.pod_uids().into_iter().filter(|uid| is_orphan(uid)) {
             self.runtime.with_cgroups(move |cgroups| cgroups.remove_pod(&uid)).await;
         }
+        let (mut cleaned, mut failed) = (0, 0);
         for uid in names_in(&self.runtime.node.root_dir.join("pods")).into_iter().filter(|uid| is_orphan(uid)) {
             let dir = self.runtime.node.pod_dir(&uid);
             match self.volumes.unmount_pod(&uid, &dir).await {
                 Ok(()) => {
+                    cleaned += 1;
                     if let Err(error) = std::fs::remove_dir_all(&dir) {
                         warn!(uid, %error, "directory of a pod that is gone not removed");
                     } else {
                         info!(uid, "directory of a pod that is gone removed");
                     }
                 }
-                Err(error) => warn!(uid, %error, "volumes of a pod that is gone not unmounted"),
+                Err(error) => {
+                    failed += 1;
+                    warn!(uid, %error, "volumes of a pod that is gone not unmounted");
+                }
             }
         }
+        managers().orphans_cleaned.set(cleaned);
+        managers().orphans_failed.set(failed);
         for name in names_in(&self.runtime.node.pod_logs_dir) {
             // <namespace>_<name>_<uid>
             if let Some(uid) = name.rsplit('_').next().filter(|uid| *uid != name && is_orphan(uid)) {

@@ -130,7 +130,7 @@ impl Allocator {
                 None
             }
         });
-        Arc::new(Allocator {
+        let allocator = Arc::new(Allocator {
             devices: Devices::new(root_dir.join("device-plugins"), changed.clone()),
             topology,
             policies,
@@ -139,7 +139,9 @@ impl Allocator {
             root_dir,
             admitting: tokio::sync::Mutex::default(),
             changed,
-        })
+        });
+        allocator.count(&allocator.held.lock());
+        allocator
     }
 
     /// Serves plugins and those who ask what pods hold, until shutdown.

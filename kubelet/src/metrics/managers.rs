@@ -30,6 +30,9 @@ pub struct Managers {
     pub user_namespaces: Counter,
     pub user_namespace_errors: Counter,
     pub orphans: Counter,
+    pub orphans_cleaned: Gauge,
+    pub orphans_failed: Gauge,
+    pub ephemeral_containers: Gauge,
     pub status_seconds: Histogram,
     pub cpu_requests: Counter,
     pub cpu_errors: Counter,
@@ -105,6 +108,21 @@ static MANAGERS: LazyLock<Managers> = LazyLock::new(|| Managers {
     orphans: counter(
         "kubelet_orphaned_runtime_pods",
         "Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.",
+    ),
+    orphans_cleaned: register(
+        "kubelet_orphan_pod_cleaned_volumes",
+        "The total number of orphaned Pods whose volumes were cleaned in the last periodic sweep.",
+        Gauge::default(),
+    ),
+    orphans_failed: register(
+        "kubelet_orphan_pod_cleaned_volumes_errors",
+        "The number of orphaned Pods whose volumes failed to be cleaned in the last periodic sweep.",
+        Gauge::default(),
+    ),
+    ephemeral_containers: register(
+        "kubelet_managed_ephemeral_containers",
+        "Current number of ephemeral containers in pods managed by this kubelet.",
+        Gauge::default(),
     ),
     status_seconds: register(
         "kubelet_pod_status_sync_duration_seconds",

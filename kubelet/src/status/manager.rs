@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::patch;
+use crate::metrics::managers;
 use crate::runtime::pods::{full_name, uid_of};
 use crate::static_pods;
 
@@ -38,6 +39,8 @@ struct Entry {
     dirty: bool,
     /// Not to be written before this.
     due: Instant,
+    /// Since when the API does not have it.
+    untold: Option<Instant>,
     writing: bool,
     /// What the API holds after our last write, until its watch shows it.
     written: Option<PodStatus>,
@@ -102,6 +105,7 @@ impl StatusManager {
                     return;
                 }
                 entry.status = status;
+                entry.untold.get_or_insert(now);
                 entry.due = if entry.dirty { due.min(entry.due) } else { due };
                 entry.dirty = true;
             }
@@ -111,6 +115,7 @@ impl StatusManager {
                     status,
                     dirty: true,
                     due,
+                    untold: Some(now),
                     writing: false,
                     written: None,
                     finished: false,
@@ -235,11 +240,19 @@ impl StatusManager {
         let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let name = target.metadata.name.clone().unwrap_or_default();
         let base = written.unwrap_or_else(|| target.status.clone().unwrap_or_default());
-        if let Some(patch) = patch::patch(uid_of(&target), &base, &status) {
+        let patch = patch::patch(uid_of(&target), &base, &status);
+        let told_already = patch.is_none();
+        if let Some(patch) = patch {
             match patch_status(&client, namespace, &name, &patch).await {
                 Ok(()) => {
                     debug!(pod = %full_name(&pod), phase = status.phase.as_deref(), "status written");
                     if let Some(entry) = self.entries.lock().get_mut(uid) {
+                        // What has changed meanwhile is counted on.
+                        if entry.status == status
+                            && let Some(since) = entry.untold.take()
+                        {
+                            managers().status_seconds.observe(since.elapsed().as_secs_f64());
+                        }
                         entry.written = Some(status);
                     }
                 }
@@ -252,6 +265,10 @@ impl StatusManager {
                     return false;
                 }
             }
+        }
+        // There was nothing to tell.
+        if told_already && let Some(entry) = self.entries.lock().get_mut(uid) {
+            entry.untold = None;
         }
         if finished && target.metadata.deletion_timestamp.is_some() && !static_pods::is_static(&pod) {
             let preconditions = Preconditions { uid: Some(uid_of(&target).to_owned()), resource_version: None };
