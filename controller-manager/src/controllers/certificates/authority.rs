@@ -1,15 +1,19 @@
 //! The certificate authority behind the signers: the cluster's own certificate and key, read anew when they change.
-use super::request::Request;
+use super::{request::Request, subject};
+use base64::{Engine as _, prelude::BASE64_STANDARD as STANDARD};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;
 use rcgen::{
-    CertificateSigningRequestParams, ExtendedKeyUsagePurpose as Extended, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose as Usage,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose as Extended, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose as Usage, SanType, SigningKey as _, SubjectPublicKeyInfo,
 };
 use std::{path::PathBuf, time::Duration};
 use time::OffsetDateTime;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 /// Clocks of nodes may be behind.
 const BACKDATE: Duration = Duration::from_secs(300);
+/// What holds for less ends as asked; what holds for longer is backdated at both ends.
+const SHORT: Duration = Duration::from_secs(8 * 3600);
 /// Nobody gets a certificate that holds for less.
 const SHORTEST: Duration = Duration::from_secs(600);
 
@@ -20,15 +24,16 @@ pub struct Authority {
     pub longest: Duration,
 }
 
-/// Why nothing was signed.
+/// Why nothing was signed; it is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningError {
-    /// The operator's to mend; the request waits.
+    /// The operator's to mend.
     #[error("certificate authority {file}: {cause}")]
     Authority { file: String, cause: String },
-    /// The request's own fault; it fails for good.
     #[error("{0}")]
     Request(String),
+    #[error("refusing to sign a certificate that expired in the past: NotAfter={0}")]
+    Expired(OffsetDateTime),
 }
 
 impl Authority {
@@ -68,6 +73,7 @@ fn lifetime(asked_seconds: Option<i32>, longest: Duration) -> Duration {
     }
 }
 
+/// As `CertificateAuthority.Sign` with the `PermissiveSigningPolicy`.
 fn sign_with(
     issuer: &Issuer<'_, KeyPair>,
     request: &Request,
@@ -76,41 +82,113 @@ fn sign_with(
     limit: OffsetDateTime,
     now: OffsetDateTime,
 ) -> Result<String, SigningError> {
-    if !request.plain_subject {
-        // What would be lost on the way into the certificate might be a group.
-        let text = "the subject has several values of one kind, which this signer cannot represent";
-        return Err(SigningError::Request(text.to_owned()));
+    if !request.is_proven {
+        return Err(SigningError::Request("unable to verify certificate request signature".to_owned()));
     }
-    let refused = |e: rcgen::Error| SigningError::Request(format!("unable to parse csr: {e}"));
-    let pem = String::from_utf8_lossy(&spec.request.0);
-    let mut asked = CertificateSigningRequestParams::from_pem(&pem).map_err(refused)?;
+    if now >= limit {
+        return Err(SigningError::Expired(limit));
+    }
+    let failed = |e: rcgen::Error| SigningError::Request(format!("failed to sign certificate: {e}"));
     // The request's key, subject and names; everything else is ours to say.
-    let params = &mut asked.params;
+    let key = SubjectPublicKeyInfo::from_der(&request.public_key).map_err(failed)?;
+    let lifetime = lifetime(spec.expiration_seconds, longest);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = names(request).map_err(failed)?;
     params.not_before = now - BACKDATE;
-    params.not_after = (now + lifetime(spec.expiration_seconds, longest)).min(limit);
+    params.not_after = (now + if lifetime < SHORT { lifetime } else { lifetime - BACKDATE }).min(limit);
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
-    params.key_usages = Vec::new();
-    params.extended_key_usages = Vec::new();
     for usage in spec.usages.iter().flatten() {
-        match usage.as_str() {
-            "digital signature" | "signing" => params.key_usages.push(Usage::DigitalSignature),
-            "content commitment" => params.key_usages.push(Usage::ContentCommitment),
-            "key encipherment" => params.key_usages.push(Usage::KeyEncipherment),
-            "key agreement" => params.key_usages.push(Usage::KeyAgreement),
-            "data encipherment" => params.key_usages.push(Usage::DataEncipherment),
-            "server auth" => params.extended_key_usages.push(Extended::ServerAuth),
-            "client auth" => params.extended_key_usages.push(Extended::ClientAuth),
-            "code signing" => params.extended_key_usages.push(Extended::CodeSigning),
-            "email protection" => params.extended_key_usages.push(Extended::EmailProtection),
-            "timestamping" => params.extended_key_usages.push(Extended::TimeStamping),
-            "ocsp signing" => params.extended_key_usages.push(Extended::OcspSigning),
-            // Above all: nobody becomes an authority by asking.
-            other => return Err(SigningError::Request(format!("unsupported key usage: {other:?}"))),
+        match part_of(usage) {
+            Some(Part::Key(usage)) if !params.key_usages.contains(&usage) => params.key_usages.push(usage),
+            Some(Part::Extended(usage)) if !params.extended_key_usages.contains(&usage) => {
+                params.extended_key_usages.push(usage);
+            }
+            Some(_) => {}
+            None => return Err(SigningError::Request(format!("unrecognized usage values: [{usage:?}]"))),
         }
     }
-    params.key_usages.dedup();
-    asked.signed_by(issuer).map(|c| c.pem()).map_err(refused)
+    if request.subject == subject::encode(|_| Vec::new()) {
+        return params.signed_by(&key, issuer).map(|c| c.pem()).map_err(failed);
+    }
+    // `DistinguishedName` holds one value of a kind, requests for several groups have more: the subject is put in afterwards.
+    params.distinguished_name.push(DnType::CommonName, "pilothouse.dev/subject-to-come");
+    let certificate = params.signed_by(&key, issuer).map_err(failed)?;
+    with_subject(certificate.der(), &request.subject, issuer.key())
+        .ok_or_else(|| SigningError::Request("failed to sign certificate: its subject has no place".to_owned()))
+}
+
+/// The certificate with another subject, in PEM form.
+fn with_subject(der: &[u8], subject: &[u8], key: &KeyPair) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(der).ok()?;
+    let to_sign = subject::exchange(parsed.tbs_certificate.as_ref(), parsed.subject().as_raw(), subject)?;
+    let signature = key.sign(&to_sign).ok()?;
+    let algorithm = subject::after(der, parsed.tbs_certificate.as_ref().len())?;
+    let der = subject::signed(&to_sign, algorithm, &signature);
+    Some(pem(&der))
+}
+
+/// In lines of 64, as everywhere.
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let (mut lines, mut rest) = (String::new(), text.as_str());
+    while !rest.is_empty() {
+        let (line, next) = rest.split_at(rest.len().min(64));
+        lines = lines + line + "\n";
+        rest = next;
+    }
+    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
+}
+
+fn names(request: &Request) -> Result<Vec<SanType>, rcgen::Error> {
+    let mut names = Vec::new();
+    for name in &request.dns_names {
+        names.push(SanType::DnsName(name.as_str().try_into()?));
+    }
+    for mail in &request.emails {
+        names.push(SanType::Rfc822Name(mail.as_str().try_into()?));
+    }
+    names.extend(request.ip_addresses.iter().copied().map(SanType::IpAddress));
+    for uri in &request.uris {
+        names.push(SanType::URI(uri.as_str().try_into()?));
+    }
+    Ok(names)
+}
+
+/// Where a usage stands in a certificate.
+enum Part {
+    Key(Usage),
+    Extended(Extended),
+}
+
+/// As `keyUsageDict` and `extKeyUsageDict`. Who may sign certificates is still no authority: that is said in a place of its own.
+fn part_of(usage: &str) -> Option<Part> {
+    let pkix = |last: u64| Extended::Other(vec![1, 3, 6, 1, 5, 5, 7, 3, last]);
+    Some(match usage {
+        "signing" | "digital signature" => Part::Key(Usage::DigitalSignature),
+        "content commitment" => Part::Key(Usage::ContentCommitment),
+        "key encipherment" => Part::Key(Usage::KeyEncipherment),
+        "key agreement" => Part::Key(Usage::KeyAgreement),
+        "data encipherment" => Part::Key(Usage::DataEncipherment),
+        "cert sign" => Part::Key(Usage::KeyCertSign),
+        "crl sign" => Part::Key(Usage::CrlSign),
+        "encipher only" => Part::Key(Usage::EncipherOnly),
+        "decipher only" => Part::Key(Usage::DecipherOnly),
+        "any" => Part::Extended(Extended::Any),
+        "server auth" => Part::Extended(Extended::ServerAuth),
+        "client auth" => Part::Extended(Extended::ClientAuth),
+        "code signing" => Part::Extended(Extended::CodeSigning),
+        "email protection" | "s/mime" => Part::Extended(Extended::EmailProtection),
+        "ipsec end system" => Part::Extended(pkix(5)),
+        "ipsec tunnel" => Part::Extended(pkix(6)),
+        "ipsec user" => Part::Extended(pkix(7)),
+        "timestamping" => Part::Extended(Extended::TimeStamping),
+        "ocsp signing" => Part::Extended(Extended::OcspSigning),
+        "microsoft sgc" => Part::Extended(Extended::Other(vec![1, 3, 6, 1, 4, 1, 311, 10, 3, 3])),
+        "netscape sgc" => Part::Extended(Extended::Other(vec![2, 16, 840, 1, 113730, 4, 1])),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -168,14 +246,27 @@ mod tests {
     }
 
     #[test]
-    fn usages_that_make_an_authority_are_refused() {
+    fn what_a_request_wishes_to_be_is_not_handed_on_but_all_its_groups_and_names_are() {
         let (certificate, key) = authority();
         let issuer = Issuer::from_ca_cert_pem(&certificate, key).unwrap();
-        let pem = x509::request(&x509::new_key().unwrap(), "x", &[], &[], &[]).unwrap();
+        let pem = include_str!("jane.csr.pem");
         let request = request::read(pem.as_bytes()).unwrap();
         let now = OffsetDateTime::now_utc();
-        let spec = spec(&pem, &["cert sign"], None);
-        let outcome = sign_with(&issuer, &request, &spec, Duration::from_secs(3600), now, now);
-        assert!(matches!(outcome, Err(SigningError::Request(_))));
+        let year = Duration::from_secs(365 * 86400);
+        let usages = ["cert sign", "client auth", "s/mime", "email protection", "ipsec user"];
+        let sign = |usages: &[&str], limit| sign_with(&issuer, &request, &spec(pem, usages, None), year, limit, now);
+        let signed = sign(&usages, now + 2 * year).unwrap();
+        let info = x509::read_pem(signed.as_bytes()).unwrap();
+        assert_eq!(info.not_after - now.unix_timestamp(), year.as_secs() as i64 - 300);
+        let (_, block) = x509_parser::pem::parse_x509_pem(signed.as_bytes()).unwrap();
+        let read = block.parse_x509().unwrap();
+        assert_eq!(read.subject().to_string(), "O=operators + O=developers, OU=one, CN=jane");
+        assert!(!read.is_ca() && read.key_usage().unwrap().unwrap().value.key_cert_sign());
+        assert_eq!(read.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 4);
+        let (_, authority) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).unwrap();
+        let authority = authority.parse_x509().unwrap();
+        assert!(read.verify_signature(Some(authority.public_key())).is_ok());
+        assert!(matches!(sign(&["flying"], now + year), Err(SigningError::Request(_))));
+        assert!(matches!(sign(&usages, now), Err(SigningError::Expired(_))));
     }
 }

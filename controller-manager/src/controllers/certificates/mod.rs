@@ -1,9 +1,10 @@
 //! Certificate requests: kubelets' are approved, approved ones are signed, old ones are removed.
 mod authority;
 mod request;
+mod subject;
 
 use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, gone_is_fine, run};
-use authority::{Authority, SigningError};
+use authority::Authority;
 use component_base::informer::Informer;
 use k8s_openapi::{
     ByteString,
@@ -21,7 +22,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::{error, info, warn};
 
 const ACCOUNT: &str = "certificate-controller";
-const CLEANING_PERIOD: Duration = Duration::from_secs(600);
+const CLEANING_PERIOD: Duration = Duration::from_secs(3600);
 
 fn wake_on_change(requests: &Informer<CertificateSigningRequest>, queue: &Arc<WorkQueue<String>>) {
     let to = queue.clone();
@@ -39,7 +40,7 @@ struct Approver {
 pub async fn start_approving(context: Arc<Context>) {
     let Some(client) = context.client_for(ACCOUNT).await else { return };
     let requests = context.informers.get::<CertificateSigningRequest>();
-    let queue = Arc::new(WorkQueue::new("certificate_approving"));
+    let queue = Arc::new(WorkQueue::new("certificate"));
     wake_on_change(&requests, &queue);
     requests.synced().await;
     run("csrapproving", queue, Arc::new(Approver { client, requests }), 5, context.shutdown.clone()).await;
@@ -128,7 +129,7 @@ pub async fn start_signing(context: Arc<Context>) {
     let authorities = files.into_iter().map(authority).collect();
     let Some(client) = context.client_for(ACCOUNT).await else { return };
     let requests = context.informers.get::<CertificateSigningRequest>();
-    let queue = Arc::new(WorkQueue::new("certificate_signing"));
+    let queue = Arc::new(WorkQueue::new("certificate"));
     wake_on_change(&requests, &queue);
     requests.synced().await;
     run("csrsigning", queue, Arc::new(Signer { client, requests, authorities }), 5, context.shutdown.clone()).await;
@@ -160,10 +161,10 @@ impl Reconcile for Signer {
         }
         let asked = match request::read(&csr.spec.request.0) {
             Ok(asked) => asked,
-            Err(message) => return self.fail(&csr, "SignerValidationFailure", &message).await,
+            Err(why) => return Err(SyncError::Invalid(format!("unable to parse csr {name:?}: {why}"))),
         };
         if let Err(message) = request::check_for_signer(&asked, &csr.spec) {
-            return self.fail(&csr, "SignerValidationFailure", message).await;
+            return self.fail(&csr, "SignerValidationFailure", &message).await;
         }
         match authority.sign(&asked, &csr.spec, time::OffsetDateTime::now_utc()).await {
             Ok(certificate) => {
@@ -173,8 +174,7 @@ impl Reconcile for Signer {
                 info!(csr = %name, signer = csr.spec.signer_name, subject = asked.common_name, "signed");
                 Ok(Next::Settled)
             }
-            Err(SigningError::Request(message)) => self.fail(&csr, "SignerValidationFailure", &message).await,
-            Err(error) => Err(SyncError::Invalid(error.to_string())),
+            Err(error) => Err(SyncError::Invalid(format!("error auto signing csr: {error}"))),
         }
     }
 }

@@ -1,4 +1,5 @@
 //! What a certificate request asks for, and which rules its signer has. Pure.
+use super::subject;
 use k8s_openapi::{
     api::certificates::v1::{
         CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec,
@@ -18,18 +19,24 @@ pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 const NODES_GROUP: &str = "system:nodes";
 const NODE_PREFIX: &str = "system:node:";
+const COMMON_NAME: &str = "2.5.4.3";
+const ORGANIZATION: &str = "2.5.4.10";
 
 /// The parts of a PKCS#10 request that rules look at.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     pub common_name: String,
     pub organizations: Vec<String>,
     pub dns_names: Vec<String>,
     pub ip_addresses: Vec<IpAddr>,
-    /// Names of other kinds: mail addresses, URIs.
-    pub other_names: usize,
-    /// Attributes come one to a part of the name, and none twice: what we can put into a certificate as it is.
-    pub plain_subject: bool,
+    pub emails: Vec<String>,
+    pub uris: Vec<String>,
+    /// The subject as a certificate has it: what Go's `pkix.Name` knows of it, in Go's order. DER.
+    pub subject: Vec<u8>,
+    /// SubjectPublicKeyInfo in DER.
+    pub public_key: Vec<u8>,
+    /// Who asks has the key.
+    pub is_proven: bool,
 }
 
 /// Reads the PEM block of a request.
@@ -39,17 +46,17 @@ pub fn read(pem: &[u8]) -> Result<Request, String> {
         return Err("PEM block type must be CERTIFICATE REQUEST".to_owned());
     }
     let (_, parsed) = X509CertificationRequest::from_der(&block.contents).map_err(|e| format!("request: {e}"))?;
-    let subject = &parsed.certification_request_info.subject;
+    let info = &parsed.certification_request_info;
     let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().unwrap_or_default().to_owned();
-    let mut types: Vec<String> = subject.iter_attributes().map(|a| a.attr_type().to_id_string()).collect();
-    let parts = types.len();
-    types.sort_unstable();
-    types.dedup();
-    let single = subject.iter_rdn().all(|rdn| rdn.iter().count() == 1);
+    let of = |oid: &str| -> Vec<String> {
+        info.subject.iter_attributes().filter(|a| a.attr_type().to_id_string() == oid).map(text).collect()
+    };
     let mut request = Request {
-        common_name: subject.iter_common_name().next().map(text).unwrap_or_default(),
-        organizations: subject.iter_organization().map(text).collect(),
-        plain_subject: single && types.len() == parts,
+        common_name: of(COMMON_NAME).pop().unwrap_or_default(),
+        organizations: of(ORGANIZATION),
+        subject: subject::encode(of),
+        public_key: info.subject_pki.raw.to_vec(),
+        is_proven: parsed.verify_signature().is_ok(),
         ..Request::default()
     };
     for extension in parsed.requested_extensions().into_iter().flatten() {
@@ -61,10 +68,12 @@ pub fn read(pem: &[u8]) -> Result<Request, String> {
                     let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
                     match v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)) {
                         Ok(ip) => request.ip_addresses.push(ip),
-                        Err(_) => request.other_names += 1,
+                        Err(_) => return Err("x509: cannot parse IP address of length".to_owned()),
                     }
                 }
-                _ => request.other_names += 1,
+                GeneralName::RFC822Name(mail) => request.emails.push((*mail).to_owned()),
+                GeneralName::URI(uri) => request.uris.push((*uri).to_owned()),
+                _ => {}
             }
         }
     }
@@ -82,7 +91,8 @@ fn keeps(rules: &[(bool, &'static str)]) -> Result<(), &'static str> {
 }
 
 const OF_NODES: &str = "subject organization is not system:nodes";
-const OTHER_NAMES: &str = "Email and URI subjectAltNames are not allowed";
+const NO_EMAIL: &str = "Email subjectAltNames are not allowed";
+const NO_URI: &str = "URI subjectAltNames are not allowed";
 const OF_A_NODE: &str = "subject common name does not begin with system:node:";
 
 /// As `ValidateKubeletClientCSR`.
@@ -91,12 +101,13 @@ pub fn check_kubelet_client(request: &Request, spec: &CertificateSigningRequestS
     keeps(&[
         (request.organizations == [NODES_GROUP], OF_NODES),
         (request.dns_names.is_empty(), "DNS subjectAltNames are not allowed"),
+        (request.emails.is_empty(), NO_EMAIL),
         (request.ip_addresses.is_empty(), "IP subjectAltNames are not allowed"),
-        (request.other_names == 0, OTHER_NAMES),
+        (request.uris.is_empty(), NO_URI),
         (request.common_name.starts_with(NODE_PREFIX), OF_A_NODE),
         (
             usages_are(spec, &allowed, &["digital signature", "client auth"]),
-            "usages did not match [digital signature, client auth] or [digital signature, key encipherment, client auth]",
+            "usages did not match [client auth digital signature key encipherment]",
         ),
     ])
 }
@@ -108,27 +119,35 @@ pub fn check_kubelet_serving(request: &Request, spec: &CertificateSigningRequest
     keeps(&[
         (request.organizations == [NODES_GROUP], OF_NODES),
         (named, "DNS or IP subjectAltName is required"),
-        (request.other_names == 0, OTHER_NAMES),
-        (request.common_name.starts_with(NODE_PREFIX), OF_A_NODE),
+        (request.emails.is_empty(), NO_EMAIL),
+        (request.uris.is_empty(), NO_URI),
         (
             usages_are(spec, &allowed, &["digital signature", "server auth"]),
-            "usages did not match [digital signature, server auth] or [digital signature, key encipherment, server auth]",
+            "usages did not match [digital signature key encipherment server auth]",
         ),
+        (request.common_name.starts_with(NODE_PREFIX), OF_A_NODE),
     ])
 }
 
+/// As `validAPIServerClientUsages`.
+fn check_api_client(spec: &CertificateSigningRequestSpec) -> Result<(), String> {
+    let allowed = ["digital signature", "key encipherment", "client auth"];
+    let usages = spec.usages.as_deref().unwrap_or_default();
+    if let Some(other) = usages.iter().find(|usage| !allowed.contains(&usage.as_str())) {
+        return Err(format!("invalid usage for client certificate: {other}"));
+    }
+    if !usages.iter().any(|usage| usage == "client auth") {
+        return Err("missing required usage for client certificate: client auth".to_owned());
+    }
+    Ok(())
+}
+
 /// Whether the request keeps the rules of its signer.
-pub fn check_for_signer(request: &Request, spec: &CertificateSigningRequestSpec) -> Result<(), &'static str> {
+pub fn check_for_signer(request: &Request, spec: &CertificateSigningRequestSpec) -> Result<(), String> {
     match spec.signer_name.as_str() {
-        KUBELET_CLIENT => check_kubelet_client(request, spec),
-        KUBELET_SERVING => check_kubelet_serving(request, spec),
-        API_CLIENT => {
-            let allowed = ["digital signature", "key encipherment", "client auth"];
-            if !usages_are(spec, &allowed, &["client auth"]) {
-                return Err("usages did not match [digital signature, key encipherment, client auth]");
-            }
-            Ok(())
-        }
+        KUBELET_CLIENT => check_kubelet_client(request, spec).map_err(str::to_owned),
+        KUBELET_SERVING => check_kubelet_serving(request, spec).map_err(str::to_owned),
+        API_CLIENT => check_api_client(spec),
         _ => Ok(()),
     }
 }
@@ -194,22 +213,21 @@ pub fn with_condition(
 
 const HOUR: i64 = 3600;
 
-/// Whether a request has served its time. As `csrcleaner`.
+/// Whether a request has served its time. As `CSRCleanerController.handle`.
 pub fn is_stale(csr: &CertificateSigningRequest, expires: Option<i64>, now: Timestamp) -> bool {
-    let age = |t: Option<&Time>| t.map_or(0, |t| now.as_second() - t.0.as_second());
-    let since = |kind: &str| {
-        let condition = conditions(csr).iter().find(|c| c.type_ == kind)?;
-        Some(age(condition.last_update_time.as_ref().or(condition.last_transition_time.as_ref())))
+    let older = |t: Option<&Time>, age: i64| t.is_some_and(|t| now.as_second() - t.0.as_second() > age);
+    let old = |kind: &str, age: i64| {
+        conditions(csr).iter().any(|c| c.type_ == kind && older(c.last_update_time.as_ref(), age))
     };
-    let old = |kind: &str| since(kind).is_some_and(|age| age > HOUR);
-    let issued = certificate(csr).is_some();
-    if issued && expires.is_some_and(|at| at < now.as_second()) {
-        return true;
+    let is_pending = conditions(csr).is_empty();
+    if certificate(csr).is_some() {
+        let expired = has_condition(csr, "Approved") && expires.is_some_and(|at| at < now.as_second());
+        return expired || old("Approved", HOUR) || old("Denied", HOUR) || old("Failed", HOUR);
     }
-    if old("Denied") || old("Failed") || old("Approved") {
-        return true;
-    }
-    conditions(csr).is_empty() && !issued && age(csr.metadata.creation_timestamp.as_ref()) > 24 * HOUR
+    old("Denied", HOUR)
+        || old("Failed", HOUR)
+        || old("Approved", 24 * HOUR)
+        || (is_pending && older(csr.metadata.creation_timestamp.as_ref(), 24 * HOUR))
 }
 
 #[cfg(test)]
@@ -229,13 +247,15 @@ mod tests {
         read(pem.as_bytes()).unwrap()
     }
 
+    /// Two organizations, an address for mail in the subject, names of all kinds, and a wish to be an authority.
+    const JANE: &str = include_str!("jane.csr.pem");
     const CLIENT: [&str; 2] = ["digital signature", "client auth"];
 
     #[test]
     fn a_request_is_read() {
         let got = request("system:node:n1", &["system:nodes"], &["n1"]);
         assert_eq!((got.common_name.as_str(), got.organizations), ("system:node:n1", vec!["system:nodes".to_owned()]));
-        assert_eq!((got.dns_names, got.plain_subject), (vec!["n1".to_owned()], true));
+        assert_eq!((got.dns_names, got.is_proven), (vec!["n1".to_owned()], true));
         assert!(read(b"nonsense").is_err());
     }
 
@@ -267,10 +287,39 @@ mod tests {
         let named = request("system:node:n1", &["system:nodes"], &["n1"]);
         assert_eq!(check_for_signer(&named, &serving), Ok(()));
         let nameless = request("system:node:n1", &["system:nodes"], &[]);
-        assert!(check_for_signer(&nameless, &serving).is_err());
         let person = request("jane", &["developers"], &[]);
+        let all = read(JANE.as_bytes()).unwrap();
+        let node = Request { organizations: vec![NODES_GROUP.to_owned()], ..all };
+        let mail = Request { ip_addresses: Vec::new(), dns_names: Vec::new(), ..node };
+        let uri = Request { emails: Vec::new(), ..mail.clone() };
+        let client = spec(KUBELET_CLIENT, "jane", &CLIENT);
+        let broad = spec(KUBELET_CLIENT, "jane", &["client auth"]);
+        for (request, spec, words) in [
+            (&nameless, &serving, "DNS or IP subjectAltName is required"),
+            (&person, &serving, OF_NODES),
+            (
+                &named,
+                &spec(KUBELET_SERVING, "n", &["server auth"]),
+                "usages did not match [digital signature key encipherment server auth]",
+            ),
+            (&named, &client, "DNS subjectAltNames are not allowed"),
+            (&mail, &client, NO_EMAIL),
+            (&uri, &client, NO_URI),
+            (&nameless, &broad, "usages did not match [client auth digital signature key encipherment]"),
+            (
+                &person,
+                &spec(API_CLIENT, "jane", &["client auth", "server auth"]),
+                "invalid usage for client certificate: server auth",
+            ),
+            (
+                &person,
+                &spec(API_CLIENT, "jane", &["digital signature"]),
+                "missing required usage for client certificate: client auth",
+            ),
+        ] {
+            assert_eq!(check_for_signer(request, spec), Err(words.to_owned()));
+        }
         assert_eq!(check_for_signer(&person, &spec(API_CLIENT, "jane", &["client auth"])), Ok(()));
-        assert!(check_for_signer(&person, &spec(API_CLIENT, "jane", &["client auth", "server auth"])).is_err());
     }
 
     #[test]
@@ -290,6 +339,14 @@ mod tests {
             ("pending for days", csr(early, None, None), None, true),
             ("just approved", csr(early, Some(("Approved", late)), Some("eA==")), Some(now.as_second() + 9), false),
             ("approved long ago", csr(early, Some(("Approved", early)), Some("eA==")), Some(now.as_second() + 9), true),
+            (
+                "approved, waits for another's signer",
+                csr(early, Some(("Approved", "2026-01-02T12:00:00Z")), None),
+                None,
+                false,
+            ),
+            ("approved, nobody signed for days", csr(early, Some(("Approved", early)), None), None, true),
+            ("failed long ago", csr(early, Some(("Failed", early)), None), None, true),
             ("denied long ago", csr(early, Some(("Denied", early)), None), None, true),
             ("expired", csr(early, Some(("Approved", late)), Some("eA==")), Some(now.as_second() - 9), true),
         ] {
