@@ -338,6 +338,20 @@ impl Parser<'_> {
     }
 }
 
+/// A selector as Go prints the API's type.
+pub fn go_text(selector: Option<&LabelSelector>) -> String {
+    let Some(selector) = selector else { return "nil".to_owned() };
+    let labels: String = selector.match_labels.iter().flatten().map(|(k, v)| format!("{k}: {v},")).collect();
+    let requirements = selector.match_expressions.iter().flatten().map(|one| {
+        let values = one.values.as_deref().unwrap_or_default().join(" ");
+        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", one.key, one.operator)
+    });
+    let requirements: String = requirements.collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{requirements}}},}}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,5 +410,15 @@ mod tests {
         fn no_text_panics(text in ".{0,60}") {
             let _ = Selector::parse(&text);
         }
+    }
+
+    #[test]
+    fn selectors_look_as_go_writes_them() {
+        let both: LabelSelector = serde_json::from_value(serde_json::json!({"matchLabels": {"b": "2", "a": "1"},
+            "matchExpressions": [{"key": "k", "operator": "In", "values": ["x", "y"]}]}))
+        .unwrap();
+        let expected = "&LabelSelector{MatchLabels:map[string]string{a: 1,b: 2,},MatchExpressions:[]LabelSelectorRequirement{\
+                        LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}";
+        assert_eq!((go_text(Some(&both)).as_str(), go_text(None).as_str()), (expected, "nil"));
     }
 }

@@ -34,7 +34,8 @@ static SLIS: LazyLock<(Registry, Family<Labels<2>, Gauge>, Family<Labels<3>, Cou
     (registry, one, all)
 });
 
-type Labels<const N: usize> = [(&'static str, String); N];
+/// What tells the series of a metric apart.
+pub type Labels<const N: usize> = [(&'static str, String); N];
 
 /// The registry of the process.
 pub fn registry() -> MutexGuard<'static, Registry> {

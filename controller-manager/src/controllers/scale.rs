@@ -73,6 +73,12 @@ impl Scales {
         Ok(self.find(api_version, kind).await?.map(name))
     }
 
+    /// As [`Scales::group_resource`], of a kind that cannot be scaled.
+    pub async fn unscalable(&self, api_version: &str, kind: &str) -> Result<Option<String>, kube::Error> {
+        let found = self.find(api_version, kind).await?.filter(|f| !f.scales);
+        Ok(found.map(|f| group_resource(&f.resource.group, &f.resource.plural)))
+    }
+
     fn api(&self, namespace: &str, resource: &ApiResource) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, resource)
     }

@@ -1,5 +1,5 @@
 //! Metrics of the work queues, with Kubernetes' names: one series a controller.
-use component_base::metrics::{register, registry};
+use component_base::metrics::{Labels, register, registry};
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
@@ -7,11 +7,12 @@ use prometheus_client::{
     metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge, histogram::Histogram},
 };
 use std::{
+    collections::BTreeMap,
     sync::{LazyLock, Weak},
     time::Duration,
 };
 
-type Name = [(&'static str, String); 1];
+type Name = Labels<1>;
 
 /// From 10 ns to 10 s, as upstream's queues.
 fn durations() -> Histogram {
@@ -45,8 +46,13 @@ impl Collector for InHand {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut queues = QUEUES.lock();
         queues.retain(|(_, queue)| queue.strong_count() > 0);
-        let busy: Vec<_> =
-            queues.iter().filter_map(|(name, queue)| Some((name.clone(), queue.upgrade()?.busy()))).collect();
+        let mut busy: BTreeMap<String, (Duration, Duration)> = BTreeMap::new();
+        for (name, queue) in queues.iter() {
+            // Queues of one name are one series, as upstream's of certificates are.
+            let Some((sum, most)) = queue.upgrade().map(|queue| queue.busy()) else { continue };
+            let of_name = busy.entry(name.clone()).or_default();
+            *of_name = (of_name.0 + sum, of_name.1.max(most));
+        }
         drop(queues);
         let unfinished = "How many seconds of work has done that is in progress and hasn't been observed by work_duration. \
                           Large values indicate stuck threads. One can deduce the number of stuck threads by observing \

@@ -1,11 +1,15 @@
 //! PodDisruptionBudgets: their status, by which evictions are granted; and pods that were to be disrupted and were not.
 mod plan;
 
-use super::{horizontal::words, scale::Scales};
+use super::scale::Scales;
 use crate::runtime::{
     Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, put_status, run,
 };
-use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
+use apimachinery::{
+    labels::{self, Selector},
+    meta::NamespacedName,
+    pod::controller_of,
+};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
@@ -131,6 +135,9 @@ impl Controller {
                 found.map(|s| (owner.uid.clone(), s.spec.as_ref().and_then(|s| s.replicas)))
             }
             (api_version, kind) => {
+                if let Some(resource) = self.scales.unscalable(api_version, kind).await? {
+                    return Err(SyncError::Invalid(format!("{resource} does not implement the scale subresource")));
+                }
                 let scale = gone_is_fine(self.scales.get(namespace, api_version, kind, &owner.name).await)?.flatten();
                 let scale = scale.filter(|s| is(&s.metadata, owner));
                 scale.map(|s| (owner.uid.clone(), s.spec.and_then(|s| s.replicas).or(Some(0))))
@@ -158,7 +165,7 @@ impl Controller {
             }
         }
         if unmanaged {
-            let selector = words::selector(budget.spec.as_ref().and_then(|s| s.selector.as_ref()));
+            let selector = labels::go_text(budget.spec.as_ref().and_then(|s| s.selector.as_ref()));
             let message = format!(
                 "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the \
                 status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these \
@@ -234,7 +241,7 @@ impl Reconcile for Cleaner {
             Some(Ok(())) => {}
         }
         let condition = json!({"type": "DisruptionTarget", "status": "False", "lastTransitionTime": Timestamp::now(),
-            "reason": null, "message": null});
+            "reason": null, "message": null, "observedGeneration": pod.metadata.generation});
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
         let api = api_in::<Pod>(&self.client, &key.namespace);
         let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;

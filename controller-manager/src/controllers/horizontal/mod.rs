@@ -9,7 +9,12 @@ pub mod words;
 
 use super::scale::Scales;
 use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, api_in, cause, is_code, put_status, run};
-use apimachinery::{labels::Selector, meta::NamespacedName, quantity::Quantity, time::steady};
+use apimachinery::{
+    labels::{self, Selector},
+    meta::NamespacedName,
+    quantity::Quantity,
+    time::steady,
+};
 use behavior::{Bounds, Memory};
 use component_base::{
     events::{Recorder, Type, reference},
@@ -245,7 +250,7 @@ impl Controller {
         }
         // As both sources with one value call what they scale by an average of it.
         let outside = |metric: &MetricIdentifier| {
-            format!("external metric {}({})", metric.name, words::selector(metric.selector.as_ref()))
+            format!("external metric {}({})", metric.name, labels::go_text(metric.selector.as_ref()))
         };
         if let Some(source) = &metric.object {
             let fail = |e: String| ("FailedGetObjectMetric", e);
@@ -271,7 +276,7 @@ impl Controller {
             let fail = |e: String| ("FailedGetExternalMetric", e);
             let metric = &source.metric;
             let total = self.metrics.external(of.namespace, metric).await.map_err(|e| {
-                let selector = words::selector(metric.selector.as_ref());
+                let selector = labels::go_text(metric.selector.as_ref());
                 fail(format!("unable to get external metric {}/{}/{selector}: {e}", of.namespace, metric.name))
             })?;
             let (replicas, current) = Self::from_value(of, total, &source.target, "external").map_err(fail)?;

@@ -1,13 +1,11 @@
 //! Metrics of autoscalers, with Kubernetes' names.
-use component_base::metrics::register;
+use component_base::metrics::{Labels, register};
 use prometheus_client::metrics::{
     counter::Counter,
     family::Family,
     histogram::{Histogram, exponential_buckets},
 };
 use std::{cmp::Ordering, sync::LazyLock, time::Duration};
-
-type Labels<const N: usize> = [(&'static str, String); N];
 
 struct Families<const N: usize> {
     count: Family<Labels<N>, Counter>,

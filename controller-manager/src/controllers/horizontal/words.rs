@@ -1,5 +1,5 @@
 //! What autoscalers say of their metrics, in Kubernetes' words. Pure.
-use k8s_openapi::{api::autoscaling::v2::MetricSpec, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use k8s_openapi::api::autoscaling::v2::MetricSpec;
 
 /// Why there is no number of replicas: the condition's reason and message, and what the event says of all together.
 #[derive(Debug)]
@@ -31,20 +31,6 @@ pub fn prefix(metric: &MetricSpec) -> String {
         return format!("failed to get object metric value: {own}");
     }
     if metric.pods.is_some() { "failed to get pods metric value: ".to_owned() } else { String::new() }
-}
-
-/// A selector as Go writes it.
-pub fn selector(selector: Option<&LabelSelector>) -> String {
-    let Some(selector) = selector else { return "nil".to_owned() };
-    let labels: String = selector.match_labels.iter().flatten().map(|(k, v)| format!("{k}: {v},")).collect();
-    let requirements = selector.match_expressions.iter().flatten().map(|one| {
-        let values = one.values.as_deref().unwrap_or_default().join(" ");
-        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", one.key, one.operator)
-    });
-    let requirements: String = requirements.collect();
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{requirements}}},}}"
-    )
 }
 
 #[cfg(test)]
@@ -95,15 +81,5 @@ mod tests {
             let spec: MetricSpec = serde_json::from_value(metric).unwrap();
             assert_eq!(prefix(&spec), expected);
         }
-    }
-
-    #[test]
-    fn selectors_look_as_go_writes_them() {
-        let both: LabelSelector = serde_json::from_value(json!({"matchLabels": {"b": "2", "a": "1"},
-            "matchExpressions": [{"key": "k", "operator": "In", "values": ["x", "y"]}]}))
-        .unwrap();
-        let expected = "&LabelSelector{MatchLabels:map[string]string{a: 1,b: 2,},MatchExpressions:[]LabelSelectorRequirement{\
-                        LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}";
-        assert_eq!((selector(Some(&both)).as_str(), selector(None).as_str()), (expected, "nil"));
     }
 }

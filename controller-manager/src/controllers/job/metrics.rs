@@ -1,6 +1,6 @@
 //! Metrics of Jobs, with Kubernetes' names.
 use super::plan::Plan;
-use component_base::metrics::register;
+use component_base::metrics::{Labels, register};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use prometheus_client::metrics::{
     counter::Counter,
@@ -8,8 +8,6 @@ use prometheus_client::metrics::{
     histogram::{Histogram, exponential_buckets},
 };
 use std::{sync::LazyLock, time::Duration};
-
-type Labels<const N: usize> = [(&'static str, String); N];
 
 struct Families {
     syncs: Family<Labels<3>, Counter>,
