@@ -2,7 +2,10 @@
 //! without a range. As `servicecidrs.Controller`.
 use super::node_ipam::cidr::Cidr;
 use crate::runtime::{Context, Next, Reconcile, SyncError, WorkQueue, gone_is_fine, run};
-use component_base::informer::Informer;
+use component_base::{
+    events::{Recorder, Type, reference},
+    informer::Informer,
+};
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -15,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 const NAME: &str = "service-cidr-controller";
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const ALLOCATOR: &str = "ipallocator.k8s.io";
 const BLOCKED: &str =
     "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
 /// Allocators may give from a range for a moment after it was deleted: it stays for that long.
@@ -22,6 +26,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 struct Controller {
     client: Client,
+    recorder: Recorder,
     ranges: Informer<ServiceCIDR>,
     addresses: Informer<IPAddress>,
 }
@@ -31,20 +36,28 @@ pub async fn start(context: Arc<Context>) {
     let Some(client) = context.client_for("service-cidrs-controller").await else { return };
     let ranges = context.informers.get::<ServiceCIDR>();
     let addresses = context.informers.get::<IPAddress>();
-    let queue = Arc::new(WorkQueue::new(NAME));
+    let queue = Arc::new(WorkQueue::new("ipaddresses"));
     let (to, all) = (queue.clone(), ranges.clone());
     // Ranges are few, and one may free another: each change looks at all.
     ranges.on_change(move |_| all.list().iter().for_each(|range| to.add(range.name_any())));
     let (to, all) = (queue.clone(), ranges.clone());
     addresses.on_change(move |change| {
-        if change.new.is_none() {
+        // One that comes may hold a range, one that goes may free it.
+        if change.new.is_none() || change.old.is_none() {
             let waits = |range: &&Arc<ServiceCIDR>| range.metadata.deletion_timestamp.is_some();
             all.list().iter().filter(waits).for_each(|range| to.add(range.name_any()));
         }
     });
     ranges.synced().await;
     addresses.synced().await;
-    run(NAME, queue, Arc::new(Controller { client, ranges, addresses }), 5, context.shutdown.clone()).await;
+    run(
+        NAME,
+        queue,
+        Arc::new(Controller { recorder: context.recorder(&client, NAME), client, ranges, addresses }),
+        5,
+        context.shutdown.clone(),
+    )
+    .await;
 }
 
 /// What a range needs next.
@@ -93,10 +106,11 @@ fn may_go(range: &ServiceCIDR, all: &[Arc<ServiceCIDR>], addresses: &[Arc<IPAddr
         all.iter().filter(|other| other.metadata.name != range.metadata.name).flat_map(|other| cidrs(other)).collect();
     let covered = |part: &Cidr| others.iter().any(|other| other.contains(part));
     let own = cidrs(range);
-    let mut used = addresses.iter().filter(|ip| ip.labels().contains_key(MANAGED_BY)).filter_map(|ip| {
-        let name = ip.name_any();
-        Cidr::parse(&format!("{name}/{}", if name.contains(':') { 128 } else { 32 })).ok()
-    });
+    let mut used =
+        addresses.iter().filter(|ip| ip.labels().get(MANAGED_BY).is_some_and(|by| by == ALLOCATOR)).filter_map(|ip| {
+            let name = ip.name_any();
+            Cidr::parse(&format!("{name}/{}", if name.contains(':') { 128 } else { 32 })).ok()
+        });
     own.iter().all(covered) || !used.any(|ip| own.iter().any(|part| part.contains(&ip)) && !covered(&ip))
 }
 
@@ -121,7 +135,13 @@ impl Reconcile for Controller {
                 let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
                     "metadata": {"name": name}, "status": {"conditions": [condition(ready, now)]}});
                 let parameters = PatchParams::apply(NAME).force();
-                gone_is_fine(api.patch_status(name, &parameters, &Patch::Apply(object)).await)?;
+                let written = gone_is_fine(api.patch_status(name, &parameters, &Patch::Apply(object)).await);
+                if ready && written.is_err() {
+                    let words = "The ServiceCIDR Status can not be set to Ready=True";
+                    let about = reference(range.as_ref());
+                    self.recorder.event(&about, Type::Warning, "KubernetesServiceCIDRError", "", words);
+                }
+                written?;
                 return Ok(Next::Settled);
             }
             Step::AddFinalizer => json!({"finalizers": [FINALIZER]}),
@@ -147,7 +167,7 @@ mod tests {
     }
 
     fn addresses(names: &[&str]) -> Vec<Arc<IPAddress>> {
-        let address = |name: &&str| json!({"metadata": {"name": name, "labels": {MANAGED_BY: "x"}}});
+        let address = |name: &&str| json!({"metadata": {"name": name, "labels": {MANAGED_BY: ALLOCATOR}}});
         names.iter().map(|name| Arc::new(serde_json::from_value(address(name)).unwrap())).collect()
     }
 
