@@ -17,7 +17,11 @@ use kube::{
 };
 use parking_lot::Mutex;
 use plan::Findings;
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tracing::{debug, info};
 
 const NAME: &str = "namespace";
@@ -80,24 +84,21 @@ impl Controller {
         let mut discovered = discover(&self.client).await?;
         discovered.resources.retain(|r| r.namespaced && r.can("delete"));
         let found = Arc::new(discovered.resources);
-        for (group_version, error) in &discovered.failures {
-            let text = format!("unable to retrieve the complete list of server APIs: {group_version}: {error}");
-            findings.discovery_failures.push(text);
-        }
+        findings.discovery_failures.extend(discovered.failures.iter().cloned());
         *kinds = discovered.failures.is_empty().then(|| (asked, found.clone()));
         Ok(found)
     }
 
     /// Deletes all that can be deleted and says what is left. Pods go first: what they use must outlive them.
-    async fn delete_content(&self, namespace: &str) -> Result<Findings, SyncError> {
+    async fn delete_content(&self, namespace: &str, going_for: Duration) -> Result<Findings, SyncError> {
         let mut findings = Findings::default();
-        self.delete_all_of(namespace, &pods(), &mut findings).await?;
+        self.delete_all_of(namespace, &pods(), going_for, &mut findings).await?;
         if !findings.remaining.is_empty() {
             return Ok(findings);
         }
         for resource in self.kinds(namespace, &mut findings).await?.iter() {
-            if let Err(error) = self.delete_all_of(namespace, resource, &mut findings).await {
-                findings.content_failures.push(format!("{}: {}", resource.group_resource(), cause(&error)));
+            if let Err(error) = self.delete_all_of(namespace, resource, going_for, &mut findings).await {
+                findings.content_failures.push(cause(&error));
             }
         }
         Ok(findings)
@@ -108,6 +109,7 @@ impl Controller {
         &self,
         namespace: &str,
         resource: &ServerResource,
+        going_for: Duration,
         findings: &mut Findings,
     ) -> Result<(), kube::Error> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource.api);
@@ -124,8 +126,7 @@ impl Controller {
             }
         }
         left = self.list(&api, resource).await?;
-        let name = format!("{}.{}", resource.api.plural, resource.api.group);
-        left.iter().for_each(|object| findings.remains(&name, object));
+        findings.remain(namespace, &resource.api, &left, going_for);
         Ok(())
     }
 
@@ -152,10 +153,12 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, name: &String) -> Result<Next, SyncError> {
         let Some(cached) = self.namespaces.get("", name) else { return Ok(Next::Settled) };
-        if cached.metadata.deletion_timestamp.is_none() || !plan::has_our_finalizer(&cached) {
+        let Some(deleted) = cached.metadata.deletion_timestamp.as_ref().filter(|_| plan::has_our_finalizer(&cached))
+        else {
             return Ok(Next::Settled);
-        }
-        let findings = self.delete_content(name).await?;
+        };
+        let going_for = Duration::try_from(Timestamp::now().duration_since(deleted.0)).unwrap_or_default();
+        let findings = self.delete_content(name, going_for).await?;
         let api: Api<Namespace> = Api::all(self.client.clone());
         // Read anew: conditions and finalizers are everybody's.
         let Some(mut namespace) = api.get_opt(name).await? else { return Ok(Next::Settled) };
@@ -163,9 +166,14 @@ impl Reconcile for Controller {
             return Ok(Next::Settled);
         }
         let status = plan::status(&namespace, &findings, Timestamp::now());
-        if namespace.status.as_ref() != Some(&status) && !findings.is_clean() {
+        // Who else holds the namespace shall not read of what is gone; one that goes at once is read by nobody.
+        let is_read = !findings.is_clean() || plan::is_held_by_others(&namespace);
+        if namespace.status.as_ref() != Some(&status) && is_read {
             namespace.status = Some(status);
             namespace = api.replace_status(name, &PostParams::default(), &namespace).await?;
+        }
+        if findings.has_failed() {
+            return Err(SyncError::Waiting(format!("what fails in the namespace: {findings:?}")));
         }
         if !findings.is_clean() {
             return Ok(Next::After(findings.look_again()));
