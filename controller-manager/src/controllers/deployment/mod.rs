@@ -8,8 +8,8 @@ use super::{
     pod_control::{Behind, TOLD_LATER},
 };
 use crate::runtime::{
-    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, orphans_of,
-    put_status, run,
+    Context, Index, Next, Reconcile, SyncError, WorkQueue, api_in, cause, gone_is_fine, is_code, is_terminating,
+    orphans_of, put_status, run,
 };
 use apimachinery::{labels::Selector, meta::NamespacedName, pod::controller_of};
 use component_base::{
@@ -172,6 +172,10 @@ impl Controller {
             self.write_status(deployment.clone(), status).await?;
             return Err(SyncError::Waiting("a replica set name that is free".to_owned()));
         }
+        if is_terminating(&error) {
+            // So will all others be refused; the namespace says so by itself.
+            return Err(error.into());
+        }
         let message = format!("Failed to create new replica set \"{}\": {}", sets::name(set), cause(&error));
         if status::has_deadline(deployment) {
             status::set_creation_failure(&mut status, message.clone(), Timestamp::now());
@@ -221,6 +225,15 @@ impl Controller {
                 Action::Scale { mut set, from } => {
                     self.replace(&mut set, &mut versions).await?;
                     self.tell_scaling(deployment, &set, from);
+                }
+                Action::RollBack { deployment: updated, event } => {
+                    let all = api_in::<Deployment>(&self.client, namespace);
+                    let name = updated.metadata.name.clone().unwrap_or_default();
+                    all.replace(&name, &PostParams::default(), &updated).await?;
+                    if let Some(told) = event {
+                        let kind = if told.is_warning { Type::Warning } else { Type::Normal };
+                        self.recorder.event(&reference(deployment), kind, told.reason, "", told.message);
+                    }
                 }
                 Action::Delete(set) => {
                     gone_is_fine(api.delete(&set, &DeleteParams::background()).await)?;

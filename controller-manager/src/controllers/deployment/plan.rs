@@ -33,6 +33,16 @@ pub enum Action {
     Scale { set: Box<ReplicaSet>, from: i32 },
     /// The set is history.
     Delete(String),
+    /// The Deployment itself changes: it is rolled back, or cannot be.
+    RollBack { deployment: Box<Deployment>, event: Option<Told> },
+}
+
+/// An event: of what type, with which reason and words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub is_warning: bool,
+    pub reason: &'static str,
+    pub message: String,
 }
 
 /// The step, the status to write after it, and when to look again.
@@ -75,9 +85,16 @@ pub fn plan(deployment: &Deployment, owned: &[Arc<ReplicaSet>], pods: &[Arc<Pod>
     if deployment.spec.as_ref().and_then(|s| s.paused).unwrap_or(false) {
         rollout.sync_revision(false);
         rollout.scale();
-        rollout.clean_up();
+        if sets::rollback_to(deployment).is_none() {
+            rollout.clean_up();
+        }
         let status = rollout.counts();
         return Plan { actions: rollout.actions, status, check_again: None };
+    }
+    // Nothing else is done before the annotation is gone; a template that has no set yet gets it first.
+    if let (Some(revision), Some(_)) = (sets::rollback_to(deployment), &rollout.new) {
+        let actions = vec![rollout.roll_back(revision)];
+        return Plan { actions, status: deployment.status.clone().unwrap_or_default(), check_again: None };
     }
     if rollout.is_scaling_event() {
         rollout.sync_revision(false);
@@ -178,6 +195,37 @@ impl Rollout<'_> {
             return;
         }
         self.clean_up_if_complete();
+    }
+
+    /// As `rollback`.
+    fn roll_back(&self, revision: i64) -> Action {
+        let name = self.deployment.metadata.name.as_deref().unwrap_or_default();
+        let warn = |reason, message: &str| Some(Told { is_warning: true, reason, message: message.to_owned() });
+        let revision = if revision == 0 { sets::last_revision(self.all()) } else { revision };
+        let found = self.all().into_iter().find(|set| sets::revision(&set.metadata) == revision);
+        let (mut updated, event) = match found {
+            _ if revision == 0 => {
+                (self.deployment.clone(), warn("DeploymentRollbackRevisionNotFound", "Unable to find last revision."))
+            }
+            None => {
+                let message = "Unable to find the revision to rollback to.";
+                (self.deployment.clone(), warn("DeploymentRollbackRevisionNotFound", message))
+            }
+            Some(set) if self.new.as_deref().is_some_and(|new| sets::name(new) == sets::name(set)) => {
+                let message =
+                    format!("The rollback revision contains the same template as current deployment {name:?}");
+                (self.deployment.clone(), warn("DeploymentRollbackTemplateUnchanged", &message))
+            }
+            Some(set) => {
+                let message = format!("Rolled back deployment {name:?} to revision {revision}");
+                let event = Told { is_warning: false, reason: "DeploymentRollback", message };
+                (sets::restored(self.deployment, set), Some(event))
+            }
+        };
+        if let Some(annotations) = &mut updated.metadata.annotations {
+            annotations.remove(sets::ROLLBACK_TO);
+        }
+        Action::RollBack { deployment: Box::new(updated), event }
     }
 
     fn sync_revision_and_create(&mut self) -> bool {

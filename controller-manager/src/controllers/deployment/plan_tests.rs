@@ -29,11 +29,12 @@ struct World {
     sets: Vec<Arc<ReplicaSet>>,
     clock: Timestamp,
     broken: Option<&'static str>,
+    told: Vec<Told>,
 }
 
 impl World {
     fn new(deployment: Deployment) -> Self {
-        Self { deployment, sets: Vec::new(), clock: now(), broken: None }
+        Self { deployment, sets: Vec::new(), clock: now(), broken: None, told: Vec::new() }
     }
 
     /// One step; true if it did anything.
@@ -59,6 +60,10 @@ impl World {
                     self.sets[at] = Arc::new(*set);
                 }
                 Action::Delete(gone) => self.sets.retain(|s| name(s) != gone),
+                Action::RollBack { deployment, event } => {
+                    self.deployment = *deployment;
+                    self.told.extend(event);
+                }
             }
         }
         let changed = self.deployment.status.as_ref().is_none_or(|s| !status::same(s, &plan.status));
@@ -147,6 +152,41 @@ fn rolling_back_reuses_the_old_set() {
     assert_eq!(world.sizes(), [(2, 2), (0, 0)]);
     assert_eq!(revision(&world.deployment.metadata), 3);
     assert_eq!(sets::annotation(&world.sets[0].metadata, sets::REVISION_HISTORY), Some("1"));
+}
+
+#[test]
+fn the_annotation_of_old_rolls_back() {
+    let mut world = World::new(deployment(2, "v1", json!({})));
+    world.deployment.metadata.annotations = Some([("note".to_owned(), "first".to_owned())].into());
+    world.settle(|_| {});
+    let second = deployment(2, "v2", json!({})).spec;
+    world.deployment.spec = second;
+    annotate(&mut world.deployment.metadata, "note", "second");
+    world.settle(|_| {});
+    let mut go = |to: &str| {
+        annotate(&mut world.deployment.metadata, sets::ROLLBACK_TO, to);
+        world.settle(|_| {});
+        assert_eq!(sets::annotation(&world.deployment.metadata, sets::ROLLBACK_TO), None);
+        let image = world.deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0].image.clone();
+        let note = sets::annotation(&world.deployment.metadata, "note").unwrap_or_default().to_owned();
+        let told = world.told.pop().unwrap();
+        (image.unwrap(), note, told.reason, told.message)
+    };
+    let at = |image: &str, note: &str, reason, message: &str| {
+        (image.to_owned(), note.to_owned(), reason, message.to_owned())
+    };
+    let done = "Rolled back deployment \"web\" to revision 1";
+    assert_eq!(go("0"), at("v1", "first", "DeploymentRollback", done));
+    let none = "Unable to find the revision to rollback to.";
+    assert_eq!(go("9"), at("v1", "first", "DeploymentRollbackRevisionNotFound", none));
+    let same = "The rollback revision contains the same template as current deployment \"web\"";
+    assert_eq!(go("3"), at("v1", "first", "DeploymentRollbackTemplateUnchanged", same));
+    assert_eq!(go("2").0, "v2");
+    let mut fresh = World::new(deployment(1, "v1", json!({})));
+    fresh.settle(|_| {});
+    annotate(&mut fresh.deployment.metadata, sets::ROLLBACK_TO, "0");
+    fresh.settle(|_| {});
+    assert_eq!(fresh.told[0].message, "Unable to find last revision.");
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub const REVISION: &str = "deployment.kubernetes.io/revision";
 pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 pub const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
 pub const MAX_REPLICAS: &str = "deployment.kubernetes.io/max-replicas";
+/// The revision to go back to, 0 for the one before: what was a field of the spec once.
+pub const ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
 /// Annotations of a Deployment that are not copied to its sets.
 const NOT_COPIED: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -24,7 +26,7 @@ const NOT_COPIED: [&str; 6] = [
     REVISION_HISTORY,
     DESIRED_REPLICAS,
     MAX_REPLICAS,
-    "deprecated.deployment.rollback.to",
+    ROLLBACK_TO,
 ];
 /// The history annotation is cut at this length, the oldest first.
 const MAX_REVISION_HISTORY: usize = 2000;
@@ -168,7 +170,7 @@ pub fn annotate_new(meta: &mut ObjectMeta, deployment: &Deployment, new_revision
             let history = annotation(meta, REVISION_HISTORY).unwrap_or_default();
             let mut all: Vec<&str> = history.split(',').filter(|r| !r.is_empty()).collect();
             all.push(&old);
-            while all.len() > 1 && all.iter().map(|r| r.len() + 1).sum::<usize>() > MAX_REVISION_HISTORY {
+            while all.len() > 1 && all.iter().map(|r| r.len() + 1).sum::<usize>() - 1 > MAX_REVISION_HISTORY {
                 all.remove(0);
             }
             let history = all.join(",");
@@ -179,6 +181,43 @@ pub fn annotate_new(meta: &mut ObjectMeta, deployment: &Deployment, new_revision
         changed |= annotate_sizes(meta, deployment);
     }
     changed
+}
+
+/// As `getRollbackTo`.
+pub fn rollback_to(deployment: &Deployment) -> Option<i64> {
+    annotation(&deployment.metadata, ROLLBACK_TO)?.parse().ok()
+}
+
+/// The Deployment with the template and the annotations of one of its sets. As `SetFromReplicaSetTemplate` and
+/// `SetDeploymentAnnotationsTo`.
+pub fn restored(deployment: &Deployment, set: &ReplicaSet) -> Deployment {
+    let mut updated = deployment.clone();
+    let template = set.spec.as_ref().and_then(|s| s.template.clone());
+    if let (Some(spec), Some(mut template)) = (&mut updated.spec, template) {
+        if let Some(labels) = template.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
+            labels.remove(HASH_LABEL);
+        }
+        spec.template = template;
+    }
+    let own = |key: &String| NOT_COPIED.contains(&key.as_str());
+    let annotations = updated.metadata.annotations.get_or_insert_default();
+    annotations.retain(|key, _| own(key));
+    let theirs = set.metadata.annotations.iter().flatten().filter(|(key, _)| !own(key));
+    annotations.extend(theirs.map(|(key, value)| (key.clone(), value.clone())));
+    updated
+}
+
+/// The second highest revision. As `LastRevision`.
+pub fn last_revision<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i64 {
+    let (mut highest, mut second) = (0, 0);
+    for revision in sets.into_iter().map(|set| revision(&set.metadata)) {
+        if revision >= highest {
+            (highest, second) = (revision, highest);
+        } else {
+            second = second.max(revision);
+        }
+    }
+    second
 }
 
 /// How large the new set may be now. As `NewRSNewReplicas`.

@@ -213,7 +213,9 @@ pub fn rollout(
     match new.and_then(failure_of).or_else(|| sets.iter().find_map(|s| failure_of(s))) {
         Some(failure) => {
             let (reason, message) = (failure.reason.unwrap_or_default(), failure.message.unwrap_or_default());
-            set(&mut status, REPLICA_FAILURE, &failure.status, &reason, message, now);
+            // Since when is the set's to say. As `ReplicaSetToDeploymentCondition`.
+            let since = failure.last_transition_time.map_or(now, |time| time.0);
+            set(&mut status, REPLICA_FAILURE, &failure.status, &reason, message, since);
         }
         None => remove(&mut status, REPLICA_FAILURE),
     }
