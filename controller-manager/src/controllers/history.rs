@@ -23,6 +23,8 @@ use std::sync::Arc;
 pub trait Historic: PodOwner + Serialize {
     /// The label of a revision that holds its hash.
     const HASH_LABEL: &'static str;
+    /// Whether revisions that pods still have count against the limit.
+    const LIVE_COUNT: bool = false;
 
     fn template(&self) -> Option<&PodTemplateSpec>;
     fn history_limit(&self) -> Option<i32>;
@@ -65,16 +67,17 @@ pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     PodTemplateSpec::deserialize(revision.data.as_ref()?.0.pointer("/spec/template")?).ok()
 }
 
-/// Revisions beyond the limit that nobody has, the oldest first. As `cleanupHistory` and `truncateHistory`.
+/// Revisions beyond the limit that nobody has, the oldest first; `counted` others count against the limit. As `cleanupHistory` and `truncateHistory`.
 fn surplus(
     limit: Option<i32>,
     owned: &[Arc<ControllerRevision>],
     live: impl Fn(&ControllerRevision) -> bool,
+    counted: usize,
 ) -> Vec<&str> {
     let Ok(limit) = usize::try_from(limit.unwrap_or(10)) else { return Vec::new() };
     let mut unused: Vec<_> = owned.iter().filter(|r| !live(r)).collect();
     unused.sort_by_key(|r| r.revision);
-    let count = unused.len().saturating_sub(limit);
+    let count = (unused.len() + counted).saturating_sub(limit);
     unused.into_iter().take(count).filter_map(|r| r.metadata.name.as_deref()).collect()
 }
 
@@ -169,7 +172,9 @@ impl History {
         let namespace = set.meta().namespace.as_deref().unwrap_or_default();
         let api = api_in::<ControllerRevision>(&self.client, namespace);
         let update = revisions.update.metadata.uid.as_ref();
-        for name in surplus(set.history_limit(), &revisions.all, |r| r.metadata.uid.as_ref() == update || live(r)) {
+        let is_update = |r: &ControllerRevision| r.metadata.uid.as_ref() == update;
+        let kept = revisions.all.iter().filter(|r| K::LIVE_COUNT && !is_update(r) && live(r)).count();
+        for name in surplus(set.history_limit(), &revisions.all, |r| is_update(r) || live(r), kept) {
             gone_is_fine(api.delete(name, &DeleteParams::default()).await)?;
         }
         Ok(())
@@ -211,8 +216,9 @@ mod tests {
             all.push(made(&set(image), &all));
         }
         let name = |at: usize| all[at].metadata.name.clone().unwrap();
-        assert_eq!(surplus(Some(1), &all, |r| r.revision == 4), [name(0), name(1)]);
-        assert_eq!(surplus(Some(1), &all, |r| [1, 4].contains(&r.revision)), [name(1)]);
-        assert_eq!(surplus(None, &all, |_| false), Vec::<&str>::new());
+        assert_eq!(surplus(Some(1), &all, |r| r.revision == 4, 0), [name(0), name(1)]);
+        assert_eq!(surplus(Some(1), &all, |r| [1, 4].contains(&r.revision), 0), [name(1)]);
+        assert_eq!(surplus(Some(1), &all, |r| [1, 4].contains(&r.revision), 1), [name(1), name(2)], "DaemonSets'");
+        assert_eq!(surplus(None, &all, |_| false, 0), Vec::<&str>::new());
     }
 }

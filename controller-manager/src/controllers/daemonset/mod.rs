@@ -26,7 +26,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
-use plan::{HASH_LABEL, Plan};
+use plan::{GENERATION_LABEL, HASH_LABEL, Plan};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -41,10 +41,18 @@ const BURST: usize = 250;
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(900);
 
-/// A node of a set whose pods failed.
+/// How often the pods of a node failed.
 struct Failures {
     count: u32,
     last: Instant,
+}
+
+impl Failures {
+    /// How long the node still rests. As `flowcontrol.Backoff`.
+    fn rests(&self, now: Instant) -> Option<Duration> {
+        let rest = REST.saturating_mul(2u32.saturating_pow(self.count.saturating_sub(1).min(20))).min(LONGEST_REST);
+        rest.checked_sub(now.saturating_duration_since(self.last)).filter(|left| !left.is_zero())
+    }
 }
 
 struct Controller {
@@ -54,8 +62,9 @@ struct Controller {
     history: History,
     expectations: Arc<Expectations>,
     control: PodControl,
-    /// By the set's UID and the node. Forgotten after twice the longest rest.
-    failures: Mutex<HashMap<(String, String), Failures>>,
+    /// By the set's UID, what generation of it was observed, and the node: another template is tried at once. Forgotten after
+    /// twice the longest rest. As `failedPodsBackoffKey`.
+    failures: Mutex<HashMap<(String, i64, String), Failures>>,
 }
 
 /// Runs until shutdown.
@@ -103,19 +112,21 @@ pub async fn start(context: Arc<Context>) {
 }
 
 impl Controller {
-    fn resting(&self, uid: &str) -> HashSet<String> {
-        let mut failures = self.failures.lock();
+    /// The nodes that rest, and when the first of them no longer does.
+    fn resting(&self, set: &DaemonSet) -> (HashSet<String>, Option<Duration>) {
+        let (uid, generation) = observed(set);
+        let (now, mut failures) = (Instant::now(), self.failures.lock());
         failures.retain(|_, f| f.last.elapsed() < LONGEST_REST * 2);
-        let rests = |f: &Failures| {
-            f.last.elapsed() < REST.saturating_mul(2u32.saturating_pow(f.count.min(20))).min(LONGEST_REST)
-        };
-        failures.iter().filter(|((set, _), f)| set == uid && rests(f)).map(|((_, node), _)| node.clone()).collect()
+        let own = failures.iter().filter(|((of, at, _), _)| *of == uid && *at == generation);
+        let resting: Vec<_> = own.filter_map(|((_, _, node), f)| Some((node.clone(), f.rests(now)?))).collect();
+        let first = resting.iter().map(|(_, left)| *left).min();
+        (resting.into_iter().map(|(node, _)| node).collect(), first)
     }
 
     /// Carries the plan out as far as one step goes.
     async fn act(&self, key: &NamespacedName, set: &DaemonSet, hash: &str, plan: &Plan) -> Result<(), SyncError> {
         let about = reference(set);
-        let uid = set.metadata.uid.clone().unwrap_or_default();
+        let (uid, generation) = observed(set);
         for (node, pod) in &plan.ended {
             let place = format!("{}/{} on node {node}", key.namespace, pod.name_any());
             if phase(pod) == "Succeeded" {
@@ -126,16 +137,17 @@ impl Controller {
             let message = format!("Found failed daemon pod {place}, will try to kill it");
             self.control.recorder.event(&about, Type::Warning, "FailedDaemonPod", "", message);
             let mut failures = self.failures.lock();
-            let entry =
-                failures.entry((uid.clone(), node.clone())).or_insert(Failures { count: 0, last: Instant::now() });
+            let entry = failures
+                .entry((uid.clone(), generation, node.clone()))
+                .or_insert(Failures { count: 0, last: Instant::now() });
             entry.count += 1;
             entry.last = Instant::now();
         }
         let ended = plan.ended.iter().map(|(_, pod)| pod);
         let delete: Vec<Arc<Pod>> = plan.delete.iter().chain(ended).take(BURST).cloned().collect();
         let Some(spec) = &set.spec else { return Ok(()) };
-        let generation = set.metadata.generation.unwrap_or_default().to_string();
-        let labels = [(HASH_LABEL, hash.to_owned()), ("pod-template-generation", generation)];
+        let generation = plan::template_generation(set).map(|generation| (GENERATION_LABEL, generation.to_owned()));
+        let labels: Vec<_> = [(HASH_LABEL, hash.to_owned())].into_iter().chain(generation).collect();
         let controller = controller_reference(set);
         let create = plan.create.iter().take(BURST).map(|node| {
             new_pod(&pod_from_template(
@@ -149,6 +161,11 @@ impl Controller {
     }
 }
 
+fn observed(set: &DaemonSet) -> (String, i64) {
+    let generation = set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or_default();
+    (set.metadata.uid.clone().unwrap_or_default(), generation)
+}
+
 impl PodOwner for DaemonSet {
     fn selector(&self) -> Result<Selector, SyncError> {
         Selector::from_label_selector_opt(self.spec.as_ref().map(|s| &s.selector))
@@ -158,6 +175,7 @@ impl PodOwner for DaemonSet {
 
 impl Historic for DaemonSet {
     const HASH_LABEL: &'static str = HASH_LABEL;
+    const LIVE_COUNT: bool = true;
 
     fn template(&self) -> Option<&PodTemplateSpec> {
         self.spec.as_ref().map(|s| &s.template)
@@ -192,7 +210,7 @@ impl Reconcile for Controller {
         let revisions = self.history.sync(set.as_ref(), &selector).await?;
         let hash = hash_of::<DaemonSet>(&revisions.update);
         let owned = self.control.claim_pods(&self.pods, set.as_ref(), &selector).await?;
-        let resting = self.resting(set.metadata.uid.as_deref().unwrap_or_default());
+        let (resting, rest) = self.resting(&set);
         let nodes = self.nodes.list();
         let plan = plan::plan(&set, &hash, &nodes, &owned, &resting, Timestamp::now());
         let mut outcome = Ok(());
@@ -208,10 +226,22 @@ impl Reconcile for Controller {
             put_status(&self.control.client, &updated).await?;
         }
         outcome?;
-        let rest = (!resting.is_empty()).then_some(REST * 5);
-        Ok(Next::after(match (plan.check_again, rest) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }))
+        Ok(Next::after([plan.check_again, rest].into_iter().flatten().min()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_rests_longer_each_time() {
+        let last = Instant::now();
+        for (count, after, left) in
+            [(1, 0, Some(1)), (1, 1, None), (2, 1, Some(1)), (4, 0, Some(8)), (30, 0, Some(900))]
+        {
+            let rests = Failures { count, last }.rests(last + Duration::from_secs(after));
+            assert_eq!(rests, left.map(Duration::from_secs), "{count} {after}");
+        }
     }
 }

@@ -7,16 +7,18 @@ use k8s_openapi::{
         apps::v1::{DaemonSet, DaemonSetStatus},
         core::v1::{Node, Pod},
     },
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::Time, util::intstr::IntOrString},
     jiff::Timestamp,
 };
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 pub const HASH_LABEL: &str = "controller-revision-hash";
+pub const GENERATION_LABEL: &str = "pod-template-generation";
 
 /// What to do and what to say of it.
 #[derive(Debug, Default)]
@@ -30,6 +32,13 @@ pub struct Plan {
     pub check_again: Option<Duration>,
 }
 
+/// The pods of one node that are to stay, of each template the oldest.
+#[derive(Default)]
+struct Staying {
+    new: Option<Arc<Pod>>,
+    old: Option<Arc<Pod>>,
+}
+
 /// As `manage`, `rollingUpdate` and `updateDaemonSetStatus`. `resting` are nodes where a pod failed a moment ago.
 pub fn plan(
     set: &DaemonSet,
@@ -41,30 +50,27 @@ pub fn plan(
 ) -> Plan {
     let Some(spec) = &set.spec else { return Plan::default() };
     let mut on_node: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
-    for pod in owned {
+    // One that has ended and is being deleted is the kubelet's alone.
+    for pod in owned.iter().filter(|p| p.metadata.deletion_timestamp.is_none() || !is_terminal(p)) {
         if let Some(node) = node_of(pod) {
             on_node.entry(node).or_default().push(pod.clone());
         }
     }
-    on_node
-        .values_mut()
-        .for_each(|pods| pods.sort_by_key(|p| (p.metadata.creation_timestamp.clone(), p.metadata.name.clone())));
+    on_node.values_mut().for_each(|pods| pods.sort_by_key(|p| age(p)));
     let fits: BTreeMap<&str, Fit> =
         nodes.iter().map(|n| (n.metadata.name.as_deref().unwrap_or_default(), fit(&spec.template, n))).collect();
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
-    let mut wait: Option<Duration> = None;
-    let mut is_available = |pod: &Pod| match availability(pod, min_ready, now) {
+    let wait = Cell::new(None::<Duration>);
+    let is_available = |pod: &Pod| match availability(pod, min_ready, now) {
         Ok(()) => true,
         Err(until) => {
-            wait = match (wait, until) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
+            wait.set([wait.get(), until].into_iter().flatten().min());
             false
         }
     };
     let desired = fits.values().filter(|f| **f == Fit::Runs).count();
     let (surge, unavailable) = budget(set, desired);
+    let current = Current { hash, generation: template_generation(set) };
     let mut plan = Plan::default();
     let mut status = DaemonSetStatus {
         desired_number_scheduled: count(desired),
@@ -74,73 +80,58 @@ pub fn plan(
         ..DaemonSetStatus::default()
     };
     let (mut ready, mut available, mut updated) = (0, 0, 0);
-    // Old pods that may be replaced: those that do not work at once, the others as the budget allows.
-    let (mut replace_now, mut replace_in_turn, mut busy, mut surging) = (Vec::new(), Vec::new(), 0, 0);
+    let mut rolling: Vec<(&str, Fit, Option<Staying>)> = Vec::new();
     let none = Vec::new();
     for (node, fit) in &fits {
         let all = on_node.get(*node).unwrap_or(&none);
-        let living: Vec<&Arc<Pod>> = all.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).collect();
-        let (ended, working): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) = living.into_iter().partition(|p| is_terminal(p));
-        if *fit != Fit::Runs {
-            status.number_misscheduled += i32::from(!all.is_empty());
-            if *fit == Fit::No {
-                plan.delete.extend(working.into_iter().chain(ended).cloned());
+        if *fit == Fit::Runs {
+            status.current_number_scheduled += i32::from(!all.is_empty());
+            updated += i32::from(all.first().is_some_and(|p| current.has(p)));
+            if let Some(oldest) = all.first().filter(|p| is_ready(p)) {
+                ready += 1;
+                available += i32::from(is_available(oldest));
             }
-            continue;
+        } else {
+            status.number_misscheduled += i32::from(!all.is_empty());
         }
-        let rests = |p: &&&Arc<Pod>| phase(p) == "Failed" && resting.contains(*node);
-        plan.ended.extend(ended.iter().filter(|p| !rests(p)).map(|p| ((*node).to_owned(), (*p).clone())));
-        status.current_number_scheduled += i32::from(!all.is_empty());
-        if let Some(oldest) = all.first() {
-            let newest = all.iter().rev().find(|p| is_current(p, hash)).unwrap_or(oldest);
-            ready += i32::from(is_ready(newest) && newest.metadata.deletion_timestamp.is_none());
-            available += i32::from(newest.metadata.deletion_timestamp.is_none() && is_available(newest));
-            updated += i32::from(is_current(newest, hash));
+        let living = all.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
+        if *fit == Fit::No {
+            plan.delete.extend(living.cloned());
+            continue;
         }
         if all.is_empty() {
-            plan.create.push((*node).to_owned());
-            busy += 1;
+            if *fit == Fit::Runs {
+                plan.create.push((*node).to_owned());
+                rolling.push((node, *fit, Some(Staying::default())));
+            }
             continue;
         }
-        let new: Vec<&&Arc<Pod>> = working.iter().filter(|p| is_current(p, hash)).collect();
-        let old: Vec<&&Arc<Pod>> = working.iter().filter(|p| !is_current(p, hash)).collect();
-        // Of each kind the oldest stays; without a surge one of both kinds.
-        let extra = new.iter().skip(1).chain(old.iter().skip(1)).map(|p| (**p).clone());
-        plan.delete.extend(extra);
-        match (new.first(), old.first()) {
-            (Some(new), Some(old)) => {
-                if surge == 0 {
-                    // Both are there because someone made one by hand: the older stays.
-                    plan.delete.push(if new.metadata.creation_timestamp < old.metadata.creation_timestamp {
-                        (**old).clone()
-                    } else {
-                        (**new).clone()
-                    });
-                    busy += 1;
-                } else if is_available(new) {
-                    plan.delete.push((**old).clone());
-                } else {
-                    surging += 1;
-                }
-            }
-            (Some(new), None) => busy += usize::from(!is_available(new)),
-            (None, Some(old)) => {
-                if is_available(old) {
-                    replace_in_turn.push(((*node).to_owned(), (**old).clone()));
-                } else {
-                    busy += 1;
-                    replace_now.push(((*node).to_owned(), (**old).clone()));
-                }
-            }
-            (None, None) => busy += 1,
-        }
+        let (ended, working): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) = living.partition(|p| is_terminal(p));
+        let rests = |p: &&&Arc<Pod>| phase(p) == "Failed" && resting.contains(*node);
+        plan.ended.extend(ended.iter().filter(|p| !rests(p)).map(|p| ((*node).to_owned(), (*p).clone())));
+        let excess = excess(&working, &current, surge > 0, &is_available);
+        let stays = |p: &&&Arc<Pod>| !excess.iter().any(|gone| Arc::ptr_eq(gone, p));
+        let (new, old): (Vec<&&Arc<Pod>>, Vec<&&Arc<Pod>>) = working.iter().filter(stays).partition(|p| current.has(p));
+        // Where one too many goes, what is left is looked at in the next step.
+        let staying = excess
+            .is_empty()
+            .then(|| Staying { new: new.first().map(|p| (**p).clone()), old: old.first().map(|p| (**p).clone()) });
+        rolling.push((node, *fit, staying));
+        plan.delete.extend(excess);
     }
-    // Pods of nodes that are gone are the pod garbage collector's.
+    // Pods on nodes that are gone are the pod garbage collector's, but nobody else knows those that wait for such a node.
+    // As `getUnscheduledPodsWithoutNode`.
+    let waits = |p: &&Arc<Pod>| {
+        p.metadata.deletion_timestamp.is_none()
+            && p.spec.as_ref().is_none_or(|s| s.node_name.as_deref().unwrap_or_default().is_empty())
+    };
+    let lost = on_node.iter().filter(|(node, _)| !fits.contains_key(node.as_str()));
+    plan.delete.extend(lost.flat_map(|(_, pods)| pods.iter().filter(waits).cloned()));
     if rolls(set) {
-        let room = if surge > 0 { surge.saturating_sub(surging) } else { unavailable.saturating_sub(busy) };
-        let next = replace_now.into_iter().chain(replace_in_turn.into_iter().take(room));
-        for (node, old) in next {
-            if surge > 0 { plan.create.push(node) } else { plan.delete.push(old) }
+        if surge > 0 {
+            surge_over(&mut plan, &rolling, desired, surge, &is_available);
+        } else {
+            replace(&mut plan, &rolling, unavailable, &is_available);
         }
     }
     status.number_ready = ready;
@@ -149,16 +140,113 @@ pub fn plan(
     status.number_unavailable = some(count(desired) - available);
     status.updated_number_scheduled = some(updated);
     plan.status = status;
-    plan.check_again = wait;
+    plan.check_again = wait.get();
     plan
+}
+
+/// Those that are placed first, then by age. As `podByCreationTimestampAndPhase`.
+fn age(pod: &Pod) -> (bool, Option<Time>, Option<String>) {
+    let placed = pod.spec.as_ref().is_some_and(|s| s.node_name.as_deref().is_some_and(|n| !n.is_empty()));
+    (!placed, pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone())
+}
+
+/// Which of a node's pods, the oldest first, are too many: all but one, with a surge all but one of each template as long as the
+/// old one works and the new one does not yet. As `podsShouldBeOnNode`.
+fn excess(
+    working: &[&Arc<Pod>],
+    current: &Current<'_>,
+    surges: bool,
+    is_available: &impl Fn(&Pod) -> bool,
+) -> Vec<Arc<Pod>> {
+    if !surges {
+        return working.iter().skip(1).map(|p| (*p).clone()).collect();
+    }
+    let (new, old): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) = working.iter().copied().partition(|p| current.has(p));
+    let mut excess: Vec<Arc<Pod>> = new.iter().skip(1).chain(old.iter().skip(1)).map(|p| (*p).clone()).collect();
+    if let (Some(new), Some(old)) = (new.first(), old.first())
+        && (!is_ready(old) || is_available(new))
+    {
+        excess.push((*old).clone());
+    }
+    excess
+}
+
+/// Old pods that do not work go at once, the others as the budget allows.
+fn replace(
+    plan: &mut Plan,
+    nodes: &[(&str, Fit, Option<Staying>)],
+    budget: usize,
+    is_available: &impl Fn(&Pod) -> bool,
+) {
+    let (mut busy, mut in_turn) = (0, Vec::new());
+    for (_, _, staying) in nodes {
+        match staying.as_ref().map(|s| (&s.new, &s.old)) {
+            Some((Some(new), None)) => busy += usize::from(!is_available(new)),
+            Some((None, Some(old))) if is_available(old) => in_turn.push(old.clone()),
+            Some((None, Some(old))) => {
+                busy += 1;
+                plan.delete.push(old.clone());
+            }
+            _ => busy += 1,
+        }
+    }
+    plan.delete.extend(in_turn.into_iter().take(budget.saturating_sub(busy)));
+}
+
+/// New pods are made beside old ones; what may only stay goes once enough others work.
+fn surge_over(
+    plan: &mut Plan,
+    nodes: &[(&str, Fit, Option<Staying>)],
+    desired: usize,
+    surge: usize,
+    is_available: &impl Fn(&Pod) -> bool,
+) {
+    let (mut surging, mut working, mut in_turn, mut leaving) = (0, 0, Vec::new(), Vec::new());
+    for (node, fit, staying) in nodes {
+        let Some(Staying { new, old }) = staying else {
+            surging += 1;
+            continue;
+        };
+        working += usize::from(old.as_ref().or(new.as_ref()).is_some_and(|p| is_available(p)));
+        match (new, old) {
+            (_, None) => {}
+            // Else it would be one too many.
+            (Some(_), Some(_)) => surging += 1,
+            (None, Some(old)) => match (is_available(old), fit) {
+                (false, Fit::Runs) => plan.create.push((*node).to_owned()),
+                (false, _) => plan.delete.push(old.clone()),
+                (true, Fit::Runs) => in_turn.push((*node).to_owned()),
+                (true, _) => leaving.push(old.clone()),
+            },
+        }
+    }
+    plan.create.extend(in_turn.into_iter().take(surge.saturating_sub(surging)));
+    plan.delete.extend(leaving.into_iter().take(working.saturating_sub(desired)));
+}
+
+/// What pods of the newest template say of it.
+struct Current<'a> {
+    hash: &'a str,
+    generation: Option<&'a str>,
+}
+
+impl Current<'_> {
+    /// As `IsPodUpdated`.
+    fn has(&self, pod: &Pod) -> bool {
+        let label = |key: &str| pod.metadata.labels.as_ref().and_then(|l| l.get(key)).map(String::as_str);
+        label(HASH_LABEL) == Some(self.hash)
+            || self.generation.is_some_and(|generation| label(GENERATION_LABEL) == Some(generation))
+    }
+}
+
+/// How many templates there have been, as the API server counts them. As `GetTemplateGeneration`.
+pub fn template_generation(set: &DaemonSet) -> Option<&str> {
+    let counted = set.metadata.annotations.as_ref()?.get("deprecated.daemonset.template.generation")?;
+    counted.parse::<i64>().is_ok().then_some(counted.as_str())
 }
 
 fn count(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
-}
-
-fn is_current(pod: &Pod, hash: &str) -> bool {
-    pod.metadata.labels.as_ref().and_then(|l| l.get(HASH_LABEL)).map(String::as_str) == Some(hash)
 }
 
 fn rolls(set: &DaemonSet) -> bool {
@@ -250,6 +338,46 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_only_keep_their_pods_take_part_and_waiting_pods_of_none_go() {
+        let tainted = |name: &str| {
+            let taint = json!([{"key": "mine", "effect": "NoSchedule"}]);
+            Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"taints": taint}})).unwrap())
+        };
+        let rolling = set(json!({"rollingUpdate": {"maxUnavailable": 1}}));
+        let old = |n: &str, ready| pod(n, "old", ready, json!({}));
+        let new = |n: &str, ready| pod(n, "new", ready, json!({}));
+        let kept = [tainted("t1")];
+        assert_eq!(go(&rolling, &kept, &[old("t1", true)]).1, ["t1-old"], "it is of no use there any more");
+        assert_eq!(go(&rolling, &kept, &[new("t1", true)]).1.len(), 0);
+        let failed = pod("t1", "new", false, json!({"status": {"phase": "Failed"}}));
+        assert_eq!(go(&rolling, &kept, &[failed]).1, ["t1-new"]);
+
+        let surging = set(json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}));
+        let both = [nodes(1).remove(0), tainted("t1")];
+        assert_eq!(go(&surging, &both, &[new("n1", false), old("t1", true)]).1.len(), 0, "the only one that works");
+        assert_eq!(go(&surging, &both, &[new("n1", true), old("t1", true)]).1, ["t1-old"]);
+        assert_eq!(go(&surging, &both, &[new("n1", false), old("t1", false)]).1, ["t1-old"]);
+
+        let term = json!({"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gone"]}]}]});
+        let meant = json!({"spec": {"nodeName": "", "affinity": {"nodeAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": term}}}});
+        assert_eq!(go(&rolling, &[], &[pod("gone", "new", false, meant)]).1, ["gone-new"]);
+        assert_eq!(go(&rolling, &[], &[new("gone", false)]).1.len(), 0, "the pod garbage collector's");
+    }
+
+    #[test]
+    fn the_count_of_templates_tells_a_pod_of_the_newest_as_well() {
+        let mut counted = set(json!({"rollingUpdate": {"maxUnavailable": 1}}));
+        let labelled =
+            |n: &str| pod("n1", "of-another-controller", true, json!({"metadata": {"labels": {GENERATION_LABEL: n}}}));
+        assert_eq!(go(&counted, &nodes(1), &[labelled("2")]).1.len(), 1);
+        let generation = ("deprecated.daemonset.template.generation".to_owned(), "2".to_owned());
+        counted.metadata.annotations = Some([generation].into());
+        assert_eq!(go(&counted, &nodes(1), &[labelled("2")]).1.len(), 0);
+        assert_eq!(go(&counted, &nodes(1), &[labelled("1")]).1.len(), 1);
+    }
+
+    #[test]
     fn a_surge_makes_the_new_pod_first() {
         let surging = set(json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}));
         let old = |n: &str| pod(n, "old", true, json!({}));
@@ -259,6 +387,11 @@ mod tests {
         let (create, delete, _) = go(&surging, &nodes(2), &[old("n1"), new("n1", false), old("n2")]);
         assert_eq!((create.len(), delete.len()), (0, 0));
         let (create, delete, _) = go(&surging, &nodes(2), &[old("n1"), new("n1", true), old("n2")]);
-        assert_eq!((create, delete), (vec!["n2".to_owned()], vec!["n1-old".to_owned()]));
+        // What surges is counted anew once the old one is gone.
+        assert_eq!((create.len(), delete), (0, vec!["n1-old".to_owned()]));
+        let (create, delete, _) = go(&surging, &nodes(2), &[new("n1", true), old("n2")]);
+        assert_eq!((create, delete.len()), (vec!["n2".to_owned()], 0));
+        let broken = pod("n1", "old", false, json!({}));
+        assert_eq!(go(&surging, &nodes(1), &[broken, new("n1", false)]).1, ["n1-old"], "neither works");
     }
 }
