@@ -7,7 +7,7 @@ use k8s_openapi::api::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-const MODE: [&str; 2] = ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
+const MODE: [&str; 2] = ["service.kubernetes.io/topology-aware-hints", "service.kubernetes.io/topology-mode"];
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const EXCLUDED: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 /// How much more than its share an endpoint may get.

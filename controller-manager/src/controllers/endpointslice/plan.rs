@@ -76,7 +76,32 @@ pub fn plan(
         let slices = by_group.remove(&group).unwrap_or_default();
         fit(service, &group, endpoints, &slices, max_per_slice.max(1), &mut changes);
     }
+    reuse(service, existing, &mut changes);
     changes
+}
+
+/// A slice that would be deleted becomes one that would be made: a write less, and no moment without. As `finalize`.
+fn reuse(service: &Service, existing: &[Arc<EndpointSlice>], changes: &mut Changes) {
+    for name in std::mem::take(&mut changes.delete) {
+        let ours = |s: &&Arc<EndpointSlice>| {
+            s.metadata.name.as_ref() == Some(&name)
+                && s.metadata.deletion_timestamp.is_none()
+                && s.metadata.owner_references.iter().flatten().any(|o| Some(&o.uid) == service.metadata.uid.as_ref())
+        };
+        let old = existing.iter().find(ours);
+        let same_type =
+            |old: &&Arc<EndpointSlice>| changes.create.iter().rposition(|new| new.address_type == old.address_type);
+        match old.and_then(|old| Some((old, same_type(&old)?))) {
+            Some((old, at)) => {
+                let new = changes.create.remove(at);
+                let mut updated = old.as_ref().clone();
+                (updated.ports, updated.endpoints) = (new.ports, new.endpoints);
+                updated.metadata.labels = new.metadata.labels;
+                changes.update.push(updated);
+            }
+            None => changes.delete.push(name),
+        }
+    }
 }
 
 /// Says for which zones and nodes each endpoint is; what the slices say now is kept where it will do.
@@ -150,6 +175,12 @@ fn fit(
             stay.push(endpoint);
         }
     }
+    // Slices that are full from the first leave a rest that may fit beside others.
+    let mut full = Vec::new();
+    while left.len() >= max {
+        let rest = left.split_off(max);
+        full.push(std::mem::replace(&mut left, rest));
+    }
     if !left.is_empty()
         && let Some((_, stay, changed)) = kept.iter_mut().find(|(_, stay, _)| stay.len() + left.len() <= max)
     {
@@ -157,7 +188,8 @@ fn fit(
         stay.append(&mut left);
     }
     let mut any_stays = false;
-    let empty_is_wanted = group.ports.is_empty() && left.is_empty() && kept.iter().all(|(_, stay, _)| stay.is_empty());
+    let empty_is_wanted =
+        group.ports.is_empty() && full.is_empty() && left.is_empty() && kept.iter().all(|(_, stay, _)| stay.is_empty());
     for (slice, stay, changed) in kept {
         let placeholder = empty_is_wanted && !any_stays;
         if stay.is_empty() && !placeholder {
@@ -171,12 +203,9 @@ fn fit(
             changes.update.push(updated);
         }
     }
-    left.reverse();
-    while !left.is_empty() {
-        let rest = left.split_off(left.len().min(max));
-        changes.create.push(new_slice(service, group, left));
+    for endpoints in full.into_iter().chain(Some(left).filter(|left| !left.is_empty())) {
+        changes.create.push(new_slice(service, group, endpoints));
         any_stays = true;
-        left = rest;
     }
     if !any_stays && empty_is_wanted {
         changes.create.push(new_slice(service, group, Vec::new()));
@@ -438,6 +467,32 @@ mod tests {
         assert!(changes.update.len() <= 2, "{}", changes.update.len());
         let after = apply(&slices, changes);
         assert_eq!(sizes(&after).iter().sum::<usize>(), 251);
+    }
+
+    #[test]
+    fn what_new_slices_leave_over_goes_beside_others() {
+        let service = service(json!({}));
+        let pods: Vec<_> = (1..=190).map(|n| pod(n, true, json!({}))).collect();
+        let slices = go(&service, &pods[..40], &[]);
+        let changes = plan(&service, &pods, &topology(), &slices, 100);
+        assert_eq!((changes.create.len(), changes.update.len()), (1, 1));
+        assert_eq!(changes.update[0].endpoints.as_ref().map(Vec::len), Some(90));
+    }
+
+    #[test]
+    fn another_port_changes_the_slice_and_makes_no_new_one() {
+        let slices = go(&service(json!({})), &[pod(1, true, json!({}))], &[]);
+        let port = json!([{"name": "http", "port": 80, "targetPort": 9090, "protocol": "TCP"}]);
+        let later = service(json!({"ports": port}));
+        let changes = plan(&later, &[pod(1, true, json!({}))], &topology(), &slices, 100);
+        assert_eq!((changes.create.len(), changes.delete.len(), changes.update.len()), (0, 0, 1));
+        let after = apply(&slices, changes);
+        assert_eq!(after[0].metadata.name, slices[0].metadata.name);
+        assert_eq!(after[0].ports.as_ref().unwrap()[0].port, Some(9090));
+        let mut foreign = slices[0].as_ref().clone();
+        foreign.metadata.owner_references.as_mut().unwrap()[0].uid = "another".to_owned();
+        let changes = plan(&later, &[pod(1, true, json!({}))], &topology(), &[Arc::new(foreign)], 100);
+        assert_eq!((changes.create.len(), changes.delete.len()), (1, 1), "of a Service that had the name before");
     }
 
     #[test]
