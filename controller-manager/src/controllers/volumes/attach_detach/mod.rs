@@ -11,10 +11,14 @@ use apimachinery::pod::is_terminal;
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
+    metrics::{Labels, register},
 };
-use k8s_openapi::api::{
-    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
-    storage::v1::{CSIDriver, VolumeAttachment},
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
+        storage::v1::{CSIDriver, VolumeAttachment},
+    },
+    jiff::Timestamp,
 };
 use kube::{
     Api, Client, ResourceExt as _,
@@ -22,8 +26,13 @@ use kube::{
 };
 use parking_lot::Mutex;
 use plan::{Attachment, NodeState, Patience, Wanted};
+use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use serde_json::json;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -32,6 +41,12 @@ const WORKERS: usize = 10;
 const RESERVED: Duration = Duration::from_secs(30);
 /// As `maxWaitForUnmountDuration`.
 const MAX_WAIT_FOR_UNMOUNT: Duration = Duration::from_secs(360);
+
+/// A count; a gauge, since counters' names end in `_total` here and upstream's does not.
+static FORCED: LazyLock<Family<Labels<1>, Gauge>> = LazyLock::new(|| {
+    let help = "Number of times the A/D Controller performed a forced detach";
+    register("attachdetach_controller_forced_detaches", help, Family::default())
+});
 
 struct Controller {
     client: Client,
@@ -257,7 +272,10 @@ impl Reconcile for Controller {
                 })
                 .collect()
         };
-        let plan = plan::plan(name, node.as_ref(), &wanted, &attachments, self.patience);
+        let plan = plan::plan(name, node.as_ref(), &wanted, &attachments, self.patience, Timestamp::now());
+        for reason in &plan.forced {
+            FORCED.get_or_create(&[("reason", (*reason).to_owned())]).inc();
+        }
         for (pod, well, reason, message) in plan.told {
             let kind = if well { Type::Normal } else { Type::Warning };
             self.recorder.event(&reference(pods[pod].as_ref()), kind, reason, "", message);

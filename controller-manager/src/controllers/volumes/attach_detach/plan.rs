@@ -1,9 +1,13 @@
 //! Which volumes are to be attached to a node, and which detached. Pure: all that is known is in the API (the attachments,
 //! and what the kubelet says it uses), so a restart forgets nothing.
 use crate::controllers::volumes::annotation;
-use k8s_openapi::api::{
-    core::v1::{AttachedVolume, Node},
-    storage::v1::{VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec},
+use k8s_openapi::{
+    api::{
+        core::v1::{AttachedVolume, Node},
+        storage::v1::{VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
 };
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, time::Duration};
@@ -11,6 +15,8 @@ use std::{collections::BTreeMap, time::Duration};
 const MANAGED: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 const CSI_PREFIX: &str = "kubernetes.io/csi/";
+/// A driver's attacher that says nothing for so long is told of.
+const ATTACHING: Duration = Duration::from_secs(120);
 
 /// A volume that pods of the node have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct Plan {
     /// `status.volumesAttached`, if it changes; before anything is detached.
     pub report: Option<Vec<AttachedVolume>>,
     pub detach: Vec<String>,
+    /// Why some of those are detached though they may be in use, as the metric's label has it.
+    pub forced: Vec<&'static str>,
     /// Events of pods: which pod, whether it went well, the reason, the message.
     pub told: Vec<(usize, bool, &'static str, String)>,
     pub again: Option<Duration>,
@@ -102,6 +110,7 @@ pub fn plan(
     wanted: &[Wanted],
     attachments: &[Attachment<'_>],
     patience: Patience,
+    now: Timestamp,
 ) -> Plan {
     let mut plan = Plan::default();
     let by_name: BTreeMap<&str, &Attachment<'_>> =
@@ -119,6 +128,25 @@ pub fn plan(
             Some(there) if is_attached(there) => attached.push((unique_name(&one.driver, &one.handle), Some(one))),
             Some(there) => {
                 let error = there.status.as_ref().and_then(|s| s.attach_error.as_ref()?.message.as_deref());
+                let waits = |made: &Time| {
+                    let waited = now.duration_since(made.0);
+                    ATTACHING.checked_sub(Duration::try_from(waited).unwrap_or_default()).filter(|left| !left.is_zero())
+                };
+                let error = match (error, there.metadata.creation_timestamp.as_ref().map(waits)) {
+                    (Some(error), _) => Some(error.to_owned()),
+                    (None, Some(None)) => {
+                        plan.again = Some(plan.again.map_or(ATTACHING, |again| again.min(ATTACHING)));
+                        let Wanted { driver, handle, .. } = one;
+                        Some(format!(
+                            "timed out waiting for external-attacher of {driver} CSI driver to attach volume {handle}"
+                        ))
+                    }
+                    (None, Some(Some(left))) => {
+                        plan.again = Some(plan.again.map_or(left, |again| again.min(left)));
+                        None
+                    }
+                    (None, None) => None,
+                };
                 if let Some(error) = error {
                     let message = format!("AttachVolume.Attach failed for volume {:?} : {error}", one.volume);
                     tell(&mut plan, false, "FailedAttachVolume", &message);
@@ -142,12 +170,15 @@ pub fn plan(
         if unwanted.object.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        let used = node.is_some_and(|n| unwanted.unique_name.as_ref().is_some_and(|u| n.in_use.contains(u)));
-        let forced = node.is_some_and(|n| {
-            n.out_of_service && !n.ready || patience.forces && !n.ready && unwanted.unwanted_for >= patience.limit
-        });
-        if !used || forced {
+        // Of a node that is gone nobody knows whether it still writes.
+        let used = node.is_none_or(|n| unwanted.unique_name.as_ref().is_some_and(|u| n.in_use.contains(u)));
+        let silent = node.is_none_or(|n| !n.ready);
+        let timed_out = patience.forces && silent && unwanted.unwanted_for >= patience.limit;
+        let out_of_service = node.is_some_and(|n| n.out_of_service);
+        if !used || timed_out || out_of_service {
             plan.detach.push(name.clone());
+            plan.forced.extend(out_of_service.then_some("out-of-service"));
+            plan.forced.extend((used && timed_out).then_some("timeout"));
         } else {
             attached.extend(unwanted.unique_name.clone().filter(|_| is_attached(unwanted.object)).map(|u| (u, None)));
             let left = patience.limit.saturating_sub(unwanted.unwanted_for).max(Duration::from_secs(1));
@@ -240,10 +271,11 @@ mod tests {
             .into_iter()
             .map(|object| Attachment { object, unique_name: unique_name.clone(), unwanted_for })
             .collect();
-        let plan = plan("n", node, want, &there, PATIENCE);
+        let plan = plan("n", node, want, &there, PATIENCE, "2026-01-01T12:02:00Z".parse().unwrap());
         let mut said = vec!["attach"; plan.attach.len()];
         said.extend(plan.report.iter().map(|r| if r.is_empty() { "report none" } else { "report one" }));
         said.extend(plan.detach.iter().map(|_| "detach"));
+        said.extend(plan.forced.iter().copied());
         said.extend(plan.told.iter().map(|(_, _, reason, _)| *reason));
         said.join(", ")
     }
@@ -281,12 +313,36 @@ mod tests {
         let attached = attachment(true, false, false);
         for (why, node, seconds, expected) in [
             ("silent for a moment", Some(node(false, false, true, true)), 10, ""),
-            ("silent for long", Some(node(false, false, true, true)), 361, "report none, detach"),
+            ("silent for long", Some(node(false, false, true, true)), 361, "report none, detach, timeout"),
             ("healthy, however long", Some(node(true, false, true, true)), 999, ""),
-            ("out of service", Some(node(false, true, true, true)), 0, "report none, detach"),
-            ("gone", None, 0, "detach"),
+            ("out of service", Some(node(false, true, true, true)), 0, "report none, detach, out-of-service"),
+            (
+                "out of service, and still there",
+                Some(node(true, true, true, true)),
+                0,
+                "report none, detach, out-of-service",
+            ),
+            ("gone", None, 0, ""),
+            ("gone for long", None, 361, "detach, timeout"),
         ] {
             assert_eq!(go(node.as_ref(), &[], Some(&attached), seconds), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn an_attacher_that_says_nothing_is_told_of() {
+        let now: Timestamp = "2026-01-01T12:02:00Z".parse().unwrap();
+        let healthy = node(true, false, false, false);
+        let mut silent = attachment(false, false, false);
+        for (made, told, again) in [("11:59:59", true, 120), ("12:00:00", true, 120), ("12:00:10", false, 10)] {
+            silent.metadata.creation_timestamp = Some(Time(format!("2026-01-01T{made}Z").parse().unwrap()));
+            let there = Attachment { object: &silent, unique_name: None, unwanted_for: Duration::ZERO };
+            let got = plan("n", Some(&healthy), &[wanted(false, &[])], &[there], PATIENCE, now);
+            let words = "AttachVolume.Attach failed for volume \"pv\" : timed out waiting for external-attacher of d CSI driver \
+                         to attach volume h";
+            let expected: Vec<_> =
+                told.then(|| (0, false, "FailedAttachVolume", words.to_owned())).into_iter().collect();
+            assert_eq!((got.told, got.again), (expected, Some(Duration::from_secs(again))), "{made}");
         }
     }
 }
