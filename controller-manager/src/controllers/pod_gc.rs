@@ -5,16 +5,20 @@ use crate::{
     runtime::{Context, api_in, gone_is_fine, is_code},
 };
 use apimachinery::pod::is_terminal;
-use component_base::informer::Informer;
+use component_base::{
+    informer::Informer,
+    metrics::{Labels, register},
+};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -32,6 +36,35 @@ enum Reason {
     TerminatingUnscheduled,
     Terminated,
 }
+
+impl Reason {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Orphaned => "orphaned",
+            Self::OutOfService => "out-of-service",
+            Self::TerminatingUnscheduled => "unscheduled",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+struct Families {
+    deleted: Family<Labels<2>, Counter>,
+    failed: Family<Labels<2>, Counter>,
+}
+
+static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families {
+    deleted: register(
+        "pod_gc_collector_force_delete_pods",
+        "Number of pods that are being forcefully deleted since the Pod GC Controller started.",
+        Family::default(),
+    ),
+    failed: register(
+        "pod_gc_collector_force_delete_pod_errors",
+        "Number of errors encountered when forcefully deleting the pods since the Pod GC Controller started.",
+        Family::default(),
+    ),
+});
 
 /// Runs until shutdown.
 pub async fn start(context: Arc<Context>) {
@@ -52,7 +85,10 @@ pub async fn start(context: Arc<Context>) {
         let gone = quarantine(&client, &absent_nodes(&all, &known), &mut absent_since).await;
         for (reason, at) in plan(&all, &known, &gone, threshold) {
             let pod = &all[at];
+            let labels = [("namespace", pod.namespace().unwrap_or_default()), ("reason", reason.label().to_owned())];
+            FAMILIES.deleted.get_or_create(&labels).inc();
             if let Err(error) = remove(&client, pod, reason).await {
+                FAMILIES.failed.get_or_create(&labels).inc();
                 warn!(pod = %apimachinery::meta::NamespacedName::of(pod.as_ref()), %error, "pod not removed; will retry");
             }
         }
@@ -140,7 +176,8 @@ async fn remove(client: &Client, pod: &Pod, reason: Reason) -> Result<(), kube::
         let mut status = json!({"phase": "Failed"});
         if reason == Reason::Orphaned {
             status["conditions"] = json!([{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
-                "message": "PodGC: node no longer exists", "lastTransitionTime": apimachinery::time::now()}]);
+                "message": "PodGC: node no longer exists", "lastTransitionTime": apimachinery::time::now(),
+                "observedGeneration": pod.metadata.generation}]);
         }
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}));
         gone_is_fine(api.patch_status(&name, &PatchParams::default(), &patch).await)?;

@@ -162,7 +162,8 @@ impl Evictor {
         info!(pod = %key, node, reason = self.reason, "evicting: taint not tolerated");
         let api = api_in::<Pod>(&self.client, &key.namespace);
         let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": self.reason,
-            "message": self.message, "lastTransitionTime": apimachinery::time::now()});
+            "message": self.message, "lastTransitionTime": apimachinery::time::now(),
+            "observedGeneration": pod.metadata.generation});
         let patch =
             Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}));
         gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &patch).await)?;

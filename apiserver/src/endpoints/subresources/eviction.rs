@@ -229,11 +229,12 @@ async fn mark(pods: &OnObject<'_>, version: Option<&str>) -> Result<String, Stat
         if version.is_some_and(|version| version != metadata::text(pod, "resourceVersion")) {
             return Err(pods.request().stale());
         }
+        let generation = pod.pointer("/metadata/generation").cloned();
         let status = child(pod, "status");
         let mut conditions = list(status, "/conditions").to_vec();
         conditions.retain(|c| c["type"] != "DisruptionTarget");
         conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
-            "message": "Eviction API: evicting", "lastTransitionTime": now}));
+            "message": "Eviction API: evicting", "lastTransitionTime": now, "observedGeneration": generation}));
         set(status, "conditions", conditions);
         Ok(true)
     });
