@@ -241,6 +241,7 @@ impl Watched for Pod {
             "batch.kubernetes.io/job-index-ignored-failure-count",
         ];
         keep_annotations(&mut self.metadata, &ANNOTATIONS_READ);
+        let mut sidecars: Vec<String> = Vec::new();
         if let Some(spec) = &mut self.spec {
             // A daemon that is not placed yet is known by the node that it may be placed on.
             let unplaced = spec.node_name.as_deref().unwrap_or("").is_empty();
@@ -253,6 +254,9 @@ impl Watched for Pod {
             let has_ports = |c: &Container| c.ports.as_ref().is_some_and(|ports| !ports.is_empty());
             spec.containers.retain(has_ports);
             spec.containers.shrink_to_fit();
+            let beside =
+                spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            sidecars = beside.map(|c| c.name.clone()).collect();
             retain(&mut spec.init_containers, |c| c.restart_policy.is_some() && has_ports(c));
         }
         if let Some(status) = &mut self.status {
@@ -264,7 +268,8 @@ impl Watched for Pod {
             let all = status.container_statuses.iter_mut().chain(&mut status.init_container_statuses).flatten();
             all.for_each(|status| drop(status.state.take_if(|state| state.terminated.is_none())));
             retain(&mut status.container_statuses, |s| of_job || s.restart_count > 0 || s.state.is_some());
-            retain(&mut status.init_container_statuses, |_| of_job);
+            let sidecar = |s: &ContainerStatus| s.restart_count > 0 && sidecars.contains(&s.name);
+            retain(&mut status.init_container_statuses, |s| of_job || sidecar(s));
         }
     }
 }
@@ -359,6 +364,8 @@ mod tests {
                     "ports": [{"containerPort": 81}]}],
                 "containers": [{"name": "dull", "image": "i"}, {"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}]}]},
             "status": {"podIP": "10.0.0.1", "phase": "Running",
+                "initContainerStatuses": [
+                    {"name": "once", "restartCount": 7, "image": "i", "imageID": "", "ready": true}, {"name": "side", "restartCount": 2, "image": "i", "imageID": "", "ready": true}],
                 "containerStatuses": [
                     {"name": "dull", "restartCount": 0, "image": "i", "imageID": "", "ready": true}, {"name": "c", "restartCount": 3, "image": "i", "imageID": "", "ready": true}]}
         });
@@ -371,6 +378,8 @@ mod tests {
         assert_eq!(spec["containers"][0]["ports"][0]["containerPort"], 80);
         assert_eq!(spec["initContainers"].as_array().unwrap().len(), 1);
         assert_eq!(slim["status"]["containerStatuses"][0]["restartCount"], 3);
+        let beside = slim["status"]["initContainerStatuses"].as_array().unwrap();
+        assert_eq!((beside.len(), beside[0]["restartCount"].as_i64()), (1, Some(2)), "of sidecars alone");
         assert!(!slim.to_string().contains("\"image\":\"i\""), "{slim}");
     }
 }

@@ -3,7 +3,7 @@ use apimachinery::pod::{condition, is_active, is_ready, is_terminal, phase};
 use k8s_openapi::{
     api::{
         apps::v1::{ReplicaSetCondition, ReplicaSetStatus},
-        core::v1::Pod,
+        core::v1::{ContainerStatus, Pod},
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -103,9 +103,17 @@ fn created(pod: &Pod) -> Option<Timestamp> {
     pod.metadata.creation_timestamp.as_ref().map(|t| t.0)
 }
 
-fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
-    statuses.map(|s| s.restart_count).max().unwrap_or(0)
+/// Of its containers, and among equals of its sidecars: the informer keeps no other init containers' statuses.
+/// As `maxContainerRestarts`.
+fn restarts(pod: &Pod) -> (i32, i32) {
+    let most = |statuses: Option<&Vec<ContainerStatus>>| {
+        statuses.into_iter().flatten().map(|s| s.restart_count).max().unwrap_or(0)
+    };
+    let status = pod.status.as_ref();
+    (
+        most(status.and_then(|s| s.container_statuses.as_ref())),
+        most(status.and_then(|s| s.init_container_statuses.as_ref())),
+    )
 }
 
 /// Ready for at least `min_ready_seconds`; else how long it takes until then. As `IsPodAvailable`.
