@@ -50,6 +50,9 @@ pub struct Metrics {
     pending: Family<Pending, Gauge>,
     preemptions: Counter,
     victims: Histogram,
+    /// Preemptions carried out, beside the decisions.
+    evictions: Family<Ended, Counter>,
+    evicting: Family<Ended, Histogram>,
     tries: Histogram,
     waits: Family<Tries, Histogram>,
     incoming: Family<Incoming, Counter>,
@@ -67,6 +70,11 @@ struct Evaluation {
     plugin: &'static str,
     extension_point: &'static str,
     profile: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Ended {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -145,6 +153,16 @@ impl Default for Metrics {
                 "scheduler_preemption_victims",
                 "Number of selected preemption victims",
                 Histogram::new(exponential_buckets(1.0, 2.0, 7)),
+            ),
+            evictions: register(
+                "scheduler_preemption_goroutines_execution",
+                "Number of preemption goroutines executed.",
+                Family::default(),
+            ),
+            evicting: register(
+                "scheduler_preemption_goroutines_duration_seconds",
+                "Duration in seconds for running goroutines for the preemption.",
+                Family::<Ended, Histogram>::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
             ),
             tries: register(
                 "scheduler_pod_scheduling_attempts",
@@ -254,6 +272,13 @@ impl Metrics {
         self.victims.observe(victims as f64);
     }
 
+    /// They were told to go, or not all of them could be.
+    pub fn evicted(&self, all: bool, took: Duration) {
+        let labels = Ended { result: if all { "success" } else { "error" } };
+        self.evictions.get_or_create(&labels).inc();
+        self.evicting.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
     /// Records how long a decision took.
     pub fn decided_in(&self, duration: Duration) {
         self.algorithm.observe(duration.as_secs_f64());
@@ -292,11 +317,14 @@ mod tests {
         evaluations.add(profile.filter[0], 1, 3);
         metrics.counters_of(&profile).add(&evaluations);
         let work = metrics.binding();
+        metrics.evicted(true, Duration::from_millis(1));
         let text = component_base::metrics::encode();
         for line in [
             "scheduler_plugin_evaluation_total{plugin=\"NodeUnschedulable\",extension_point=\"Filter\",\
              profile=\"default-scheduler\"} 3\n",
             "scheduler_goroutines{operation=\"binding\"} 1\n",
+            "scheduler_preemption_goroutines_execution_total{result=\"success\"} 1\n",
+            "scheduler_preemption_goroutines_duration_seconds_count{result=\"success\"} 1\n",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -38,7 +38,7 @@ type Uid = Arc<str>;
 /// What the queue asks of the profiles.
 pub trait Policy {
     /// The pod's place among the active ones. As QueueSort.
-    fn key(&self, pod: &PendingPod, waiting_since_us: i64) -> QueueKey;
+    fn key(&self, pod: &PendingPod, queued_us: i64) -> QueueKey;
     /// Whether the pod may be tried at all. As PreEnqueue.
     fn admits(&self, pod: &PendingPod) -> bool;
 }
@@ -60,12 +60,29 @@ struct Entry {
     place: Place,
     /// How often a node was looked for.
     attempts: u32,
+    /// How often it was refused, and how often in a row an attempt ended with an error: the back-off counts the latter while
+    /// there are any. As `UnschedulableCount` and `ConsecutiveErrorsCount`.
+    refusals: u32,
+    errors: u32,
     waiting_since_us: i64,
+    /// When it came, by the clock that does not jump.
+    came: Instant,
     /// When the last attempt ended: the back-off counts from here.
     last_attempt: Instant,
     refused: Refused,
+}
+
+impl Entry {
     /// The last attempt ended with an error, not with a refusal.
-    failed: bool,
+    fn failed(&self) -> bool {
+        self.errors > 0
+    }
+
+    /// Since when it waits for this attempt: one that was tried before comes behind those that came meanwhile.
+    fn queued_us(&self) -> i64 {
+        let later = self.last_attempt.saturating_duration_since(self.came).as_micros();
+        self.waiting_since_us.saturating_add(i64::try_from(later).unwrap_or(i64::MAX))
+    }
 }
 
 /// How many pods are where, for the metric `scheduler_pending_pods`.
@@ -112,10 +129,12 @@ impl<P: Policy> Queue<P> {
                 pod,
                 place: Place::Gated,
                 attempts: 0,
+                refusals: 0,
+                errors: 0,
                 waiting_since_us: now_us,
+                came: now,
                 last_attempt: now,
                 refused: Refused::default(),
-                failed: false,
             };
             self.entries.insert(uid.clone(), entry);
             self.activate(&uid);
@@ -165,7 +184,11 @@ impl<P: Policy> Queue<P> {
     pub fn refused(&mut self, uid: &str, refused: Option<Refused>, now: Instant) {
         let (Some(entry), Some(events)) = (self.entries.get_mut(uid), self.in_flight.remove(uid)) else { return };
         entry.last_attempt = now;
-        entry.failed = refused.is_none();
+        if refused.is_none() {
+            entry.errors = entry.errors.saturating_add(1);
+        } else {
+            (entry.errors, entry.refusals) = (0, entry.refusals.saturating_add(1));
+        }
         let again = refused.as_ref().is_none_or(|refused| refused.helped_by.intersects(events));
         entry.refused = refused.unwrap_or(Refused { helped_by: EventSet::ALL, places: Vec::new() });
         self.sequence += 1;
@@ -251,19 +274,20 @@ impl<P: Policy> Queue<P> {
         Depths { active, backoff, unschedulable, gated }
     }
 
-    /// As `calculateBackoffDuration`: doubled with each attempt, up to the maximum.
-    fn backoff_of(&self, attempts: u32) -> Duration {
-        let doublings = attempts.saturating_sub(1).min(20);
+    /// As `calculateBackoffDuration`: doubled with each failure, up to the maximum.
+    fn backoff_of(&self, entry: &Entry) -> Duration {
+        let failures = if entry.failed() { entry.errors } else { entry.refusals };
+        let doublings = failures.saturating_sub(1).min(20);
         self.timing.initial_backoff.saturating_mul(1 << doublings).min(self.timing.max_backoff)
     }
 
     /// Of the pods whose back-off ends first, within a second, the most urgent. Errors wait. As `popBackoff`.
     fn first_of_backoff(&self) -> Option<Uid> {
-        let entry = |uid: &Uid| self.entries.get(uid).filter(|entry| !entry.failed);
+        let entry = |uid: &Uid| self.entries.get(uid).filter(|entry| !entry.failed());
         let mut waiting = self.backoff.iter().filter(|(_, uid)| entry(uid).is_some()).peekable();
         let until = waiting.peek()?.0.0 + Duration::from_secs(1);
         let soon = waiting.take_while(|((at, _), _)| *at < until);
-        let key = |uid: &Uid| entry(uid).map(|entry| self.policy.key(&entry.pod, entry.waiting_since_us));
+        let key = |uid: &Uid| entry(uid).map(|entry| self.policy.key(&entry.pod, entry.queued_us()));
         soon.map(|(_, uid)| uid).min_by_key(|uid| key(uid)).cloned()
     }
 
@@ -276,7 +300,7 @@ impl<P: Policy> Queue<P> {
             entry.place = Place::Gated;
             return;
         }
-        let key = self.policy.key(&entry.pod, entry.waiting_since_us);
+        let key = self.policy.key(&entry.pod, entry.queued_us());
         entry.place = Place::Active(key, self.sequence);
         self.active.insert((key, self.sequence), entry.pod.facts.uid.clone());
     }
@@ -284,8 +308,8 @@ impl<P: Policy> Queue<P> {
     /// To the active pods, or first through the rest of its back-off.
     fn requeue(&mut self, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get(uid) else { return };
-        let ready = entry.last_attempt + self.backoff_of(entry.attempts);
-        if entry.attempts == 0 || ready <= now {
+        let ready = entry.last_attempt + self.backoff_of(entry);
+        if entry.refusals == 0 && entry.errors == 0 || ready <= now {
             self.activate(uid);
             return;
         }
@@ -353,7 +377,7 @@ mod tests {
 
         fn set(&mut self, pod: PodBuilder, seconds: u64) {
             let now = self.at(seconds);
-            self.queue.set(Arc::new(pending(pod.build())), now, seconds as i64);
+            self.queue.set(Arc::new(pending(pod.build())), now, seconds as i64 * 1_000_000);
         }
 
         fn pop(&mut self, seconds: u64) -> Option<String> {
@@ -429,8 +453,39 @@ mod tests {
             // Put it back as it was, without counting this attempt.
             fixture.refused("p", Some(EventSet::NODE_ADD), start + backoff);
             let uid: Arc<str> = "uid-p".into();
-            fixture.queue.entries.get_mut(&uid).expect("p").attempts = attempt as u32;
+            fixture.queue.entries.get_mut(&uid).expect("p").errors = attempt as u32;
         }
+    }
+
+    #[test]
+    fn errors_are_counted_apart_from_refusals() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        for start in [0, 100, 200, 300] {
+            assert_eq!(fixture.pop(start).as_deref(), Some("p"));
+            fixture.refused("p", Some(EventSet::NODE_ADD), start);
+            fixture.happened(EventSet::NODE_ADD, start + 50);
+        }
+        assert_eq!(fixture.pop(400).as_deref(), Some("p"));
+        fixture.refused("p", None, 400);
+        assert_eq!(
+            (fixture.pop(400), fixture.pop(401).as_deref()),
+            (None, Some("p")),
+            "the first error, not the fifth failure"
+        );
+    }
+
+    #[test]
+    fn who_was_tried_comes_behind_who_came_meanwhile() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("old"), 0);
+        fixture.set(pod("new"), 1);
+        assert_eq!(fixture.pop(2).as_deref(), Some("old"));
+        fixture.refused("old", Some(EventSet::NODE_ADD), 2);
+        fixture.set(pod("newest"), 3);
+        fixture.happened(EventSet::NODE_ADD, 9);
+        let order: Vec<_> = std::iter::from_fn(|| fixture.pop(9)).collect();
+        assert_eq!(order, ["new", "old", "newest"]);
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub struct PodFacts {
     pub host_ports: Box<[HostPort]>,
     pub priority: i32,
     pub terminating: bool,
+    /// `metadata.generation`: conditions say which one they are about.
+    pub generation: i64,
     /// When it was started, in µs since the epoch; the end of time if it was not.
     pub started_us: i64,
     /// Whether it is being deleted to make room for another pod.
@@ -109,6 +111,7 @@ impl PodFacts {
             host_ports: spec.map(host_ports_of).unwrap_or_default(),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
             terminating: meta.deletion_timestamp.is_some(),
+            generation: meta.generation.unwrap_or(0),
             started_us: status
                 .and_then(|status| status.start_time.as_ref())
                 .map_or(i64::MAX, |at| at.0.as_microsecond()),

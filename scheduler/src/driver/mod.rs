@@ -23,7 +23,9 @@ use crate::cache::{NodeId, PendingPod, PodFacts, Snapshot};
 use crate::decide::{Approval, Decision, Scratch, decide_among, sampled_nodes};
 use crate::explain;
 use crate::extender::{ExtenderError, Extenders};
-use crate::framework::{Bind, Diagnosis, Event, EventSet, FitError, Handle, Nomination, Profile, QueueKey, State};
+use crate::framework::{
+    Bind, Diagnosis, Event, EventSet, FitError, Handle, Nomination, Profile, QueueKey, State, truncated,
+};
 use crate::metrics::{EvaluationCounters, Metrics, Outcome};
 use crate::plugins::dynamic_resources::deallocate;
 use crate::queue::{Policy, Queue, Refused, Timing};
@@ -473,7 +475,10 @@ impl Driver {
         let mut done = Some(refused(&error));
         if let Nomination::To { node, victims } = &error.nomination {
             self.shared.metrics.preempted(victims.len());
-            if !self.preempt(pod, node, victims).await {
+            let began = Instant::now();
+            let all = self.preempt(pod, node, victims).await;
+            self.shared.metrics.evicted(all, began.elapsed());
+            if !all {
                 done = None;
             }
         }
@@ -488,7 +493,7 @@ impl Driver {
 
     /// Says with an event and the pod's condition why it has no node, and which node is meant for it.
     async fn tell(&self, pod: &PendingPod, reason: &str, message: &str, nomination: &Nomination) {
-        self.shared.handle.event(pod, Type::Warning, "FailedScheduling", "Scheduling", message.to_owned());
+        self.shared.handle.event(pod, Type::Warning, "FailedScheduling", "Scheduling", truncated(message));
         let known = apimachinery::pod::condition(&pod.pod, "PodScheduled");
         let same = |condition: &k8s_openapi::api::core::v1::PodCondition| {
             condition.status == "False"

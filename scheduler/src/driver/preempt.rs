@@ -88,7 +88,8 @@ impl Driver {
         }
         let message = format!("{}: preempting to accommodate a higher priority pod", pod.scheduler_name());
         let condition = json!({"conditions": [{"type": "DisruptionTarget", "status": "True",
-            "reason": "PreemptionByScheduler", "message": message, "lastTransitionTime": apimachinery::time::now()}]});
+            "reason": "PreemptionByScheduler", "message": message, "lastTransitionTime": apimachinery::time::now(),
+            "observedGeneration": victim.generation}]});
         if !self.patch_status(victim, condition).await {
             return true;
         }

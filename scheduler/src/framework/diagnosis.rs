@@ -123,3 +123,27 @@ impl Diagnosis {
         lines
     }
 }
+
+/// What an event can hold of a message; the pod's condition has all of it. As `truncateMessage`.
+pub fn truncated(message: &str) -> String {
+    const NOTE_LENGTH_LIMIT: usize = 1024;
+    const SUFFIX: &str = " ...";
+    if message.len() <= NOTE_LENGTH_LIMIT {
+        return message.to_owned();
+    }
+    format!("{}{SUFFIX}", &message[..message.floor_char_boundary(NOTE_LENGTH_LIMIT - SUFFIX.len())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::truncated;
+
+    #[test]
+    fn a_long_message_ends_with_dots() {
+        let whole = "x".repeat(1024);
+        assert_eq!(truncated(&whole), whole);
+        let cut = truncated(&format!("{whole}y"));
+        assert_eq!((cut.len(), cut.ends_with("x ...")), (1024, true));
+        assert_eq!(truncated(&"é".repeat(600)).len(), 1024);
+    }
+}

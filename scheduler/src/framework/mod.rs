@@ -32,7 +32,7 @@ mod events;
 mod profile;
 
 pub use cycle::Cycle;
-pub use diagnosis::{Diagnosis, FitError};
+pub use diagnosis::{Diagnosis, FitError, truncated};
 pub use events::{Event, EventSet};
 pub use profile::{Profile, ProfileError};
 
