@@ -28,6 +28,9 @@ const NAME: &str = "namespace";
 /// Objects that one list of what remains may hold.
 const PAGE: u32 = 500;
 
+/// Another API server may let something into a namespace for a moment after it began to go. As `namespaceDeletionGracePeriod`.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Requests that this controller may make a second, as a multiple of others': it asks for every kind in every namespace.
 const CHATTY: f64 = 20.0;
 
@@ -96,6 +99,11 @@ impl Controller {
         if !findings.remaining.is_empty() {
             return Ok(findings);
         }
+        let since = self.going.lock().get(namespace).copied();
+        findings.early = since.and_then(|since| GRACE.checked_sub(since.elapsed())).filter(|left| !left.is_zero());
+        if findings.early.is_some() {
+            return Ok(findings);
+        }
         for resource in self.kinds(namespace, &mut findings).await?.iter() {
             if let Err(error) = self.delete_all_of(namespace, resource, going_for, &mut findings).await {
                 findings.content_failures.push(cause(&error));
@@ -159,6 +167,9 @@ impl Reconcile for Controller {
         };
         let going_for = Duration::try_from(Timestamp::now().duration_since(deleted.0)).unwrap_or_default();
         let findings = self.delete_content(name, going_for).await?;
+        if let Some(left) = findings.early {
+            return Ok(Next::After(left));
+        }
         let api: Api<Namespace> = Api::all(self.client.clone());
         // Read anew: conditions and finalizers are everybody's.
         let Some(mut namespace) = api.get_opt(name).await? else { return Ok(Next::Settled) };

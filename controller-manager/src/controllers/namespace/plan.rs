@@ -26,6 +26,8 @@ pub struct Findings {
     pub content_failures: Vec<String>,
     /// What should be gone and is not.
     pub unexpected: Vec<String>,
+    /// Only pods were looked for: it is too early for all else, for so long.
+    pub early: Option<Duration>,
     /// The longest that what remains may need.
     pub estimate: Duration,
 }
@@ -57,7 +59,7 @@ impl Findings {
     }
 
     pub fn is_clean(&self) -> bool {
-        self.remaining.is_empty() && !self.has_failed()
+        self.remaining.is_empty() && !self.has_failed() && self.early.is_none()
     }
 
     /// Whether there is nothing to wait for but that somebody mends it.
