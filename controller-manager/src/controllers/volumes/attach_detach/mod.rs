@@ -1,5 +1,6 @@
 //! Attaches volumes to the nodes whose pods have them, and detaches them when the kubelet has let go, by
 //! VolumeAttachments that a driver's attacher carries out.
+mod metrics;
 mod plan;
 
 use super::{claims_of, volume_name};
@@ -11,7 +12,6 @@ use apimachinery::pod::is_terminal;
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
-    metrics::{Labels, register},
 };
 use k8s_openapi::{
     api::{
@@ -26,13 +26,8 @@ use kube::{
 };
 use parking_lot::Mutex;
 use plan::{Attachment, NodeState, Patience, Wanted};
-use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use serde_json::json;
-use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -41,12 +36,6 @@ const WORKERS: usize = 10;
 const RESERVED: Duration = Duration::from_secs(30);
 /// As `maxWaitForUnmountDuration`.
 const MAX_WAIT_FOR_UNMOUNT: Duration = Duration::from_secs(360);
-
-/// A count; a gauge, since counters' names end in `_total` here and upstream's does not.
-static FORCED: LazyLock<Family<Labels<1>, Gauge>> = LazyLock::new(|| {
-    let help = "Number of times the A/D Controller performed a forced detach";
-    register("attachdetach_controller_forced_detaches", help, Family::default())
-});
 
 struct Controller {
     client: Client,
@@ -104,6 +93,7 @@ pub async fn start(context: Arc<Context>) {
         attaching: Arc::default(),
         patience: Patience { limit: MAX_WAIT_FOR_UNMOUNT, forces: !context.settings.disable_force_detach_on_timeout },
     });
+    metrics::watch(&controller);
     let queue = Arc::new(WorkQueue::new(NAME));
     wake(&controller, &queue, &attachments);
     controller.nodes.synced().await;
@@ -274,7 +264,7 @@ impl Reconcile for Controller {
         };
         let plan = plan::plan(name, node.as_ref(), &wanted, &attachments, self.patience, Timestamp::now());
         for reason in &plan.forced {
-            FORCED.get_or_create(&[("reason", (*reason).to_owned())]).inc();
+            metrics::forced(reason);
         }
         for (pod, well, reason, message) in plan.told {
             let kind = if well { Type::Normal } else { Type::Warning };

@@ -99,7 +99,8 @@ impl NodeState {
     }
 }
 
-fn is_attached(attachment: &VolumeAttachment) -> bool {
+/// The driver's attacher says so.
+pub fn is_attached(attachment: &VolumeAttachment) -> bool {
     attachment.status.as_ref().is_some_and(|s| s.attached)
 }
 
