@@ -70,6 +70,8 @@ struct Entry {
     /// When the last attempt ended: the back-off counts from here.
     last_attempt: Instant,
     refused: Refused,
+    /// It was not tried, and waits as if it were gated.
+    held: bool,
 }
 
 impl Entry {
@@ -135,6 +137,7 @@ impl<P: Policy> Queue<P> {
                 came: now,
                 last_attempt: now,
                 refused: Refused::default(),
+                held: false,
             };
             self.entries.insert(uid.clone(), entry);
             self.activate(&uid);
@@ -174,6 +177,7 @@ impl<P: Policy> Queue<P> {
         let (_, uid) = self.active.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
+        entry.held = false;
         entry.attempts += 1;
         self.in_flight.insert(uid, EventSet::NONE);
         Some((entry.pod.clone(), entry.attempts))
@@ -196,6 +200,21 @@ impl<P: Policy> Queue<P> {
         self.unschedulable.insert((now, self.sequence), entry.pod.facts.uid.clone());
         if again {
             let uid = entry.pod.facts.uid.clone();
+            self.requeue(&uid, now);
+        }
+    }
+
+    /// The pod that was popped is not tried yet: it waits for one of `helped_by`, and this was no attempt.
+    pub fn held(&mut self, uid: &str, refused: Refused, now: Instant) {
+        let (Some(entry), Some(events)) = (self.entries.get_mut(uid), self.in_flight.remove(uid)) else { return };
+        entry.attempts = entry.attempts.saturating_sub(1);
+        let again = (refused.helped_by | EventSet::SELF_UPDATE).intersects(events);
+        (entry.refused, entry.held) = (refused, true);
+        self.sequence += 1;
+        entry.place = Place::Unschedulable(now, self.sequence);
+        let uid = entry.pod.facts.uid.clone();
+        self.unschedulable.insert((now, self.sequence), uid.clone());
+        if again {
             self.requeue(&uid, now);
         }
     }
@@ -269,7 +288,9 @@ impl<P: Policy> Queue<P> {
     }
 
     pub fn depths(&self) -> Depths {
-        let (active, backoff, unschedulable) = (self.active.len(), self.backoff.len(), self.unschedulable.len());
+        let (active, backoff) = (self.active.len(), self.backoff.len());
+        let tried = |uid: &&Uid| self.entries.get(*uid).is_none_or(|entry| !entry.held);
+        let unschedulable = self.unschedulable.values().filter(tried).count();
         let gated = self.entries.len() - active - backoff - unschedulable - self.in_flight.len();
         Depths { active, backoff, unschedulable, gated }
     }
@@ -332,11 +353,14 @@ impl<P: Policy> Queue<P> {
     }
 }
 
-/// Whether a new version of a waiting pod may fit where the old one did not: anything but its status changed.
+/// Whether a new version of a waiting pod may fit where the old one did not: anything but its status changed, or the claims
+/// that were made for it were told there.
 fn changes_its_chances(old: &PendingPod, new: &PendingPod) -> bool {
+    let claims = |pod: &PendingPod| pod.pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone());
     old.pod.spec != new.pod.spec
         || old.pod.metadata.labels != new.pod.metadata.labels
         || old.pod.metadata.deletion_timestamp != new.pod.metadata.deletion_timestamp
+        || claims(old) != claims(new)
 }
 
 #[cfg(test)]
@@ -543,6 +567,34 @@ mod tests {
         assert_eq!(fixture.queue.depths().gated, 1);
         fixture.set(pod("p"), 1);
         assert_eq!(fixture.pop(1).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_pod_that_is_held_was_not_tried() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("p"), 0);
+        let held = |fixture: &mut Fixture, seconds| {
+            let (now, helped_by) = (fixture.at(seconds), EventSet::RESOURCE_CLAIM);
+            fixture.queue.held("uid-p", Refused { helped_by, places: vec![3] }, now);
+        };
+        assert_eq!(fixture.pop(0).as_deref(), Some("p"));
+        held(&mut fixture, 0);
+        assert_eq!(fixture.queue.depths(), Depths { gated: 1, ..Depths::default() });
+        fixture.happened(EventSet::NODE_ADD, 0);
+        assert_eq!(fixture.pop(0), None);
+        fixture.happened(EventSet::RESOURCE_CLAIM, 0);
+        let (_, attempts) = fixture.queue.pop(fixture.start).expect("at once");
+        assert_eq!(attempts, 1);
+        fixture.happened(EventSet::RESOURCE_CLAIM, 0);
+        held(&mut fixture, 0);
+        assert_eq!(fixture.pop(0).as_deref(), Some("p"), "what came meanwhile is not missed");
+        held(&mut fixture, 0);
+        let claims = serde_json::json!([{"name": "r", "resourceClaimName": "made"}]);
+        let mut told = pod("p").build();
+        told.status.get_or_insert_default().resource_claim_statuses = serde_json::from_value(claims).expect("claims");
+        let now = fixture.at(0);
+        fixture.queue.set(Arc::new(pending(told)), now, 0);
+        assert_eq!(fixture.pop(0).as_deref(), Some("p"), "its claims were made");
     }
 
     #[test]

@@ -136,7 +136,10 @@ pub fn claim_keys(pod: &Pod) -> Result<Vec<(Arc<str>, bool)>, String> {
             None => match made.iter().find(|status| status.name == wanted.name) {
                 // No claim is needed.
                 Some(status) => status.resource_claim_name.as_ref(),
-                None => return Err(format!("waiting for the ResourceClaim of {:?} to be created", wanted.name)),
+                None => {
+                    let name = pod.metadata.name.as_deref().unwrap_or_default();
+                    return Err(format!("pod \"{namespace}/{name}\": ResourceClaim not created yet"));
+                }
             },
         };
         let own = wanted.resource_claim_name.is_none();

@@ -72,10 +72,8 @@ impl Profiles {
 }
 
 impl Policy for Profiles {
-    fn key(&self, pod: &PendingPod, waiting_since_us: i64) -> QueueKey {
-        self.of(pod).map_or((0, waiting_since_us), |profile| {
-            profile.plugin(profile.queue_sort).queue_key(pod, waiting_since_us)
-        })
+    fn key(&self, pod: &PendingPod, queued_us: i64) -> QueueKey {
+        self.of(pod).map_or((0, queued_us), |profile| profile.plugin(profile.queue_sort).queue_key(pod, queued_us))
     }
 
     fn admits(&self, pod: &PendingPod) -> bool {
@@ -258,6 +256,12 @@ impl Driver {
             return Next::Nothing;
         };
         core.snapshot.prepare_for(pod);
+        let holds = |place: &&u8| profile.plugin(**place).holds_back(pod, &core.snapshot).is_some();
+        if let Some(place) = profile.pre_enqueue.iter().find(holds) {
+            let held = Refused { helped_by: profile.plugin(*place).events(), places: vec![*place] };
+            core.queue.held(uid, held, started);
+            return Next::Nothing;
+        }
         let decision =
             decide_among(&profile, &mut core.snapshot, pod, &mut core.scratch, &mut core.rng, approval.as_ref());
         self.shared.metrics.decided_in(started.elapsed());

@@ -344,9 +344,15 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// The order of the active queue; `waiting_since_us` is when the pod was first seen.
-    fn queue_key(&self, _pod: &PendingPod, waiting_since_us: i64) -> QueueKey {
-        (0, waiting_since_us)
+    /// Why the pod may not be tried yet, where that shows in the picture alone: it waits for one of the plugin's events as if it
+    /// were gated, and nobody is told. As PreEnqueue of plugins that look at other objects.
+    fn holds_back(&self, _pod: &PendingPod, _snapshot: &Snapshot) -> Option<String> {
+        None
+    }
+
+    /// The order of the active queue; `queued_us` is since when the pod waits for this attempt.
+    fn queue_key(&self, _pod: &PendingPod, queued_us: i64) -> QueueKey {
+        (0, queued_us)
     }
 
     fn pre_filter(&self, _pod: &PendingPod, _snapshot: &Snapshot) -> PreFilter {

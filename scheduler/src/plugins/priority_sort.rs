@@ -14,8 +14,8 @@ impl Plugin for PrioritySort {
         Points::QUEUE_SORT
     }
 
-    fn queue_key(&self, pod: &PendingPod, waiting_since_us: i64) -> QueueKey {
-        (-i64::from(pod.facts.priority), waiting_since_us)
+    fn queue_key(&self, pod: &PendingPod, queued_us: i64) -> QueueKey {
+        (-i64::from(pod.facts.priority), queued_us)
     }
 }
 

@@ -94,6 +94,27 @@ fn reserved_for(claim: &ResourceClaim, uid: &str) -> bool {
     consumers.iter().any(|consumer| consumer.uid == uid)
 }
 
+/// The pod's claims, if all are there and its own. As `foreachPodResourceClaim`.
+fn found<'a>(pod: &PendingPod, snapshot: &'a Snapshot) -> Result<Vec<(Arc<str>, &'a Arc<ResourceClaim>)>, String> {
+    let mut found = Vec::new();
+    for (key, own) in claim_keys(&pod.pod)? {
+        let name = key.split_once('/').map_or(&*key, |(_, name)| name);
+        let Some(claim) = snapshot.claims.claims.get(&key) else {
+            return Err(format!("resourceclaim {name:?} not found"));
+        };
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(format!("resourceclaim {name:?} is being deleted"));
+        }
+        let owner = apimachinery::pod::controller_of(&claim.metadata);
+        if own && owner.is_none_or(|owner| owner.uid != *pod.facts.uid) {
+            let pod = &pod.facts.key;
+            return Err(format!("ResourceClaim {key} was not created for pod {pod} (pod is not owner)"));
+        }
+        found.push((key, claim));
+    }
+    Ok(found)
+}
+
 impl DynamicResources {
     /// With the arguments of a profile.
     pub fn new(value: Option<&Value>) -> Result<DynamicResources, BadArguments> {
@@ -125,19 +146,7 @@ impl DynamicResources {
     /// The pod's claims, or why it cannot be placed yet.
     fn claims_of(&self, pod: &PendingPod, snapshot: &Snapshot) -> Result<PodClaims, String> {
         let mut claims = PodClaims::default();
-        for (key, own) in claim_keys(&pod.pod)? {
-            let name = key.split_once('/').map_or(&*key, |(_, name)| name);
-            let Some(claim) = snapshot.claims.claims.get(&key) else {
-                return Err(format!("resourceclaim {name:?} not found"));
-            };
-            if claim.metadata.deletion_timestamp.is_some() {
-                return Err(format!("resourceclaim {name:?} is being deleted"));
-            }
-            let owner = apimachinery::pod::controller_of(&claim.metadata);
-            if own && owner.is_none_or(|owner| owner.uid != *pod.facts.uid) {
-                let pod = &pod.facts.key;
-                return Err(format!("ResourceClaim {key} was not created for pod {pod} (pod is not owner)"));
-            }
+        for (key, claim) in found(pod, snapshot)? {
             if let Some(allocation) = snapshot.claims.allocation_of(&key) {
                 let consumers =
                     claim.status.as_ref().and_then(|status| status.reserved_for.as_ref()).map_or(0, Vec::len);
@@ -341,7 +350,11 @@ impl Plugin for DynamicResources {
     fn points(&self) -> Points {
         let scores = Points::PRE_SCORE.and(Points::SCORE);
         let binds = Points::RESERVE.and(Points::PRE_BIND);
-        Points::PRE_FILTER.and(Points::FILTER).and(Points::POST_FILTER).and(scores).and(binds)
+        Points::PRE_ENQUEUE.and(Points::PRE_FILTER).and(Points::FILTER).and(Points::POST_FILTER).and(scores).and(binds)
+    }
+
+    fn holds_back(&self, pod: &PendingPod, snapshot: &Snapshot) -> Option<String> {
+        found(pod, snapshot).err()
     }
 
     fn events(&self) -> EventSet {

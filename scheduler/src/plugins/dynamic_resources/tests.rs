@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
+use crate::framework::Profile;
 use crate::testing::{accepts, cluster, explain, node, pending, pod, scores};
 
 fn plugin() -> DynamicResources {
@@ -278,6 +279,14 @@ fn a_claim_that_was_made_for_another_pod_is_not_taken() {
     claim(&mut snapshot, "made", exactly(json!({})));
     let mut own = pod("p").spec(json!({"resourceClaims": [{"name": "c", "resourceClaimTemplateName": "t"}]})).build();
     assert_eq!(accepts(&plugin(), &own, &snapshot), [false, false], "it is yet to be made");
+    let held = |pod: &Pod, snapshot: &Snapshot| plugin().holds_back(&pending(pod.clone()), snapshot);
+    let words = "pod \"default/p\": ResourceClaim not created yet";
+    assert_eq!(held(&own, &snapshot).as_deref(), Some(words));
+    assert_eq!(held(&user("p", "none"), &snapshot).as_deref(), Some("resourceclaim \"none\" not found"));
+    assert_eq!(held(&user("p", "made"), &snapshot), None);
+    let profile = Profile::default_profile().expect("default profile");
+    let asked = profile.pre_enqueue.iter().map(|place| profile.plugin(*place).name());
+    assert_eq!(asked.collect::<Vec<_>>(), ["SchedulingGates", "DynamicResources"]);
     let made = json!({"resourceClaimStatuses": [{"name": "c", "resourceClaimName": "made"}]});
     own.status = serde_json::from_value(made).expect("a status");
     for (owner, expected) in [("uid-q", [false, false]), ("uid-p", [true, true])] {
