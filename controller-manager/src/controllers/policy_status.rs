@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 /// Kinds of a rule against which expressions are checked.
 const KINDS_MAX: usize = 10;
-const NAME: &str = "validatingadmissionpolicy_status";
+const NAME: &str = "validatingadmissionpolicy-status";
 
 struct Controller {
     client: Client,

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use std::sync::Arc;
 
-const NAME: &str = "ttl";
+const NAME: &str = "ttlcontroller";
 const ANNOTATION: &str = "node.alpha.kubernetes.io/ttl";
 /// From so many nodes, to so many, seconds. Neighbours overlap, so that a cluster at a boundary does not flap.
 const STEPS: [(usize, usize, u32); 6] =

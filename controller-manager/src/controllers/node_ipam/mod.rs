@@ -23,7 +23,7 @@ use serde_json::json;
 use std::{collections::HashMap, sync::Arc};
 use tracing::{error, info};
 
-const NAME: &str = "cidrallocator";
+const NAME: &str = "cidrallocator_node";
 const DEFAULT_MASK: (u8, u8) = (24, 64);
 
 struct Controller {
