@@ -1,19 +1,38 @@
 //! Metrics of Jobs, with Kubernetes' names.
-use super::plan::Plan;
+use super::{
+    plan::{Plan, has_finalizer},
+    policy::{action_of, has_failed},
+};
+use apimachinery::pod::is_terminal;
 use component_base::metrics::{Labels, register};
-use k8s_openapi::api::batch::v1::{Job, JobStatus};
+use k8s_openapi::api::{
+    batch::v1::{Job, JobSpec, JobStatus},
+    core::v1::Pod,
+};
 use prometheus_client::metrics::{
     counter::Counter,
     family::Family,
     histogram::{Histogram, exponential_buckets},
 };
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+const HANDLED: &str = "`The number of failed Pods handled by failure policy with\\n\t\t\trespect to the failure policy action \
+                       applied based on the matched\\n\t\t\trule. Possible values of the action label correspond to \
+                       the\\n\t\t\tpossible values for the failure policy rule action, which are:\\n\t\t\t\"FailJob\", \"Ignore\" \
+                       and \"Count\".`";
+const TRACKED: &str = "`The number of terminated pods (phase=Failed|Succeeded)\\nthat have the finalizer \
+                       batch.kubernetes.io/job-tracking\\nThe event label can be \"add\" or \"delete\".`";
 
 struct Families {
     syncs: Family<Labels<3>, Counter>,
     durations: Family<Labels<3>, Histogram, fn() -> Histogram>,
     finished: Family<Labels<3>, Counter>,
     pods: Family<Labels<2>, Counter>,
+    handled: Family<Labels<1>, Counter>,
+    tracked: Family<Labels<1>, Counter>,
 }
 
 static FAMILIES: LazyLock<Families> = LazyLock::new(|| {
@@ -31,6 +50,8 @@ static FAMILIES: LazyLock<Families> = LazyLock::new(|| {
             "The number of finished Pods that are fully tracked",
             Family::default(),
         ),
+        handled: register("job_controller_pod_failures_handled_by_failure_policy", HANDLED, Family::default()),
+        tracked: register("job_controller_terminated_pods_tracking_finalizer", TRACKED, Family::default()),
     }
 });
 
@@ -74,6 +95,24 @@ pub fn told(job: &Job, status: &JobStatus) {
     }
 }
 
+/// Pods that were counted, or ignored, have lost the finalizer: what the policy made of those that failed.
+pub fn released(spec: &JobSpec, pods: &[Arc<Pod>]) {
+    for action in pods.iter().filter(|p| has_failed(spec, p)).filter_map(|p| action_of(spec, p)) {
+        FAMILIES.handled.get_or_create(&[("action", action.to_owned())]).inc();
+    }
+}
+
+/// A pod came, changed or went. As `recordFinishedPodWithTrackingFinalizer`.
+pub fn seen(old: Option<&Pod>, new: Option<&Pod>) {
+    let tracked = |pod: Option<&Pod>| pod.is_some_and(|p| is_terminal(p) && has_finalizer(p));
+    let event = match (tracked(old), tracked(new)) {
+        (false, true) => "add",
+        (true, false) => "delete",
+        _ => return,
+    };
+    FAMILIES.tracked.get_or_create(&[("event", event.to_owned())]).inc();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,8 +139,24 @@ mod tests {
             check_again: None,
         };
         synced(&after, &idle, true, Duration::from_millis(5));
+        let pod = |finalizers: serde_json::Value| -> Pod {
+            let status = json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]});
+            serde_json::from_value(json!({"metadata": {"name": "p", "finalizers": finalizers}, "status": status}))
+                .unwrap()
+        };
+        let (held, free) = (pod(json!(["batch.kubernetes.io/job-tracking"])), pod(json!([])));
+        seen(None, Some(&held));
+        seen(Some(&held), Some(&held));
+        seen(Some(&held), Some(&free));
+        seen(Some(&free), None);
+        let rule = json!({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]});
+        let spec = json!({"template": {}, "podFailurePolicy": {"rules": [rule]}});
+        released(&serde_json::from_value(spec).unwrap(), &[Arc::new(free)]);
         let text = component_base::metrics::encode();
         for line in [
+            r#"terminated_pods_tracking_finalizer_total{event="add"} 1"#,
+            r#"terminated_pods_tracking_finalizer_total{event="delete"} 1"#,
+            r#"pod_failures_handled_by_failure_policy_total{action="Ignore"} 1"#,
             r#"job_pods_finished_total{completion_mode="Indexed",result="succeeded"} 1"#,
             r#"job_pods_finished_total{completion_mode="Indexed",result="failed"} 1"#,
             r#"jobs_finished_total{completion_mode="Indexed",result="succeeded",reason="CompletionsReached"} 1"#,

@@ -79,6 +79,7 @@ pub async fn start(context: Arc<Context>) {
     });
     let (to, to_orphans, seen_by) = (queue.clone(), orphan_queue.clone(), controller.clone());
     pods.on_change(move |change| {
+        metrics::seen(change.old.map(Arc::as_ref), change.new.map(Arc::as_ref));
         if let Some(pod) = change.new.filter(|p| plan::has_finalizer(p))
             && seen_by.jobs.is_synced()
             && job_of(&seen_by.jobs, pod).is_none()
@@ -181,6 +182,7 @@ impl Controller {
         let releases = plan.release.iter().map(|p| let_go(&self.control, p).boxed()).collect();
         in_batches(releases, [plan.release.len()]).await.map_err(|(_, error)| error)?;
         let Some(spec) = &job.spec else { return Ok(()) };
+        metrics::released(spec, &plan.release);
         let create = plan.create.iter().map(|wanted| new_pod(&pod_for(job, &spec.template, wanted)));
         let create = create.collect::<Result<Vec<_>, _>>()?;
         let written = self.control.write(&self.expectations, key, &about, &create, &plan.delete).await;

@@ -19,8 +19,8 @@ pub enum Verdict {
     FailsJob(String),
 }
 
-/// As `matchPodFailurePolicy`.
-pub fn verdict(spec: &JobSpec, pod: &Pod) -> Verdict {
+/// The action of the first rule that fits, and why it does.
+fn action<'a>(spec: &'a JobSpec, pod: &Pod) -> Option<(&'a str, String)> {
     let rules = spec.pod_failure_policy.iter().flat_map(|p| &p.rules);
     for (at, rule) in rules.enumerate() {
         let (name, namespace) = (&pod.metadata.name, &pod.metadata.namespace);
@@ -34,15 +34,27 @@ pub fn verdict(spec: &JobSpec, pod: &Pod) -> Verdict {
                 same.then(|| format!("Pod {place} has condition {}", pattern.type_))
             }),
         };
-        let Some(matched) = matched else { continue };
-        return match rule.action.as_str() {
-            "Ignore" => Verdict::Ignored,
-            "FailIndex" => Verdict::FailsIndex,
-            "FailJob" => Verdict::FailsJob(format!("{matched} matching FailJob rule at index {at}")),
-            _ => Verdict::Counts,
-        };
+        if let Some(matched) = matched {
+            let action = rule.action.as_str();
+            return Some((action, format!("{matched} matching {action} rule at index {at}")));
+        }
     }
-    Verdict::Counts
+    None
+}
+
+/// The action of a pod's failure, if a rule has one.
+pub fn action_of<'a>(spec: &'a JobSpec, pod: &Pod) -> Option<&'a str> {
+    action(spec, pod).map(|(action, _)| action)
+}
+
+/// As `matchPodFailurePolicy`.
+pub fn verdict(spec: &JobSpec, pod: &Pod) -> Verdict {
+    match action(spec, pod) {
+        Some(("Ignore", _)) => Verdict::Ignored,
+        Some(("FailIndex", _)) => Verdict::FailsIndex,
+        Some(("FailJob", why)) => Verdict::FailsJob(why),
+        _ => Verdict::Counts,
+    }
 }
 
 /// The container that ended so and its exit code. As `matchOnExitCodes`.

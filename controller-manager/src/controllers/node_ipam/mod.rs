@@ -12,6 +12,7 @@ use cidr::{Cidr, CidrError, CidrSet};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
+    metrics::{Labels, register},
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -19,6 +20,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use parking_lot::Mutex;
+use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use serde_json::json;
 use std::{collections::HashMap, sync::Arc};
 use tracing::{error, info};
@@ -78,6 +80,12 @@ pub async fn start(context: Arc<Context>) {
             (None, None) => {}
         }
     });
+    let running: Family<Labels<2>, Gauge> = register(
+        "running_managed_controllers",
+        "Indicates where instances of a controller are currently running",
+        Family::default(),
+    );
+    running.get_or_create(&[("manager", "kube-controller-manager".to_owned()), ("name", "nodeipam".to_owned())]).set(1);
     run(NAME, queue, controller, 4, context.shutdown.clone()).await;
 }
 
