@@ -97,6 +97,8 @@ pub fn plan(
         let living = all.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
         if *fit == Fit::No {
             plan.delete.extend(living.cloned());
+            // As long as they are there, those that go are not available.
+            rolling.extend((!all.is_empty()).then(|| (*node, *fit, Some(Staying::default()))));
             continue;
         }
         if all.is_empty() {
@@ -351,6 +353,14 @@ mod tests {
         assert_eq!(go(&rolling, &kept, &[new("t1", true)]).1.len(), 0);
         let failed = pod("t1", "new", false, json!({"status": {"phase": "Failed"}}));
         assert_eq!(go(&rolling, &kept, &[failed]).1, ["t1-new"]);
+
+        let evicting = Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": "e1"},
+            "spec": {"taints": [{"key": "mine", "effect": "NoExecute"}]}}))
+            .unwrap(),
+        );
+        let and_one = [evicting, nodes(1).remove(0)];
+        assert_eq!(go(&rolling, &and_one, &[old("e1", true), old("n1", true)]).1, ["e1-old"], "one at a time");
 
         let surging = set(json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}));
         let both = [nodes(1).remove(0), tainted("t1")];
