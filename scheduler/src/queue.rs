@@ -143,16 +143,16 @@ impl<P: Policy> Queue<P> {
             self.activate(&uid);
             return true;
         };
-        let changed = changes_its_chances(&entry.pod, &pod);
+        let changed = own_changes(&entry.pod, &pod);
         entry.pod = pod;
         match entry.place {
             Place::InFlight => {
-                if let Some(events) = self.in_flight.get_mut(&uid).filter(|_| changed) {
-                    *events |= EventSet::SELF_UPDATE;
+                if let Some(events) = self.in_flight.get_mut(&uid) {
+                    *events |= changed;
                 }
             }
             Place::Gated => self.activate(&uid),
-            Place::Unschedulable(..) if changed => self.requeue(&uid, now),
+            Place::Unschedulable(..) if entry.refused.helped_by.intersects(changed) => self.requeue(&uid, now),
             Place::Unschedulable(..) | Place::Backoff(..) => {}
             // The priority may have changed, or a gate come.
             Place::Active(..) => self.activate(&uid),
@@ -208,7 +208,7 @@ impl<P: Policy> Queue<P> {
     pub fn held(&mut self, uid: &str, refused: Refused, now: Instant) {
         let (Some(entry), Some(events)) = (self.entries.get_mut(uid), self.in_flight.remove(uid)) else { return };
         entry.attempts = entry.attempts.saturating_sub(1);
-        let again = (refused.helped_by | EventSet::SELF_UPDATE).intersects(events);
+        let again = refused.helped_by.intersects(events);
         (entry.refused, entry.held) = (refused, true);
         self.sequence += 1;
         entry.place = Place::Unschedulable(now, self.sequence);
@@ -353,14 +353,27 @@ impl<P: Policy> Queue<P> {
     }
 }
 
-/// Whether a new version of a waiting pod may fit where the old one did not: anything but its status changed, or the claims
-/// that were made for it were told there.
-fn changes_its_chances(old: &PendingPod, new: &PendingPod) -> bool {
+/// In what a new version of a waiting pod differs, as far as it may fit where the old one did not: of all else that changes while
+/// a pod waits nothing is asked. As `PodSchedulingPropertiesChange`.
+fn own_changes(old: &PendingPod, new: &PendingPod) -> EventSet {
+    let tolerations = |pod: &PendingPod| pod.spec().and_then(|spec| spec.tolerations.clone());
     let claims = |pod: &PendingPod| pod.pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone());
-    old.pod.spec != new.pod.spec
-        || old.pod.metadata.labels != new.pod.metadata.labels
-        || old.pod.metadata.deletion_timestamp != new.pod.metadata.deletion_timestamp
-        || claims(old) != claims(new)
+    let (had, has) = (&old.facts.requests, &new.facts.requests);
+    let lacks =
+        |(name, amount): &(Arc<str>, i64)| !has.extended.iter().any(|(other, now)| other == name && now >= amount);
+    let less = has.cpu_milli < had.cpu_milli
+        || has.memory < had.memory
+        || has.ephemeral_storage < had.ephemeral_storage
+        || had.extended.iter().any(lacks);
+    [
+        (old.pod.metadata.labels != new.pod.metadata.labels, EventSet::OWN_LABELS),
+        (tolerations(old) != tolerations(new), EventSet::OWN_TOLERATIONS),
+        (less, EventSet::OWN_REQUESTS),
+        (claims(old) != claims(new), EventSet::OWN_CLAIMS),
+    ]
+    .into_iter()
+    .filter(|(differs, _)| *differs)
+    .fold(EventSet::NONE, |all, (_, change)| all | change)
 }
 
 #[cfg(test)]
@@ -574,7 +587,7 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.set(pod("p"), 0);
         let held = |fixture: &mut Fixture, seconds| {
-            let (now, helped_by) = (fixture.at(seconds), EventSet::RESOURCE_CLAIM);
+            let (now, helped_by) = (fixture.at(seconds), EventSet::RESOURCE_CLAIM | EventSet::OWN_CLAIMS);
             fixture.queue.held("uid-p", Refused { helped_by, places: vec![3] }, now);
         };
         assert_eq!(fixture.pop(0).as_deref(), Some("p"));
@@ -602,11 +615,26 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.set(pod("p"), 0);
         fixture.pop(0);
-        fixture.refused("p", Some(EventSet::NODE_ADD), 0);
+        fixture.refused("p", Some(EventSet::NODE_ADD | EventSet::OWN_LABELS), 0);
         fixture.set(pod("p"), 50);
         assert_eq!(fixture.pop(50), None);
         fixture.set(pod("p").label("new", "label"), 50);
         assert_eq!(fixture.pop(50).as_deref(), Some("p"));
+        fixture.refused("p", Some(EventSet::NODE_ADD | EventSet::OWN_TOLERATIONS), 50);
+        fixture.set(pod("p").label("another", "label"), 99);
+        assert_eq!(fixture.pop(99), None, "who refused it does not look at labels");
+        fixture.set(pod("p").spec(serde_json::json!({"tolerations": [{"operator": "Exists"}]})), 99);
+        assert_eq!(fixture.pop(99).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn what_a_pod_changes_of_itself_is_told_apart() {
+        let asks = |cpu: &str| pod("p").requests(&[("cpu", cpu), ("example.com/gpu", "2")]);
+        let of = |old: PodBuilder, new: PodBuilder| own_changes(&pending(old.build()), &pending(new.build()));
+        assert_eq!(of(asks("1"), asks("2")), EventSet::NONE);
+        assert_eq!(of(asks("2"), asks("1")), EventSet::OWN_REQUESTS);
+        assert_eq!(of(asks("1"), pod("p").requests(&[("cpu", "1")])), EventSet::OWN_REQUESTS);
+        assert_eq!(of(pod("p"), pod("p").label("a", "b")), EventSet::OWN_LABELS);
     }
 
     #[test]

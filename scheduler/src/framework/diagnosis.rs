@@ -54,7 +54,7 @@ impl Diagnosis {
         let mut helped_by = plugins
             .iter()
             .filter_map(|plugin| profile.plugins.get(usize::from(*plugin)))
-            .fold(EventSet::SELF_UPDATE, |events, plugin| events | plugin.events());
+            .fold(EventSet::NONE, |events, plugin| events | plugin.events());
         if self.nodes == 0 {
             helped_by |= EventSet::NODE_ADD;
         }

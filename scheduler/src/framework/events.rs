@@ -21,8 +21,11 @@ impl EventSet {
     pub const POD_REMOVED: EventSet = EventSet(1 << 6);
     /// Labels of a placed pod changed.
     pub const POD_LABEL: EventSet = EventSet(1 << 7);
-    /// The waiting pod itself changed.
-    pub const SELF_UPDATE: EventSet = EventSet(1 << 8);
+    /// The waiting pod has other labels, more tolerations, asks for less, or was told of the claims made for it.
+    pub const OWN_LABELS: EventSet = EventSet(1 << 8);
+    pub const OWN_TOLERATIONS: EventSet = EventSet(1 << 18);
+    pub const OWN_REQUESTS: EventSet = EventSet(1 << 19);
+    pub const OWN_CLAIMS: EventSet = EventSet(1 << 20);
     /// A placed pod began to be deleted.
     pub const POD_TERMINATING: EventSet = EventSet(1 << 9);
     pub const CLAIM: EventSet = EventSet(1 << 10);

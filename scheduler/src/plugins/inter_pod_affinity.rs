@@ -135,6 +135,7 @@ impl Plugin for InterPodAffinity {
             .and(EventSet::POD_PLACED)
             .and(EventSet::POD_REMOVED)
             .and(EventSet::POD_LABEL)
+            .and(EventSet::OWN_LABELS)
     }
 
     fn is_local(&self) -> bool {

@@ -230,7 +230,11 @@ impl Plugin for NodeResourcesFit {
     }
 
     fn events(&self) -> EventSet {
-        EventSet::NODE_ADD.and(EventSet::NODE_ALLOCATABLE).and(EventSet::POD_REMOVED).and(EventSet::DEVICE_CLASS)
+        EventSet::NODE_ADD
+            .and(EventSet::NODE_ALLOCATABLE)
+            .and(EventSet::POD_REMOVED)
+            .and(EventSet::DEVICE_CLASS)
+            .and(EventSet::OWN_REQUESTS)
     }
 
     /// The extended resources that count.

@@ -20,7 +20,7 @@ impl Plugin for NodeUnschedulable {
     }
 
     fn events(&self) -> EventSet {
-        EventSet::NODE_ADD.and(EventSet::NODE_TAINT)
+        EventSet::NODE_ADD.and(EventSet::NODE_TAINT).and(EventSet::OWN_TOLERATIONS)
     }
 
     fn filter(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> Verdict {

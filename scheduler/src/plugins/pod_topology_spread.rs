@@ -298,6 +298,8 @@ impl Plugin for PodTopologySpread {
             .and(EventSet::POD_PLACED)
             .and(EventSet::POD_REMOVED)
             .and(EventSet::POD_LABEL)
+            .and(EventSet::OWN_LABELS)
+            .and(EventSet::OWN_TOLERATIONS)
             .and(EventSet::POD_TERMINATING)
     }
 

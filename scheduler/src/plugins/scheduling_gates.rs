@@ -15,7 +15,7 @@ impl Plugin for SchedulingGates {
     }
 
     fn events(&self) -> EventSet {
-        EventSet::SELF_UPDATE
+        EventSet::NONE
     }
 
     fn pre_enqueue(&self, pod: &PendingPod) -> Result<(), String> {

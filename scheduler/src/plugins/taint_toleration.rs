@@ -35,7 +35,7 @@ impl Plugin for TaintToleration {
     }
 
     fn events(&self) -> EventSet {
-        EventSet::NODE_ADD.and(EventSet::NODE_TAINT)
+        EventSet::NODE_ADD.and(EventSet::NODE_TAINT).and(EventSet::OWN_TOLERATIONS)
     }
 
     fn filter(&self, _state: &State, pod: &PendingPod, snapshot: &Snapshot, node: NodeId) -> Verdict {

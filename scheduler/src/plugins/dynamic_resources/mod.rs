@@ -364,6 +364,7 @@ impl Plugin for DynamicResources {
             .and(EventSet::NODE_ADD)
             .and(EventSet::NODE_LABEL)
             .and(EventSet::POD_REMOVED)
+            .and(EventSet::OWN_CLAIMS)
     }
 
     fn is_local(&self) -> bool {
