@@ -4,7 +4,7 @@ use super::{
     plan::{Changes, group_of, identity},
 };
 use apimachinery::meta::NamespacedName;
-use component_base::metrics::register;
+use component_base::metrics::{Labels, register};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use parking_lot::Mutex;
 use prometheus_client::metrics::{
@@ -23,7 +23,7 @@ struct Families {
     endpoints: Gauge,
     slices: Gauge,
     least: Gauge,
-    services: Family<[(&'static str, String); 1], Gauge>,
+    services: Family<Labels<1>, Gauge>,
 }
 
 static FAMILIES: LazyLock<Families> = LazyLock::new(|| {

@@ -6,7 +6,7 @@ use crate::runtime::{Context, Index, SyncError, api_in, gone_is_fine, is_code};
 use component_base::{
     events::{Recorder, Type, reference},
     informer::Informer,
-    metrics::register,
+    metrics::{Labels, register},
 };
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 pub use health::OUT_OF_SERVICE;
@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 const LEASES: &str = "kube-node-lease";
-static EVICTIONS: LazyLock<Family<[(&'static str, String); 1], Counter>> = LazyLock::new(|| {
+static EVICTIONS: LazyLock<Family<Labels<1>, Counter>> = LazyLock::new(|| {
     let help = "Number of Node evictions that happened since current instance of NodeController started.";
     register("node_collector_evictions", help, Family::default())
 });
