@@ -68,7 +68,7 @@ pub fn read(pem: &[u8]) -> Result<Request, String> {
                     let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
                     match v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)) {
                         Ok(ip) => request.ip_addresses.push(ip),
-                        Err(_) => return Err("x509: cannot parse IP address of length".to_owned()),
+                        Err(_) => return Err(format!("x509: cannot parse IP address of length {}", bytes.len())),
                     }
                 }
                 GeneralName::RFC822Name(mail) => request.emails.push((*mail).to_owned()),
