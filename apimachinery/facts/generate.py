@@ -4,7 +4,8 @@ numbers).
 
     apimachinery/facts/generate.py [path of the documents, default ../shared/kubernetes-1.36]
 
-  kinds.txt    every group and every generally available kind that a server has, with its resource and subresources
+  kinds.txt    every group and every generally available kind that a server has, with its resource and subresources, the
+               versions that are off unless asked for, and of those versions the kinds that can be switched on
   schema.txt   every type that can be reached from those kinds: its fields, their types and merge facts, protobuf numbers
   columns.txt  the columns of `as=Table`, per kind
   docs.gz      what OpenAPI says beyond that: descriptions, of parameters too, and which fields have a zero as their default
@@ -18,6 +19,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parents[2] / "shared/kubernetes-1.36"
 GA = re.compile(r"^v\d+$")
+# Versions that are off by default and can be switched on.
+OFFERED = {("certificates.k8s.io", "v1beta1")}
 
 # Where kube-apiserver keeps a resource in etcd when that is not the resource's own name.
 STORAGE = {
@@ -88,15 +91,17 @@ def groups_and_kinds():
     for name, node in load("openapi/swagger.json")["definitions"].items():
         for gvk in node.get("x-kubernetes-group-version-kind", []):
             by_kind[(gvk["group"], gvk["version"], gvk["kind"])] = short(name)
-    groups = [("", ["v1"])]
+    groups = [("", ["v1"], [])]
     for group in load("discovery/apis.json")["groups"]:
-        versions = [v["version"] for v in group["versions"] if GA.match(v["version"])]
-        if versions:
-            groups.append((group["name"], versions))
+        versions = [v["version"] for v in group["versions"]]
+        groups.append((group["name"], list(filter(GA.match, versions)), [v for v in versions if not GA.match(v)]))
     kinds, lines = [], []
-    for group, versions in groups:
-        lines.append(f"group {group or '-'} {','.join(versions)}")
-        for version in versions:
+    for group, versions, off in groups:
+        if versions:
+            lines.append(f"group {group or '-'} {','.join(versions)}")
+        if off:
+            lines.append(f"off {group} {','.join(off)}")
+        for version in versions + [v for v in off if (group, v) in OFFERED]:
             path = f"discovery/apis__{group}__{version}.json" if group else "discovery/api__v1.json"
             resources = load(path)["resources"]
             for r in [r for r in resources if "/" not in r["name"]]:

@@ -6,6 +6,7 @@ mod authentication;
 mod authorization;
 mod bootstrap;
 mod endpoints;
+mod features;
 mod options;
 mod proxy;
 mod registry;

@@ -3,6 +3,7 @@
 use apimachinery::time::parse_duration;
 use clap::Parser;
 use component_base::cli::{CommonFlags, Ignored};
+use component_base::feature_gates::FeatureGates;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +48,13 @@ pub struct Options {
     pub etcd_compaction_interval: Duration,
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub event_ttl: Duration,
+
+    /// Features that are off, or on, unless named: `Name=true,…`.
+    #[arg(long, default_value = "", value_parser = FeatureGates::parse)]
+    pub feature_gates: FeatureGates,
+    /// Versions of the API that are off unless named: `group/version[/resource][=true|false]`, `api/all`, `api/beta`.
+    #[arg(long, value_delimiter = ',')]
+    pub runtime_config: Vec<String>,
 
     #[arg(long, value_delimiter = ',', default_value = "AlwaysAllow")]
     pub authorization_mode: Vec<String>,
@@ -162,7 +170,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("etcd-healthcheck-timeout"),
     Ignored::Value("etcd-readycheck-timeout"),
     Ignored::Value("external-hostname"),
-    Ignored::Value("feature-gates"),
     Ignored::Value("goaway-chance"),
     Ignored::Value("kubelet-timeout"),
     Ignored::Value("lease-reuse-duration-seconds"),
@@ -170,7 +177,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Value("logging-format"),
     Ignored::Value("log-dir"),
     Ignored::Bool("logtostderr"),
-    Ignored::Value("runtime-config"),
     Ignored::Bool("service-account-lookup"),
     Ignored::Value("storage-backend"),
     Ignored::Value("storage-media-type"),

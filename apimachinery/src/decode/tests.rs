@@ -1,7 +1,7 @@
 //! What is refused, in whose words, and what is kept.
 
 use super::*;
-use crate::facts::{kinds, schema_of};
+use crate::facts::{kinds, offered, schema_of};
 use serde_json::json;
 
 fn deployment() -> &'static TypeFacts {
@@ -114,7 +114,7 @@ fn every_full_object_decodes_without_a_stranger() {
         return;
     }
     let mut seen = 0;
-    for kind in kinds() {
+    for kind in kinds().iter().chain(offered()) {
         let group = if kind.group.is_empty() { "core" } else { kind.group };
         let path = root.join(format!("{group}.{}.{}.json", kind.version, kind.kind));
         let (Ok(text), Some(facts)) = (std::fs::read(&path), schema_of(kind.group, kind.version, kind.kind)) else {

@@ -1,8 +1,9 @@
-//! The served groups, their generally available kinds in the order of discovery, and table columns.
+//! The served groups, their kinds in the order of discovery (generally available ones, and those that were switched on), and
+//! table columns.
 
 use super::{list, word};
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 /// A served API group. The core group's name is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,24 +81,44 @@ impl KindFacts {
 
 // === tables ===
 
+const TEXT: &str = include_str!("../../facts/kinds.txt");
+
 struct Kinds {
     groups: Vec<GroupFacts>,
     kinds: Vec<KindFacts>,
+    /// What could be switched on, and is not.
+    offered: Vec<KindFacts>,
+    /// Groups with the versions that are off by default.
+    off: Vec<GroupFacts>,
 }
 
-static KINDS: LazyLock<Kinds> = LazyLock::new(|| parse_kinds(include_str!("../../facts/kinds.txt")));
+/// Group, version and resource of what is served though it is off by default.
+type Switched = Vec<(&'static str, &'static str, &'static str)>;
+
+static SWITCHED: OnceLock<Switched> = OnceLock::new();
+static KINDS: LazyLock<Kinds> = LazyLock::new(|| parse_kinds(TEXT, SWITCHED.get_or_init(Vec::new)));
+static OFFERED: LazyLock<Kinds> = LazyLock::new(|| parse_kinds(TEXT, &[]));
 static COLUMNS: LazyLock<HashMap<&'static str, Vec<(&'static str, Vec<Column>)>>> =
     LazyLock::new(|| parse_columns(include_str!("../../facts/columns.txt")));
 
-fn parse_kinds(text: &'static str) -> Kinds {
-    let mut table = Kinds { groups: Vec::new(), kinds: Vec::new() };
+fn parse_kinds(text: &'static str, switched: &[(&str, &str, &str)]) -> Kinds {
+    let mut table = Kinds { groups: Vec::new(), kinds: Vec::new(), offered: Vec::new(), off: Vec::new() };
+    let mut last_on = true;
     for line in text.lines() {
         let cells: Vec<&'static str> = line.split(' ').collect();
         match cells.as_slice() {
             ["group", name, versions] => table.groups.push(GroupFacts { name: word(name), versions: list(versions) }),
+            ["off", name, versions] => table.off.push(GroupFacts { name, versions: list(versions) }),
             ["kind", version, kind, resource, singular, scope, prefix, verbs, short, categories, hash, schema] => {
-                table.kinds.push(KindFacts {
-                    group: table.groups.last().map_or("", |group| group.name),
+                let Some(group) = table.groups.last_mut() else { continue };
+                let available = group.versions.contains(version) && !is_off(&table.off, group.name, version);
+                last_on = available || switched.contains(&(group.name, *version, *resource));
+                if last_on && !group.versions.contains(version) {
+                    group.versions.push(version);
+                }
+                let kinds = if last_on { &mut table.kinds } else { &mut table.offered };
+                kinds.push(KindFacts {
+                    group: group.name,
                     version,
                     kind,
                     resource,
@@ -113,7 +134,8 @@ fn parse_kinds(text: &'static str) -> Kinds {
                 });
             }
             ["sub", name, group, version, kind, verbs] => {
-                if let Some(parent) = table.kinds.last_mut() {
+                let kinds = if last_on { &mut table.kinds } else { &mut table.offered };
+                if let Some(parent) = kinds.last_mut() {
                     parent.subresources.push(SubresourceFacts {
                         name,
                         group: word(group),
@@ -127,6 +149,10 @@ fn parse_kinds(text: &'static str) -> Kinds {
         }
     }
     table
+}
+
+fn is_off(off: &[GroupFacts], group: &str, version: &str) -> bool {
+    off.iter().any(|facts| facts.name == group && facts.versions.contains(&version))
 }
 
 /// Kind → group → columns.
@@ -152,9 +178,30 @@ pub fn groups() -> &'static [GroupFacts] {
     &KINDS.groups
 }
 
-/// Every generally available kind that is served, in the order of discovery.
+/// Every kind that is served, in the order of discovery.
 pub fn kinds() -> &'static [KindFacts] {
     &KINDS.kinds
+}
+
+/// The kinds that are off by default and can be switched on.
+pub fn offered() -> &'static [KindFacts] {
+    &OFFERED.offered
+}
+
+/// The versions of Kubernetes' that are off by default, by group; what is in most of them is not offered.
+pub fn versions_off() -> &'static [GroupFacts] {
+    &OFFERED.off
+}
+
+/// Every group with its generally available versions, whatever is switched on.
+pub fn generally_available() -> &'static [GroupFacts] {
+    &OFFERED.groups
+}
+
+/// Serves some of [`offered`] beside what is generally available. To be called before anything looks at [`groups`] or
+/// [`kinds`]: later it changes nothing, and says so with `false`.
+pub fn switch_on(kinds: &[&KindFacts]) -> bool {
+    SWITCHED.set(kinds.iter().map(|kind| (kind.group, kind.version, kind.resource)).collect()).is_ok()
 }
 
 /// The kind at a resource path.

@@ -10,7 +10,8 @@ mod tests;
 
 pub use docs::{Docs, FieldDocs, TypeDocs};
 pub use kinds::{
-    Column, GroupFacts, KindFacts, SubresourceFacts, columns, groups, kind, kinds, preferred_kind, resource,
+    Column, GroupFacts, KindFacts, SubresourceFacts, columns, generally_available, groups, kind, kinds, offered,
+    preferred_kind, resource, switch_on, versions_off,
 };
 pub use schema::{FieldFacts, ListType, PatchStrategy, Type, TypeFacts, TypeId, schema, schema_of};
 

@@ -62,6 +62,22 @@ fn groups_and_resources_equal_discovery() {
 }
 
 #[test]
+fn what_is_offered_equals_discovery_and_is_not_served() {
+    let Some(listed) = document("discovery/apis__certificates.k8s.io__v1beta1.json") else { return };
+    let mut names = Vec::new();
+    for kind in offered() {
+        assert_eq!((kind.group, kind.version), ("certificates.k8s.io", "v1beta1"));
+        assert_eq!(resource(kind.group, kind.version, kind.resource), None);
+        names.push(kind.resource.to_owned());
+        names.extend(kind.subresources.iter().map(|sub| format!("{}/{}", kind.resource, sub.name)));
+    }
+    let theirs: Vec<&str> =
+        listed["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
+    assert_eq!(names, theirs);
+    assert!(versions_off().iter().any(|group| group.name == "resource.k8s.io" && group.versions.contains(&"v1beta2")));
+}
+
+#[test]
 fn fields_equal_openapi() {
     let Some(swagger) = document("openapi/swagger.json") else { return };
     let mut seen = 0;
@@ -127,7 +143,7 @@ fn columns_equal_the_table() {
 
 #[test]
 fn every_stored_kind_has_a_schema_with_object_meta() {
-    for kind in kinds().iter().filter(|k| k.is_stored()) {
+    for kind in kinds().iter().chain(offered()).filter(|k| k.is_stored()) {
         let facts = schema_of(kind.group, kind.version, kind.kind).unwrap_or_else(|| panic!("{kind:?}"));
         let meta = facts.field("metadata").and_then(|f| f.kind.object()).unwrap();
         assert_eq!(meta.name, "meta.v1.ObjectMeta");

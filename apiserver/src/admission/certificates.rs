@@ -1,7 +1,7 @@
 //! Who may approve and sign certificates of a signer, and what a client certificate may not claim.
 use std::sync::Arc;
 
-use apimachinery::status::StatusError;
+use apimachinery::status::{FieldError, StatusError};
 use base64::Engine as _;
 use futures::future::BoxFuture;
 use rustls_pki_types::CertificateSigningRequestDer;
@@ -12,6 +12,7 @@ use x509_parser::prelude::FromDer as _;
 
 use super::{AdmissionRequest, Plugin, list, text};
 use crate::authorization::{Attributes, Authorizer, Decision};
+use crate::registry::certificates::pod_certificate_request::changes_status;
 
 const GROUP: &str = "certificates.k8s.io";
 const REQUESTS: &str = "certificatesigningrequests";
@@ -55,6 +56,10 @@ pub const ON_ATTESTING: OfSigner = OfSigner {
     spares: |new, old| text(new, "/spec/signerName").is_empty() || new["spec"] == old["spec"],
 };
 
+/// Who writes the status of a PodCertificateRequest needs the verb `sign` on its signer, whatever plugins are on: in Kubernetes
+/// the strategy sees to it.
+pub struct PodCertificateSigning(pub Arc<Authorizer>);
+
 /// CertificateSubjectRestriction: nobody becomes a cluster's master by certificate.
 pub struct CertificateSubjectRestriction;
 
@@ -83,6 +88,25 @@ impl Plugin for SignerPlugin {
                 return Ok(());
             }
             Err(request.forbidden(format!("user not permitted to {concern} with signerName {signer:?}")))
+        })
+    }
+}
+
+impl Plugin for PodCertificateSigning {
+    fn handles(&self, request: &AdmissionRequest<'_>) -> bool {
+        request.updates() && request.is(GROUP, "podcertificaterequests", "status")
+    }
+
+    fn validate<'a>(&'a self, request: &'a mut AdmissionRequest<'_>) -> BoxFuture<'a, Result<(), StatusError>> {
+        Box::pin(async {
+            let (new, old) = (request.new_object(), request.old());
+            let (asker, signer) = (request.attributes, text(old, "/spec/signerName"));
+            if !changes_status(new, old) || may(&self.0, asker, "sign", signer).await {
+                return Ok(());
+            }
+            let why = format!("User {:?} is not permitted to \"sign\" for signer {signer:?}", asker.user.name);
+            let fault = FieldError::forbidden("spec.signerName", why);
+            Err(StatusError::invalid(GROUP, "PodCertificateRequest", &asker.name, &[fault]))
         })
     }
 }
@@ -174,6 +198,27 @@ mod tests {
             let mut same = old.clone();
             let mut touch = request(&status, Operation::Update, Some(&mut same), Some(&old));
             assert!(ON_SIGNING.with(&authorizer()).validate(&mut touch).await.is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_verdict_on_a_pods_certificate_needs_the_right_on_the_signer() {
+        let attributes = attributes("certificates.k8s.io/podcertificaterequests/status", "ns", "ann", &[]);
+        for (signer, allowed) in [("example.com/x", true), ("other.com/one", true), ("other.com/two", false)] {
+            let old = json!({"metadata": {"name": "r"}, "spec": {"signerName": signer}, "status": {}});
+            let mut new = old.clone();
+            new["status"] = json!({"conditions": [{"type": "Denied"}]});
+            let plugin = PodCertificateSigning(authorizer());
+            let outcome =
+                plugin.validate(&mut request(&attributes, Operation::Update, Some(&mut new), Some(&old))).await;
+            assert_eq!(outcome.is_ok(), allowed, "{signer}");
+            if let Err(refusal) = outcome {
+                let why = "spec.signerName: Forbidden: User \"ann\" is not permitted to \"sign\" for signer \"other.com/two\"";
+                assert_eq!((refusal.code(), refusal.message().contains(why)), (422, true), "{refusal}");
+            }
+            let mut same = old.clone();
+            let mut touch = request(&attributes, Operation::Update, Some(&mut same), Some(&old));
+            assert!(plugin.validate(&mut touch).await.is_ok());
         }
     }
 

@@ -242,10 +242,12 @@ impl AdmissionChain {
         }
         // Granting more than one holds is forbidden whatever plugins are on; in Kubernetes the roles' storage sees to it.
         let escalation: Box<dyn Plugin> = Box::new(rbac_escalation::RbacEscalation(parts.authorizer.clone()));
+        let signing = certificates::PodCertificateSigning(parts.authorizer.clone());
         let access = param_access::ParamAccess { lister: parts.lister.clone(), authorizer: parts.authorizer.clone() };
         let mut plugins = vec![
             (AdmissionTimes::of_plugin("RBACEscalation"), escalation),
             (AdmissionTimes::of_plugin("ParamAccess"), Box::new(access)),
+            (AdmissionTimes::of_plugin("PodCertificateSigning"), Box::new(signing)),
             (AdmissionTimes::of_plugin("DeviceAdmin"), simple::DEVICE_ADMIN.equip(&parts)),
         ];
         for plugin in PLUGINS {

@@ -9,7 +9,9 @@ use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use super::{AdmissionRequest, Operation, Plugin, is_mirror_pod, list, text};
-use crate::authorization::lister::{CSI_DRIVERS, Lister, NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS};
+use crate::authorization::lister::{
+    CSI_DRIVERS, Lister, NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, SERVICE_ACCOUNTS,
+};
 use crate::authorization::{Attributes, Authorizer, Decision, node};
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -81,6 +83,7 @@ impl NodeRestriction {
                 Err(format!("unexpected persistentvolumeclaim subresource {other:?}, only 'status' is allowed"))
             }
             ("", "serviceaccounts", "token") => self.token(request),
+            ("certificates.k8s.io", "podcertificaterequests", _) => self.certificate_request(request, node),
             ("coordination.k8s.io", "leases", _) => lease(request, node),
             ("storage.k8s.io", "csinodes", _) => csi_node(request, node),
             ("resource.k8s.io", "resourceslices", _) => resource_slice(request, node),
@@ -226,6 +229,76 @@ impl NodeRestriction {
                 user.name
             )),
         }
+    }
+
+    /// As `admitPodCertificateRequest`: a kubelet asks for its own pods, as they are. What is not seen yet may be seen the next
+    /// time.
+    fn certificate_request(&self, request: &AdmissionRequest<'_>, node: &str) -> Result<(), String> {
+        if request.operation != Operation::Create {
+            return Err(format!("unexpected operation {}", request.operation.name()));
+        }
+        let subresource = &request.attributes.subresource;
+        if !subresource.is_empty() {
+            return Err(format!("unexpected subresource {subresource}"));
+        }
+        let (asked, namespace) = (&request.new_object()["spec"], request.namespace());
+        let of = |field: &str| text(asked, &format!("/{field}")).to_owned();
+        let (node_name, pod_name, account_name) = (of("nodeName"), of("podName"), of("serviceAccountName"));
+        let pod_ref = format!("{:?}", format!("{namespace}/{pod_name}"));
+        if node_name != node {
+            return Err(format!(
+                "PodCertificateRequest.Spec.NodeName={node_name:?}, which is not the requesting node {node:?}"
+            ));
+        }
+        let itself = self.lister.get(NODES, "", node).ok_or_else(|| {
+            format!("while retrieving node {node:?} named in the PodCertificateRequest: node {node:?} not found")
+        })?;
+        if *itself.identity.uid != *of("nodeUID") {
+            return Err(format!(
+                "PodCertificateRequest for pod {pod_ref} names node UID {:?}, inconsistent with the running node ({:?})",
+                of("nodeUID"),
+                itself.identity.uid
+            ));
+        }
+        let pod = self.lister.get(PODS, namespace, &pod_name).ok_or_else(|| {
+            format!("while retrieving pod {pod_ref} named in the PodCertificateRequest: pod {pod_name:?} not found")
+        })?;
+        if *pod.identity.uid != *of("podUID") {
+            return Err(format!(
+                "PodCertificateRequest for pod {pod_ref} contains pod UID ({:?}) which differs from running pod {:?}",
+                of("podUID"),
+                pod.identity.uid
+            ));
+        }
+        if pod.identity.field("spec.nodeName") != Some(node) {
+            return Err(format!(
+                "pod {pod_ref} is not running on node {node_name:?} named in the PodCertificateRequest"
+            ));
+        }
+        let pod = pod.value();
+        if is_mirror_pod(&pod) {
+            return Err(format!("pod {pod_ref} is a mirror pod"));
+        }
+        let account_of_pod = text(&pod, "/spec/serviceAccountName");
+        if account_name != account_of_pod {
+            return Err(format!(
+                "PodCertificateRequest for pod {pod_ref} contains serviceAccountName ({account_name:?}) that differs from running pod ({account_of_pod:?})"
+            ));
+        }
+        let account = self.lister.get(SERVICE_ACCOUNTS, namespace, &account_name).ok_or_else(|| {
+            let account_ref = format!("{namespace}/{account_name}");
+            format!(
+                "while retrieving service account {account_ref:?} named in the PodCertificateRequest: serviceaccount {account_name:?} not found"
+            )
+        })?;
+        if *account.identity.uid != *of("serviceAccountUID") {
+            return Err(format!(
+                "PodCertificateRequest for pod {pod_ref} names service account UID {:?}, which differs from the running service account ({:?})",
+                of("serviceAccountUID"),
+                account.identity.uid
+            ));
+        }
+        Ok(())
     }
 
     /// The CSI driver behind a volume of a pod.

@@ -24,6 +24,7 @@ pub const NAMESPACES: ResourceId = ("", "v1", "namespaces");
 pub const NODES: ResourceId = ("", "v1", "nodes");
 pub const PERSISTENT_VOLUMES: ResourceId = ("", "v1", "persistentvolumes");
 pub const PERSISTENT_VOLUME_CLAIMS: ResourceId = ("", "v1", "persistentvolumeclaims");
+pub const POD_CERTIFICATE_REQUESTS: ResourceId = ("certificates.k8s.io", "v1beta1", "podcertificaterequests");
 pub const PODS: ResourceId = ("", "v1", "pods");
 pub const PRIORITY_CLASSES: ResourceId = ("scheduling.k8s.io", "v1", "priorityclasses");
 pub const RESOURCE_CLAIMS: ResourceId = ("resource.k8s.io", "v1", "resourceclaims");

@@ -53,6 +53,8 @@ pub fn rules(group: &str, kind: &str) -> &'static Rules {
         "batch" "CronJob" => batch::cron_job::RULES,
         "batch" "Job" => batch::job::RULES,
         "certificates.k8s.io" "CertificateSigningRequest" => certificates::certificate_signing_request::RULES,
+        "certificates.k8s.io" "ClusterTrustBundle" => certificates::cluster_trust_bundle::RULES,
+        "certificates.k8s.io" "PodCertificateRequest" => certificates::pod_certificate_request::RULES,
         "coordination.k8s.io" "Lease" => coordination::lease::RULES,
         "discovery.k8s.io" "EndpointSlice" => discovery::endpoint_slice::RULES,
         "events.k8s.io" "Event" => core::event::GROUP_RULES,
@@ -92,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_cell_for_each_column() {
-        for kind in facts::kinds().iter().filter(|k| k.is_stored()) {
+        for kind in facts::kinds().iter().chain(facts::offered()).filter(|k| k.is_stored()) {
             let rules = rules(kind.group, kind.kind);
             let columns = rules.columns.or_else(|| facts::columns(kind.group, kind.kind));
             let Some(row) = rules.row else {
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn defaults_do_nothing_the_second_time() {
-        for kind in facts::kinds().iter().filter(|k| k.is_stored()) {
+        for kind in facts::kinds().iter().chain(facts::offered()).filter(|k| k.is_stored()) {
             let rules = rules(kind.group, kind.kind);
             let mut object =
                 json!({"metadata": {"name": "x"}, "spec": {"template": {"spec": {"containers": [{"image": "a"}]}}}});

@@ -12,6 +12,7 @@ use crate::authentication::{self, Authenticator};
 use crate::authorization::{self, Authorizer};
 use crate::bootstrap;
 use crate::endpoints::component_status;
+use crate::features;
 use crate::options::Options;
 use crate::proxy::Proxy;
 use crate::registry::{self, Registry};
@@ -88,6 +89,7 @@ impl State {
 
 /// Runs the server until `shutdown`.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    features::switch(&options.feature_gates, &options.runtime_config).map_err(anyhow::Error::msg)?;
     let tls = tls_config(&options)?;
     let etcd = Etcd::new(&options).context("cannot set up the etcd client")?;
     let settings = registry::settings(&options)?;

@@ -14,3 +14,4 @@ mod lifecycles;
 mod manners;
 mod services;
 mod subresources;
+mod switched;

@@ -15,7 +15,9 @@ use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use parking_lot::Mutex;
 
-use super::lister::{Lister, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, VOLUME_ATTACHMENTS, typed};
+use super::lister::{
+    Lister, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, POD_CERTIFICATE_REQUESTS, PODS, VOLUME_ATTACHMENTS, typed,
+};
 use super::rbac::rules;
 use super::{Attributes, Decision};
 use crate::authentication::UserInfo;
@@ -92,6 +94,7 @@ impl NodeAuthorizer {
                 ("create", "token") | ("get", "") => self.referred(node, Referent::ServiceAccount, attributes),
                 _ => no("can only create tokens for individual service accounts"),
             },
+            ("certificates.k8s.io", "podcertificaterequests") => self.certificate_request(node, attributes),
             ("coordination.k8s.io", "leases") => lease(node, attributes),
             ("storage.k8s.io", "csinodes") => csi_node(node, attributes),
             ("", "nodes") => node_object(node, attributes),
@@ -205,25 +208,43 @@ impl NodeAuthorizer {
         })
     }
 
+    /// As `authorizePodCertificateRequest`. Where the feature is off there are none.
+    fn certificate_request(&self, node: &str, attributes: &Attributes) -> Decision {
+        if !attributes.subresource.is_empty() {
+            return no("nodes may not access the status subresource of PodCertificateRequests");
+        }
+        match attributes.verb.as_str() {
+            // NodeRestriction looks at the object.
+            "create" => Decision::Allow,
+            "get" => decide(attributes, || {
+                let request = self.lister.get(POD_CERTIFICATE_REQUESTS, &attributes.namespace, &attributes.name);
+                request.is_some_and(|request| request.value().pointer("/spec/nodeName").is_some_and(|n| n == node))
+            }),
+            "list" | "watch" if selects_node(node, attributes) => Decision::Allow,
+            "list" | "watch" => no("can only list/watch podcertificaterequests with nodeName field selector"),
+            verb => Decision::NoOpinion(format!("nodes may not {verb} podcertificaterequests")),
+        }
+    }
+
     fn pod(&self, node: &str, attributes: &Attributes) -> Decision {
         match (attributes.subresource.as_str(), attributes.verb.as_str()) {
             ("", "get") => self.get_one(attributes, || {
                 let pod = self.lister.get(PODS, &attributes.namespace, &attributes.name);
                 pod.is_some_and(|pod| pod.identity.field("spec.nodeName") == Some(node))
             }),
-            ("", "list" | "watch") => {
-                let selector = FieldSelector::parse(&attributes.field_selector).ok();
-                let selected = selector.as_ref().and_then(|s| s.required_value("spec.nodeName"));
-                if selected == Some(node) {
-                    return Decision::Allow;
-                }
-                no("can only list/watch pods with spec.nodeName field selector")
-            }
+            ("", "list" | "watch") if selects_node(node, attributes) => Decision::Allow,
+            ("", "list" | "watch") => no("can only list/watch pods with spec.nodeName field selector"),
             // NodeRestriction looks at the object.
             ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Decision::Allow,
             _ => Decision::NoOpinion(String::new()),
         }
     }
+}
+
+/// Only what has to do with the node is asked for.
+fn selects_node(node: &str, attributes: &Attributes) -> bool {
+    let selector = FieldSelector::parse(&attributes.field_selector).ok();
+    selector.as_ref().and_then(|s| s.required_value("spec.nodeName")) == Some(node)
 }
 
 fn no(why: &str) -> Decision {

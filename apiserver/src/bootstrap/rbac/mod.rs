@@ -5,12 +5,14 @@ mod table;
 
 use std::collections::BTreeMap;
 
+use component_base::feature_gates::Feature;
 use k8s_openapi::api::rbac::v1::{
     AggregationRule, ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use crate::authorization::rbac::rules;
+use crate::features;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -85,7 +87,91 @@ const fn service_account(namespace: &'static str, name: &'static str) -> Subject
     SubjectFacts { kind: "ServiceAccount", namespace, name }
 }
 
+/// What comes with features that are off by default: roles, and rules of roles that there are anyway. As the branches of
+/// `bootstrappolicy`.
+const OF_FEATURES: &[(Feature, RoleFacts)] = &[
+    (
+        Feature::ClusterTrustBundle,
+        cluster_role("system:node", &[on("get list watch", "certificates.k8s.io", "clustertrustbundles")]),
+    ),
+    (
+        Feature::PodCertificateRequest,
+        cluster_role("system:node", &[on("create get list watch", "certificates.k8s.io", "podcertificaterequests")]),
+    ),
+    (
+        Feature::ClusterTrustBundle,
+        cluster_role(
+            "system:cluster-trust-bundle-discovery",
+            &[on("get list watch", "certificates.k8s.io", "clustertrustbundles")],
+        ),
+    ),
+    (
+        Feature::PodCertificateRequest,
+        cluster_role(
+            "system:controller:podcertificaterequestcleaner",
+            &[on("delete get list watch", "certificates.k8s.io", "podcertificaterequests")],
+        ),
+    ),
+    (
+        Feature::ClusterTrustBundle,
+        cluster_role(
+            "system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+            &[
+                named("attest", "certificates.k8s.io", "signers", "kubernetes.io/kube-apiserver-serving"),
+                on("create delete list update watch", "certificates.k8s.io", "clustertrustbundles"),
+                on("create patch update", "core events.k8s.io", "events"),
+            ],
+        ),
+    ),
+];
+const BINDINGS_OF_FEATURES: &[(Feature, BindingFacts)] = &[
+    (
+        Feature::ClusterTrustBundle,
+        BindingFacts {
+            name: "system:cluster-trust-bundle-discovery",
+            namespace: "",
+            role: "system:cluster-trust-bundle-discovery",
+            subjects: &[group("system:serviceaccounts")],
+        },
+    ),
+    (
+        Feature::PodCertificateRequest,
+        BindingFacts {
+            name: "system:controller:podcertificaterequestcleaner",
+            namespace: "",
+            role: "system:controller:podcertificaterequestcleaner",
+            subjects: &[service_account("kube-system", "podcertificaterequestcleaner")],
+        },
+    ),
+    (
+        Feature::ClusterTrustBundle,
+        BindingFacts {
+            name: "system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+            namespace: "",
+            role: "system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+            subjects: &[service_account("kube-system", "kube-apiserver-serving-clustertrustbundle-publisher")],
+        },
+    ),
+];
+
+/// The rules that features which are on add to a role.
+fn rules_of_features(name: &str, on: impl Fn(Feature) -> bool) -> Vec<PolicyRule> {
+    let added = OF_FEATURES.iter().filter(|(feature, facts)| facts.name == name && on(*feature));
+    added.flat_map(|(_, facts)| facts.rules()).collect()
+}
+
 pub fn cluster_roles() -> Vec<ClusterRole> {
+    cluster_roles_with(features::enabled)
+}
+
+fn cluster_roles_with(on: impl Fn(Feature) -> bool) -> Vec<ClusterRole> {
+    let known = |name: &str| table::CLUSTER_ROLES.iter().any(|facts| facts.name == name);
+    let more = OF_FEATURES.iter().filter(|(feature, facts)| on(*feature) && !known(facts.name));
+    let more = more.map(|(_, facts)| ClusterRole {
+        metadata: metadata(facts.name, "", ""),
+        aggregation_rule: None,
+        rules: Some(facts.rules()),
+    });
     let roles = table::CLUSTER_ROLES.iter().map(|facts| ClusterRole {
         metadata: metadata(facts.name, "", facts.aggregate_to),
         aggregation_rule: (!facts.aggregates.is_empty()).then(|| AggregationRule {
@@ -94,9 +180,13 @@ pub fn cluster_roles() -> Vec<ClusterRole> {
                 match_expressions: None,
             }]),
         }),
-        rules: facts.aggregates.is_empty().then(|| facts.rules()),
+        rules: facts.aggregates.is_empty().then(|| {
+            let mut rules = facts.rules();
+            rules.extend(rules_of_features(facts.name, &on));
+            rules
+        }),
     });
-    roles.collect()
+    roles.chain(more).collect()
 }
 
 pub fn roles() -> Vec<Role> {
@@ -107,7 +197,8 @@ pub fn roles() -> Vec<Role> {
 }
 
 pub fn cluster_role_bindings() -> Vec<ClusterRoleBinding> {
-    let bindings = table::CLUSTER_ROLE_BINDINGS.iter().map(|facts| ClusterRoleBinding {
+    let more = BINDINGS_OF_FEATURES.iter().filter(|(feature, _)| features::enabled(*feature)).map(|(_, facts)| facts);
+    let bindings = table::CLUSTER_ROLE_BINDINGS.iter().chain(more).map(|facts| ClusterRoleBinding {
         metadata: metadata(facts.name, "", ""),
         role_ref: facts.role_ref("ClusterRole"),
         subjects: facts.subjects(),
@@ -126,7 +217,10 @@ pub fn role_bindings() -> Vec<RoleBinding> {
 
 /// The rules of one default ClusterRole; none for an unknown name.
 pub fn cluster_role_rules(name: &str) -> Vec<PolicyRule> {
-    table::CLUSTER_ROLES.iter().find(|facts| facts.name == name).map(RoleFacts::rules).unwrap_or_default()
+    let mut rules: Vec<PolicyRule> =
+        table::CLUSTER_ROLES.iter().find(|facts| facts.name == name).map(RoleFacts::rules).unwrap_or_default();
+    rules.extend(rules_of_features(name, features::enabled));
+    rules
 }
 
 /// What a role lacks of its default; None if nothing. Works on the metadata and rules of Roles and ClusterRoles.
@@ -302,6 +396,26 @@ mod tests {
         same(cluster_role_bindings(), &["cluster-role-bindings", "controller-role-bindings"]);
         same(roles(), &["namespace-roles"]);
         same(role_bindings(), &["namespace-role-bindings"]);
+    }
+
+    #[test]
+    fn features_bring_roles_and_rules() {
+        let (without, with) = (cluster_roles_with(|_| false), cluster_roles_with(|_| true));
+        let name = |role: &ClusterRole| role.metadata.name.clone().unwrap();
+        let more: Vec<String> =
+            with.iter().map(name).filter(|n| !without.iter().any(|role| name(role) == *n)).collect();
+        assert_eq!(
+            more,
+            [
+                "system:cluster-trust-bundle-discovery",
+                "system:controller:podcertificaterequestcleaner",
+                "system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+            ]
+        );
+        let of_nodes = |roles: &[ClusterRole]| {
+            roles.iter().find(|role| name(role) == "system:node").unwrap().rules.as_ref().unwrap().len()
+        };
+        assert_eq!(of_nodes(&with), of_nodes(&without) + 2);
     }
 
     #[test]

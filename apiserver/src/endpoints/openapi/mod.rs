@@ -182,7 +182,10 @@ impl Pen {
 fn fingerprint(name: &str) -> String {
     static FACTS: LazyLock<Sha256> = LazyLock::new(|| {
         let versions = [crate::KUBERNETES_VERSION, env!("CARGO_PKG_VERSION")];
-        versions.iter().fold(Sha256::new_with_prefix(Docs::fingerprint()), |hash, text| hash.chain_update(text))
+        let hash =
+            versions.iter().fold(Sha256::new_with_prefix(Docs::fingerprint()), |hash, text| hash.chain_update(text));
+        // What is served may have been switched on.
+        facts::groups().iter().flat_map(|group| &group.versions).fold(hash, |hash, version| hash.chain_update(version))
     });
     FACTS.clone().chain_update(name).finalize().iter().map(|byte| format!("{byte:02X}")).collect()
 }

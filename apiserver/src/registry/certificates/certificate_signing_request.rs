@@ -1,5 +1,6 @@
 //! CertificateSigningRequests: who asks is noted on creation, and what was asked stays.
 
+use super::signers;
 use crate::registry::checks::{Is, check};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
@@ -7,14 +8,12 @@ use crate::registry::object::{child, copy_field, int, items_mut, list, set, text
 use crate::registry::print::{self, Clock, NONE, human_duration};
 use crate::registry::rules::Rules;
 use crate::registry::strategy::Part;
-use apimachinery::names::is_dns1123_subdomain;
 use apimachinery::status::FieldError;
-use aws_lc_rs::signature::{ECDSA_P521_SHA512_ASN1, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::{FromDer as _, X509Error};
+use x509_parser::prelude::FromDer as _;
 
 const USAGES: [&str; 23] = [
     "any",
@@ -41,9 +40,6 @@ const USAGES: [&str; 23] = [
     "signing",
     "timestamping",
 ];
-const ECDSA_WITH_SHA512: &str = "1.2.840.10045.4.3.4";
-/// A namespace, a dot and a name.
-const SIGNER_PATH_MAX: usize = 63 + 1 + 253;
 const EXPIRATION_MIN_SECONDS: i64 = 600;
 
 pub const RULES: Rules = Rules {
@@ -122,34 +118,13 @@ fn validate(root: &Field<'_, '_>, errors: &mut Errors) {
     }
 }
 
-/// `domain/path`, with limits that leave room for a namespace and a name in the path. As `ValidateSignerName`.
+/// As `ValidateSignerName`, but for one that is no more.
 fn signer_name(signer: &Field<'_, '_>, errors: &mut Errors) {
-    if !errors.need(signer) {
-        return;
-    }
     if signer.str() == "kubernetes.io/legacy-unknown" {
         errors.invalid(signer, "the legacy signerName is not allowed via this API version");
         return;
     }
-    let segments: Vec<&str> = signer.str().split('/').collect();
-    let [domain, path] = segments.as_slice() else {
-        errors.invalid(signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
-        return;
-    };
-    let mut refuse = |value: &str, what: &str| {
-        let why = format!("validating {what} segment {value:?}: ");
-        for message in is_dns1123_subdomain(value) {
-            errors.0.push(FieldError::invalid(signer.path(), value, format!("{why}{message}")));
-        }
-    };
-    refuse(domain, "domain");
-    path.split('.').for_each(|part| refuse(part, "label"));
-    if !domain.contains('.') {
-        errors.invalid(signer, "should be a domain with at least two segments separated by dots");
-    }
-    if path.len() > SIGNER_PATH_MAX {
-        errors.too_long(signer, SIGNER_PATH_MAX);
-    }
+    signers::signer_name(signer, errors);
 }
 
 /// Base64 of the PEM of a PKCS#10 request whose signature holds: who asks has the key. As `validateCSR`.
@@ -161,28 +136,7 @@ fn parse_request(text: &str) -> Result<(), String> {
         return Err("PEM block type must be CERTIFICATE REQUEST".to_owned());
     }
     let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
-    let verified = match request.verify_signature() {
-        // The one signature that Go knows and x509-parser does not.
-        Err(X509Error::SignatureUnsupportedAlgorithm) if algorithm(&request) == ECDSA_WITH_SHA512 => {
-            let key = &request.certification_request_info.subject_pki.subject_public_key.data;
-            let key = UnparsedPublicKey::new(&ECDSA_P521_SHA512_ASN1, key);
-            let (info, signature) = (request.certification_request_info.raw, &request.signature_value.data);
-            key.verify(info, signature).map_err(|_| X509Error::SignatureVerificationError)
-        }
-        verified => verified,
-    };
-    let failed = |scheme: &str| Err(format!("x509: {scheme} verification failure"));
-    match (verified, algorithm(&request).as_str()) {
-        (Ok(()), _) => Ok(()),
-        (Err(X509Error::SignatureVerificationError), oid) if oid.starts_with("1.2.840.10045.") => failed("ECDSA"),
-        (Err(X509Error::SignatureVerificationError), "1.3.101.112") => failed("Ed25519"),
-        (Err(X509Error::SignatureVerificationError), _) => Err("crypto/rsa: verification error".to_owned()),
-        (Err(_), _) => Err("x509: cannot verify signature: algorithm unimplemented".to_owned()),
-    }
-}
-
-fn algorithm(request: &X509CertificationRequest<'_>) -> String {
-    request.signature_algorithm.algorithm.to_id_string()
+    signers::check_signature(&request)
 }
 
 /// What an update may write, by the way it comes: verdicts exclude each other and stay, and come by approval only; a

@@ -1,6 +1,8 @@
 //! Defaults of pods and of the templates that make them. As `SetDefaults_PodSpec` and what it calls.
 
+use crate::features::enabled;
 use crate::registry::object::{at_mut, child, default, is_blank, items_mut, remove, set, text};
+use component_base::feature_gates::Feature;
 use serde_json::{Value, json};
 
 /// Fields that hold containers in a pod's spec.
@@ -90,8 +92,12 @@ fn drop_disabled(spec: &mut Value) {
     for volume in items_mut(spec, "volumes") {
         if let Some(projected) = volume.get_mut("projected") {
             for source in items_mut(projected, "sources") {
-                remove(source, "clusterTrustBundle");
-                remove(source, "podCertificate");
+                if !enabled(Feature::ClusterTrustBundleProjection) {
+                    remove(source, "clusterTrustBundle");
+                }
+                if !enabled(Feature::PodCertificateRequest) {
+                    remove(source, "podCertificate");
+                }
             }
         }
     }

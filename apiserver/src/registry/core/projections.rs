@@ -2,6 +2,7 @@
 //! volumes and environments may show. As `validateProjectedVolumeSource` and `validateObjectFieldSelector`.
 
 use super::volume_sources::{key_to_path, mode, unreserved_path};
+use crate::registry::certificates::{cluster_trust_bundle, signers};
 use crate::registry::field::{Errors, Field};
 use crate::registry::metadata;
 use apimachinery::names::is_qualified_name;
@@ -45,6 +46,8 @@ const KNOWN_FIELDS: [&str; 14] = [
     "status.podIP",
     "status.podIPs",
 ];
+const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+const CERTIFICATE_FILES: [&str; 3] = ["credentialBundlePath", "keyPath", "certificateChainPath"];
 const UNITS: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 /// Where a field or a resource is asked for.
@@ -169,11 +172,20 @@ pub fn projected(volume: &Field<'_, '_>, errors: &mut Errors) {
         if token.is_set() {
             self::token(volume, &token, errors);
         }
-        let bundle = source.at("clusterTrustBundle");
+        // As Kubernetes still names it.
+        let bundle = source.at("clusterTrustBundlePEM").with(source.at("clusterTrustBundle").value);
         if bundle.is_set() {
             trust_bundle(&bundle, errors);
             let path = bundle.value.get("path").and_then(|p| p.as_str()).unwrap_or("");
             taken(volume, &mut paths, path, path, errors);
+        }
+        let certificate = source.at("podCertificate");
+        if certificate.is_set() {
+            pod_certificate(&certificate, errors);
+            for file in CERTIFICATE_FILES {
+                let path = certificate.value.get(file).and_then(|p| p.as_str()).unwrap_or("");
+                taken(volume, &mut paths, path, path, errors);
+            }
         }
         if source.len() > 1 {
             errors.forbidden(&source, "may not specify more than 1 volume type per source");
@@ -216,6 +228,11 @@ fn trust_bundle(bundle: &Field<'_, '_>, errors: &mut Errors) {
             if name.is_blank() {
                 errors.required(&name, "must be a valid object name");
             }
+            // The signer's name, where it stands before the last colon.
+            let of = name.str().rsplit_once(':').map_or_else(String::new, |(signer, _)| signer.replace(':', "/"));
+            for fault in cluster_trust_bundle::name(&of, name.str(), false) {
+                errors.invalid(&name, format!("not a valid clustertrustbundlename: {fault}"));
+            }
             if selector.is_set() {
                 errors.invalid(&selector, "labelSelector must be unset if name is specified");
             }
@@ -224,6 +241,7 @@ fn trust_bundle(bundle: &Field<'_, '_>, errors: &mut Errors) {
             if signer.is_blank() {
                 errors.required(&signer, "must be a valid signer name");
             }
+            signers::signer_name(&signer, errors);
             metadata::label_selector(&selector, errors);
         }
         (false, false) => errors.required(bundle, "either name or signerName must be specified"),
@@ -231,4 +249,105 @@ fn trust_bundle(bundle: &Field<'_, '_>, errors: &mut Errors) {
     let path = bundle.at("path");
     errors.need(&path);
     unreserved_path(&path, errors);
+}
+
+/// What is asked of a signer for a pod, and where the answer is written.
+fn pod_certificate(certificate: &Field<'_, '_>, errors: &mut Errors) {
+    signers::signer_name(&certificate.at("signerName"), errors);
+    let kind = certificate.at("keyType");
+    if !KEY_TYPES.contains(&kind.str()) {
+        errors.not_supported(&kind, &KEY_TYPES);
+    }
+    let seconds = certificate.at("maxExpirationSeconds");
+    if seconds.int().is_some_and(|s| s < 3600) {
+        errors.invalid(&seconds, "if provided, maxExpirationSeconds must be >= 3600");
+    }
+    if seconds.int().is_some_and(|s| s > 7_862_400) {
+        errors.invalid(&seconds, "if provided, maxExpirationSeconds must be <= 7862400");
+    }
+    let files = CERTIFICATE_FILES.map(|file| certificate.at(file));
+    if files.iter().all(Field::is_blank) {
+        errors.required(certificate, "specify at least one of credentialBundlePath, keyPath, and certificateChainPath");
+    }
+    for file in files.iter().filter(|file| !file.is_blank()) {
+        unreserved_path(file, errors);
+    }
+    signers::user_annotations(&certificate.at("userAnnotations"), errors);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn faults(sources: Value) -> Vec<String> {
+        let volume = json!({"sources": sources});
+        let mut errors = Errors::default();
+        projected(&Field::root(&volume), &mut errors);
+        errors.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_trust_bundle_is_named_or_selected() {
+        for (bundle, fault) in [
+            (json!({"name": "a", "path": "ca"}), ""),
+            (json!({"name": "example.com:foo:v1", "path": "ca"}), ""),
+            (json!({"signerName": "example.com/foo", "labelSelector": {}, "path": "ca"}), ""),
+            (json!({"path": "ca"}), ": Required value: either name or signerName must be specified"),
+            (
+                json!({"name": "UP", "path": "ca"}),
+                ".name: Invalid value: \"UP\": not a valid clustertrustbundlename: a lowercase RFC 1123 subdomain",
+            ),
+            (
+                json!({"signerName": "foo", "path": "ca"}),
+                ".signerName: Invalid value: \"foo\": must be a fully qualified domain and path",
+            ),
+            (json!({"name": "a", "path": "../ca"}), ".path: Invalid value: \"../ca\": must not contain '..'"),
+        ] {
+            let told = faults(json!([{"clusterTrustBundle": bundle}]));
+            let expected = format!("sources[0].clusterTrustBundlePEM{fault}");
+            let same = if fault.is_empty() { told.is_empty() } else { told[0].starts_with(&expected) };
+            assert!(same && told.len() < 2, "{fault}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_pods_certificate_is_of_a_known_kind_and_goes_somewhere() {
+        let certificate = json!({"signerName": "example.com/foo", "keyType": "ECDSAP256", "keyPath": "k",
+            "certificateChainPath": "c", "maxExpirationSeconds": 3600, "userAnnotations": {"example.com/a": "b"}});
+        assert!(faults(json!([{"podCertificate": certificate}])).is_empty());
+        for (field, value, fault) in [
+            (
+                "keyType",
+                json!("RSA1024"),
+                ".keyType: Unsupported value: \"RSA1024\": supported values: \"RSA3072\", \"RSA4096\", \"ECDSAP256\", \"ECDSAP384\", \"ECDSAP521\", \"ED25519\"",
+            ),
+            (
+                "maxExpirationSeconds",
+                json!(3599),
+                ".maxExpirationSeconds: Invalid value: 3599: if provided, maxExpirationSeconds must be >= 3600",
+            ),
+            (
+                "maxExpirationSeconds",
+                json!(7_862_401),
+                ".maxExpirationSeconds: Invalid value: 7862401: if provided, maxExpirationSeconds must be <= 7862400",
+            ),
+            ("keyPath", json!("/k"), ".keyPath: Invalid value: \"/k\": must be a relative path"),
+            (
+                "userAnnotations",
+                json!({"a": "b"}),
+                ".userAnnotations: Invalid value: \"a\": must be a domain-prefixed key (such as \"acme.io/foo\")",
+            ),
+            ("signerName", json!(""), ".signerName: Required value"),
+        ] {
+            let mut changed = certificate.clone();
+            changed[field] = value;
+            let told = faults(json!([{"podCertificate": changed}]));
+            assert_eq!(told, [format!("sources[0].podCertificate{fault}")]);
+        }
+        let nowhere = json!([{"podCertificate": {"signerName": "example.com/foo", "keyType": "ED25519"}}]);
+        assert!(faults(nowhere)[0].starts_with("sources[0].podCertificate: Required value: specify at least one of"));
+        let twice = json!([{"podCertificate": certificate}, {"clusterTrustBundle": {"name": "a", "path": "k"}}]);
+        assert_eq!(faults(twice).len(), 1, "one file of two sources");
+    }
 }
