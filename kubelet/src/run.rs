@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use apimachinery::quantity::Quantity;
 use component_base::backoff::Backoff;
 use component_base::events::{Recorder, Type};
+use component_base::feature_gates::{Feature, FeatureGates};
 use component_base::informer::Informer;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
@@ -44,7 +45,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::static_pods::{self, Mirrors};
 use crate::status::StatusManager;
 use crate::usage::claims::ClaimStats;
-use crate::volumes::Volumes;
+use crate::volumes::{PodCertificates, Volumes};
 use crate::{certificates, env, metrics, plugins, probes, runtime, server};
 
 const USER_AGENT: &str = "kubelet/v1.36.0 (linux) pilothouse";
@@ -141,7 +142,12 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()
     let puller = Arc::new(puller.with_providers(providers));
     let csi = Csi::new(client.clone(), &name, &root_dir);
     let dra = Dra::new(client.clone(), &name, &root_dir);
-    let volumes = Volumes::new(objects, &name).with(
+    let gates = FeatureGates::of(&config.feature_gates);
+    let certificates = client.clone().zip(own_node.clone()).filter(|_| gates.enabled(Feature::PodCertificateRequest));
+    let certificates = certificates.map(|(client, node)| PodCertificates::new(client, node, &name, events.clone()));
+    let volumes =
+        Volumes::new(objects, &name).with_trust(gates.enabled(Feature::ClusterTrustBundleProjection), certificates);
+    let volumes = volumes.with(
         csi.clone(),
         puller.clone(),
         runtime::has_image_volumes(&runtime_name, &runtime_version),

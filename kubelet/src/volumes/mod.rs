@@ -12,8 +12,10 @@ mod measured;
 mod mounts;
 mod payload;
 mod persistent;
+mod pod_certificates;
 mod sub_path;
 mod tokens;
+mod trust_bundles;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -34,7 +36,9 @@ use crate::metrics::metrics;
 use crate::objects::Objects;
 use crate::runtime::selinux;
 use crate::usage::Measured;
-use payload::{ApiVolume, Payload, Tokens};
+use payload::{Answer, Answers, ApiVolume, Material, Payload, Tokens};
+pub(crate) use pod_certificates::PodCertificates;
+use trust_bundles::TrustBundles;
 
 /// Where a prepared volume is on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,6 +87,9 @@ impl VolumeError {
 pub struct Volumes {
     objects: Objects,
     tokens: tokens::TokenManager,
+    /// None where the feature is off.
+    trust_bundles: Option<TrustBundles>,
+    certificates: Option<PodCertificates>,
     node_name: String,
     allocatable: arc_swap::ArcSwap<BTreeMap<String, apimachinery::quantity::Quantity>>,
     csi: Option<Arc<Csi>>,
@@ -108,6 +115,8 @@ impl Volumes {
         Self {
             objects: objects.into(),
             tokens: tokens::TokenManager::default(),
+            trust_bundles: None,
+            certificates: None,
             node_name: node_name.to_owned(),
             allocatable: arc_swap::ArcSwap::default(),
             csi: None,
@@ -130,6 +139,13 @@ impl Volumes {
 
     pub fn telling(mut self, events: Arc<Events>) -> Self {
         self.events = Some(events);
+        self
+    }
+
+    /// With trust bundles of the cluster, and with certificates for pods, where these features are on.
+    pub(crate) fn with_trust(mut self, bundles: bool, certificates: Option<PodCertificates>) -> Self {
+        self.trust_bundles = self.objects.client().filter(|_| bundles).cloned().map(TrustBundles::new);
+        self.certificates = certificates;
         self
     }
 
@@ -205,7 +221,7 @@ impl Volumes {
         if let Some(api_volume) = payload::sources_of(volume) {
             let path = volume_dir(pod_dir, api_volume.plugin, &volume.name);
             let group = payload::fs_group(pod);
-            match self.payload(pod, &api_volume).await {
+            match self.payload(pod, &volume.name, &api_volume).await {
                 Ok(payload) => {
                     write_files(&path, api_volume.in_memory, &payload, group).map_err(|error| error.to_string())?;
                 }
@@ -430,7 +446,7 @@ impl Volumes {
     }
 
     /// Fetch what an API volume needs and put its files together.
-    async fn payload(&self, pod: &Pod, volume: &ApiVolume) -> Result<Payload, String> {
+    async fn payload(&self, pod: &Pod, name: &str, volume: &ApiVolume) -> Result<Payload, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let wanted = volume.wanted();
         let mut found = Found::default();
@@ -455,7 +471,28 @@ impl Volumes {
         if facts.node_name.is_empty() {
             facts.node_name.clone_from(&self.node_name);
         }
-        payload::payload(volume, pod, &found, &tokens, &facts)
+        let answers = Box::pin(self.answers(pod, name, volume)).await;
+        payload::payload(volume, pod, &Material { found, tokens, answers, facts })
+    }
+
+    /// Asks for trust anchors and certificates.
+    async fn answers(&self, pod: &Pod, name: &str, volume: &ApiVolume) -> Answers {
+        let mut answers = Answers::new();
+        for (place, source) in volume.sources.iter().enumerate() {
+            let answer = match (&source.cluster_trust_bundle, &source.pod_certificate) {
+                (Some(source), _) => match &self.trust_bundles {
+                    Some(bundles) => bundles.anchors(source).await.map(Answer::Anchors),
+                    None => Err("ClusterTrustBundle projection is not supported in static kubelet mode".to_owned()),
+                },
+                (None, Some(source)) => match &self.certificates {
+                    Some(all) => all.credentials(pod, name, place, source).await.map(Answer::Credentials),
+                    None => Err("unimplemented".to_owned()),
+                },
+                (None, None) => continue,
+            };
+            answers.insert(place, answer);
+        }
+        answers
     }
 
     /// The CRI mounts of one container's volumeMounts (subPath, subPathExpr, readOnly, propagation). `envs` is what
@@ -562,6 +599,9 @@ impl Volumes {
     /// directories of pods that are long gone.
     pub async fn unmount_pod(&self, uid: &str, pod_dir: &Path) -> Result<(), VolumeError> {
         self.tokens.forget_pod(uid);
+        if let Some(certificates) = &self.certificates {
+            certificates.forget_pod(uid);
+        }
         self.claimed.lock().retain(|(pod, _), _| pod != uid);
         let pod_dir = pod_dir.to_path_buf();
         let subpaths = pod_dir.join("volume-subpaths");

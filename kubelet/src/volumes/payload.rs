@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 
+use super::pod_certificates::Credentials;
 use crate::env::{Found, NodeFacts, field_ref};
 
 /// One file.
@@ -119,18 +120,32 @@ pub(super) fn token_key(source: &ServiceAccountTokenProjection) -> (String, i64)
     (source.audience.clone().unwrap_or_default(), source.expiration_seconds.unwrap_or(DEFAULT_SECONDS))
 }
 
+/// What was answered to the sources that somebody had to be asked for, by their places in the volume.
+pub(super) type Answers = BTreeMap<usize, Result<Answer, String>>;
+
+/// An answer to a source.
+#[derive(Debug, Clone)]
+pub(super) enum Answer {
+    /// Trust anchors, as PEM.
+    Anchors(String),
+    Credentials(Credentials),
+}
+
+/// What the files of a volume are made of.
+#[derive(Default)]
+pub(super) struct Material {
+    pub found: Found,
+    pub tokens: Tokens,
+    pub answers: Answers,
+    pub facts: NodeFacts,
+}
+
 /// The volume's files, or every reason why there are none, joined as Kubernetes joins them.
-pub(super) fn payload(
-    volume: &ApiVolume,
-    pod: &Pod,
-    found: &Found,
-    tokens: &Tokens,
-    facts: &NodeFacts,
-) -> Result<Payload, String> {
+pub(super) fn payload(volume: &ApiVolume, pod: &Pod, material: &Material) -> Result<Payload, String> {
     let mut payload = Payload::new();
     let mut errors = Vec::new();
-    for source in &volume.sources {
-        match files_of(source, volume.default_mode, pod, found, tokens, facts) {
+    for (place, source) in volume.sources.iter().enumerate() {
+        match files_of((place, source), volume.default_mode, pod, material) {
             Ok(files) => payload.extend(files),
             Err(error) => errors.push(error),
         }
@@ -146,13 +161,12 @@ pub(super) fn payload(
 }
 
 fn files_of(
-    source: &VolumeProjection,
+    (place, source): (usize, &VolumeProjection),
     default_mode: u32,
     pod: &Pod,
-    found: &Found,
-    tokens: &Tokens,
-    facts: &NodeFacts,
+    material: &Material,
 ) -> Result<Payload, String> {
+    let Material { found, tokens, answers, facts } = material;
     if let Some(source) = &source.config_map {
         let optional = source.optional == Some(true);
         let Some(object) = found.config_maps.get(&source.name) else {
@@ -185,19 +199,29 @@ fn files_of(
     if let Some(source) = &source.downward_api {
         return downward_files(source.items.as_deref().unwrap_or_default(), default_mode, pod, facts);
     }
+    // Who alone reads a secret alone may.
+    let uid = only_user(pod);
+    let mode = if uid.is_some() || fs_group(pod).is_some() { 0o600 } else { default_mode };
+    let file = |path: &String, data: String| (path.clone(), FileProjection { data: data.into_bytes(), mode, uid });
     if let Some(source) = &source.service_account_token {
         let token = tokens.get(&token_key(source)).ok_or("failed to fetch token: no token")?;
-        let uid = only_user(pod);
-        let mode = if uid.is_some() || fs_group(pod).is_some() { 0o600 } else { default_mode };
-        let file = FileProjection { data: token.clone().into_bytes(), mode, uid };
-        return Ok(Payload::from([(source.path.clone(), file)]));
+        return Ok(Payload::from([file(&source.path, token.clone())]));
     }
-    if source.cluster_trust_bundle.is_some() {
-        // As a kubelet whose feature gate ClusterTrustBundleProjection is off, which is the default.
-        return Err("ClusterTrustBundle projection is not supported in static kubelet mode".into());
+    let answer = || answers.get(&place).cloned().unwrap_or_else(|| Err("nobody was asked".to_owned()));
+    if let Some(source) = &source.cluster_trust_bundle {
+        let Answer::Anchors(anchors) = answer()? else { return Ok(Payload::new()) };
+        return Ok(Payload::from([file(&source.path, anchors)]));
     }
-    if source.pod_certificate.is_some() {
-        return Err("projected source podCertificate is not supported yet".into());
+    if let Some(source) = &source.pod_certificate {
+        let Answer::Credentials(Credentials { key, chain }) = answer()? else { return Ok(Payload::new()) };
+        let files = [
+            (&source.credential_bundle_path, format!("{key}{chain}")),
+            (&source.key_path, key),
+            (&source.certificate_chain_path, chain),
+        ];
+        let wanted =
+            files.into_iter().filter_map(|(path, data)| Some((path.as_ref().filter(|p| !p.is_empty())?, data)));
+        return Ok(wanted.map(|(path, data)| file(path, data)).collect());
     }
     Ok(Payload::new())
 }
@@ -316,7 +340,14 @@ mod tests {
         let volume: Volume = serde_json::from_value(volume).expect("a volume");
         let tokens = Tokens::from([((String::new(), 3600), "ey".to_owned())]);
         let volume = sources_of(&volume).expect("an API volume");
-        let payload = payload(&volume, pod, &found(), &tokens, &NodeFacts::default())?;
+        let answer = |source: &VolumeProjection| match &source.cluster_trust_bundle {
+            Some(bundle) if bundle.name.is_none() => Err("no such bundle".to_owned()),
+            Some(_) => Ok(Answer::Anchors("anchors".to_owned())),
+            None => Ok(Answer::Credentials(Credentials { key: "key ".to_owned(), chain: "chain".to_owned() })),
+        };
+        let answers = volume.sources.iter().map(answer).enumerate().collect();
+        let material = Material { found: found(), tokens, answers, ..Material::default() };
+        let payload = payload(&volume, pod, &material)?;
         Ok(payload.into_iter().map(|(path, f)| (path, String::from_utf8_lossy(&f.data).into_owned(), f.mode)).collect())
     }
 
@@ -352,6 +383,18 @@ mod tests {
                     {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}}),
                 vec![file("ca.crt", "1", 0o644), file("namespace", "ns", 0o644), file("token", "ey", 0o644)],
             ),
+            (
+                json!({"name": "v", "projected": {"defaultMode": 256, "sources": [
+                    {"clusterTrustBundle": {"name": "b", "path": "ca.pem"}},
+                    {"podCertificate": {"signerName": "e.com/s", "keyType": "ED25519", "credentialBundlePath": "all",
+                        "keyPath": "tls/key", "certificateChainPath": "tls/chain"}}]}}),
+                vec![
+                    file("all", "key chain", 0o400),
+                    file("ca.pem", "anchors", 0o400),
+                    file("tls/chain", "chain", 0o400),
+                    file("tls/key", "key ", 0o400),
+                ],
+            ),
         ];
         for (volume, want) in cases {
             assert_eq!(files(volume.clone(), &pod(json!({}))), Ok(want), "{volume}");
@@ -371,10 +414,7 @@ mod tests {
                 json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "x"}}, {"secret": {"name": "y"}}]}}),
                 "[configmap \"x\" not found, secret \"y\" not found]",
             ),
-            (
-                json!({"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}),
-                "ClusterTrustBundle projection is not supported in static kubelet mode",
-            ),
+            (json!({"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}), "no such bundle"),
             (
                 json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "a", "path": "../../etc/passwd"}]}}),
                 "invalid path: \"../../etc/passwd\" must be relative and without \"..\"",
