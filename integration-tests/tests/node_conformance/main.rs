@@ -10,6 +10,7 @@ mod mounted;
 mod probed;
 mod seen;
 mod served;
+mod trusted;
 
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,7 @@ async fn a_node_gives_what_others_make() {
     node.drivers_make_volumes_for_pods(&cluster).await;
     node.devices_are_claimed(&cluster).await;
     node.huge_pages_are_a_volume(&cluster).await;
+    node.trust_is_given(&cluster).await;
 }
 
 #[tokio::test]
