@@ -38,6 +38,9 @@ fn main() -> ExitCode {
 async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<()> {
     controllers::check(&flags.controllers).map_err(|why| anyhow::anyhow!("--controllers: {why}"))?;
     flags.authorities().map_err(anyhow::Error::msg)?;
+    for gate in &flags.feature_gates.without_effect {
+        warn!(gate, "this feature gate switches nothing here");
+    }
     let mut config = client::load(flags.kubeconfig.as_deref()).await?;
     if let Some(master) = &flags.master {
         config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no address"))?;

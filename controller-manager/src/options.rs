@@ -1,7 +1,9 @@
 //! The command line: kube-controller-manager's flags.
+use crate::controllers::gate_of;
 use apimachinery::time::parse_duration;
 use clap::{ArgAction::Set, Parser};
 use component_base::cli::{CommonFlags, Ignored};
+use component_base::feature_gates::FeatureGates;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 /// Controllers that run only when they are named.
@@ -60,6 +62,9 @@ pub struct Flags {
     /// Controllers to run: `*` all that are on by default, `foo` that one, `-foo` not that one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<String>,
+    /// Features that are off, or on, unless named: `Name=true,…`.
+    #[arg(long, default_value = "", value_parser = FeatureGates::parse)]
+    pub feature_gates: FeatureGates,
     /// Each controller writes with a ServiceAccount of its own.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = Set)]
     pub use_service_account_credentials: bool,
@@ -247,8 +252,12 @@ pub struct SignerFiles {
 pub type Settings = Flags;
 
 impl Flags {
-    /// Whether a controller, known by any of `names`, is to run. As `IsControllerEnabled`.
+    /// Whether a controller, known by any of `names`, is to run: the feature that it is for is on as well. As
+    /// `IsControllerEnabled`.
     pub fn runs(&self, names: &[&str]) -> bool {
+        if names.iter().filter_map(|name| gate_of(name)).any(|feature| !self.feature_gates.enabled(feature)) {
+            return false;
+        }
         let mut all = false;
         for wanted in &self.controllers {
             match wanted.strip_prefix('-') {
@@ -335,7 +344,6 @@ pub const IGNORED: &[Ignored] = &[
     Ignored::Bool("enable-hostpath-provisioner"),
     Ignored::Bool("enable-leader-migration"),
     Ignored::Value("external-cloud-volume-plugin"),
-    Ignored::Value("feature-gates"),
     Ignored::Value("flex-volume-plugin-dir"),
     Ignored::Value("http2-max-streams-per-connection"),
     Ignored::Value("kube-api-content-type"),
@@ -406,6 +414,9 @@ mod tests {
         assert_eq!(flags.cluster_cidr, ["10.244.0.0/16"]);
         assert!(flags.runs(&["bootstrap-signer-controller", "bootstrapsigner"]));
         assert!(read("--no-such-flag=1").is_err());
+        let publisher = ["kube-apiserver-serving-clustertrustbundle-publisher-controller"];
+        assert!(!flags.runs(&publisher));
+        assert!(read("--feature-gates=ClusterTrustBundle=true").unwrap().runs(&publisher));
     }
 
     #[test]

@@ -134,6 +134,11 @@ impl Server {
 
     /// As [`Server::start_with_controllers`], but none runs yet.
     pub async fn start_for_controllers() -> Server {
+        Self::start_for_controllers_with(&[]).await
+    }
+
+    /// As [`Server::start_for_controllers`], with more flags for the apiserver.
+    pub async fn start_for_controllers_with(more: &[&str]) -> Server {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name).display().to_string();
         let key = file("sa.key");
@@ -145,7 +150,7 @@ impl Server {
             "--enable-admission-plugins=ServiceAccount".to_owned(),
         ];
         let (ca, ca_key, kubeconfig) = (file("ca.crt"), file("ca.key"), file("admin.conf"));
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
         let mut server = Self::start_in(directory, &flags).await;
         let user = serde_json::json!({
             "client-certificate-data": base64(&server.admin.0), "client-key-data": base64(&server.admin.1)});

@@ -1,6 +1,6 @@
 //! Identities: ServiceAccounts, their tokens and what pods get of them; certificates; reviews of who may what.
 
-use crate::common::{ISSUER, base64, eventually};
+use crate::common::{ISSUER, Server, base64, eventually, has_controllers};
 use crate::start;
 use serde_json::{Value, json};
 
@@ -224,4 +224,42 @@ async fn reviews_say_what_requests_meet() {
     }
     let who = server.call_as(me, "POST", &format!("{AUTHENTICATION}/selfsubjectreviews"), &json!({})).await.unwrap();
     assert_eq!(who["status"]["userInfo"], json!({"username": name, "groups": groups}));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_authority_is_published_where_trust_bundles_are_on() {
+    if !has_controllers() {
+        return;
+    }
+    let gates = "--feature-gates=ClusterTrustBundle=true,PodCertificateRequest=true";
+    let mut server =
+        Server::start_for_controllers_with(&["--runtime-config=certificates.k8s.io/v1beta1=true", gates]).await;
+    server.add_controllers(&["--leader-elect=false", "--secure-port=0", gates]);
+    let bundles = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles";
+    let signer = "kubernetes.io/kube-apiserver-serving";
+    let of_signer = format!("{bundles}?fieldSelector=spec.signerName%3D{signer}");
+    let only = async || {
+        eventually("the one bundle", async || match server.get(&of_signer).await.map(|list| list["items"].clone()) {
+            Ok(items) if items.as_array().is_some_and(|items| items.len() == 1) => Ok(items[0].clone()),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+    };
+    let made = only().await;
+    let name = made["metadata"]["name"].as_str().unwrap().to_owned();
+    assert!(name.starts_with("kubernetes.io:kube-apiserver-serving:"), "{name}");
+    let text = made["spec"]["trustBundle"].clone();
+    assert!(text.as_str().is_some_and(|text| text.starts_with("-----BEGIN CERTIFICATE-----")));
+
+    // It comes back, and one of another authority goes.
+    server.delete(&format!("{bundles}/{name}"), &Value::Null).await.unwrap();
+    let old = json!({"metadata": {"name": "kubernetes.io:kube-apiserver-serving:old"},
+        "spec": {"signerName": signer, "trustBundle": text}});
+    server.post(bundles, &old).await.unwrap();
+    eventually("the bundle is as it was", async || {
+        let names = server.names(&of_signer).await;
+        if names == [name.clone()] { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await;
+    assert_eq!(only().await["spec"]["trustBundle"], made["spec"]["trustBundle"]);
 }

@@ -32,10 +32,12 @@ mod serviceaccount;
 mod serviceaccount_token;
 mod statefulset;
 mod taint_eviction;
+mod trust_bundles;
 mod ttl;
 mod volumes;
 
 use crate::runtime::Context;
+use component_base::feature_gates::Feature;
 use futures::future::BoxFuture;
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use std::sync::Arc;
@@ -94,6 +96,8 @@ pub const ALL: &[Entry] = entries! {
     "certificatesigningrequest-approving-controller", "csrapproving" => certificates::start_approving;
     "certificatesigningrequest-signing-controller", "csrsigning" => certificates::start_signing;
     "certificatesigningrequest-cleaner-controller", "csrcleaner" => certificates::start_cleaning;
+    "podcertificaterequest-cleaner-controller", "podcertificaterequest-cleaner-controller" => certificates::pod_requests::start;
+    "kube-apiserver-serving-clustertrustbundle-publisher-controller", "kube-apiserver-serving-clustertrustbundle-publisher-controller" => trust_bundles::start;
     "validatingadmissionpolicy-status-controller", "validatingadmissionpolicy-status" => policy_status::start;
     "legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner" => legacy_tokens::start;
     "bootstrap-signer-controller", "bootstrapsigner" => bootstrap_tokens::start_signing;
@@ -107,16 +111,23 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("service-lb-controller", CLOUD),
     ("node-route-controller", CLOUD),
     ("cloud-node-lifecycle-controller", CLOUD),
-    ("podcertificaterequest-cleaner-controller", GATED),
     ("podgroup-protection-controller", GATED),
     ("resourcepoolstatusrequest-controller", GATED),
-    ("kube-apiserver-serving-clustertrustbundle-publisher-controller", GATED),
     ("storageversion-garbage-collector-controller", GATED),
     ("storage-version-migrator-controller", GATED),
     ("selinux-warning-controller", "it is off by default, and no node here relabels volumes"),
 ];
 const CLOUD: &str = "it needs a cloud provider, whose own controller-manager has it";
 const GATED: &str = "what it is for is off by default";
+
+/// The feature that a controller is for, where that is off by default.
+pub fn gate_of(name: &str) -> Option<Feature> {
+    match name {
+        "podcertificaterequest-cleaner-controller" => Some(Feature::PodCertificateRequest),
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller" => Some(Feature::ClusterTrustBundle),
+        _ => None,
+    }
+}
 
 /// What is wrong with the names that `--controllers` gives.
 pub fn check(names: &[String]) -> Result<(), String> {
@@ -159,5 +170,6 @@ mod tests {
         let given = |names: &[&str]| check(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
         assert_eq!(given(&["*", "-deployment-controller", "bootstrapsigner", "service-lb-controller"]), Ok(()));
         assert!(given(&["*", "-deploymnt"]).is_err());
+        assert_eq!(ALL.iter().filter(|entry| gate_of(entry.name).is_some()).count(), 2);
     }
 }

@@ -1,5 +1,6 @@
 //! Certificate requests: kubelets' are approved, approved ones are signed, old ones are removed.
 mod authority;
+pub mod pod_requests;
 mod request;
 mod subject;
 
