@@ -213,6 +213,8 @@ impl Node {
         cluster.kill(0, "apiserver");
         let bundles = Api::<ClusterTrustBundle>::all(self.client.clone());
         eventually("trust bundles are served", MINUTES, || async {
+            let ready = http::Request::get("/readyz").body(Vec::new()).expect("a request");
+            self.client.request_text(ready).await.map_err(|e| e.to_string())?;
             bundles.list(&ListParams::default()).await.map(|_| ()).map_err(|e| e.to_string())
         })
         .await;
