@@ -139,6 +139,10 @@ impl NodeRestriction {
             "persistentvolumeclaims"
         } else if !list(pod, "/spec/resourceClaims").is_empty() {
             "resourceclaims"
+        } else if projects(pod, "clusterTrustBundle") {
+            "clustertrustbundles"
+        } else if projects(pod, "podCertificate") {
+            "podcertificates"
         } else {
             return Ok(());
         };
@@ -326,6 +330,12 @@ impl Plugin for NodeRestriction {
         let outcome = self.check(request, node).map_err(|why| request.forbidden(why));
         Box::pin(std::future::ready(outcome))
     }
+}
+
+/// Has the pod a source of this kind in a projected volume?
+fn projects(pod: &Value, kind: &str) -> bool {
+    let mut sources = list(pod, "/spec/volumes").iter().flat_map(|volume| list(volume, "/projected/sources"));
+    sources.any(|source| source.get(kind).is_some())
 }
 
 /// The references of a mirror pod, which count for this purpose.
@@ -556,13 +566,16 @@ mod tests {
             Err(r#"pod does not have "kubernetes.io/config.mirror" annotation, node "n1" can only create mirror pods"#
                 .into())
         );
-        let bad: [&dyn Fn(&mut Value); 6] = [
+        let projected = |source: Value| json!([{"name": "v", "projected": {"sources": [source]}}]);
+        let bad: [&dyn Fn(&mut Value); 8] = [
             &|p| p["spec"]["nodeName"] = json!("n2"),
             &|p| p["metadata"]["ownerReferences"] = json!([]),
             &|p| p["metadata"]["ownerReferences"][0]["uid"] = json!("other"),
             &|p| p["spec"]["serviceAccountName"] = json!("robot"),
             &|p| p["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "s"}}]),
             &|p| p["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "s"}}]),
+            &|p| p["spec"]["volumes"] = projected(json!({"clusterTrustBundle": {"name": "b", "path": "p"}})),
+            &|p| p["spec"]["volumes"] = projected(json!({"podCertificate": {"keyType": "ED25519"}})),
         ];
         for (i, change) in bad.into_iter().enumerate() {
             assert!(create(mirror(change)).is_err(), "case {i}");

@@ -105,7 +105,11 @@ fn check(pod: &Pod) -> Result<(), String> {
             || volume.persistent_volume_claim.is_some()
             || volume.projected.as_ref().and_then(|projected| projected.sources.as_ref()).is_some_and(|sources| {
                 sources.iter().any(|source| {
-                    source.config_map.is_some() || source.secret.is_some() || source.service_account_token.is_some()
+                    source.config_map.is_some()
+                        || source.secret.is_some()
+                        || source.service_account_token.is_some()
+                        || source.cluster_trust_bundle.is_some()
+                        || source.pod_certificate.is_some()
                 })
             });
         if api_backed {
@@ -263,6 +267,10 @@ spec:
             ),
             (
                 "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i}], volumes: [{name: v, secret: {secretName: s}}]}",
+                "may not reference API objects: volume \"v\"",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i}], volumes: [{name: v, projected: {sources: [{clusterTrustBundle: {name: b, path: p}}]}}]}",
                 "may not reference API objects: volume \"v\"",
             ),
             ("a: 1\n---\nb: 2", "2 documents"),
