@@ -90,6 +90,10 @@ impl Node {
         self.create::<ResourceClaimTemplate>(json!({"metadata": {"name": "one"}, "spec": {"spec": {
             "devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": NAME}}]}}}}))
             .await;
+        // As a driver does for runtimes that know CDI: those say what they lack, others let the device pass.
+        let spec = json!({"cdiVersion": "0.5.0", "kind": "dra.example/thing",
+            "devices": [{"name": "some", "containerEdits": {"env": ["THING=some"]}}]});
+        host.exec(&format!("mkdir -p /etc/cdi && echo '{spec}' >/etc/cdi/thing.json")).success();
         let lives = |more: Value| {
             let mut container = sh("c", "sleep 600");
             merge(&mut container, more);
