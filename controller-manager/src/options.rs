@@ -5,6 +5,7 @@ use clap::{ArgAction::Set, Parser};
 use component_base::cli::{CommonFlags, Ignored};
 use component_base::feature_gates::FeatureGates;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
+use tracing::error;
 
 /// Controllers that run only when they are named.
 pub const SWITCHED_OFF_BY_DEFAULT: [&str; 2] = ["bootstrap-signer-controller", "token-cleaner-controller"];
@@ -252,6 +253,15 @@ pub struct SignerFiles {
 pub type Settings = Flags;
 
 impl Flags {
+    /// The text of `--root-ca-file`; None without the flag, and where the file cannot be read: then `without` is logged, what there
+    /// is not because of it.
+    pub async fn root_ca(&self, without: &str) -> Option<String> {
+        let file = self.root_ca_file.as_ref()?;
+        let read = tokio::fs::read_to_string(file).await;
+        read.inspect_err(|cause| error!(file = %file.display(), %cause, "--root-ca-file cannot be read; {without}"))
+            .ok()
+    }
+
     /// Whether a controller, known by any of `names`, is to run: the feature that it is for is on as well. As
     /// `IsControllerEnabled`.
     pub fn runs(&self, names: &[&str]) -> bool {

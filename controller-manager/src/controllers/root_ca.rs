@@ -5,7 +5,6 @@ use component_base::informer::Informer;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{Client, ResourceExt as _, api::PostParams};
 use std::{collections::BTreeMap, sync::Arc};
-use tracing::error;
 
 const NAME: &str = "root_ca_cert_publisher";
 const CONFIG_MAP: &str = "kube-root-ca.crt";
@@ -26,14 +25,8 @@ struct Controller {
 
 /// Runs until shutdown, if there is a `--root-ca-file`.
 pub async fn start(context: Arc<Context>) {
-    let Some(path) = &context.settings.root_ca_file else { return };
-    let certificate = match tokio::fs::read_to_string(path).await {
-        Ok(certificate) => certificate,
-        Err(cause) => {
-            error!(file = %path.display(), %cause, "--root-ca-file cannot be read; no namespace gets kube-root-ca.crt");
-            return;
-        }
-    };
+    let what = "no namespace gets kube-root-ca.crt";
+    let Some(certificate) = context.settings.root_ca(what).await else { return };
     let Some(client) = context.client_for("root-ca-cert-publisher").await else { return };
     let namespaces = context.informers.get::<Namespace>();
     let config_maps = context.informers.get::<ConfigMap>();

@@ -64,10 +64,7 @@ pub async fn start(context: Arc<Context>) {
             return;
         }
     };
-    let root_ca = match &settings.root_ca_file {
-        Some(path) => tokio::fs::read(path).await.ok(),
-        None => None,
-    };
+    let root_ca = settings.root_ca("token Secrets have no ca.crt").await.map(String::into_bytes);
     let only = WatchParams::default().fields(&format!("type={TYPE}"));
     let secrets = Informer::start(Api::<Secret>::all(context.client.clone()), only);
     let accounts = context.informers.get::<ServiceAccount>();

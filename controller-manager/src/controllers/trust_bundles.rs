@@ -7,7 +7,7 @@ use kube::api::{DeleteParams, PostParams, WatchParams};
 use kube::{Api, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
-use tracing::{error, info};
+use tracing::info;
 
 const NAME: &str = "ca_cert_publisher_cluster_trust_bundles";
 const ACCOUNT: &str = "kube-apiserver-serving-clustertrustbundle-publisher";
@@ -23,14 +23,8 @@ struct Publisher {
 
 /// Runs until shutdown, if there is a `--root-ca-file`.
 pub async fn start(context: Arc<Context>) {
-    let Some(path) = &context.settings.root_ca_file else { return };
-    let certificate = match tokio::fs::read_to_string(path).await {
-        Ok(certificate) => certificate,
-        Err(cause) => {
-            error!(file = %path.display(), %cause, "--root-ca-file cannot be read; there will be no trust bundle of it");
-            return;
-        }
-    };
+    let what = "there will be no trust bundle of it";
+    let Some(certificate) = context.settings.root_ca(what).await else { return };
     let Some(client) = context.client_for(ACCOUNT).await else { return };
     let bundles = Api::<ClusterTrustBundle>::all(client);
     let ours = WatchParams::default().fields(&format!("spec.signerName={SIGNER}"));
